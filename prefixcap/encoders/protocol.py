@@ -1,0 +1,66 @@
+"""What every CLIP back end offers, and what identifies one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Which encoder made an embedding: two embeddings may be mixed only if `digest` and `preprocessing` agree.
+
+    Attributes:
+        name: as `load_encoder` takes it, e.g. "clip:ViT-B/32".
+        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights; the same for the same weights
+            whatever file or name they came from.
+        preprocessing: one line that says how pixels are prepared.
+        dim: width of the joint embedding space.
+    """
+
+    name: str
+    digest: str
+    preprocessing: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """What a ViT sees of a batch of images, beyond the global embedding.
+
+    Attributes:
+        embedding: (batch, dim) global embeddings, as `Encoder.encode_images` gives them.
+        patches: (batch, patches, dim) patch embeddings of the last layer, projected into the joint space.
+        attention: (batch, patches) the class token's attention over the patches in the last layer, averaged over
+            the heads; it sums to one less the attention that the class token pays itself.
+    """
+
+    embedding: Tensor
+    patches: Tensor
+    attention: Tensor
+
+
+class Encoder(Protocol):
+    """A CLIP: images and texts into one joint space. Embeddings are raw, as the model gives them: not normalised."""
+
+    identity: EncoderIdentity
+    device: torch.device
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """One image of any mode and size -> (3, height, width) float32 pixels as the encoder wants them."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) pixels -> (batch, dim) embeddings."""
+        ...
+
+    def encode_patches(self, pixels: Tensor) -> PatchFeatures:
+        """(batch, 3, height, width) pixels -> patch features. Raises InputError if the image tower is no ViT."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is cut."""
+        ...
