@@ -1,0 +1,6 @@
+"""The small world: simple pictures with known truth, a small CLIP and a small GPT-2, for a laptop without a network."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+"""Folder of the two small models, `clip.pt` and `language_model/`; `make_models.py` makes them."""

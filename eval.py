@@ -1,0 +1,69 @@
+"""Evaluate a captioner, `python eval.py ckpt=PATH`, or captions made elsewhere, `python eval.py captions=FILE …`."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from data_prep.embed import make_store, store_path
+from launch import run
+from prefixcap.captioner import load
+from prefixcap.demo.scenes import attribute_accuracy
+from prefixcap.demo.world import ANNOTATIONS, read_scenes
+from prefixcap.errors import InputError
+from prefixcap.evaluation import Evaluation, evaluate, read_captions, read_references
+from prefixcap.store import FeatureStore
+
+
+def main(config: DictConfig) -> None:
+    if bool(config.ckpt) == bool(config.captions):
+        raise InputError(
+            "give either ckpt=PATH, to caption and score, or captions=FILE, to score captions made elsewhere"
+        )
+    if config.ckpt:
+        evaluation, folder, title = evaluate_checkpoint(config)
+    else:
+        captions = Path(config.captions)
+        evaluation = evaluate(
+            read_captions(captions), read_references(config.references or captions), tuple(config.metrics)
+        )
+        folder, title = Path("runs/eval") / captions.stem, captions.name
+    folder = Path(config.out or folder)
+    evaluation.write(folder, title)
+    print(evaluation.table())
+    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html)")
+
+
+def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    captioner = load(config.ckpt, device)
+    if config.data:
+        path = store_path(config.data.name, config.data.store, captioner.encoder_identity.name)
+        if not path.exists() and config.data.name == "demo":
+            make_store(config.data, captioner.encoder_identity.name)
+    else:
+        path = Path(captioner.trained_on["store"])
+    store = FeatureStore(path)
+    store.require_encoder(captioner.encoder_identity)
+    split = store.split(config.split)
+    options = {name: value for name, value in config.decode.items() if name != "method"}
+    written = captioner.caption(split.embeddings, config.decode.method, config.batch_size, progress=True, **options)
+    captions = dict(zip(split.ids, written, strict=True))
+    evaluation = evaluate(
+        captions,
+        split.references(),
+        tuple(config.metrics),
+        files=dict(zip(split.ids, split.files, strict=True)),
+    )
+    if (store.image_root / ANNOTATIONS).exists():
+        scenes = read_scenes(store.image_root)
+        accuracy = attribute_accuracy(written, [scenes[int(image_id)] for image_id in split.ids])
+        evaluation.extra["right attributes"] = accuracy
+    run_dir = Path(config.ckpt).resolve().parent.parent
+    title = f"{path.name} {config.split} {config.decode.method}".replace(" ", "-")
+    return evaluation, run_dir / "eval" / title, title
+
+
+if __name__ == "__main__":
+    run(main, "eval")

@@ -1,0 +1,315 @@
+"""The captioner: a mapper and a language model, from CLIP embeddings to captions (Mokady et al. 2021, section 3)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from prefixcap.decoding import decode as decode_tokens
+from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
+from prefixcap.errors import InputError
+from prefixcap.files import write_text_whole, write_whole
+from prefixcap.images import open_image
+from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
+from prefixcap.mappers import build_mapper
+
+FORMAT_VERSION = 1
+IGNORE = -100  # fills token batches where a caption has ended; no token has this id
+
+Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
+
+
+class Captioner(nn.Module):
+    """Embeddings in, captions out: F(CLIP(x)) is the prefix that the language model goes on from (equations 3, 4).
+
+    Args:
+        language_model: writes the captions.
+        encoder: whose embeddings the mapper reads.
+        mapper: `{"name": "mlp" | "transformer", "prefix_length": …, …}`, see `prefixcap.mappers`.
+        normalize_embeddings: scale each embedding to length one before it is mapped.
+        trained_on: what the captioner was trained on, kept for whoever loads it (plain JSON values).
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        encoder: EncoderIdentity,
+        mapper: dict[str, Any],
+        normalize_embeddings: bool = False,
+        trained_on: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.mapper_options = dict(mapper)
+        self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
+        self.language_model = language_model
+        self.encoder_identity = encoder
+        self.normalize_embeddings = normalize_embeddings
+        self.trained_on = trained_on or {}
+        self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mapper is."""
+        return next(self.mapper.parameters()).device
+
+    def prefix(self, embeddings: Tensor) -> Tensor:
+        """(batch, dim) embeddings as the encoder gave them -> (batch, prefix_length, lm_dim).
+
+        Raises:
+            InputError: the embeddings are of another width than the mapper reads.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.encoder_identity.dim:
+            raise InputError(
+                f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, "
+                f"{self.encoder_identity.dim}): embed the images with {self.encoder_identity.name}"
+            )
+        embeddings = embeddings.to(self.device, torch.float32)
+        if self.normalize_embeddings:
+            embeddings = F.normalize(embeddings, dim=-1)
+        prefix: Tensor = self.mapper(embeddings)
+        return prefix
+
+    def token_losses(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Cross-entropy of every caption token given the prefix and the tokens before it (equation 5).
+
+        Args:
+            embeddings: (batch, dim), one for each caption.
+            tokens: (batch, length) token ids, each caption with its end token and then filled with `IGNORE`.
+
+        Returns:
+            (batch, length) float32 losses in nats, 0 where `tokens` is `IGNORE`.
+        """
+        prefix = self.prefix(embeddings)
+        words = self.language_model.embed(tokens[:, :-1].clamp(min=0))
+        # Nothing attends to what fills a row: it comes after the caption, and the language model looks back only.
+        logits = self.language_model(torch.cat((prefix.to(words.dtype), words), dim=1), last=tokens.shape[1])
+        losses = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=IGNORE, reduction="none")
+        return losses.view_as(tokens)
+
+    def caption(
+        self,
+        images: Images,
+        decode: str = "beam",
+        batch_size: int = 32,
+        progress: bool = False,
+        **options: Any,
+    ) -> list[str]:
+        """Captions of images.
+
+        Args:
+            images: paths or PIL images, which the captioner's own encoder embeds (it is loaded when first needed),
+                or (batch, dim) embeddings as that encoder gives them.
+            decode: name of a decoder, see `prefixcap.decoding`.
+            batch_size: images that are captioned together.
+            progress: show a progress bar on stderr.
+            options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
+
+        Raises:
+            InputError: an image cannot be read, the embeddings are of another width, the encoder cannot be loaded or
+                has other weights than the one trained with, or the decoder or an option of it does not exist.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            raise InputError("caption takes a list of images: write caption([image])")
+        training = self.training
+        self.eval()
+        try:
+            captions: list[str] = []
+            with torch.inference_mode(), tqdm(total=len(images), unit=" images", disable=not progress) as bar:
+                for start in range(0, len(images), batch_size):
+                    prefix = self.prefix(self._embed(images[start : start + batch_size]))
+                    tokens = decode_tokens(self.language_model, prefix, decode, **options)
+                    captions += [self.language_model.detokenize(caption) for caption in tokens]
+                    bar.update(len(prefix))
+            return captions
+        finally:
+            self.train(training)
+
+    def _embed(self, images: Images) -> Tensor:
+        """(batch, dim) embeddings of images; embeddings stay as they are."""
+        if isinstance(images, Tensor):
+            return images
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(images)
+        encoder = self.encoder()
+        opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+        return encoder.encode_images(torch.stack([encoder.preprocess(image) for image in opened]))
+
+    def encoder(self) -> Encoder:
+        """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.
+
+        Raises:
+            InputError: it cannot be loaded, or its weights are not those that the captioner was trained with.
+        """
+        if not self._encoder:
+            encoder = load_encoder(self.encoder_identity.name, self.device)
+            if encoder.identity.digest != self.encoder_identity.digest:
+                raise InputError(
+                    f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the "
+                    f"one that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
+                )
+            self._encoder.append(encoder)
+        return self._encoder[0]
+
+    def describe(self) -> dict[str, Any]:
+        """All that a checkpoint holds beside weights, in plain JSON values; `build` takes it back."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "mapper": self.mapper_options,
+            "normalize_embeddings": self.normalize_embeddings,
+            "language_model": self.language_model.describe(),
+            "encoder": asdict(self.encoder_identity),
+            "trained_on": self.trained_on,
+        }
+
+    @classmethod
+    def build(cls, description: dict[str, Any], language_model: LanguageModel | None = None) -> "Captioner":
+        """The captioner that `describe` described, with weights still to be loaded.
+
+        Args:
+            description: from `describe`.
+            language_model: the one to use; None rebuilds the one described.
+
+        Raises:
+            InputError: the description is of a newer format, or the language model cannot be loaded.
+        """
+        if description.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"a captioner of format {description.get('format_version')}, but this version of prefixcap reads "
+                f"format {FORMAT_VERSION}: use the version of prefixcap that wrote it"
+            )
+        return cls(
+            language_model or rebuild_language_model(description["language_model"]),
+            EncoderIdentity(**description["encoder"]),
+            description["mapper"],
+            description["normalize_embeddings"],
+            description["trained_on"],
+        )
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that a checkpoint holds: all but those of a frozen language model, which has them already."""
+        frozen = self.language_model.tuning == "frozen"
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not (frozen and name.startswith("language_model."))
+        }
+
+    def load_own_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Take the weights that `own_weights` gave.
+
+        Raises:
+            InputError: a weight is missing, unknown or of another shape; `source` and the weight are named.
+        """
+        own = self.own_weights()
+        for problem, names in (
+            ("lacks", own.keys() - weights.keys()),
+            ("has the unknown", weights.keys() - own.keys()),
+        ):
+            if names:
+                raise InputError(f"{source} {problem} weight '{min(names)}': it is not whole, or of another model")
+        for name, tensor in own.items():
+            if tensor.shape != weights[name].shape:
+                raise InputError(
+                    f"{source}: weight '{name}' is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+                )
+        self.load_state_dict(weights, strict=False)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the captioner as safetensors and JSON: `config.json`, `mapper.safetensors`, and a tuned language model
+        in `language_model/`, where transformers itself can load it. A frozen one is only named.
+
+        Raises:
+            InputError: the folder cannot be written to, or the disk is full.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        description = self.describe()
+        if description["language_model"].pop("files", None):
+            self.language_model.model.save_pretrained(folder / "language_model")
+            self.language_model.tokenizer.save_pretrained(folder / "language_model")
+        with write_whole(folder / "mapper.safetensors") as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self.mapper.state_dict().items()}, temporary)
+        write_text_whole(folder / "config.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Captioner":
+        """The captioner that `save_pretrained` wrote to `folder`.
+
+        Raises:
+            InputError: the folder holds no captioner, or a file of it is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            weights = load_file(folder / "mapper.safetensors")
+            lm = description["language_model"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"{folder} holds no captioner ({error}): give a folder that save_pretrained wrote"
+            ) from error
+        language_model = None
+        if lm["tuning"] != "frozen":
+            language_model = load_language_model(str(folder / "language_model"), lm["tuning"])
+            language_model.name = lm["name"]
+        captioner = cls.build(description, language_model)
+        mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
+        tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
+        captioner.load_own_weights(mapper_weights | tuned_weights, str(folder / "mapper.safetensors"))
+        return captioner
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Captioner:
+    """Load a captioner, in eval mode, ready to caption.
+
+    Args:
+        path: a checkpoint (`….ckpt`) that training wrote, or a folder that `save_pretrained` wrote. Pickled code in
+            a checkpoint is never run.
+        device: where to put it.
+
+    Raises:
+        InputError: there is no such file, it is no captioner's, or its language model cannot be found.
+
+    Example:
+        >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
+        >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Captioner.from_pretrained(path).to(device).eval()
+    checkpoint = read_checkpoint(path)
+    captioner = Captioner.build(checkpoint["prefixcap"])
+    prefix = "captioner."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in checkpoint["state_dict"].items()}
+    captioner.load_own_weights(weights, str(path))
+    return captioner.to(device).eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a training checkpoint holds, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: there is no such file, or it is not a checkpoint of a captioner.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
+    if not isinstance(checkpoint, dict) or "prefixcap" not in checkpoint or "state_dict" not in checkpoint:
+        raise InputError(f"{path} is not a checkpoint of prefixcap: give one that train.py wrote")
+    return checkpoint

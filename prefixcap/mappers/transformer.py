@@ -1,0 +1,90 @@
+"""The transformer mapping network of ClipCap (Mokady et al. 2021, section 3.3 and implementation details)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prefixcap.errors import InputError
+
+
+class TransformerMapper(nn.Module):
+    """Self-attention over the image and a learned constant; the constant's places become the prefix.
+
+    The embedding is spread by one linear layer over `clip_length` vectors. The constant is learned: it gathers what
+    it needs from them, and adjusts a frozen language model to the task.
+
+    Args:
+        embedding_dim: width of the encoder's embedding.
+        lm_dim: width of the language model's word embeddings.
+        prefix_length: how many prefix vectors to make (the length of the constant).
+        clip_length: K, over how many vectors the embedding is spread.
+        layers: number of transformer layers.
+        heads: attention heads in each.
+
+    Raises:
+        InputError: `lm_dim` is not a multiple of `heads`.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        lm_dim: int,
+        prefix_length: int = 10,
+        clip_length: int = 10,
+        layers: int = 8,
+        heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if lm_dim % heads:
+            raise InputError(
+                f"a language model of width {lm_dim} cannot be split into {heads} heads: set model.mapper.heads"
+            )
+        self.prefix_length = prefix_length
+        self.clip_length = clip_length
+        self.linear = nn.Linear(embedding_dim, clip_length * lm_dim)
+        self.prefix_const = nn.Parameter(torch.randn(prefix_length, lm_dim))
+        self.layers = nn.ModuleList(Layer(lm_dim, heads) for _ in range(layers))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, embedding_dim) -> (batch, prefix_length, lm_dim)."""
+        image = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # (batch, clip_length, lm_dim)
+        constant = self.prefix_const.expand(len(image), -1, -1)  # (batch, prefix_length, lm_dim)
+        hidden = torch.cat((image, constant), dim=1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden[:, self.clip_length :]
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: attention without bias on queries, keys and values; a ReLU MLP twice as wide."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, dim) -> the same shape."""
+        hidden = hidden + self.attn(self.norm1(hidden))
+        return torch.add(hidden, self.mlp(self.norm2(hidden)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; keys and values come from one linear layer, laid out as (2, heads, head dim)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_queries = nn.Linear(dim, dim, bias=False)
+        self.to_keys_values = nn.Linear(dim, 2 * dim, bias=False)
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, dim) -> the same shape."""
+        queries = self.to_queries(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keys, values = self.to_keys_values(hidden).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        gathered = F.scaled_dot_product_attention(queries, keys, values)  # (batch, heads, length, head dim)
+        projected: Tensor = self.project(gathered.transpose(1, 2).flatten(2))
+        return projected
