@@ -107,7 +107,9 @@ def load_language_model(name: str, tuning: Tuning = "frozen") -> LanguageModel:
         InputError: there is no such model, or it is no causal LM.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one for each shard says little and tears the page
     source = str(ASSETS / "language_model") if name == "demo" else name
     try:
         model = AutoModelForCausalLM.from_pretrained(source).float()

@@ -28,10 +28,10 @@ _COLOURS: dict[str, _Colour] = {
     "white": (248, 248, 246),
 }
 _CENTRES = {
-    "left": (0.26, 0.5),
-    "right": (0.74, 0.5),
-    "top": (0.5, 0.26),
-    "bottom": (0.5, 0.74),
+    "left": (0.27, 0.5),
+    "right": (0.73, 0.5),
+    "top": (0.5, 0.27),
+    "bottom": (0.5, 0.73),
     "middle": (0.5, 0.5),
 }
 
@@ -40,8 +40,8 @@ def draw(scene: Scene, generator: np.random.Generator) -> Image.Image:
     """A picture of the scene, RGB, `SIZE` x `SIZE` pixels; the generator draws the jitter (place, tilt, shade)."""
     picture = _background(scene.place, generator)
     side = SIZE * _OVERSAMPLING
-    x, y = (centre + generator.uniform(-0.03, 0.03) for centre in _CENTRES[scene.position])
-    radius = generator.uniform(0.10, 0.125) if scene.size == "small" else generator.uniform(0.18, 0.205)
+    x, y = (centre + generator.uniform(-0.025, 0.025) for centre in _CENTRES[scene.position])
+    radius = generator.uniform(0.12, 0.14) if scene.size == "small" else generator.uniform(0.195, 0.22)
     tilt = generator.uniform(-0.2, 0.2)
     body = _silhouette(scene.shape, x * side, y * side, radius * side, tilt, side)
     fill = _texture(scene, generator, radius * side, side)
@@ -130,7 +130,7 @@ def _texture(scene: Scene, generator: np.random.Generator, radius: float, side: 
     second = colour * 0.55 if scene.colour in ("white", "yellow") else colour + 0.6 * (255 - colour)
     x = np.arange(side, dtype=np.float32)[None, :] + np.float32(generator.uniform(0, side))
     y = np.arange(side, dtype=np.float32)[:, None] + np.float32(generator.uniform(0, side))
-    period = max(0.5 * radius, 0.045 * side)
+    period = max(0.55 * radius, 0.06 * side)
     if scene.texture == "striped":
         pattern = (x + y) / math.sqrt(2) % period < 0.45 * period
     elif scene.texture == "dotted":

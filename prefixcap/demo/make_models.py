@@ -8,7 +8,9 @@ pair, as OpenAI's CLIP and GPT-2 have seen more than COCO. About an hour on two 
 import argparse
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import clip
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from clip.clip import _transform
 from clip.model import CLIP
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm, trange
@@ -23,25 +26,25 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prefixcap.demo import ASSETS
 from prefixcap.demo.drawing import draw
-from prefixcap.demo.scenes import Scene, captions, random_scene
+from prefixcap.demo.scenes import ATTRIBUTES, Scene, captions, named_attributes, random_scene
 
-RESOLUTION = 112
+RESOLUTION = 96
 END = "<|endoftext|>"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS)
-    parser.add_argument("--scenes", type=int, default=40_000, help="pictures to train the CLIP on")
-    parser.add_argument("--epochs", type=int, default=16, help="passes over them")
-    parser.add_argument("--lm-steps", type=int, default=3000, help="training steps of the language model")
+    parser.add_argument("--scenes", type=int, default=24_000, help="pictures to train the CLIP on")
+    parser.add_argument("--clip-steps", type=int, default=2000, help="training steps of the CLIP")
+    parser.add_argument("--lm-steps", type=int, default=1500, help="training steps of the language model")
     parser.add_argument("--only", choices=["clip", "lm"], help="make only this one")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.only != "clip":
         make_language_model(arguments.out / "language_model", arguments.lm_steps)
     if arguments.only != "lm":
-        make_clip(arguments.out / "clip.pt", arguments.scenes, arguments.epochs)
+        make_clip(arguments.out / "clip.pt", arguments.scenes, arguments.clip_steps)
 
 
 def picture_and_captions(seed: int) -> tuple[np.ndarray, list[str], Scene]:
@@ -52,8 +55,12 @@ def picture_and_captions(seed: int) -> tuple[np.ndarray, list[str], Scene]:
     return np.asarray(small), captions(scene, generator), scene
 
 
-def make_clip(path: Path, scenes: int, epochs: int, batch_size: int = 256, peak: float = 1e-3) -> None:
-    """Train the small CLIP and write its state dict (half precision, as OpenAI's files are) to `path`."""
+def make_clip(path: Path, scenes: int, steps: int, groups: int = 3, group_size: int = 64, peak: float = 1e-3) -> None:
+    """Train the small CLIP and write its state dict (half precision, as OpenAI's files are) to `path`.
+
+    A batch is made of groups: one of random pictures, the others of pictures that have three attributes in common.
+    In random pictures the colour and the place nearly always tell which caption is meant, and shapes are never learned.
+    """
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     with multiprocessing.Pool() as pool:
@@ -61,25 +68,28 @@ def make_clip(path: Path, scenes: int, epochs: int, batch_size: int = 256, peak:
     pixels = torch.from_numpy(np.stack([picture for picture, _, _ in drawn])).permute(0, 3, 1, 2)
     tokens = torch.stack([clip.tokenize(sentences) for _, sentences, _ in drawn])
     tokens = tokens[..., : int((tokens > 0).sum(-1).max())]
+    truth = np.array([attribute_codes(list(asdict(scene).items())) for _, _, scene in drawn])
+    said = np.array([[attribute_codes(named_attributes(text)) for text in five] for _, five, _ in drawn])
     normalize = _transform(RESOLUTION).transforms[-1]
 
     model = CLIP(
         embed_dim=128,
-        image_resolution=RESOLUTION, vision_layers=4, vision_width=128, vision_patch_size=16,
+        image_resolution=RESOLUTION, vision_layers=4, vision_width=128, vision_patch_size=12,
         context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=3,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
-    steps = epochs * (scenes // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
     progress = trange(steps, desc="clip", mininterval=5)
     for step in progress:
-        if step % (scenes // batch_size) == 0:
-            order = torch.from_numpy(generator.permutation(scenes))
-        rows = order[:batch_size]
-        order = order[batch_size:]
-        which = torch.from_numpy(generator.integers(0, 5, batch_size))
+        batch = [generator.integers(0, scenes, group_size)]
+        for _ in range(groups - 1):
+            shared = generator.choice(len(ATTRIBUTES), 3, replace=False)
+            alike = np.flatnonzero((truth[:, shared] == truth[generator.integers(scenes), shared]).all(axis=1))
+            batch.append(generator.permutation(alike)[:group_size])
+        rows = np.concatenate(batch)
+        which = generator.integers(0, 5, len(rows))
         images = normalize(pixels[rows].float() / 255)
-        loss = contrastive_loss(model, images, tokens[rows, which])
+        loss = contrastive_loss(model, images, tokens[rows, which], also_true(truth[rows], said[rows, which]))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -89,9 +99,21 @@ def make_clip(path: Path, scenes: int, epochs: int, batch_size: int = 256, peak:
             model.logit_scale.clamp_(max=np.log(100))
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % (4 * (scenes // batch_size)) == 0:
+        if (step + 1) % 400 == 0:
             save_clip(model, path)
     save_clip(model, path)
+
+
+def attribute_codes(named: list[tuple[str, str]]) -> list[int]:
+    """The place of each attribute's value among those it can have; -1 where the attribute is not named."""
+    values = dict(named)
+    return [choices.index(values[name]) if name in values else -1 for name, choices in ATTRIBUTES.items()]
+
+
+def also_true(truth: NDArray[Any], said: NDArray[Any]) -> Tensor:
+    """(batch, batch) whether each scene is truly described by the caption of another one."""
+    fits = (said[None] == -1) | (said[None] == truth[:, None])  # (scene, caption, attribute)
+    return torch.from_numpy(fits.all(axis=-1) & ~np.eye(len(truth), dtype=bool))
 
 
 def save_clip(model: CLIP, path: Path) -> None:
@@ -100,11 +122,14 @@ def save_clip(model: CLIP, path: Path) -> None:
     torch.save(state, path)
 
 
-def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy over the similarities of a batch (Radford et al. 2021, figure 3)."""
-    per_image, per_text = model(images, texts)
+def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor, also_true: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy over the similarities of a batch (Radford et al. 2021, figure 3).
+
+    A caption that happens to be true of another picture too is no negative for it.
+    """
+    per_image = model(images, texts)[0].masked_fill(also_true, -torch.inf)  # (images, texts)
     target = torch.arange(len(images))
-    return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+    return (F.cross_entropy(per_image, target) + F.cross_entropy(per_image.T, target)) / 2
 
 
 def sentences(seed: int) -> Iterator[str]:
@@ -135,7 +160,7 @@ def _question(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
     return asked[generator.integers(len(asked))]
 
 
-def make_language_model(folder: Path, steps: int, batch_size: int = 64, length: int = 64, peak: float = 3e-3) -> None:
+def make_language_model(folder: Path, steps: int, batch_size: int = 32, length: int = 64, peak: float = 3e-3) -> None:
     """Train the small GPT-2 and its byte-level BPE tokenizer and write both to `folder` as transformers does."""
     torch.manual_seed(0)
     source = sentences(seed=0)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """Which encoder made an embedding: two embeddings may be mixed only if `digest` and `preprocessing` agree.
+    """Which encoder made an embedding: embeddings may be mixed only if `digest` and `preprocessing` agree.
 
     Attributes:
         name: as `load_encoder` takes it, e.g. "clip:ViT-B/32".
-        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights; the same for the same weights
-            whatever file or name they came from.
+        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights, as the back end names
+            them; the same whatever file the weights came from, and whatever device and dtype they run in.
         preprocessing: one line that says how pixels are prepared.
         dim: width of the joint embedding space.
     """
@@ -31,11 +31,14 @@ class EncoderIdentity:
 class PatchFeatures:
     """What a ViT sees of a batch of images, beyond the global embedding.
 
+    Patches go row by row from the top left.
+
     Attributes:
         embedding: (batch, dim) global embeddings, as `Encoder.encode_images` gives them.
         patches: (batch, patches, dim) patch embeddings of the last layer, projected into the joint space.
-        attention: (batch, patches) the class token's attention over the patches in the last layer, averaged over
-            the heads; it sums to one less the attention that the class token pays itself.
+        attention: (batch, patches) the class token's attention over the patches in the last layer, averaged
+            over the heads; it sums to one less the attention that the class token pays itself. A SigLIP has a
+            pooling probe in place of the class token, and its attention sums to one.
     """
 
     embedding: Tensor
@@ -44,7 +47,15 @@ class PatchFeatures:
 
 
 class Encoder(Protocol):
-    """A CLIP: images and texts into one joint space. Embeddings are raw, as the model gives them: not normalised."""
+    """A CLIP: images and texts into one joint space.
+
+    Embeddings are raw, as the model gives them: not normalised. They come on `device`, in the dtype that the
+    encoder was loaded with, and as inference tensors: `clone()` one before training on it.
+
+    Attributes:
+        identity: which encoder this is.
+        device: where the model lives; inputs may lie anywhere.
+    """
 
     identity: EncoderIdentity
     device: torch.device
@@ -58,7 +69,7 @@ class Encoder(Protocol):
         ...
 
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
-        """(batch, 3, height, width) pixels -> patch features. Raises InputError if the image tower is no ViT."""
+        """(batch, 3, height, width) pixels -> patch features. Raises InputError if the tower is no ViT."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

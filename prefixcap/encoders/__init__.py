@@ -1,0 +1,61 @@
+"""CLIP back ends behind one protocol. `load_encoder` opens one by name."""
+
+from pathlib import Path
+
+import torch
+
+from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
+from prefixcap.errors import InputError
+
+__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "load_encoder"]
+
+_DEMO_CHECKPOINT = Path(__file__).parents[1] / "demo" / "assets" / "clip.pt"
+
+
+def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
+    """Open a CLIP, in eval mode.
+
+    Args:
+        name: one of
+            - "clip:ViT-B/32": any model that `clip.available_models()` lists; `clip` downloads it;
+            - "clip:/path/to/state_dict.pt": weights that `clip.load` of clip-anytorch opens;
+            - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
+              checkpoint with its image processor and tokenizer;
+            - "demo": the small CLIP that comes with this package.
+        device: where the weights live and the embeddings come out.
+        dtype: of the weights and the embeddings. The digest of the identity does not depend on it.
+
+    Raises:
+        InputError: the name has none of these forms, the device cannot be used, or the checkpoint cannot be
+            loaded (it is missing, cannot be downloaded, or is neither a CLIP nor a SigLIP).
+
+    Example:
+        >>> encoder = load_encoder("clip:ViT-B/32")                                         # doctest: +SKIP
+        >>> encoder.encode_images(encoder.preprocess(Image.open("cat.jpg"))[None]).shape    # doctest: +SKIP
+        torch.Size([1, 512])
+    """
+    device = _usable(device)
+    backend, _, checkpoint = name.partition(":")
+    # Each back end is imported only here: who uses one need not have the others, nor wait for them.
+    if name == "demo" or (backend == "clip" and checkpoint):
+        from prefixcap.encoders.openai_clip import OpenAIClipEncoder
+
+        return OpenAIClipEncoder(checkpoint or str(_DEMO_CHECKPOINT), name, device, dtype)
+    if backend == "transformers" and checkpoint:
+        from prefixcap.encoders.hf import TransformersEncoder
+
+        return TransformersEncoder(checkpoint, name, device, dtype)
+    raise InputError(
+        f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
+        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), or 'demo'"
+    )
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, after a trial: better now than after a download."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}): choose another, e.g. cpu") from error
+    return torch.device(device)

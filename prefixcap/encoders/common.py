@@ -1,0 +1,44 @@
+"""What the CLIP back ends share."""
+
+import hashlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) over the sorted names, the shapes and the fp32 bytes of a model's state dict.
+
+    It does not depend on the device, nor on how the weights were stored; but it does on rounding, so take it
+    before casting to a narrower dtype.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.to("cpu", torch.float32).flatten().numpy())
+    return digest.hexdigest()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any PIL mode -> RGB; an RGB image is returned as it is.
+
+    Transparency is dropped, as in the published CLIP preprocessing. Greyscale of 16 bits is scaled to 8,
+    where PIL would turn all but the darkest pixels white.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):  # "I": how older Pillow opens a 16-bit PNG
+        levels = np.asarray(image.convert("I")) / 257  # 65535 -> 255
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns when such a palette goes straight to RGB
+    elif image.mode == "La":
+        image = image.convert("LA")  # the only way that PIL knows out of premultiplied alpha
+    return image.convert("RGB")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short enough to quote in an InputError: other libraries' messages may run to pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,175 @@
+"""CLIP and SigLIP checkpoints through transformers.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021 (CLIP);
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023 (SigLIP).
+
+Only the towers are called, never `get_image_features` or `get_text_features`: what those return differs
+between transformers 4 and 5.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from prefixcap.encoders.common import first_line, to_rgb, weights_digest
+from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.errors import InputError
+
+# CLIP was trained on images resized by PIL; torchvision's resizing of tensors differs by some grey levels.
+_PIL = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
+
+
+class TransformersEncoder:
+    """A CLIP or SigLIP that transformers opens; see `Encoder` for the methods.
+
+    SigLIP has no class token: in its pooling head, a learned probe attends over the patches and an MLP
+    follows. There `PatchFeatures.attention` is the probe's attention, averaged over the heads, and sums to
+    one; and a patch's embedding is what the head gives when the probe attends to that patch alone, so that it
+    lies in the joint space.
+
+    Args:
+        checkpoint: a folder, or a model's name on the Hugging Face hub.
+        name: for the identity and for error messages.
+        device: where the model lives.
+        dtype: of the weights.
+
+    Raises:
+        InputError: the checkpoint cannot be found, downloaded or understood, lacks weights, or is neither
+            CLIP nor SigLIP.
+    """
+
+    def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        model, self._processor, self._tokenizer = _load(checkpoint, name)
+        self._siglip = model.config.model_type == "siglip"
+        vision_width = model.config.vision_config.hidden_size
+        self.identity = EncoderIdentity(
+            name=name,
+            digest=weights_digest(model),
+            preprocessing=_describe(self._processor),
+            dim=vision_width if self._siglip else model.config.projection_dim,
+        )
+        self.device = device
+        self._dtype = dtype
+        self._model = model.eval().to(device, dtype)
+        # SigLIP's towers end in the joint space already.
+        self._image_projection = nn.Identity() if self._siglip else model.visual_projection
+        self._text_projection = nn.Identity() if self._siglip else model.text_projection
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        vision = self._model.vision_model(pixel_values=pixels.to(self.device, self._dtype))
+        embeddings: Tensor = self._image_projection(vision.pooler_output)
+        return embeddings
+
+    @torch.inference_mode()
+    def encode_patches(self, pixels: Tensor) -> PatchFeatures:
+        pixels = pixels.to(self.device, self._dtype)
+        return _siglip_patches(self._model, pixels) if self._siglip else _clip_patches(self._model, pixels)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self._tokenizer(
+            # SigLIP was trained on lower-case text of full length, its padding attended to; not every
+            # tokenizer that comes with its checkpoints lowers the case.
+            [text.lower() if self._siglip else text for text in texts],
+            padding="max_length" if self._siglip else True,
+            truncation=True,
+            max_length=self._model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.device)
+        mask = None if self._siglip else tokens["attention_mask"]
+        text = self._model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
+        embeddings: Tensor = self._text_projection(text.pooler_output)
+        return embeddings
+
+
+def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
+    tower = model.vision_model
+    vision = tower(pixel_values=pixels, output_hidden_states=True)
+    # The class token's attention is worked out by hand, so that the model may use SDPA, which keeps none.
+    layer = tower.encoder.layers[-1]
+    heads = (layer.self_attn.num_heads, -1)
+    tokens = layer.layer_norm1(vision.hidden_states[-2])  # (batch, 1 + patches, width)
+    query = layer.self_attn.q_proj(tokens[:, :1]).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, 1, head width)
+    key = layer.self_attn.k_proj(tokens).unflatten(-1, heads).transpose(1, 2)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (batch, heads, 1, 1 + patches)
+    attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype).mean(dim=1)
+    return PatchFeatures(
+        embedding=model.visual_projection(vision.pooler_output),
+        patches=model.visual_projection(tower.post_layernorm(vision.last_hidden_state[:, 1:])),
+        attention=attention[:, 0, 1:],
+    )
+
+
+def _siglip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
+    vision = model.vision_model(pixel_values=pixels)
+    head, tokens = model.vision_model.head, vision.last_hidden_state  # (batch, patches, width)
+    _, attention = head.attention(head.probe.expand(len(tokens), -1, -1), tokens, tokens)
+    alone = head(tokens.flatten(0, 1).unsqueeze(1))  # each patch as a sequence of its own
+    return PatchFeatures(
+        embedding=vision.pooler_output,
+        patches=alone.unflatten(0, tokens.shape[:2]),
+        attention=attention[:, 0],
+    )
+
+
+def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
+    """-> the model in fp32 on the CPU, its image processor and its tokenizer."""
+    folder = Path(checkpoint).expanduser()
+    source = str(folder) if folder.is_dir() else checkpoint
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:  # a malformed folder makes transformers raise almost anything
+        raise _cannot_load(name, error) from error
+    if config.model_type not in ("clip", "siglip"):
+        raise InputError(
+            f"encoder {name!r} is a {config.model_type!r} model, neither 'clip' nor 'siglip': "
+            "give a checkpoint of CLIPModel or SiglipModel"
+        )
+    try:
+        # transformers 5 would take the checkpoint's dtype. `dtype` exists since 4.56, `torch_dtype` always.
+        model, report = AutoModel.from_pretrained(source, torch_dtype=torch.float32, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(source, **_PIL)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+    if report["missing_keys"]:  # transformers only warns, and makes them up at random
+        raise InputError(
+            f"encoder {name!r} lacks weights, {min(report['missing_keys'])} for one: "
+            "give a whole checkpoint, with image and text tower"
+        )
+    return model, processor, tokenizer
+
+
+def _cannot_load(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"encoder {name!r} cannot be loaded ({first_line(error)}): give a folder written by "
+        "save_pretrained, with image processor and tokenizer, or the name of a model on the hub"
+    )
+
+
+def _describe(processor: Any) -> str:
+    """How pixels are prepared, in the same words whatever the version of transformers."""
+    settings = processor.to_dict()
+    steps = []
+    if settings.get("do_resize"):
+        steps.append(f"resize to {_size(settings['size'])} ({Image.Resampling(settings['resample']).name.lower()})")
+    if settings.get("do_center_crop"):
+        steps.append(f"centre crop {_size(settings['crop_size'])}")
+    if settings.get("do_normalize"):
+        steps.append(f"mean {list(settings['image_mean'])}, deviation {list(settings['image_std'])}")
+    return ", ".join(steps)
+
+
+def _size(size: Any) -> str:
+    return " ".join(f"{side} {pixels}" for side, pixels in sorted(dict(size).items()) if pixels is not None)

@@ -1,0 +1,128 @@
+"""OpenAI's CLIP through clip-anytorch.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from prefixcap.encoders.common import first_line, to_rgb, weights_digest
+from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.errors import InputError
+
+
+class OpenAIClipEncoder:
+    """A CLIP that `clip.load` opens; see `Encoder` for the methods.
+
+    Args:
+        checkpoint: one of `clip.available_models()`, or the path of a state dict or of a JIT archive.
+        name: for the identity and for error messages.
+        device: where the model lives.
+        dtype: of the weights. LayerNorm and BatchNorm stay in fp32, as in OpenAI's fp16 models.
+
+    Raises:
+        InputError: `clip` cannot be imported, or the checkpoint cannot be found, downloaded or understood.
+    """
+
+    def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        clip = _import_clip()
+        # On the CPU clip widens the weights to fp32, so that the digest is the same for every device.
+        model, self._transform = _load(clip, checkpoint, name)
+        size = model.visual.input_resolution
+        self.identity = EncoderIdentity(
+            name=name,
+            digest=weights_digest(model),
+            preprocessing=f"shorter side to {size} (bicubic), centre crop {size}, CLIP's mean and deviation",
+            dim=model.text_projection.shape[1],
+        )
+        self.device = device
+        self._tokenize = clip.tokenize
+        _cast(model, dtype)
+        self._model = model.to(device)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._transform(to_rgb(image))
+        return pixels
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        embeddings: Tensor = self._model.encode_image(pixels.to(self.device))
+        return embeddings
+
+    @torch.inference_mode()
+    def encode_patches(self, pixels: Tensor) -> PatchFeatures:
+        visual = self._model.visual
+        if not hasattr(visual, "transformer"):
+            raise InputError(
+                f"encoder {self.identity.name!r} has a ResNet image tower: "
+                "patch features and class-token attention need a ViT, e.g. clip:ViT-B/32"
+            )
+        # clip's VisionTransformer.forward, which keeps the class token alone and throws the attention away
+        x = visual.conv1(pixels.to(self.device, self._model.dtype)).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        x = visual.ln_pre(x).transpose(0, 1)  # (1 + patches, batch, width)
+        *earlier, last = visual.transformer.resblocks
+        for block in earlier:
+            x = block(x)
+        normed = last.ln_1(x)
+        _, attention = last.attn(normed[:1], normed, normed)  # (batch, 1, 1 + patches), mean over the heads
+        x = last(x).transpose(0, 1)  # (batch, 1 + patches, width)
+        return PatchFeatures(
+            embedding=visual.ln_post(x[:, 0]) @ visual.proj,
+            patches=visual.ln_post(x[:, 1:]) @ visual.proj,
+            attention=attention[:, 0, 1:],
+        )
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self._tokenize(list(texts), context_length=self._model.context_length, truncate=True)
+        embeddings: Tensor = self._model.encode_text(tokens.to(self.device))
+        return embeddings
+
+
+def _import_clip() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
+            import clip
+    except ImportError as error:
+        raise InputError(
+            f"cannot import clip ({first_line(error)}): pip install clip-anytorch 'setuptools>=71.0.1,<82'"
+        ) from error
+    return clip
+
+
+def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
+    """-> the model in fp32 on the CPU, and the transform of its images."""
+    published = checkpoint in clip.available_models()
+    path = Path(checkpoint).expanduser()
+    if not published and not path.is_file():
+        raise InputError(
+            f"encoder {name!r}: {checkpoint} is neither a file nor one of OpenAI's models "
+            f"({', '.join(clip.available_models())}): check the spelling"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # clip tries torch.jit.load first, which is deprecated
+            model, transform = clip.load(checkpoint if published else str(path), device="cpu", jit=False)
+    except Exception as error:  # a malformed file makes torch and clip raise almost anything
+        what = f"encoder {name!r} cannot be loaded ({first_line(error)})"
+        if published:
+            raise InputError(f"{what}: connect to the network, or put its file into ~/.cache/clip by hand") from error
+        raise InputError(f"{what}: give a CLIP state dict in OpenAI's layout") from error
+    return model, transform
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    for module in model.modules():
+        # clip's LayerNorm computes in fp32 whatever comes in, so its weights must stay fp32.
+        if not isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)

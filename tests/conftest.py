@@ -1,0 +1,42 @@
+"""What several test modules need: small models, the project's folder, and the shared photographs."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.language import LanguageModel, Tuning, load_language_model
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+IDENTITY = EncoderIdentity(name="clip:nowhere.pt", digest="0" * 64, preprocessing="none", dim=16)
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED}; PREFIXCAP_SHARED_DATA names another folder")
+    return SHARED
+
+
+def small_lm(tuning: Tuning = "frozen", seed: int = 0) -> LanguageModel:
+    """A GPT-2 with random weights and the small world's tokenizer."""
+    tokenizer = load_language_model("demo").tokenizer
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=96, n_embd=32, n_layer=2, n_head=4,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return LanguageModel(GPT2LMHeadModel(config), tokenizer, "random", tuning)
+
+
+def small_captioner(tuning: Tuning = "frozen", mapper: str = "transformer", seed: int = 0) -> Captioner:
+    """A captioner with random weights that reads 16-dimensional embeddings."""
+    lm = small_lm(tuning, seed)
+    options = {"name": mapper, "prefix_length": 4} | ({"clip_length": 3, "layers": 2} if mapper == "transformer" else {})
+    return Captioner(lm, IDENTITY, options)

@@ -1,0 +1,126 @@
+"""COCO annotations with the Karpathy split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.readers.coco import read_coco
+from data_prep.records import ImageRecord, Skipped
+from prefixcap.errors import InputError
+
+
+def image(image_id: int, split: str = "train") -> dict[str, Any]:
+    return {"cocoid": image_id, "filepath": "val2014", "filename": f"{image_id}.jpg", "split": split}
+
+
+def caption(image_id: int, text: object) -> dict[str, Any]:
+    return {"image_id": image_id, "caption": text}
+
+
+def write(
+    root: Path, images: list[Any], annotations: list[Any], split: list[Any], name: str = "captions_x.json"
+) -> None:
+    (root / name).write_text(json.dumps({"images": images, "annotations": annotations}))
+    (root / "dataset_coco.json").write_text(json.dumps({"images": split}))
+
+
+def test_captions_from_annotations_and_split_from_the_split_file(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [{"id": 1}, {"id": 2, "domain": "near-domain"}],
+        [caption(2, " two\n dogs "), caption(1, "a cat"), caption(2, "dogs")],
+        [image(2, "restval"), image(1, "test")],
+    )
+    dataset = read_coco(tmp_path)
+    assert dataset.records == [
+        ImageRecord(2, "val2014/2.jpg", "train", ("two dogs", "dogs"), "near-domain"),
+        ImageRecord(1, "val2014/1.jpg", "test", ("a cat",)),
+    ]
+    assert dataset.skipped == []
+    assert dataset.image_root == tmp_path
+
+
+def test_annotation_files_in_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    write(tmp_path, [{"id": 1}], [caption(1, "a cat")], [image(1), image(2)], "annotations/captions_a.json")
+    write(tmp_path, [{"id": 2}], [caption(2, "a dog")], [image(1), image(2)], "annotations/captions_b.json")
+    assert [record.captions for record in read_coco(tmp_path).records] == [("a cat",), ("a dog",)]
+
+
+def test_blemishes_are_listed(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [{"id": 1}, {"id": 2}, {"id": 3}],
+        [
+            caption(1, "a cat"),
+            caption(1, " \n\u3000"),
+            caption(1, 17),
+            caption(1, "\ud800"),
+            caption(8, "nowhere"),
+            caption(3, "no split"),
+        ],
+        [image(1), image(2), image(4)],
+    )
+    dataset = read_coco(tmp_path)
+    assert [record.id for record in dataset.records] == [1]
+    assert dataset.skipped == [
+        Skipped(1, "captions_x.json", "empty caption"),
+        Skipped(1, "captions_x.json", "caption is not text"),
+        Skipped(1, "captions_x.json", "caption is not valid Unicode"),
+        Skipped(8, "", "caption of an image that the annotations do not list"),
+        Skipped(2, "val2014/2.jpg", "image without caption"),
+        Skipped(4, "val2014/4.jpg", "image is not in the annotations"),
+        Skipped(3, "", "image is not in the split file"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "split", "message"),
+    [
+        ([{"id": 1}, {"id": 1}], [], [image(1)], r"captions_x\.json: the image id 1 comes twice"),
+        ([{"id": 1}], [caption(1, "a")], [image(1), image(1)], r"dataset_coco\.json: the image id 1 comes twice"),
+        ([{}], [], [image(1)], r"captions_x\.json: an entry lacks the key 'id'"),
+        ([{"id": 1}], [{"image_id": 1}], [image(1)], r"captions_x\.json: an entry lacks the key 'caption'"),
+        ([{"id": 1}], [caption(1, "a")], [{"cocoid": 1}], r"dataset_coco\.json: an entry lacks the key 'filepath'"),
+        ([{"id": 1}], [caption(1, "a")], [image(1) | {"split": 3}], r"'split' must be a string, not 3"),
+        ([{"id": 1.5}], [], [image(1)], "'id' must be a whole number of 64 bits or a string, not 1.5"),
+        ([{"id": 2**63}], [], [image(1)], "whole number of 64 bits"),
+        ([7], [], [image(1)], "entry 0 of 'images' is no object"),
+        ([{"id": 1}], [], [image(1)], "no image of .*dataset_coco.json has a caption in .*captions_x.json"),
+        ([{"id": 1}], [caption(1, "a")], [image(1) | {"filename": "../../a.jpg"}], "is not inside"),
+        ([{"id": 1}], [caption(1, "a")], [image(1) | {"filename": "a\0.jpg"}], "is not inside"),
+        ([{"id": 1}, {"id": "b"}], [caption(1, "a"), caption("b", "b")], [image(1), image("b")], "all one kind"),
+    ],
+)
+def test_what_cannot_be_read(
+    tmp_path: Path, images: list[Any], annotations: list[Any], split: list[Any], message: str
+) -> None:
+    write(tmp_path, images, annotations, split)
+    with pytest.raises(InputError, match=message):
+        read_coco(tmp_path)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file captions_\*\.json in"):
+        read_coco(tmp_path)
+    (tmp_path / "captions_x.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(InputError, match=r"cannot read .*dataset_coco\.json: No such file"):
+        read_coco(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"images": [', r"captions_x\.json is not JSON: .* in line 1"),
+        (b"[]", r"captions_x\.json has no list 'images'"),
+        (b'{"images": {}}', r"captions_x\.json has no list 'images'"),
+        (b'{"images": []}', r"captions_x\.json has no list 'annotations'"),
+        (b'{"images": "\xff"}', r"captions_x\.json is not UTF-8 text"),
+    ],
+)
+def test_annotations_of_another_form(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "captions_x.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_coco(tmp_path)

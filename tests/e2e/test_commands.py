@@ -1,0 +1,170 @@
+"""The scripts as users run them: whole runs, each in a process of its own, and what they say of mistakes."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prefixcap.demo.scenes import DOMAINS
+from prefixcap.demo.world import write_coco
+from tests.conftest import ROOT
+
+Process = subprocess.CompletedProcess[str]
+
+
+def run(*arguments: object, cwd: Path = ROOT, path: str | None = None) -> Process:
+    """Run python with these arguments; `path` replaces PATH."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({} if path is None else {"PATH": path})
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def succeed(*arguments: object, **options: Path) -> str:
+    process = run(*arguments, **options)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def fail(*arguments: object) -> str:
+    """The one line that a mistaken command ends in."""
+    process = run(*arguments)
+    assert process.returncode == 2, process.stdout + process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in process.stderr, process.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a smaller small world, in COCO's format, and the store that the offline step made of it."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"train": {"in-domain": 60}, "val": {"in-domain": 8}, "test": dict.fromkeys(DOMAINS, 4)}
+        patch.setattr("prefixcap.demo.world.SPLITS", sizes)
+        write_coco(folder / "images")
+    data = ["data=coco", f"data.root={folder / 'images'}", "data.reader.annotations=captions_demo.json"]
+    data.append(f"data.store={folder / 'store'}")
+    printed = succeed("-m", "data_prep.embed", *data, "encoder.name=demo")
+    assert "images: train 60, val 8, test 12; captions: 400" in printed
+    return data
+
+
+@pytest.fixture(scope="module")
+def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    printed = succeed(
+        ROOT / "train.py", *world, "lm=demo", "encoder=demo", f"run_dir={folder}", "model.mapper.layers=2",
+        "trainer.max_epochs=2", "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=2", "val_max_tokens=30",
+    )  # fmt: skip
+    assert re.search(r"training [\d.]+M parameters \([\d.]+M frozen\)", printed)
+    assert f"python eval.py ckpt={folder}/checkpoints/best.ckpt" in printed.splitlines()[-1]
+    return folder
+
+
+def test_the_folder_of_a_run(trained: Path) -> None:
+    assert {"best.ckpt", "last.ckpt"} == {file.name for file in (trained / "checkpoints").iterdir()}
+    assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["lm_tuning"] == "frozen"
+    with (trained / "metrics.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames
+    assert {"train_loss", "val_loss", "val_cider", "step", "epoch"} <= set(columns or [])
+    assert len(list((trained / "samples").iterdir())) == 2
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("language_model" in name for name in checkpoint["state_dict"])
+
+
+def test_resume_goes_on_in_the_same_folder(trained: Path) -> None:
+    with (trained / "metrics.csv").open() as file:
+        rows = len(list(csv.DictReader(file)))
+    succeed(ROOT / "train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=3")
+    with (trained / "metrics.csv").open() as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file)]
+    assert len(epochs) > rows and {"0", "1", "2"} <= set(epochs)
+    assert len(list((trained / "samples").iterdir())) == 3
+    message = fail(ROOT / "train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
+    assert "a resumed run keeps its model" in message
+
+
+def test_evaluation_of_a_checkpoint(trained: Path, world: list[str]) -> None:
+    printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy")
+    assert re.search(r"humans +0\.\d{4}", printed) and "right attributes" in printed
+    (folder,) = (trained / "eval").iterdir()
+    assert {"metrics.json", "captions.json", "per_image.csv", "report.html"} == {f.name for f in folder.iterdir()}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"} <= metrics.keys()
+    assert metrics["right attributes"].keys() == {*DOMAINS, "overall"}
+    results = json.loads((folder / "captions.json").read_text())
+    assert len(results) == 12 and all(result.keys() == {"image_id", "caption"} for result in results)
+    assert (folder / "report.html").read_text().count("data:image/jpeg;base64,") == 12
+
+    # The same captions, scored as captions made elsewhere, get the same scores.
+    references = Path(next(option for option in world if "root" in option).partition("=")[2]) / "dataset_coco.json"
+    elsewhere = folder.parent.parent / "elsewhere"
+    captions = folder / "captions.json"
+    message = fail(ROOT / "eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
+    assert "68" in message  # the split file also has the train and val images, which have no captions here
+    karpathy = json.loads(references.read_text())
+    karpathy["images"] = [image for image in karpathy["images"] if image["split"] == "test"]
+    (folder.parent.parent / "test.json").write_text(json.dumps(karpathy))
+    references = folder.parent.parent / "test.json"
+    succeed(ROOT / "eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
+    again = json.loads((elsewhere / "metrics.json").read_text())
+    assert again == {name: value for name, value in metrics.items() if name != "right attributes"}
+
+
+def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
+    image = next((Path(world[1].partition("=")[2]) / "images").iterdir())
+    code = f"import prefixcap; print(prefixcap.load({str(trained / 'checkpoints' / 'best.ckpt')!r}).caption([{str(image)!r}]))"
+    caption = succeed("-c", code, cwd=tmp_path)
+    command = ["-m", "prefixcap.cli", "caption", image, "--ckpt", trained / "checkpoints" / "best.ckpt"]
+    assert succeed(*command, cwd=tmp_path).strip() == f"{image}\t{caption.strip()[2:-2]}"
+
+
+def test_published_results_get_the_published_scores(shared: Path, tmp_path: Path) -> None:
+    printed = succeed(ROOT / "eval.py", f"captions={shared / 'results' / 'magic_coco_test.json'}", f"out={tmp_path}")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    published = {
+        "BLEU-1": 0.56820, "BLEU-2": 0.35764, "BLEU-3": 0.21417, "BLEU-4": 0.12878,
+        "METEOR": 0.17362, "ROUGE-L": 0.39879, "CIDEr": 0.49289,
+    }  # fmt: skip
+    assert {name: round(metrics[name], 5) for name in published} == published
+    assert "0.4929" in printed and metrics["humans"]["CIDEr"] > 0.8
+
+
+def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
+    entries = [{"image_name": f"{i}.jpg", "prediction": f"a dog number {i}", "captions": [f"dog {i}", "a dog"]} for i in range(4)]
+    (tmp_path / "captions.json").write_text(json.dumps(entries))
+    process = run(ROOT / "eval.py", f"captions={tmp_path / 'captions.json'}", f"out={tmp_path / 'out'}", path="")
+    assert process.returncode == 0, process.stderr
+    assert "CIDEr" in process.stdout and re.search(r"METEOR is missing: .*Java", process.stdout)
+    assert "METEOR" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py", "model.mapper.lenght=3"], r"model\.mapper\.lenght"),
+        (["train.py", "model=rnn"], r"model=rnn.*mlp.*transformer"),
+        (["train.py", "model.lm_tuning=lora", "{world}", "lm=demo", "encoder=demo"], "lm_tuning 'lora'.*frozen, full"),
+        (["train.py", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
+        (["train.py", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
+        (["train.py", "{world}", "encoder=demo", "lm.name=/no/such/folder"], "cannot load language model '/no/such/folder'"),
+        (["train.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
+        (["eval.py"], "ckpt=PATH.*captions=FILE"),
+        (["eval.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
+        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "split=dev"], "no split 'dev'; it has train, val, test"),
+        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
+        (["eval.py", "captions=absent.json"], "there is no file absent.json"),
+        (["eval.py", "captions=pyproject.toml"], "cannot be read as JSON"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments: list[str], message: str, world: list[str], trained: Path) -> None:
+    words = [part for word in arguments for part in (world if word == "{world}" else [word.format(run=trained)])]
+    assert re.search(message, fail(*words))

@@ -1,0 +1,183 @@
+"""Small models with random weights, saved in the formats that the back ends read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from clip.model import CLIP, convert_weights
+from clip.simple_tokenizer import SimpleTokenizer
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+SIZE = 32  # pixels, in patches of 8
+VOCABULARY = 49408
+
+# The processor that resizes with PIL is called *Pil in transformers 5, and has the plain name before.
+CLIPImageProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+SiglipImageProcessor = getattr(transformers, "SiglipImageProcessorPil", transformers.SiglipImageProcessor)
+
+
+def randomise(model: nn.Module) -> None:
+    """Fresh weights make attention almost even and biases zero; these would hide mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+
+
+def small_clip(vision_layers: int | tuple[int, ...], vision_width: int) -> CLIP:
+    torch.manual_seed(0)
+    model = CLIP(
+        embed_dim=48,
+        image_resolution=SIZE,
+        vision_layers=vision_layers,
+        vision_width=vision_width,
+        vision_patch_size=8,
+        context_length=77,
+        vocab_size=VOCABULARY,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=2,
+    )
+    randomise(model)
+    convert_weights(model)  # as clip.load does: weights that survive its rounding to fp16
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "vit.pt"
+    torch.save(small_clip(vision_layers=3, vision_width=128).state_dict(), path)  # width 128: two heads
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "resnet.pt"
+    torch.save(small_clip(vision_layers=(1, 1, 1, 1), vision_width=8).state_dict(), path)
+    return path
+
+
+def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's state dict -> the names and shapes of transformers' CLIPModel."""
+    renamed = {}
+    for name, tensor in state.items():
+        tower = "vision_model" if name.startswith("visual.") else "text_model"
+        name = name.removeprefix("visual.")
+        if name == "logit_scale":
+            renamed[name] = tensor
+        elif name in ("proj", "text_projection"):
+            renamed[{"proj": "visual_projection"}.get(name, name) + ".weight"] = tensor.T.contiguous()
+        elif name == "positional_embedding":
+            renamed[f"{tower}.embeddings.position_embedding.weight"] = tensor
+        elif name.startswith(("conv1", "class_embedding", "token_embedding")):
+            renamed[f"{tower}.embeddings.{name.replace('conv1', 'patch_embedding')}"] = tensor
+        elif ".attn.in_proj_" in name:
+            layer, _, kind = name.removeprefix("transformer.resblocks.").partition(".attn.in_proj_")
+            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{tower}.encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] = chunk.clone()
+        else:
+            for old, new in [
+                ("transformer.resblocks", "encoder.layers"),
+                ("attn.out_proj", "self_attn.out_proj"),
+                ("mlp.c_fc", "mlp.fc1"),
+                ("mlp.c_proj", "mlp.fc2"),
+                ("ln_1", "layer_norm1"),
+                ("ln_2", "layer_norm2"),
+                ("ln_pre", "pre_layrnorm"),
+                ("ln_post", "post_layernorm"),
+                ("ln_final", "final_layer_norm"),
+            ]:
+                name = name.replace(old, new)
+            renamed[f"{tower}.{name}"] = tensor
+    return renamed
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, clip_file: Path) -> Path:
+    """The weights of `clip_file` as a CLIPModel, with CLIP's own tokenizer."""
+    folder = tmp_path_factory.mktemp("transformers-clip")
+    config = transformers.CLIPConfig(
+        projection_dim=48,
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 1,
+            "max_position_embeddings": 77,
+            "bos_token_id": VOCABULARY - 2,
+            "eos_token_id": VOCABULARY - 1,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": SIZE,
+            "patch_size": 8,
+        },
+    )
+    model = transformers.CLIPModel(config)
+    state = {name: tensor.float() for name, tensor in torch.load(clip_file).items()}
+    model.load_state_dict(to_transformers(state))
+    model.save_pretrained(folder)
+    crop = {"height": SIZE, "width": SIZE}
+    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=crop).save_pretrained(folder)
+
+    tokenizer = SimpleTokenizer()
+    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks]
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.encoder), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "on", "the", "left"]
+    towers = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(
+        transformers.SiglipConfig(
+            text_config={**towers, "vocab_size": len(words), "max_position_embeddings": 16},
+            vision_config={**towers, "image_size": SIZE, "patch_size": 8},
+        )
+    )
+    randomise(model)
+    model.save_pretrained(folder)
+    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Image.Image:
+    """Neither square nor of the encoders' size."""
+    levels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    return Image.fromarray(levels)
+
+
+@pytest.fixture(scope="session")
+def pixels() -> Tensor:
+    return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,203 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from prefixcap.encoders import Encoder, load_encoder
+from prefixcap.errors import InputError
+
+TEXTS = ["a red circle", "A red circle on the left, and two dogs: run!", "", "dog " * 100]
+
+
+@pytest.fixture(scope="module")
+def clip_encoder(clip_folder: Path) -> Encoder:
+    return load_encoder(f"transformers:{clip_folder}")
+
+
+@pytest.fixture(scope="module")
+def siglip_encoder(siglip_folder: Path) -> Encoder:
+    return load_encoder(f"transformers:{siglip_folder}")
+
+
+def as_tensor(features: object) -> Tensor:
+    """What get_*_features returns: a tensor in transformers 4, an output object in 5."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def eager(folder: Path) -> nn.Module:
+    return transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def test_clip_embeddings_equal_transformers_own(clip_encoder: Encoder, clip_folder: Path, pixels: Tensor) -> None:
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    torch.testing.assert_close(clip_encoder.encode_images(pixels), as_tensor(model.get_image_features(pixels)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder)
+    tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    expected = as_tensor(model.get_text_features(**tokens))
+    torch.testing.assert_close(clip_encoder.encode_texts(TEXTS), expected)
+
+
+@torch.no_grad()
+def test_clip_patches_equal_eager_attention(clip_encoder: Encoder, clip_folder: Path, pixels: Tensor) -> None:
+    model = eager(clip_folder)
+    output = model.vision_model(pixels, output_attentions=True)
+    tokens = model.visual_projection(model.vision_model.post_layernorm(output.last_hidden_state))
+    features = clip_encoder.encode_patches(pixels)
+    assert features.patches.shape == (4, 16, 48)
+    torch.testing.assert_close(features.embedding, tokens[:, 0])
+    torch.testing.assert_close(features.patches, tokens[:, 1:])
+    torch.testing.assert_close(features.attention, output.attentions[-1].mean(dim=1)[:, 0, 1:])
+
+
+def test_both_back_ends_agree_on_the_same_weights(
+    clip_encoder: Encoder, clip_file: Path, pixels: Tensor, photograph: Image.Image
+) -> None:
+    openai = load_encoder(f"clip:{clip_file}")
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(clip_encoder.encode_texts(TEXTS), openai.encode_texts(TEXTS), **close)
+    torch.testing.assert_close(clip_encoder.encode_images(pixels), openai.encode_images(pixels), **close)
+    ours, theirs = clip_encoder.encode_patches(pixels), openai.encode_patches(pixels)
+    torch.testing.assert_close(ours.patches, theirs.patches, **close)
+    torch.testing.assert_close(ours.attention, theirs.attention, **close)
+    square = photograph.resize((40, 40))  # where the crops of the two do not differ by rounding
+    torch.testing.assert_close(clip_encoder.preprocess(square), openai.preprocess(square), **close)
+
+
+@torch.no_grad()
+def test_siglip_embeddings_equal_transformers_own(siglip_encoder: Encoder, siglip_folder: Path, pixels: Tensor) -> None:
+    model = transformers.SiglipModel.from_pretrained(siglip_folder).eval()
+    expected = as_tensor(model.get_image_features(pixels))
+    torch.testing.assert_close(siglip_encoder.encode_images(pixels), expected)
+    tokens = torch.tensor([[3, 4, 5, 1] + 12 * [0], [3, 4, 5, 6, 7, 8] + [1] + 9 * [0], [1] + 15 * [0]])
+    expected = as_tensor(model.get_text_features(tokens))
+    actual = siglip_encoder.encode_texts(["a red circle", "A red Circle on the left", ""])
+    torch.testing.assert_close(actual, expected)
+    assert siglip_encoder.encode_texts(["red " * 100]).shape == (1, 32)
+
+
+@torch.no_grad()
+def test_siglip_patches_equal_the_pooling_head_by_hand(
+    siglip_encoder: Encoder, siglip_folder: Path, pixels: Tensor
+) -> None:
+    vision = eager(siglip_folder).vision_model
+    tokens, head = vision(pixels).last_hidden_state, vision.head  # (4, 16, 32)
+    query, key, value = (
+        nn.functional.linear(x, weight, bias).unflatten(-1, (4, 8)).transpose(1, 2)
+        for x, weight, bias in zip(
+            (head.probe, tokens, tokens),
+            head.attention.in_proj_weight.chunk(3),
+            head.attention.in_proj_bias.chunk(3),
+            strict=True,
+        )
+    )
+    attention = (query @ key.transpose(-1, -2) / 8**0.5).softmax(dim=-1)  # (4, heads, 1, 16)
+    alone = head.attention.out_proj(value.transpose(1, 2).flatten(2))
+    features = siglip_encoder.encode_patches(pixels)
+    assert torch.equal(features.embedding, siglip_encoder.encode_images(pixels))
+    torch.testing.assert_close(features.attention, attention.mean(dim=1)[:, 0])
+    torch.testing.assert_close(features.attention.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(features.patches, alone + head.mlp(head.layernorm(alone)))
+
+
+@pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])
+def test_pixels_are_those_of_the_checkpoints_processor(
+    fixture: str, photograph: Image.Image, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(fixture)
+    encoder = load_encoder(f"transformers:{folder}")
+    pixels = encoder.preprocess(photograph)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
+    for mode in ("1", "L", "P", "RGBA", "CMYK", "LA", "I;16"):
+        assert encoder.preprocess(Image.new(mode, (50, 40))).shape == (3, 32, 32), mode
+
+    if fixture == "siglip_folder":  # what SigLIP does is short enough to do here: resize, then -1 to 1
+        resized = photograph.resize((32, 32), Image.Resampling.BICUBIC)
+        expected = torch.tensor(list(resized.tobytes())).reshape(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
+        torch.testing.assert_close(pixels, expected)
+
+
+def test_identity(clip_encoder: Encoder, siglip_encoder: Encoder, clip_folder: Path, tmp_path: Path) -> None:
+    assert clip_encoder.identity.name == f"transformers:{clip_folder}"
+    assert (clip_encoder.identity.dim, siglip_encoder.identity.dim) == (48, 32)
+    assert clip_encoder.identity.preprocessing == (
+        "resize to shortest_edge 32 (bicubic), centre crop height 32 width 32, "
+        "mean [0.48145466, 0.4578275, 0.40821073], deviation [0.26862954, 0.26130258, 0.27577711]"
+    )
+    assert siglip_encoder.identity.preprocessing == (
+        "resize to height 32 width 32 (bicubic), mean [0.5, 0.5, 0.5], deviation [0.5, 0.5, 0.5]"
+    )
+    # The weights are fp16 numbers, so that a file of half the size holds the same ones.
+    half = tmp_path / "half"
+    shutil.copytree(clip_folder, half)
+    model = transformers.CLIPModel.from_pretrained(clip_folder)
+    in_half = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(in_half)
+    model.save_pretrained(tmp_path / "rounded")
+    model.half().save_pretrained(half)
+    for name in ("preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(clip_folder / name, tmp_path / "rounded" / name)
+    rounded = load_encoder(f"transformers:{tmp_path / 'rounded'}")
+    in_half_file = load_encoder(f"transformers:{half}", dtype=torch.bfloat16)
+    assert in_half_file.identity.digest == rounded.identity.digest
+    assert rounded.identity.digest != clip_encoder.identity.digest
+
+
+@pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])
+def test_narrow_dtypes(fixture: str, pixels: Tensor, request: pytest.FixtureRequest) -> None:
+    name = f"transformers:{request.getfixturevalue(fixture)}"
+    wide, narrow = load_encoder(name), load_encoder(name, dtype=torch.bfloat16)
+    features, expected = narrow.encode_patches(pixels), wide.encode_patches(pixels)
+    for attribute in ("embedding", "patches", "attention"):
+        actual = getattr(features, attribute)
+        assert actual.dtype == torch.bfloat16
+        torch.testing.assert_close(actual.float(), getattr(expected, attribute), rtol=0.1, atol=0.3)
+    assert narrow.encode_images(pixels).dtype == narrow.encode_texts(TEXTS).dtype == torch.bfloat16
+    assert narrow.identity == wide.identity
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_encoder(f"transformers:{folder}")
+    message = str(caught.value)
+    assert "\n" not in message and f"'transformers:{folder}'" in message
+    return message
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    assert "save_pretrained" in refused(tmp_path / "none")
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    assert "save_pretrained" in refused(tmp_path)
+
+
+def test_another_model_type_is_told(tmp_path: Path) -> None:
+    transformers.GPT2Config().save_pretrained(tmp_path)
+    assert "is a 'gpt2' model, neither 'clip' nor 'siglip'" in refused(tmp_path)
+
+
+def test_damaged_weights_are_told(siglip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(siglip_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
+    assert "cannot be loaded" in refused(tmp_path / "damaged")
+
+
+def test_missing_weights_are_told(siglip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(siglip_folder, tmp_path / "vision")
+    model = transformers.SiglipModel.from_pretrained(siglip_folder)
+    vision = {name: x for name, x in model.state_dict().items() if name.startswith("vision_model")}
+    model.save_pretrained(tmp_path / "vision", state_dict=vision)
+    assert "lacks weights, logit_bias for one" in refused(tmp_path / "vision")
+
+
+@pytest.mark.parametrize("pattern", ["preprocessor_config.json", "tokenizer*"])
+def test_a_missing_processor_is_told(siglip_folder: Path, tmp_path: Path, pattern: str) -> None:
+    shutil.copytree(siglip_folder, tmp_path / "bare")
+    for path in (tmp_path / "bare").glob(pattern):
+        path.unlink()
+    assert "cannot be loaded" in refused(tmp_path / "bare")

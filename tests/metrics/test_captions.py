@@ -1,0 +1,232 @@
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from prefixcap.errors import InputError
+from prefixcap.metrics import METRICS, cider, score_captions, score_humans
+from prefixcap.metrics.ptb import tokenize
+from tests.metrics.coco_tools import needs_java, needs_shared_data, shared_json
+
+WITHOUT_METEOR = ["BLEU", "ROUGE-L", "CIDEr"]
+NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+
+REFERENCES = {
+    1: ["A dog runs on the beach.", "The brown dog runs.", "A dog is running at the sea."],
+    2: ["A man rides a horse.", "Somebody on a horse, riding.", "A rider and his horse"],
+    "three": ["Two cats sleep on a red sofa.", "Cats asleep on a couch", "Two sleeping cats!"],
+}
+CAPTIONS = {1: "A dog runs on sand.", 2: "A man on a horse.", "three": "A red sofa with two cats on it"}
+
+
+def java_processes() -> list[str]:
+    """Command lines of METEOR that still run, or wait to be collected."""
+    lines = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in lines.splitlines() if "meteor-1.5.jar" in line or "java <defunct>" in line]
+
+
+@needs_java
+@needs_shared_data
+def test_scores_are_those_of_the_coco_tools_with_their_java_tokenizer() -> None:
+    entries = random.Random(0).sample(shared_json("results/magic_coco_test.json"), 300)
+    captions = {entry["image_name"]: entry["prediction"] for entry in entries}
+    references = {entry["image_name"]: entry["captions"] for entry in entries}
+    tokenizer = PTBTokenizer()
+    gts = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
+    res = tokenizer.tokenize({i: [{"caption": text}] for i, text in captions.items()})
+    expected: dict[str, tuple[float, Any]] = {}
+    for n, corpus, per_image in zip("1234", *Bleu(4).compute_score(gts, res, verbose=0), strict=True):
+        expected[f"BLEU-{n}"] = corpus, per_image
+    expected["METEOR"] = Meteor().compute_score(gts, res)
+    expected["ROUGE-L"] = Rouge().compute_score(gts, res)
+    expected["CIDEr"] = Cider().compute_score(gts, res)
+
+    scores = score_captions(captions, references)
+
+    assert scores.missing == {}
+    assert list(scores.corpus) == list(scores.per_image) == NAMES
+    for name, (corpus, per_image) in expected.items():
+        assert scores.corpus[name] == pytest.approx(corpus, abs=1e-12)
+        assert scores.per_image[name] == pytest.approx(dict(zip(gts, per_image, strict=True)), abs=1e-12)
+    for name in ("ROUGE-L", "CIDEr"):
+        mean = sum(scores.per_image[name].values()) / len(captions)
+        assert scores.corpus[name] == pytest.approx(mean)
+    assert cider(captions, references) == scores.corpus["CIDEr"]
+
+
+@needs_shared_data
+def test_published_scores_of_a_whole_test_set() -> None:
+    entries = shared_json("results/magic_coco_test.json")
+    assert len(entries) == 4982
+    scores = score_captions(
+        {entry["image_name"]: entry["prediction"] for entry in entries},
+        {entry["image_name"]: entry["captions"] for entry in entries},
+    )
+    published = {
+        "BLEU-1": 0.56820,
+        "BLEU-2": 0.35764,
+        "BLEU-3": 0.21417,
+        "BLEU-4": 0.12878,
+        "METEOR": 0.17362,
+        "ROUGE-L": 0.39879,
+        "CIDEr": 0.49289,
+    }
+    for name in scores.missing:  # METEOR where there is no Java
+        del published[name]
+    assert scores.corpus == pytest.approx(published, abs=5e-5)
+
+
+@needs_java
+def test_nothing_is_printed_and_no_process_is_left(capfd: pytest.CaptureFixture[str]) -> None:
+    before = java_processes()
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert 0 < scores.corpus["METEOR"] < 1
+    assert java_processes() == before
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_java
+def test_empty_captions_score_zero_and_leave_the_others_as_they_are() -> None:
+    captions = {**CAPTIONS, 2: "", 4: "...!", 5: CAPTIONS[1]}
+    references = {**REFERENCES, 4: REFERENCES[2], 5: REFERENCES[1]}
+    scores = score_captions(captions, references)
+    assert list(scores.corpus) == NAMES
+    for name in NAMES:
+        per_image = scores.per_image[name]
+        assert per_image[2] == pytest.approx(0, abs=1e-6)
+        assert per_image[4] == pytest.approx(0, abs=1e-6)
+        assert per_image[5] == pytest.approx(per_image[1])
+        assert per_image["three"] > 1e-5 < per_image[1]
+
+
+@needs_java
+def test_empty_references_break_nothing() -> None:
+    references = {1: ["a dog", "..."], 2: ["...", ""]}
+    scores = score_captions({1: "a dog", 2: "a cat"}, references)
+    assert scores.missing == {}
+    assert scores.per_image["METEOR"] == {1: 1, 2: 0}
+    assert list(scores.corpus) == NAMES
+    assert cider({2: "a cat"}, {2: references[2]}) == 0
+
+
+@needs_java
+def test_line_breaks_and_separators_of_meteor_are_only_characters() -> None:
+    """Three odd captions, and the same captions written plainly, for the same references."""
+    odd = ["a dog\nruns\r\non ||| sand", "a dog <!on|||a> beach\x0c", "brown dog\u2028"]
+    plain = ["a dog runs on | | | sand", "a dog <!ona> beach", "brown dog"]
+    references = [*REFERENCES[1], "a <!b|||c> d", "e ||| f\ng"]
+    captions = dict(enumerate(odd + plain))
+    scores = score_captions(captions, dict.fromkeys(captions, references), ["METEOR"])
+    assert scores.missing == {}
+    per_image = list(scores.per_image["METEOR"].values())
+    assert per_image[:3] == pytest.approx(per_image[3:])
+    assert min(per_image) > 0
+
+
+def test_without_java_all_but_meteor_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
+    assert list(scores.missing) == ["METEOR"]
+    assert "install a JRE" in scores.missing["METEOR"]
+    assert "\n" not in scores.missing["METEOR"]
+    humans = score_humans(REFERENCES)
+    assert humans is not None
+    assert list(humans.missing) == ["METEOR"]
+
+
+@pytest.mark.parametrize("reads", ["", "read line;"])
+def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reads: str) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{reads} echo 'no runtime here' >&2\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    scores = score_captions(CAPTIONS, REFERENCES)
+    assert "no runtime here" in scores.missing["METEOR"]
+    assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
+
+
+@needs_java
+def test_humans_are_scored_against_each_other() -> None:
+    """Against a plain loop, with numbers of captions that differ: 4, 3, 2 and 1."""
+    references: dict[int | str, list[str]] = {**REFERENCES, 4: ["A bird"], 5: ["A red bus", "A big red bus"]}
+    references[1] = [*references[1], "Dog on a beach"]
+    folds = []
+    for i in range(4):
+        images = [image for image, texts in references.items() if len(texts) >= max(2, i + 1)]
+        captions = {image: [tokenize(references[image][i])] for image in images}
+        others = {image: [tokenize(text) for j, text in enumerate(references[image]) if j != i] for image in images}
+        folds.append((others, captions))
+    assert [len(captions) for _, captions in folds] == [4, 4, 3, 1]
+
+    humans = score_humans(references)
+
+    assert humans is not None
+    assert humans.missing == {}
+    meteor = Meteor()
+    for name, score in (
+        ("METEOR", meteor.compute_score),
+        ("ROUGE-L", Rouge().compute_score),
+        ("CIDEr", Cider().compute_score),
+    ):
+        results = [score(*fold) for fold in folds]
+        weighted = sum(len(fold[1]) * corpus for fold, (corpus, _) in zip(folds, results, strict=True))
+        assert humans.corpus[name] == pytest.approx(weighted / 12)
+        of_first = [per_image[0] for _, per_image in results]  # image 1 is the first in all folds
+        assert humans.per_image[name][1] == pytest.approx(sum(of_first) / 4)
+        assert list(humans.per_image[name]) == [1, 2, "three", 5]
+    bleu = [Bleu(4).compute_score(*fold, verbose=0)[0][3] for fold in folds]
+    assert humans.corpus["BLEU-4"] == pytest.approx(sum(b * n for b, n in zip(bleu, [4, 4, 3, 1], strict=True)) / 12)
+
+
+def test_humans_need_two_references() -> None:
+    assert score_humans({1: ["a dog"], 2: ["a cat"]}) is None
+    assert score_humans({}) is None
+
+
+def test_only_the_metrics_asked_for_are_computed() -> None:
+    assert list(score_captions(CAPTIONS, REFERENCES, ["CIDEr"]).corpus) == ["CIDEr"]
+    assert list(score_captions(CAPTIONS, REFERENCES, ["ROUGE-L", "BLEU"]).corpus) == ["ROUGE-L", *NAMES[:4]]
+
+
+MANY: dict[int, list[str]] = {i: ["a dog"] for i in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "message"),
+    [
+        (dict.fromkeys(MANY, "a"), {6: ["a"]}, "images with a caption but no references (6): 0, 1, 2, 3, 4, ..."),
+        ({6: "a"}, MANY, "images with references but no caption (6): 0, 1, 2, 3, 4, ..."),
+        ({"x": "a"}, {"x": []}, "images with an empty list of references (1): 'x'"),
+        ({1: None}, {1: ["a"]}, "captions that are no strings (1): 1"),
+        ({1: ["a"]}, {1: ["a"]}, "captions that are no strings (1): 1"),
+        ({1: "a"}, {1: ["a", 5]}, "images with a reference that is no string (1): 1"),
+        ({1: "a"}, {1: "a dog"}, "images with a string where a list of references belongs (1): 1"),
+        ({}, {}, "there are no captions to score"),
+    ],
+)
+def test_mistakes_in_captions_are_told_in_one_line(captions: Any, references: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        score_captions(captions, references, WITHOUT_METEOR)
+    assert str(error.value) == message
+
+
+def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
+    expected = "unknown metric 'SPICE': choose from BLEU, METEOR, ROUGE-L, CIDEr"
+    for call in (
+        lambda: score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICE"]),
+        lambda: score_humans(REFERENCES, ["BLEU", "SPICE"]),
+    ):
+        with pytest.raises(InputError) as error:
+            call()
+        assert str(error.value) == expected
+    with pytest.raises(InputError, match=r"empty list of references \(1\): 1"):
+        score_humans({1: []})
+    assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
