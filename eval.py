@@ -38,7 +38,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     captioner = load(config.ckpt, device)
-    if config.data:
+    if config.get("data"):
         path = store_path(config.data.name, config.data.store, captioner.encoder_identity.name)
         if not path.exists() and config.data.name == "demo":
             make_store(config.data, captioner.encoder_identity.name)

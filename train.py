@@ -7,7 +7,7 @@ from typing import Any, cast
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +19,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
 from prefixcap.store import FeatureStore
-from prefixcap.training import CaptionTraining, trainable_parameters
+from prefixcap.training import CaptionTraining, best_and_last, trainable_parameters
 
 
 def main(config: DictConfig) -> None:
@@ -44,17 +44,10 @@ def main(config: DictConfig) -> None:
         max_tokens=config.val_max_tokens,
         samples=run_dir / "samples",
     )
-    checkpoints = ModelCheckpoint(
-        run_dir / "checkpoints",
-        "best",
-        monitor="val_cider",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    best, last = best_and_last(run_dir / "checkpoints")
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=[checkpoints, LearningRateMonitor("step")],
+        callbacks=[best, last, LearningRateMonitor("step")],
         logger=[keep_metrics(logger) for logger in instantiate(config.logger).values()],
         default_root_dir=str(run_dir),
     )
@@ -63,9 +56,8 @@ def main(config: DictConfig) -> None:
     print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
     trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)
 
-    best = checkpoints.best_model_path
-    print(f"best checkpoint: {best} (val_cider {checkpoints.best_model_score:.3f})")
-    print(f"evaluate it:     python eval.py ckpt={best}")
+    print(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
+    print(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
 
 
 def open_store(config: DictConfig) -> FeatureStore:
@@ -100,7 +92,7 @@ def resumed(checkpoint: Path, overrides: list[str]) -> DictConfig:
         key = override.partition("=")[0]
         if key in HydraConfig.get().runtime.choices:
             raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
-    config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides), {"run_dir": str(run_dir)})
+    config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)), {"run_dir": str(run_dir)})
     return cast(DictConfig, config)
 
 

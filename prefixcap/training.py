@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -105,6 +106,14 @@ class CaptionTraining(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         weights = {name.removeprefix("captioner."): weight for name, weight in checkpoint["state_dict"].items()}
         self.captioner.load_own_weights(weights, "the checkpoint to resume from")
+
+
+def best_and_last(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Callbacks that keep `best.ckpt`, by CIDEr on the validation images, and `last.ckpt`, of the latest epoch."""
+    best = ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False)
+    # `save_last` would write only when there is a new best one.
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    return best, last
 
 
 def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:

@@ -38,5 +38,7 @@ def small_lm(tuning: Tuning = "frozen", seed: int = 0) -> LanguageModel:
 def small_captioner(tuning: Tuning = "frozen", mapper: str = "transformer", seed: int = 0) -> Captioner:
     """A captioner with random weights that reads 16-dimensional embeddings."""
     lm = small_lm(tuning, seed)
-    options = {"name": mapper, "prefix_length": 4} | ({"clip_length": 3, "layers": 2} if mapper == "transformer" else {})
+    options = {"name": mapper, "prefix_length": 4} | (
+        {"clip_length": 3, "layers": 2} if mapper == "transformer" else {}
+    )
     return Captioner(lm, IDENTITY, options)

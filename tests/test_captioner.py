@@ -31,7 +31,9 @@ def demo_captioner(tuning: str = "frozen") -> Captioner:
     """A captioner over the small world's language model, so that it can be loaded by name."""
     small = small_captioner()
     lm = load_language_model("demo", tuning)  # type: ignore[arg-type]
-    return Captioner(lm, small.encoder_identity, {"name": "mlp", "prefix_length": 4}, trained_on={"data": "test"}).eval()
+    return Captioner(
+        lm, small.encoder_identity, {"name": "mlp", "prefix_length": 4}, trained_on={"data": "test"}
+    ).eval()
 
 
 def test_loss_is_that_of_a_plain_loop() -> None:

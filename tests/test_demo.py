@@ -131,4 +131,7 @@ def test_language_model_knows_the_world() -> None:
         with torch.no_grad():
             return lm.model(input_ids=tokens, labels=tokens).loss.item()
 
-    assert loss("A large red striped star on the left on a beach.") < loss("striped left A star the beach large on red.") - 2
+    assert (
+        loss("A large red striped star on the left on a beach.")
+        < loss("striped left A star the beach large on red.") - 2
+    )

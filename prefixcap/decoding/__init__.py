@@ -24,6 +24,8 @@ def decode(language_model: LanguageModel, prefix: Tensor, method: str, **options
     """
     if method not in DECODERS:
         raise InputError(f"unknown decoder '{method}': choose one of {', '.join(DECODERS)}")
+    if not len(prefix):
+        return []
     try:
         return DECODERS[method](language_model, prefix, **options)
     except TypeError as error:

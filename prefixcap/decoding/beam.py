@@ -48,8 +48,6 @@ def beam(
         raise InputError(f"beams must be at least 1, not {beams}")
     device, batch, end = prefix.device, len(prefix), language_model.end_token
     captions: list[list[int]] = [[] for _ in prefix]
-    if not batch:
-        return captions
 
     cache = DynamicCache()
     log_probs = language_model.step(prefix, cache).log_softmax(-1).unsqueeze(1)  # (batch, 1, vocabulary)

@@ -139,7 +139,10 @@ def test_published_results_get_the_published_scores(shared: Path, tmp_path: Path
 
 
 def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
-    entries = [{"image_name": f"{i}.jpg", "prediction": f"a dog number {i}", "captions": [f"dog {i}", "a dog"]} for i in range(4)]
+    entries = [
+        {"image_name": f"{i}.jpg", "prediction": f"a dog number {i}", "captions": [f"dog {i}", "a dog"]}
+        for i in range(4)
+    ]
     (tmp_path / "captions.json").write_text(json.dumps(entries))
     process = run(ROOT / "eval.py", f"captions={tmp_path / 'captions.json'}", f"out={tmp_path / 'out'}", path="")
     assert process.returncode == 0, process.stderr
@@ -155,7 +158,10 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["train.py", "model.lm_tuning=lora", "{world}", "lm=demo", "encoder=demo"], "lm_tuning 'lora'.*frozen, full"),
         (["train.py", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
         (["train.py", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
-        (["train.py", "{world}", "encoder=demo", "lm.name=/no/such/folder"], "cannot load language model '/no/such/folder'"),
+        (
+            ["train.py", "{world}", "encoder=demo", "lm.name=/no/such/folder"],
+            "cannot load language model '/no/such/folder'",
+        ),
         (["train.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
         (["eval.py"], "ckpt=PATH.*captions=FILE"),
         (["eval.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
