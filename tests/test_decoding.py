@@ -97,7 +97,7 @@ def test_bad_requests_are_told() -> None:
     prefix = torch.randn(1, 4, lm.dim)
     with pytest.raises(InputError, match="unknown decoder 'magic': choose one of greedy, beam"):
         decode(lm, prefix, "magic")
-    with pytest.raises(InputError, match="decoder 'greedy'.*beams"):
+    with pytest.raises(InputError, match=r"decoder 'greedy'.*beams"):
         decode(lm, prefix, "greedy", beams=3)
     with pytest.raises(InputError, match=r"exceed the context of language model 'random' \(96\).*at most 92"):
         decode(lm, prefix, "beam", max_tokens=93)

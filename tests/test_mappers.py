@@ -59,7 +59,7 @@ def test_mlp_mapper_has_one_hidden_layer_with_tanh() -> None:
 def test_unknown_names_and_options_are_told() -> None:
     with pytest.raises(InputError, match="unknown mapper 'rnn': choose one of mlp, transformer"):
         build_mapper("rnn", 4, 8)
-    with pytest.raises(InputError, match="mapper 'mlp'.*layers"):
+    with pytest.raises(InputError, match=r"mapper 'mlp'.*layers"):
         build_mapper("mlp", 4, 8, layers=2)
     with pytest.raises(InputError, match="width 10 cannot be split into 8 heads"):
         build_mapper("transformer", 4, 10)

@@ -132,7 +132,7 @@ def test_training_learns_saves_and_resumes(tuning: str, tmp_path: Path) -> None:
     whole, trainer = fit(fresh(), store, tmp_path / "whole", 4)
     assert trainer.callback_metrics["train_loss"] < 2.5  # of 4.6 before
     fit(fresh(), store, tmp_path / "parts", 2)
-    resumed, trainer = fit(fresh(), store, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt")
+    _, trainer = fit(fresh(), store, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt")
     assert trainer.global_step == 12
     # Batches are drawn anew after a resumption, so the weights differ a little; the step and the schedule do not.
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0
