@@ -63,6 +63,7 @@ def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     printed = succeed(
         ROOT / "train.py", *world, "lm=demo", "encoder=demo", f"run_dir={folder}", "model.mapper.layers=2",
         "trainer.max_epochs=2", "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=2", "val_max_tokens=30",
+        "logger=tensorboard",
     )  # fmt: skip
     assert re.search(r"training [\d.]+M parameters \([\d.]+M frozen\)", printed)
     assert f"python eval.py ckpt={folder}/checkpoints/best.ckpt" in printed.splitlines()[-1]
@@ -76,6 +77,7 @@ def test_the_folder_of_a_run(trained: Path) -> None:
         columns = csv.DictReader(file).fieldnames
     assert {"train_loss", "val_loss", "val_cider", "step", "epoch"} <= set(columns or [])
     assert len(list((trained / "samples").iterdir())) == 2
+    assert list((trained / "tensorboard").glob("events.out.tfevents.*"))
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any("language_model" in name for name in checkpoint["state_dict"])
 

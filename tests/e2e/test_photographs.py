@@ -17,8 +17,9 @@ def test_training_photographs_are_learned(shared: Path, tmp_path: Path) -> None:
     succeed(
         ROOT / "train.py", *data, "lm=demo", "encoder=demo", "model=mlp", f"run_dir={run}", "batch_size=20",
         "trainer.max_epochs=60", "trainer.check_val_every_n_epoch=30", "optimizer.learning_rate=2e-3",
-        "optimizer.warmup_steps=20",
+        "optimizer.warmup_steps=20", "logger=wandb", "logger.wandb.offline=true",
     )  # fmt: skip
+    assert list((run / "wandb").glob("offline-run-*"))
     last = run / "checkpoints" / "last.ckpt"
     out = tmp_path / "train-scores"
     succeed(ROOT / "eval.py", f"ckpt={last}", "split=train", "decode=greedy", f"out={out}")
