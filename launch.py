@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.errors import InputError
+from prefixcap.files import no_space
 
 
 def run(main: Callable[[DictConfig], None], config_name: str) -> None:
@@ -47,6 +48,14 @@ def _mistakes_in_one_line() -> Iterator[None]:
         yield
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {' '.join(_explain(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not no_space(error):
+            raise
+        print(
+            f"error: no space left on the disk ({error}): free some and run again; what was made is kept",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

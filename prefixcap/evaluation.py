@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
+from prefixcap.files import read_json, write_text_whole
 from prefixcap.metrics import METRICS, Scores, score_captions, score_humans
 from prefixcap.report import html_report, table
 
@@ -126,7 +126,7 @@ def read_references(path: str | Path) -> dict[ImageId, list[str]]:
     Raises:
         InputError: there is no such file, or it has another form.
     """
-    content = _read_json(path)
+    content = read_json(Path(path))
     references: dict[ImageId, list[str]] = {}
     try:
         if isinstance(content, dict) and "annotations" in content:
@@ -148,16 +148,7 @@ def read_references(path: str | Path) -> dict[ImageId, list[str]]:
 
 
 def _entries(path: str | Path) -> list[dict[str, Any]]:
-    content = _read_json(path)
+    content = read_json(Path(path))
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise InputError(f"{path} is not a list of captions: give COCO results, [{{'image_id': …, 'caption': …}}, …]")
     return content
-
-
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error})") from error

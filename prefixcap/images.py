@@ -28,4 +28,4 @@ def open_image(path: str | Path) -> Image.Image:
         raise
     except Exception as error:  # decoders raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason})") from error
+        raise InputError(f"{path}: cannot be read: {reason}") from error

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers.inputs import clean_caption, read_json, relative_file
+from data_prep.readers.inputs import clean_caption, relative_file
 from data_prep.records import Dataset, ImageRecord, Skipped
 from prefixcap.errors import InputError
+from prefixcap.files import read_json
 
 INT64 = range(-(2**63), 2**63)
 

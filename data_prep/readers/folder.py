@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers.inputs import clean_caption, read_text, relative_file
+from data_prep.readers.inputs import clean_caption, relative_file
 from data_prep.records import Dataset, ImageRecord, Skipped
 from prefixcap.errors import InputError
+from prefixcap.files import read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 

@@ -1,29 +1,9 @@
-"""What readers share: text files, captions and paths as they come from others, checked."""
+"""What readers share: captions and paths as they come from others, checked."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from prefixcap.errors import InputError
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped). Raises InputError naming the file."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError naming the file and the place."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
 
 
 def clean_caption(caption: object) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import prefixcap
 from prefixcap.demo.scenes import DOMAINS
 from prefixcap.demo.world import write_coco
 from tests.conftest import ROOT
@@ -94,6 +96,24 @@ def test_resume_goes_on_in_the_same_folder(trained: Path) -> None:
     assert "a resumed run keeps its model" in message
 
 
+def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
+    """A limit on the size of files stands in for the disk: the next checkpoint does not fit."""
+    last = trained / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    limit = len(before) // 2
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"ckpt={last}", "trainer.max_epochs=9"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.splitlines()[-1].startswith("error: no space left on the disk")
+    assert "Traceback" not in process.stderr
+    assert last.read_bytes() == before
+    prefixcap.load(last)
+
+
 def test_evaluation_of_a_checkpoint(trained: Path, world: list[str]) -> None:
     printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy")
     assert re.search(r"humans +0\.\d{4}", printed) and "right attributes" in printed
@@ -170,8 +190,8 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
         (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "split=dev"], "no split 'dev'; it has train, val, test"),
         (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
-        (["eval.py", "captions=absent.json"], "there is no file absent.json"),
-        (["eval.py", "captions=pyproject.toml"], "cannot be read as JSON"),
+        (["eval.py", "captions=absent.json"], "cannot read absent.json: No such file"),
+        (["eval.py", "captions=pyproject.toml"], "is not JSON"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], message: str, world: list[str], trained: Path) -> None:
