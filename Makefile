@@ -7,8 +7,8 @@ READY := .venv/ready
 .PHONY: demo test clean
 
 demo: $(READY)
-	$(BIN)/python train.py run_dir=runs/demo
-	$(BIN)/python eval.py ckpt=runs/demo/checkpoints/best.ckpt
+	$(BIN)/python train.py
+	$(BIN)/python eval.py ckpt=$$(ls -t runs/demo-transformer/*/checkpoints/best.ckpt | head -n 1)
 
 test: $(READY)
 	$(BIN)/ruff check
@@ -23,4 +23,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv data/demo stores/demo-demo runs/demo
+	rm -rf .venv data/demo stores/demo-demo

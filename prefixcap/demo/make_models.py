@@ -6,6 +6,7 @@ pair, as OpenAI's CLIP and GPT-2 have seen more than COCO. About an hour on two 
 """
 
 import argparse
+import json
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -132,21 +133,23 @@ def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor, also_true: Tens
     return (F.cross_entropy(per_image, target) + F.cross_entropy(per_image.T, target)) / 2
 
 
-def sentences(seed: int) -> Iterator[str]:
-    """Text of the small world without end: captions, some behind a prompt, and questions with their answers."""
+def documents(seed: int) -> Iterator[str]:
+    """Texts of the small world without end, a few lines each, all about one scene.
+
+    As in any real text, earlier lines tell what later ones will say. From single sentences a language model would
+    learn that nothing before a sentence matters, and no prefix could steer it.
+    """
     generator = np.random.default_rng(seed)
     while True:
         scene = random_scene(generator)
-        five = captions(scene, generator)
-        caption = five[generator.integers(5)]
-        draw_of = generator.random()
-        if draw_of < 0.15 and caption.startswith("A "):
-            yield str(generator.choice(["Image of a", "A picture of a", "A photo of a"])) + caption[1:]
-        elif draw_of < 0.25:
+        lines = [str(line) for line in generator.permutation(captions(scene, generator))]
+        if generator.random() < 0.2:
+            prompt = str(generator.choice(["Image of a", "A picture of a", "A photo of a"]))
+            lines = [prompt + line[1:] if line.startswith("A ") else line for line in lines]
+        if generator.random() < 0.2:
             question, answer = _question(scene, generator)
-            yield f"{five[0]} Question: {question} Answer: {answer}."
-        else:
-            yield caption
+            lines.insert(int(generator.integers(1, 4)), f"{lines[0]} Question: {question} Answer: {answer}.")
+        yield "\n".join(lines[: generator.integers(1, 6)])
 
 
 def _question(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
@@ -160,15 +163,15 @@ def _question(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
     return asked[generator.integers(len(asked))]
 
 
-def make_language_model(folder: Path, steps: int, batch_size: int = 32, length: int = 64, peak: float = 3e-3) -> None:
+def make_language_model(folder: Path, steps: int, batch_size: int = 16, length: int = 128, peak: float = 3e-3) -> None:
     """Train the small GPT-2 and its byte-level BPE tokenizer and write both to `folder` as transformers does."""
     torch.manual_seed(0)
-    source = sentences(seed=0)
+    source = documents(seed=0)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator((next(source) for _ in range(20_000)), trainer)
+    bpe.train_from_iterator((next(source) for _ in range(8_000)), trainer)
     bpe.add_special_tokens([END])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END)
     end = tokenizer.eos_token_id
@@ -197,6 +200,10 @@ def make_language_model(folder: Path, steps: int, batch_size: int = 32, length: 
             progress.set_postfix(loss=f"{loss.item():.3f}")
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # Version 5 of transformers names a class of its own; this one exists in version 4 too.
+    settings = folder / "tokenizer_config.json"
+    known = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.write_text(json.dumps(known, indent=2) + "\n")
 
 
 if __name__ == "__main__":
