@@ -56,11 +56,11 @@ def picture_and_captions(seed: int) -> tuple[np.ndarray, list[str], Scene]:
     return np.asarray(small), captions(scene, generator), scene
 
 
-def make_clip(path: Path, scenes: int, steps: int, groups: int = 3, group_size: int = 64, peak: float = 1e-3) -> None:
+def make_clip(path: Path, scenes: int, steps: int, batch_size: int = 192, peak: float = 1e-3) -> None:
     """Train the small CLIP and write its state dict (half precision, as OpenAI's files are) to `path`.
 
-    A batch is made of groups: one of random pictures, the others of pictures that have three attributes in common.
-    In random pictures the colour and the place nearly always tell which caption is meant, and shapes are never learned.
+    Pictures are contrasted with the captions of a batch, and with phrases that name one attribute each. In a batch,
+    colour and place alone nearly always tell which caption is meant; the phrases see to it that shapes are learned too.
     """
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
@@ -71,6 +71,7 @@ def make_clip(path: Path, scenes: int, steps: int, groups: int = 3, group_size: 
     tokens = tokens[..., : int((tokens > 0).sum(-1).max())]
     truth = np.array([attribute_codes(list(asdict(scene).items())) for _, _, scene in drawn])
     said = np.array([[attribute_codes(named_attributes(text)) for text in five] for _, five, _ in drawn])
+    phrases = {name: clip.tokenize([f"{value}." for value in values])[:, :8] for name, values in ATTRIBUTES.items()}
     normalize = _transform(RESOLUTION).transforms[-1]
 
     model = CLIP(
@@ -78,31 +79,59 @@ def make_clip(path: Path, scenes: int, steps: int, groups: int = 3, group_size: 
         image_resolution=RESOLUTION, vision_layers=4, vision_width=128, vision_patch_size=12,
         context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=3,
     )  # fmt: skip
+    start_locally(model)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
     progress = trange(steps, desc="clip", mininterval=5)
     for step in progress:
-        batch = [generator.integers(0, scenes, group_size)]
-        for _ in range(groups - 1):
-            shared = generator.choice(len(ATTRIBUTES), 3, replace=False)
-            alike = np.flatnonzero((truth[:, shared] == truth[generator.integers(scenes), shared]).all(axis=1))
-            batch.append(generator.permutation(alike)[:group_size])
-        rows = np.concatenate(batch)
-        which = generator.integers(0, 5, len(rows))
-        images = normalize(pixels[rows].float() / 255)
-        loss = contrastive_loss(model, images, tokens[rows, which], also_true(truth[rows], said[rows, which]))
+        rows = generator.integers(0, scenes, batch_size)
+        which = generator.integers(0, 5, batch_size)
+        images = F.normalize(model.encode_image(normalize(pixels[rows].float() / 255)), dim=1)
+        texts = F.normalize(model.encode_text(tokens[rows, which]), dim=1)
+        scale = model.logit_scale.exp()
+        contrast = contrastive_loss(scale * images @ texts.T, also_true(truth[rows], said[rows, which]))
+        naming = torch.stack(
+            [
+                F.cross_entropy(
+                    scale * images @ F.normalize(model.encode_text(phrases[name]), dim=1).T,
+                    torch.from_numpy(truth[rows, place]),
+                )
+                for place, name in enumerate(ATTRIBUTES)
+            ]
+        )
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(contrast + naming.sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
         if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % 400 == 0:
+            losses = dict(zip(ATTRIBUTES, (f"{loss:.2f}" for loss in naming.tolist()), strict=True))
+            progress.set_postfix(contrast=f"{contrast.item():.2f}", **losses)
+        if (step + 1) % 250 == 0:
             save_clip(model, path)
     save_clip(model, path)
+
+
+def start_locally(model: CLIP) -> None:
+    """Let the image tower begin with patches that know their neighbours, which it learns slowly by itself.
+
+    Positions begin as two-dimensional sines and cosines, and queries and keys as the same projection, so that a
+    patch attends to what is like it and near it (Trockman and Kolter 2023, "Mimetic Initialization").
+    """
+    visual = model.visual
+    width, grid = visual.class_embedding.shape[0], RESOLUTION // visual.conv1.kernel_size[0]
+    frequencies = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
+    waves = torch.outer(torch.arange(grid), frequencies)
+    one = torch.cat((waves.sin(), waves.cos()), dim=1)  # (grid, width / 2)
+    rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
+    with torch.no_grad():
+        visual.positional_embedding[1:] = 0.5 * torch.cat((rows, columns), dim=-1).flatten(0, 1)
+        for block in visual.transformer.resblocks:
+            shared = 0.5 * torch.linalg.qr(torch.randn(width, width))[0]
+            block.attn.in_proj_weight[:width] = shared
+            block.attn.in_proj_weight[width : 2 * width] = shared
 
 
 def attribute_codes(named: list[tuple[str, str]]) -> list[int]:
@@ -123,14 +152,14 @@ def save_clip(model: CLIP, path: Path) -> None:
     torch.save(state, path)
 
 
-def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor, also_true: Tensor) -> Tensor:
+def contrastive_loss(similarity: Tensor, also_true: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy over the similarities of a batch (Radford et al. 2021, figure 3).
 
     A caption that happens to be true of another picture too is no negative for it.
     """
-    per_image = model(images, texts)[0].masked_fill(also_true, -torch.inf)  # (images, texts)
-    target = torch.arange(len(images))
-    return (F.cross_entropy(per_image, target) + F.cross_entropy(per_image.T, target)) / 2
+    similarity = similarity.masked_fill(also_true, -torch.inf)  # (images, texts)
+    target = torch.arange(len(similarity))
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
 def documents(seed: int) -> Iterator[str]:
