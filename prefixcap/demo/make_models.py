@@ -9,9 +9,7 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import clip
 import numpy as np
@@ -19,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from clip.clip import _transform
 from clip.model import CLIP
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm, trange
@@ -27,9 +24,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prefixcap.demo import ASSETS
 from prefixcap.demo.drawing import draw
-from prefixcap.demo.scenes import ATTRIBUTES, Scene, captions, named_attributes, random_scene
+from prefixcap.demo.scenes import Scene, captions, random_scene
 
-RESOLUTION = 96
+RESOLUTION = 112
 END = "<|endoftext|>"
 
 
@@ -37,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--scenes", type=int, default=24_000, help="pictures to train the CLIP on")
-    parser.add_argument("--clip-steps", type=int, default=2000, help="training steps of the CLIP")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over them")
     parser.add_argument("--lm-steps", type=int, default=1500, help="training steps of the language model")
     parser.add_argument("--only", choices=["clip", "lm"], help="make only this one")
     arguments = parser.parse_args()
@@ -45,7 +42,7 @@ def main() -> None:
     if arguments.only != "clip":
         make_language_model(arguments.out / "language_model", arguments.lm_steps)
     if arguments.only != "lm":
-        make_clip(arguments.out / "clip.pt", arguments.scenes, arguments.clip_steps)
+        make_clip(arguments.out / "clip.pt", arguments.scenes, arguments.epochs)
 
 
 def picture_and_captions(seed: int) -> tuple[np.ndarray, list[str], Scene]:
@@ -56,12 +53,8 @@ def picture_and_captions(seed: int) -> tuple[np.ndarray, list[str], Scene]:
     return np.asarray(small), captions(scene, generator), scene
 
 
-def make_clip(path: Path, scenes: int, steps: int, batch_size: int = 192, peak: float = 1e-3) -> None:
-    """Train the small CLIP and write its state dict (half precision, as OpenAI's files are) to `path`.
-
-    Pictures are contrasted with the captions of a batch, and with phrases that name one attribute each. In a batch,
-    colour and place alone nearly always tell which caption is meant; the phrases see to it that shapes are learned too.
-    """
+def make_clip(path: Path, scenes: int, epochs: int, batch_size: int = 256, peak: float = 1e-3) -> None:
+    """Train the small CLIP and write its state dict (half precision, as OpenAI's files are) to `path`."""
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     with multiprocessing.Pool() as pool:
@@ -69,81 +62,37 @@ def make_clip(path: Path, scenes: int, steps: int, batch_size: int = 192, peak: 
     pixels = torch.from_numpy(np.stack([picture for picture, _, _ in drawn])).permute(0, 3, 1, 2)
     tokens = torch.stack([clip.tokenize(sentences) for _, sentences, _ in drawn])
     tokens = tokens[..., : int((tokens > 0).sum(-1).max())]
-    truth = np.array([attribute_codes(list(asdict(scene).items())) for _, _, scene in drawn])
-    said = np.array([[attribute_codes(named_attributes(text)) for text in five] for _, five, _ in drawn])
-    phrases = {name: clip.tokenize([f"{value}." for value in values])[:, :8] for name, values in ATTRIBUTES.items()}
     normalize = _transform(RESOLUTION).transforms[-1]
 
     model = CLIP(
         embed_dim=128,
-        image_resolution=RESOLUTION, vision_layers=4, vision_width=128, vision_patch_size=12,
+        image_resolution=RESOLUTION, vision_layers=4, vision_width=128, vision_patch_size=16,
         context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=3,
     )  # fmt: skip
-    start_locally(model)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
+    steps = epochs * (scenes // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
     progress = trange(steps, desc="clip", mininterval=5)
     for step in progress:
-        rows = generator.integers(0, scenes, batch_size)
-        which = generator.integers(0, 5, batch_size)
-        images = F.normalize(model.encode_image(normalize(pixels[rows].float() / 255)), dim=1)
-        texts = F.normalize(model.encode_text(tokens[rows, which]), dim=1)
-        scale = model.logit_scale.exp()
-        contrast = contrastive_loss(scale * images @ texts.T, also_true(truth[rows], said[rows, which]))
-        naming = torch.stack(
-            [
-                F.cross_entropy(
-                    scale * images @ F.normalize(model.encode_text(phrases[name]), dim=1).T,
-                    torch.from_numpy(truth[rows, place]),
-                )
-                for place, name in enumerate(ATTRIBUTES)
-            ]
-        )
+        if step % (scenes // batch_size) == 0:
+            order = torch.from_numpy(generator.permutation(scenes))
+        rows = order[:batch_size]
+        order = order[batch_size:]
+        which = torch.from_numpy(generator.integers(0, 5, batch_size))
+        images = normalize(pixels[rows].float() / 255)
+        loss = contrastive_loss(model, images, tokens[rows, which])
         optimizer.zero_grad()
-        torch.autograd.backward(contrast + naming.sum())
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
         if step % 20 == 0:
-            losses = dict(zip(ATTRIBUTES, (f"{loss:.2f}" for loss in naming.tolist()), strict=True))
-            progress.set_postfix(contrast=f"{contrast.item():.2f}", **losses)
-        if (step + 1) % 250 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % (4 * (scenes // batch_size)) == 0:
             save_clip(model, path)
     save_clip(model, path)
-
-
-def start_locally(model: CLIP) -> None:
-    """Let the image tower begin with patches that know their neighbours, which it learns slowly by itself.
-
-    Positions begin as two-dimensional sines and cosines, and queries and keys as the same projection, so that a
-    patch attends to what is like it and near it (Trockman and Kolter 2023, "Mimetic Initialization").
-    """
-    visual = model.visual
-    width, grid = visual.class_embedding.shape[0], RESOLUTION // visual.conv1.kernel_size[0]
-    frequencies = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
-    waves = torch.outer(torch.arange(grid), frequencies)
-    one = torch.cat((waves.sin(), waves.cos()), dim=1)  # (grid, width / 2)
-    rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
-    with torch.no_grad():
-        visual.positional_embedding[1:] = 0.5 * torch.cat((rows, columns), dim=-1).flatten(0, 1)
-        for block in visual.transformer.resblocks:
-            shared = 0.5 * torch.linalg.qr(torch.randn(width, width))[0]
-            block.attn.in_proj_weight[:width] = shared
-            block.attn.in_proj_weight[width : 2 * width] = shared
-
-
-def attribute_codes(named: list[tuple[str, str]]) -> list[int]:
-    """The place of each attribute's value among those it can have; -1 where the attribute is not named."""
-    values = dict(named)
-    return [choices.index(values[name]) if name in values else -1 for name, choices in ATTRIBUTES.items()]
-
-
-def also_true(truth: NDArray[Any], said: NDArray[Any]) -> Tensor:
-    """(batch, batch) whether each scene is truly described by the caption of another one."""
-    fits = (said[None] == -1) | (said[None] == truth[:, None])  # (scene, caption, attribute)
-    return torch.from_numpy(fits.all(axis=-1) & ~np.eye(len(truth), dtype=bool))
 
 
 def save_clip(model: CLIP, path: Path) -> None:
@@ -152,14 +101,11 @@ def save_clip(model: CLIP, path: Path) -> None:
     torch.save(state, path)
 
 
-def contrastive_loss(similarity: Tensor, also_true: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy over the similarities of a batch (Radford et al. 2021, figure 3).
-
-    A caption that happens to be true of another picture too is no negative for it.
-    """
-    similarity = similarity.masked_fill(also_true, -torch.inf)  # (images, texts)
-    target = torch.arange(len(similarity))
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+def contrastive_loss(model: CLIP, images: Tensor, texts: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy over the similarities of a batch (Radford et al. 2021, figure 3)."""
+    per_image, per_text = model(images, texts)
+    target = torch.arange(len(images))
+    return (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
 
 
 def documents(seed: int) -> Iterator[str]:
