@@ -63,8 +63,8 @@ class LanguageModel(nn.Module):
         return [[*row, self.end_token] for row in self.tokenizer(captions, add_special_tokens=False)["input_ids"]]
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The caption that the tokens spell, without special tokens and outer white space."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        """The caption that the tokens spell, on one line, without special tokens."""
+        return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(…) token ids -> (…, dim) word embeddings."""

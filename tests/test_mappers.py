@@ -18,8 +18,9 @@ from prefixcap.training import trainable_parameters
     [("mlp", "frozen", 31.5), ("transformer", "frozen", 41.7), ("mlp", "full", 155.9)],
 )
 def test_trainable_parameters_are_the_published_ones(mapper: str, tuning: Tuning, millions: float) -> None:
+    tokenizer = load_language_model("demo").tokenizer
     with torch.device("meta"):
-        lm = LanguageModel(GPT2LMHeadModel(GPT2Config()), load_language_model("demo").tokenizer, "gpt2", tuning)
+        lm = LanguageModel(GPT2LMHeadModel(GPT2Config()), tokenizer, "gpt2", tuning)
         captioner = Captioner(lm, EncoderIdentity("clip:ViT-B/32", "", "", 512), {"name": mapper})
     trained, frozen = trainable_parameters(captioner)
     assert round(trained / 1e6, 1) == millions
