@@ -1,6 +1,7 @@
 """Train a captioner: `python train.py [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +53,8 @@ def main(config: DictConfig) -> None:
         default_root_dir=str(run_dir),
     )
     write_text_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
     trained, frozen = trainable_parameters(captioner)
     print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
     trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)

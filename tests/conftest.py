@@ -1,6 +1,9 @@
 """What several test modules need: small models, the project's folder, and the shared photographs."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,26 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no shared data at {SHARED}; PREFIXCAP_SHARED_DATA names another folder")
     return SHARED
+
+
+@pytest.fixture
+def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a script of the project with options that are a mistake; give the one line that it ends in.
+
+    In this process: starting Python anew for each mistake would take most of the time of all tests.
+    """
+
+    def run(script: str, *options: str) -> str:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        printed = capsys.readouterr().err
+        lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert stopped.value.code == 2 and len(lines) == 1 and "Traceback" not in printed, printed
+        return lines[0]
+
+    return run
 
 
 def small_lm(tuning: Tuning = "frozen", seed: int = 0) -> LanguageModel:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -98,7 +99,13 @@ def test_schedule_is_that_of_transformers() -> None:
 
 
 def fit(
-    captioner: Captioner, store: Path, run: Path, epochs: int, resume: Path | None = None, total_epochs: int = 4
+    captioner: Captioner,
+    store: Path,
+    run: Path,
+    epochs: int,
+    resume: Path | None = None,
+    total_epochs: int = 4,
+    precision: Any = "32-true",
 ) -> tuple[Captioner, L.Trainer]:
     """Train; the schedule is that of `total_epochs`, of which `epochs` are done."""
 
@@ -112,6 +119,7 @@ def fit(
     trainer = L.Trainer(
         max_epochs=total_epochs, callbacks=[*best_and_last(run), StopAfter()], logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, gradient_clip_val=1.0, accelerator="cpu",
+        precision=precision,
     )  # fmt: skip
     trainer.fit(training, data, ckpt_path=resume, weights_only=True)
     return captioner, trainer
@@ -145,6 +153,14 @@ def test_training_learns_saves_and_resumes(tuning: str, tmp_path: Path) -> None:
     assert loaded.caption(embeddings, max_tokens=12) == whole.caption(embeddings, max_tokens=12)
     samples = json.loads(sorted((tmp_path / "whole" / "samples").iterdir())[-1].read_text())
     assert [sample["references"] for sample in samples] == [list(own) for own in CAPTIONS]
+
+
+def test_bf16_training_learns_and_keeps_full_weights(tmp_path: Path) -> None:
+    captioner = small_captioner("full", "mlp")
+    _, trainer = fit(captioner, make_store(tmp_path / "store"), tmp_path / "run", 4, precision="bf16-mixed")
+    assert trainer.callback_metrics["train_loss"] < 5.5  # of 6.9 before
+    loaded = prefixcap.load(tmp_path / "run" / "last.ckpt")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> None:

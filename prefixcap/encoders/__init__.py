@@ -1,15 +1,12 @@
 """CLIP back ends behind one protocol. `load_encoder` opens one by name."""
 
-from pathlib import Path
-
 import torch
 
+from prefixcap.demo import ASSETS
 from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
 from prefixcap.errors import InputError
 
 __all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "load_encoder"]
-
-_DEMO_CHECKPOINT = Path(__file__).parents[1] / "demo" / "assets" / "clip.pt"
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
@@ -40,7 +37,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
     if name == "demo" or (backend == "clip" and checkpoint):
         from prefixcap.encoders.openai_clip import OpenAIClipEncoder
 
-        return OpenAIClipEncoder(checkpoint or str(_DEMO_CHECKPOINT), name, device, dtype)
+        return OpenAIClipEncoder(checkpoint or str(ASSETS / "clip.pt"), name, device, dtype)
     if backend == "transformers" and checkpoint:
         from prefixcap.encoders.hf import TransformersEncoder
 
