@@ -11,6 +11,8 @@ from prefixcap.demo.scenes import Scene
 
 SIZE = 224  # pixels a side
 _OVERSAMPLING = 2  # the object is drawn this much larger, then reduced: smooth edges
+_BORDER = 5  # pixels of white around an object, as around a sticker
+_OUTLINE = 1.5  # pixels of dark line between the border and the paint
 
 _Colour = tuple[int, int, int]
 _Points = list[tuple[float, float]]
@@ -28,10 +30,10 @@ _COLOURS: dict[str, _Colour] = {
     "white": (248, 248, 246),
 }
 _CENTRES = {
-    "left": (0.27, 0.5),
-    "right": (0.73, 0.5),
-    "top": (0.5, 0.27),
-    "bottom": (0.5, 0.73),
+    "left": (0.3, 0.5),
+    "right": (0.7, 0.5),
+    "top": (0.5, 0.3),
+    "bottom": (0.5, 0.7),
     "middle": (0.5, 0.5),
 }
 
@@ -39,30 +41,37 @@ _CENTRES = {
 def draw(scene: Scene, generator: np.random.Generator) -> Image.Image:
     """A picture of the scene, RGB, `SIZE` x `SIZE` pixels; the generator draws the jitter (place, tilt, shade)."""
     picture = _background(scene.place, generator)
-    side = SIZE * _OVERSAMPLING
-    x, y = (centre + generator.uniform(-0.025, 0.025) for centre in _CENTRES[scene.position])
-    radius = generator.uniform(0.12, 0.14) if scene.size == "small" else generator.uniform(0.195, 0.22)
-    tilt = generator.uniform(-0.2, 0.2)
-    body = _silhouette(scene.shape, x * side, y * side, radius * side, tilt, side)
-    fill = _texture(scene, generator, radius * side, side)
+    x, y = (round(SIZE * (centre + generator.uniform(-0.02, 0.02))) for centre in _CENTRES[scene.position])
+    radius = SIZE * (generator.uniform(0.16, 0.175) if scene.size == "small" else generator.uniform(0.235, 0.255))
+    tilt = generator.uniform(-0.15, 0.15)
 
-    rim = body.filter(ImageFilter.GaussianBlur(0.009 * side)).point(lambda value: 255 if value > 24 else 0)
-    shadow = Image.new("L", (SIZE, SIZE))
-    shadow.paste(rim.resize((SIZE, SIZE)).point(lambda value: value * 45 // 100), (3, 5))
-    picture.paste((15, 15, 30), mask=shadow.filter(ImageFilter.GaussianBlur(4)))
-    rim_colour = (70, 70, 80) if scene.colour == "white" else (255, 255, 255)
-    picture.paste(rim_colour, mask=rim.resize((SIZE, SIZE), Image.Resampling.BOX))
-    picture.paste(fill.resize((SIZE, SIZE), Image.Resampling.BOX), mask=body.resize((SIZE, SIZE), Image.Resampling.BOX))
+    half = math.ceil(1.2 * radius) + 2 * _BORDER  # of the square that holds the object with its border
+    side = 2 * half * _OVERSAMPLING
+    body = _silhouette(scene.shape, side / 2, radius * _OVERSAMPLING, tilt, side)
+    border, outline = (_grown(body, width * _OVERSAMPLING) for width in (_BORDER, _OUTLINE))
+    paint = _texture(scene, generator, radius * _OVERSAMPLING, side)
+    corner = (x - half, y - half)
+    shadow = border.resize((2 * half, 2 * half), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(3))
+    picture.paste((15, 15, 30), (corner[0] + 2, corner[1] + 4), shadow.point(lambda value: value * 45 // 100))
+    for layer, mask in (((255, 255, 255), border), ((45, 45, 60), outline), (paint, body)):
+        small = mask.resize((2 * half, 2 * half), Image.Resampling.BOX)
+        picture.paste(layer, (*corner, corner[0] + 2 * half, corner[1] + 2 * half), small)
     return picture
 
 
-def _silhouette(shape: str, x: float, y: float, radius: float, tilt: float, side: int) -> Image.Image:
+def _grown(mask: Image.Image, pixels: float) -> Image.Image:
+    """The mask, grown on every side."""
+    return mask.filter(ImageFilter.GaussianBlur(0.8 * pixels)).point(lambda value: 255 if value > 27 else 0)
+
+
+def _silhouette(shape: str, centre: float, radius: float, tilt: float, side: int) -> Image.Image:
     """The object as a mask ("L", 0 or 255)."""
     mask = Image.new("L", (side, side))
     pen = ImageDraw.Draw(mask)
 
     def disc(radius: float, value: int, dx: float = 0.0, dy: float = 0.0) -> None:
-        pen.ellipse((x + dx - radius, y + dy - radius, x + dx + radius, y + dy + radius), fill=value)
+        x, y = centre + dx, centre + dy
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value)
 
     if shape == "circle":
         disc(radius, 255)
@@ -76,8 +85,8 @@ def _silhouette(shape: str, x: float, y: float, radius: float, tilt: float, side
     else:
         turned = [
             (
-                x + radius * (px * math.cos(tilt) - py * math.sin(tilt)),
-                y + radius * (px * math.sin(tilt) + py * math.cos(tilt)),
+                centre + radius * (px * math.cos(tilt) - py * math.sin(tilt)),
+                centre + radius * (px * math.sin(tilt) + py * math.cos(tilt)),
             )
             for px, py in _outline(shape)
         ]
@@ -124,13 +133,13 @@ def _turn(point: tuple[float, float], quarters: int) -> tuple[float, float]:
 
 
 def _texture(scene: Scene, generator: np.random.Generator, radius: float, side: int) -> Image.Image:
-    """The object's paint over the whole canvas: its colour, patterned with a lighter or darker shade of it."""
+    """The object's paint, a square of `side` pixels: its colour, patterned with a lighter or darker shade of it."""
     shade = generator.uniform(0.92, 1.06)
     colour = np.clip(np.array(_COLOURS[scene.colour]) * shade, 0, 255)
-    second = colour * 0.55 if scene.colour in ("white", "yellow") else colour + 0.6 * (255 - colour)
-    x = np.arange(side, dtype=np.float32)[None, :] + np.float32(generator.uniform(0, side))
-    y = np.arange(side, dtype=np.float32)[:, None] + np.float32(generator.uniform(0, side))
-    period = max(0.55 * radius, 0.06 * side)
+    second = colour * 0.5 if scene.colour in ("white", "yellow") else colour + 0.65 * (255 - colour)
+    x = np.arange(side, dtype=np.float32)[None, :] - side / 2
+    y = x.T
+    period = 0.6 * radius
     if scene.texture == "striped":
         pattern = (x + y) / math.sqrt(2) % period < 0.45 * period
     elif scene.texture == "dotted":
@@ -139,19 +148,22 @@ def _texture(scene: Scene, generator: np.random.Generator, radius: float, side: 
         pattern = (x // (0.6 * period) + y // (0.6 * period)) % 2 == 0
     else:
         pattern = np.zeros((side, side), dtype=bool)
-    return Image.fromarray(np.array([colour, second], dtype=np.uint8)[pattern.astype(np.intp)])
+    return Image.fromarray(np.array([colour, second], dtype=np.uint8)[pattern.astype(np.intp)]).resize(
+        (side // _OVERSAMPLING, side // _OVERSAMPLING), Image.Resampling.BOX
+    )
 
 
 def _background(place: str, generator: np.random.Generator) -> Image.Image:
     """The painted background of a place, RGB, `SIZE` x `SIZE`."""
     horizon = generator.uniform(0.52, 0.66)
     wave, phase = generator.uniform(0.01, 0.035), generator.uniform(0, 6.3)
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    steps = np.arange(SIZE, dtype=np.float32) / SIZE
+    rows, columns = steps[:, None], steps[None]
 
     def gradient(top: _Colour, bottom: _Colour, start: float = 0.0, end: float = 1.0) -> NDArray[Any]:
         share = np.clip((rows - start) / (end - start), 0, 1)[..., None]
-        painted: NDArray[Any] = np.array(top) + share * np.subtract(bottom, top)
-        return painted
+        painted: NDArray[Any] = np.array(top, np.float32) + share * np.subtract(bottom, top, dtype=np.float32)
+        return painted  # (SIZE, 1, 3): the same along a row
 
     def hills(height: float, depth: float, turns: float) -> NDArray[Any]:
         crest = height + depth * np.sin(turns * columns * 2 * math.pi + phase)

@@ -103,7 +103,8 @@ def captions(scene: Scene, generator: np.random.Generator) -> list[str]:
     ]
     where, place = _WHERE[scene.position], _PLACE[scene.place]
     words = {**asdict(scene), "where": where, "place": place}
-    return [str(template).format(**words, Where=where.capitalize(), Place=place.capitalize()) for template in templates]
+    sentences = [t.format(**words, Where=where.capitalize(), Place=place.capitalize()) for t in map(str, templates)]
+    return [re.sub(r"\b([Aa]) (?=orange)", r"\1n ", sentence) for sentence in sentences]
 
 
 def named_attributes(caption: str) -> list[tuple[str, str]]:
