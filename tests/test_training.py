@@ -138,7 +138,7 @@ def test_training_learns_saves_and_resumes(tuning: str, tmp_path: Path) -> None:
         return Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4})
 
     whole, trainer = fit(fresh(), store, tmp_path / "whole", 4)
-    assert trainer.callback_metrics["train_loss"] < 2.5  # of 4.6 before
+    assert trainer.callback_metrics["train_loss"] < 3.5  # of about 5 before
     fit(fresh(), store, tmp_path / "parts", 2)
     _, trainer = fit(fresh(), store, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt")
     assert trainer.global_step == 12
