@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
     def forward(self, embeddings: Tensor, last: int) -> Tensor:
         """(batch, length, dim) embeddings -> (batch, last, vocabulary) logits at the last positions only."""
         logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
-        return logits
+        return logits[:, -last:]  # not every model knows logits_to_keep
 
     def step(self, embeddings: Tensor, cache: "DynamicCache") -> Tensor:
         """Read (batch, length, dim) more embeddings -> (batch, vocabulary) float32 logits of the next token.
