@@ -137,8 +137,8 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
             "give a checkpoint of CLIPModel or SiglipModel"
         )
     try:
-        # transformers 5 would take the checkpoint's dtype. `dtype` exists since 4.56, `torch_dtype` always.
-        model, report = AutoModel.from_pretrained(source, torch_dtype=torch.float32, output_loading_info=True)
+        # transformers 5 would take the checkpoint's dtype.
+        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source, **_PIL)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:

@@ -28,10 +28,6 @@ def as_tensor(features: object) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-def eager(folder: Path) -> nn.Module:
-    return transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-
-
 @torch.no_grad()
 def test_clip_embeddings_equal_transformers_own(clip_encoder: Encoder, clip_folder: Path, pixels: Tensor) -> None:
     model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
@@ -44,7 +40,8 @@ def test_clip_embeddings_equal_transformers_own(clip_encoder: Encoder, clip_fold
 
 @torch.no_grad()
 def test_clip_patches_equal_eager_attention(clip_encoder: Encoder, clip_folder: Path, pixels: Tensor) -> None:
-    model = eager(clip_folder)
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    model.set_attn_implementation("eager")
     output = model.vision_model(pixels, output_attentions=True)
     tokens = model.visual_projection(model.vision_model.post_layernorm(output.last_hidden_state))
     features = clip_encoder.encode_patches(pixels)
@@ -84,7 +81,7 @@ def test_siglip_embeddings_equal_transformers_own(siglip_encoder: Encoder, sigli
 def test_siglip_patches_equal_the_pooling_head_by_hand(
     siglip_encoder: Encoder, siglip_folder: Path, pixels: Tensor
 ) -> None:
-    vision = eager(siglip_folder).vision_model
+    vision = transformers.SiglipModel.from_pretrained(siglip_folder).eval().vision_model
     tokens, head = vision(pixels).last_hidden_state, vision.head  # (4, 16, 32)
     query, key, value = (
         nn.functional.linear(x, weight, bias).unflatten(-1, (4, 8)).transpose(1, 2)
