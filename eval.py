@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from data_prep.embed import make_store, store_path
+from data_prep.embed import open_store
 from launch import run
 from prefixcap.captioner import load
 from prefixcap.demo.scenes import attribute_accuracy
@@ -39,12 +39,9 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     captioner = load(config.ckpt, device)
     if config.get("data"):
-        path = store_path(config.data.name, config.data.store, captioner.encoder_identity.name)
-        if not path.exists() and config.data.name == "demo":
-            make_store(config.data, captioner.encoder_identity.name)
+        store = open_store(config.data, captioner.encoder_identity.name)
     else:
-        path = Path(captioner.trained_on["store"])
-    store = FeatureStore(path)
+        store = FeatureStore(captioner.trained_on["store"])
     store.require_encoder(captioner.encoder_identity)
     split = store.split(config.split)
     options = {name: value for name, value in config.decode.items() if name != "method"}
@@ -61,7 +58,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
         accuracy = attribute_accuracy(written, [scenes[int(image_id)] for image_id in split.ids])
         evaluation.extra["right attributes"] = accuracy
     run_dir = Path(config.ckpt).resolve().parent.parent
-    title = f"{path.name} {config.split} {config.decode.method}".replace(" ", "-")
+    title = f"{store.path.name} {config.split} {config.decode.method}".replace(" ", "-")
     return evaluation, run_dir / "eval" / title, title
 
 

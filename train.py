@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.embed import make_store, store_path
+from data_prep.embed import open_store
 from launch import run
 from prefixcap.captioner import Captioner, read_checkpoint
 from prefixcap.data import CaptionData
@@ -29,7 +29,8 @@ def main(config: DictConfig) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
 
-    store = open_store(config)
+    store = open_store(config.data, config.encoder.name)
+    require_encoder_name(store, config.encoder.name)
     captioner = Captioner(
         load_language_model(config.lm.name, config.model.lm_tuning),
         store.encoder,
@@ -63,23 +64,13 @@ def main(config: DictConfig) -> None:
     print(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
 
 
-def open_store(config: DictConfig) -> FeatureStore:
-    """The feature store of the configured data; the small world's is made if it is not there."""
-    path = store_path(config.data.name, config.data.store, config.encoder.name)
-    if not path.exists() and config.data.name == "demo":
-        make_store(config.data, config.encoder.name)
-    if not path.exists():
+def require_encoder_name(store: FeatureStore, name: str) -> None:
+    """Refuse embeddings of another encoder than the one that is asked for."""
+    if store.encoder.name != name:
         raise InputError(
-            f"there is no feature store {path}: make it with `python -m data_prep.embed data={config.data.name} "
-            f"encoder.name={config.encoder.name}` and the same data.* options, or name one with data.store=…"
-        )
-    store = FeatureStore(path)
-    if store.encoder.name != config.encoder.name:
-        raise InputError(
-            f"the feature store {path} was made by encoder '{store.encoder.name}', but '{config.encoder.name}' is "
+            f"the feature store {store.path} was made by encoder '{store.encoder.name}', but '{name}' is "
             f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
         )
-    return store
 
 
 def resumed(checkpoint: Path, overrides: list[str]) -> DictConfig:

@@ -218,7 +218,7 @@ def make_store(
     device: str = "auto",
     batch_size: int = 64,
     num_workers: int | None = None,
-) -> Path:
+) -> None:
     """Make or finish the feature store of a configured data set (`conf/data`), and print what is in it.
 
     Args:
@@ -227,9 +227,6 @@ def make_store(
         device: "auto" is a GPU if there is one.
         batch_size: see `embed`.
         num_workers: see `embed`.
-
-    Returns:
-        The store's folder.
 
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
@@ -240,7 +237,23 @@ def make_store(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     report = embed(dataset, load_encoder(encoder_name, device), path, batch_size, num_workers)
     _print_summary(path, report)
-    return path
+
+
+def open_store(data: DictConfig, encoder_name: str) -> FeatureStore:
+    """The feature store of a configured data set; the small world's is made if it is not there.
+
+    Raises:
+        InputError: there is no such store, or it is not finished; the message names the command that makes it.
+    """
+    path = store_path(data.name, data.store, encoder_name)
+    if not path.exists() and data.name == "demo":
+        make_store(data, encoder_name)
+    if not path.exists():
+        raise InputError(
+            f"there is no feature store {path}: make it with `python -m data_prep.embed data={data.name} "
+            f"encoder.name={encoder_name}` and the same data.* options, or name one with data.store=…"
+        )
+    return FeatureStore(path)
 
 
 def _print_summary(path: Path, report: EmbedReport) -> None:

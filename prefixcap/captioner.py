@@ -110,7 +110,7 @@ class Captioner(nn.Module):
                 or (batch, dim) embeddings as that encoder gives them.
             decode: name of a decoder, see `prefixcap.decoding`.
             batch_size: images that are captioned together.
-            progress: show a progress bar on stderr.
+            progress: show a progress bar on stderr, if it takes longer than a second.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
@@ -123,7 +123,8 @@ class Captioner(nn.Module):
         self.eval()
         try:
             captions: list[str] = []
-            with torch.inference_mode(), tqdm(total=len(images), unit=" images", disable=not progress) as bar:
+            bar = tqdm(total=len(images), unit=" images", disable=not progress, delay=1)
+            with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
                     prefix = self.prefix(self._embed(images[start : start + batch_size]))
                     tokens = decode_tokens(self.language_model, prefix, decode, **options)

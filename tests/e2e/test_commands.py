@@ -182,6 +182,10 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
         (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "split=dev"], "no split 'dev'; it has train, val, test"),
         (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
+        (
+            ["eval.py", "ckpt={run}/checkpoints/best.ckpt", "data=coco", "data.store=absent"],
+            "no feature store absent.*data_prep.embed data=coco encoder.name=demo",
+        ),
         (["eval.py", "captions=absent.json"], "cannot read absent.json: No such file"),
         (["eval.py", "captions=pyproject.toml"], "is not JSON"),
     ],
