@@ -45,7 +45,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     store.require_encoder(captioner.encoder_identity)
     split = store.split(config.split)
     options = {name: value for name, value in config.decode.items() if name != "method"}
-    written = captioner.caption(split.embeddings, config.decode.method, config.batch_size, progress=True, **options)
+    written = captioner.caption(split.embeddings[:], config.decode.method, config.batch_size, progress=True, **options)
     captions = dict(zip(split.ids, written, strict=True))
     evaluation = evaluate(
         captions,

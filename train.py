@@ -38,7 +38,9 @@ def main(config: DictConfig) -> None:
         config.model.normalize_embeddings,
         trained_on={"data": config.data.name, "store": str(store.path.resolve()), "images": store.splits},
     )
-    data = CaptionData(store.path, captioner, config.batch_size, config.num_workers, config.max_caption_tokens)
+    data = CaptionData(
+        store.path, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed
+    )
     training = CaptionTraining(
         captioner,
         data.val_split,

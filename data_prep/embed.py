@@ -28,7 +28,7 @@ from data_prep.records import Dataset, ImageRecord, Skipped
 from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.images import open_image
-from prefixcap.store import FeatureStore, StoreWriter
+from prefixcap.store import FeatureStore, StoreWriter, join
 
 # Below this many images, starting worker processes takes longer than they save.
 MANY_IMAGES = 2000
@@ -58,10 +58,10 @@ def embed(
     store: Path,
     batch_size: int = 64,
     num_workers: int | None = None,
-    part_size: int = 1000,
+    shard_size: int = 1000,
     progress: bool = True,
 ) -> EmbedReport:
-    """Embed the images of a data set into a feature store, part by part; parts that are there are kept.
+    """Embed the images of a data set into a feature store, shard by shard; shards that are there are kept.
 
     An image that cannot be read, or whose embedding is not finite in float16, is skipped and listed with the
     reason. A rotation in the image's EXIF data is applied; of an animation, the first frame is taken.
@@ -72,7 +72,7 @@ def embed(
         store: the store's folder.
         batch_size: images encoded together.
         num_workers: processes that decode images, 0 for none; None: as many as help.
-        part_size: images a part: the most that an interruption can cost.
+        shard_size: images a shard: the most that an interruption can cost.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -82,16 +82,16 @@ def embed(
     _require_whole("batch_size", batch_size, least=1)
     _require_whole("num_workers", 0 if num_workers is None else num_workers, least=0)
     records = dataset.records
-    parts = list(_chunks(range(len(records)), part_size))
-    job = _fingerprint(records, encoder.identity, part_size)
-    writer = StoreWriter(store, encoder.identity, dataset.source, dataset.image_root, job, len(parts))
-    missing = [number for number in range(len(parts)) if not writer.has_part(number)]
-    todo = sum(len(parts[number]) for number in missing)
+    shards = list(_chunks(range(len(records)), shard_size))
+    job = _fingerprint(records, encoder.identity, shard_size)
+    writer = StoreWriter(store, encoder.identity, dataset.source, dataset.image_root, job, len(shards))
+    missing = writer.missing()
+    todo = sum(len(shards[number]) for number in missing)
     if num_workers is None:
         num_workers = min(8, _processors() - 1) if todo >= MANY_IMAGES else 0
 
-    # Batches end where parts do, so that a part is the same whatever was there before it was made.
-    batches = {number: [list(rows) for rows in _chunks(parts[number], batch_size)] for number in missing}
+    # Batches end where shards do, so that a shard is the same whatever was there before it was made.
+    batches = {number: [list(rows) for rows in _chunks(shards[number], batch_size)] for number in missing}
     loader = DataLoader(
         _Images(dataset, encoder.preprocess),
         batch_sampler=[batch for number in missing for batch in batches[number]],
@@ -99,9 +99,9 @@ def embed(
         collate_fn=_gather,
     )
     written = 0
-    # Parts without a single image wait for one that has some: a wrong folder must leave no store behind.
+    # Shards without a single image wait for one that has some: a wrong folder must leave no store behind.
     barren: list[tuple[int, list[Skipped]]] = []
-    nothing_yet = len(missing) == len(parts)
+    nothing_yet = len(missing) == len(shards)
     bar = tqdm(
         desc="embedding",
         unit=" images",
@@ -125,24 +125,27 @@ def embed(
                 failed |= dict.fromkeys(set(rows) - set(kept), "embedding is not finite")
                 bar.update(len(batch))
             skipped = [Skipped(records[row].id, records[row].file, failed[row]) for row in sorted(failed)]
+            if number == 0:
+                skipped = [*dataset.skipped, *skipped]  # what the reader left out heads the list
             if not kept and nothing_yet:
                 barren.append((number, skipped))
                 continue
             nothing_yet = False
-            writer.write_part(number, [records[row] for row in kept], np.concatenate(embeddings), skipped)
+            features = {"embedding": np.concatenate(embeddings)}
+            writer.write_piece(number, 0, 1, [records[row] for row in kept], features, skipped)
             written += len(kept)
     if nothing_yet:
-        first = barren[0][1][0]
+        first = barren[0][1][len(dataset.skipped)]
         raise InputError(
             f"none of the {len(records)} images can be embedded; the first is "
             f"{dataset.image_root / first.file}: {first.reason}"
         )
     for number, skipped in barren:
-        writer.write_part(number, [], np.empty((0, encoder.identity.dim), np.float16), skipped)
+        writer.write_piece(number, 0, 1, [], {"embedding": np.empty((0, encoder.identity.dim), np.float16)}, skipped)
     if not writer.finished():
-        writer.finish(dataset.skipped)
-    left_out = writer.skipped()
-    return EmbedReport(written, len(records) - len(left_out) - written, [*dataset.skipped, *left_out])
+        join(store)
+    made = FeatureStore(store)
+    return EmbedReport(written, sum(made.splits.values()) - written, made.skipped())
 
 
 class _Images(TorchDataset[tuple[int, Tensor | str]]):
@@ -182,11 +185,11 @@ def _encode(encoder: Encoder, pixels: Tensor) -> NDArray[np.float16]:
         ) from error
 
 
-def _fingerprint(records: list[ImageRecord], encoder: EncoderIdentity, part_size: int) -> str:
-    """A hash over all that decides the content of the parts."""
+def _fingerprint(records: list[ImageRecord], encoder: EncoderIdentity, shard_size: int) -> str:
+    """A hash over all that decides the content of the shards."""
     digest = hashlib.sha256()
     for item in (
-        [encoder.digest, encoder.preprocessing, part_size],
+        [encoder.digest, encoder.preprocessing, shard_size],
         *([record.id, record.file, record.split, record.domain, *record.captions] for record in records),
     ):
         digest.update(json.dumps(item).encode() + b"\n")

@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
 
     def tokenize(self, captions: list[str]) -> list[list[int]]:
         """Token ids of each caption, with the end token and no other special token."""
-        return [[*row, self.end_token] for row in self.tokenizer(captions, add_special_tokens=False)["input_ids"]]
+        return tokenize_captions(self.tokenizer, captions)
 
     def detokenize(self, tokens: list[int]) -> str:
         """The caption that the tokens spell, on one line, without special tokens."""
@@ -98,6 +98,11 @@ class LanguageModel(nn.Module):
                     if file.is_file()
                 }
         return description
+
+
+def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str]) -> list[list[int]]:
+    """Token ids of each caption, with the end token and no other special token."""
+    return [[*row, tokenizer.eos_token_id] for row in tokenizer(captions, add_special_tokens=False)["input_ids"]]
 
 
 def load_language_model(name: str, tuning: Tuning = "frozen") -> LanguageModel:

@@ -12,11 +12,11 @@ from transformers import get_linear_schedule_with_warmup
 
 import prefixcap
 from prefixcap.captioner import IGNORE, Captioner
-from prefixcap.data import CaptionData, CaptionDataset, collate, tokenize_captions
+from prefixcap.data import CaptionData, CaptionDataset, CaptionTokenizer
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
-from prefixcap.store import ImageRecord, StoreWriter
+from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.training import CaptionTraining, best_and_last, linear_warmup_and_decay
 from tests.conftest import IDENTITY, small_captioner
 
@@ -34,9 +34,9 @@ def make_store(
         )
     ]
     embeddings = np.random.default_rng(0).normal(size=(len(images), identity.dim))
-    writer = StoreWriter(path, identity, "test", path, job="test", parts=1)
-    writer.write_part(0, images, embeddings, [])
-    writer.finish()
+    writer = StoreWriter(path, identity, "test", path, job="test", shards=1)
+    writer.write_piece(0, 0, 1, images, {"embedding": embeddings}, [])
+    join(path)
     return path
 
 
@@ -66,8 +66,7 @@ def test_validation_has_every_image_with_all_its_captions(tmp_path: Path) -> Non
 def test_an_image_without_captions_may_stand_in_a_batch(tmp_path: Path) -> None:
     captioner = small_captioner()
     split = CaptionData(make_store(tmp_path / "store", captions=(("A star.",), ())), captioner).val_split
-    dataset = CaptionDataset(split, tokenize_captions(split, captioner), by_image=True)
-    batch = collate([dataset[0], dataset[1]])
+    batch = CaptionDataset(split, CaptionTokenizer(captioner), by_image=True).__getitems__([0, 1])
     assert len(batch.embeddings) == 2 and batch.image_of_caption.tolist() == [0]
 
 
@@ -79,8 +78,9 @@ def test_a_caption_beyond_the_context_is_named_or_cut(tmp_path: Path) -> None:
     ):
         CaptionData(store, captioner)
     data = CaptionData(store, captioner, max_caption_tokens=9)
-    assert max(map(len, data.train_tokens)) == 9
-    assert all(row[-1] == captioner.language_model.end_token for row in data.train_tokens)
+    tokens = data.tokenize(data.train_split.captions[:])
+    assert max(map(len, tokens)) == 9
+    assert all(row[-1] == captioner.language_model.end_token for row in tokens)
 
 
 def test_a_store_of_another_encoder_is_refused_with_both_names(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> 
     trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     logged = trainer.validate(training, data, verbose=False)[0]
     total, count = 0.0, 0
-    for caption, tokens in enumerate(data.val_tokens):
+    for caption, tokens in enumerate(map(torch.tensor, data.tokenize(data.val_split.captions[:]))):
         row = data.val_split.caption_images[caption]
         embedding = torch.from_numpy(data.val_split.embeddings[row : row + 1]).float()
         with torch.no_grad():

@@ -1,16 +1,23 @@
 """The feature store: a folder of HDF5 files that any HDF5 tool opens.
 
-    STORE/part-00000.h5 ...   up to 1,000 images each, in the reader's order; written whole or not at all
+    STORE/part-00000.h5 ...   up to 1 GiB of features each, in the reader's order
     STORE/skipped.csv         what was left out, and why
     STORE/index.json          the parts and their counts; written last: a store without it is unfinished
+    STORE/pieces/             while it is made: up to 1,000 images each, joined to parts at the end
 
-A part holds `images/{id,embedding,split,file,domain}`, one row an image; `captions/{text,image}`, where
-`image` is the row in this part; and `skipped/{id,file,reason}`. Its attributes name the format, the encoder
-and the source.
+Every file is written whole or not at all. A part or piece holds
+
+    images/{id,file,split,domain}   one row an image; `split` is an enumeration
+    images/embedding                (images, dim) float16, as the encoder gave it
+    captions/text, text_end         the captions in UTF-8, one after the other, and where each ends
+    captions/image                  the row of each caption's image in this file
+    skipped/{id,file,reason}
+
+Its attributes name the format, the encoder and the source.
 """
 
 from prefixcap.store.format import ImageRecord, Skipped
 from prefixcap.store.reader import FeatureStore, StoreSplit
-from prefixcap.store.writer import StoreWriter
+from prefixcap.store.writer import StoreWriter, join
 
-__all__ = ["FeatureStore", "ImageRecord", "Skipped", "StoreSplit", "StoreWriter"]
+__all__ = ["FeatureStore", "ImageRecord", "Skipped", "StoreSplit", "StoreWriter", "join"]

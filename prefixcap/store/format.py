@@ -1,20 +1,16 @@
 """What the writer and the reader of a feature store agree on."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from prefixcap.errors import InputError
 
 FORMAT = "prefixcap feature store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPE = "float16"
-TEXT = h5py.string_dtype("utf-8")
+AGAIN = "run the same `python -m data_prep.embed ...` again"
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,8 @@ class Skipped:
     reason: str
 
 
-class UnreadableError(InputError):
-    """A part is missing, truncated or of another format."""
-
-
-@contextmanager
-def open_part(path: Path) -> Iterator[Any]:
-    """Open one part for reading. What HDF5 raises on a damaged file, also later, becomes an InputError."""
-    try:
-        with h5py.File(path, "r") as file:
-            require_format(path, file.attrs.get("format"), int(file.attrs.get("format_version", 0)))
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        reason = "is missing" if not path.exists() else "is damaged or no HDF5 file"
-        again = "run the same `python -m data_prep.embed ...` again to mend it"
-        raise UnreadableError(f"{path} {reason}; {again}") from error
-
-
 def require_format(path: Path, name: object, version: int) -> None:
+    """Raise InputError if `path` is of something else than a feature store, or of another version of it."""
     if name != FORMAT:
         raise InputError(f"{path} is not part of a {FORMAT}; give the path of one, or of a new folder")
     if version != FORMAT_VERSION:
@@ -94,11 +74,3 @@ def damage_of(store: Path, part: dict[str, Any]) -> str | None:
         return f"{path} is missing"
     size = path.stat().st_size
     return f"{path} has {size} of {part['bytes']} bytes" if size != part["bytes"] else None
-
-
-def read_texts(dataset: Any) -> list[str]:
-    return [text.decode("utf-8") for text in dataset[()]]
-
-
-def read_ids(dataset: Any) -> list[int | str]:
-    return dataset[()].tolist() if dataset.dtype.kind == "i" else list(read_texts(dataset))

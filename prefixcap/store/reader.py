@@ -1,45 +1,157 @@
 """Reading a finished feature store."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.store.format import UnreadableError, damage_of, open_part, read_ids, read_index, read_texts
+from prefixcap.store.format import AGAIN, Skipped, damage_of, read_index
+from prefixcap.store.part import SPLIT, Part, UnreadableError
+
+Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+class Column:
+    """One column of a split, on disk. Indexing it, by a row, a slice or an array of rows, reads those rows.
+
+    Args:
+        counts: how many rows lie in each part.
+        read: gives the rows of a part, by the part's number and the places of the rows within the split's share of it.
+        shape: of one row.
+        dtype: of the rows; `object` for strings.
+    """
+
+    def __init__(
+        self, counts: list[int], read: Callable[[int, Rows], Any], shape: tuple[int, ...] = (), dtype: Any = object
+    ) -> None:
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._read, self._shape, self.dtype = read, shape, np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self._shape)
+
+    def __getitem__(self, which: slice | ArrayLike) -> Any:
+        """The rows in the order asked for: an array, or a list of strings."""
+        rows = np.arange(*which.indices(len(self))) if isinstance(which, slice) else np.asarray(which, np.int64)
+        if rows.ndim == 0:
+            return self[rows[None]][0]
+        if len(self._ends) == 1:
+            return self._read(0, rows)
+        # One visit to each part. Within it rows rise, which is also the quickest order to read them in.
+        order = np.argsort(rows)
+        cuts = np.searchsorted(rows[order], self._ends)
+        found = np.empty((len(rows), *self._shape), self.dtype)
+        start = 0
+        for part, end in enumerate(cuts.tolist()):
+            if end > start:
+                places = order[start:end]
+                found[places] = self._read(part, rows[places] - (self._ends[part - 1] if part else 0))
+                start = end
+        return found.tolist() if self.dtype == object else found
+
+
 class StoreSplit:
-    """The images of one split, in memory.
+    """The images of one split and their captions. What is large stays on disk until it is indexed.
+
+    It may be pickled, and used after a fork.
 
     Attributes:
         name: of the split.
-        ids: N image ids.
-        files: N absolute paths.
-        domains: N names, "" where there is none.
-        embeddings: (N, dim) float16, as the encoder gave them: not normalised.
+        embeddings: N rows of (dim,) float16, as the encoder gave them: not normalised.
         captions: C texts.
-        caption_images: (C,) int64, the row of each caption's image in the lists above.
+        caption_images: C rows of images, never falling.
     """
 
-    name: str
-    ids: list[int | str]
-    files: list[Path]
-    domains: list[str]
-    embeddings: NDArray[np.float16]
-    captions: list[str]
-    caption_images: NDArray[np.int64]
+    def __init__(self, name: str, parts: list[Part], entries: list[dict[str, Any]], image_root: Path, dim: int) -> None:
+        self.name, self._parts, self._image_root = name, parts, image_root
+        self._counts = [entry["splits"][name] for entry in entries]
+        # Where all of a part belongs to the split, its rows need no list.
+        self._whole = [entry["images"] == of["images"] for entry, of in zip(entries, self._counts, strict=True)]
+        self._longest = [entry["longest_caption"] for entry in entries]
+        self._chosen: dict[tuple[int, str], Rows] = {}
+        images = [of["images"] for of in self._counts]
+        captions = [of["captions"] for of in self._counts]
+        self._first_image = np.cumsum([0, *images]).tolist()
+        self.embeddings = Column(images, self._embeddings, (dim,), np.float16)
+        self.captions = Column(captions, self._texts)
+        self.caption_images = Column(captions, self._images_of_captions, (), np.int64)
+
+    @cached_property
+    def ids(self) -> list[int | str]:
+        """N image ids."""
+        return self._all("images/id")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """N absolute paths."""
+        return [self._image_root / file for file in self._all("images/file")]
+
+    @cached_property
+    def domains(self) -> list[str]:
+        """N names, "" where there is none."""
+        return self._all("images/domain")
 
     def references(self) -> dict[int | str, list[str]]:
         """The captions of each image, by its id."""
         references: dict[int | str, list[str]] = {image_id: [] for image_id in self.ids}
-        for caption, row in zip(self.captions, self.caption_images.tolist(), strict=True):
+        for caption, row in zip(self.captions[:], self.caption_images[:].tolist(), strict=True):
             references[self.ids[row]].append(caption)
         return references
+
+    def captions_longer_than(self, size: int) -> Rows:
+        """The rows of the captions that are longer than `size` bytes."""
+        found, start = [np.empty(0, np.int64)], 0
+        for part, of in enumerate(self._counts):
+            if self._longest[part] > size:
+                lengths = np.diff(self._parts[part].mapped("captions/text_end"), prepend=0)
+                own = slice(None) if self._whole[part] else self._rows(part, "captions")
+                found.append(np.flatnonzero(lengths[own] > size) + start)
+            start += of["captions"]
+        return np.concatenate(found)
+
+    def _all(self, column: str) -> list[Any]:
+        found: list[Any] = []
+        for number, part in enumerate(self._parts):
+            values = part[column]
+            found += values if self._whole[number] else [values[row] for row in self._rows(number, "images").tolist()]
+        return found
+
+    def _embeddings(self, part: int, places: Rows) -> NDArray[np.float16]:
+        rows: NDArray[np.float16] = self._parts[part].mapped("images/embedding")[self._in_part(part, "images", places)]
+        return rows
+
+    def _texts(self, part: int, places: Rows) -> list[str]:
+        return self._parts[part].texts(self._in_part(part, "captions", places))
+
+    def _images_of_captions(self, part: int, places: Rows) -> Rows:
+        images: Rows = self._parts[part].mapped("captions/image")[self._in_part(part, "captions", places)]
+        if not self._whole[part]:
+            images = np.searchsorted(self._rows(part, "images"), images)
+        images += self._first_image[part]
+        return images
+
+    def _in_part(self, part: int, kind: str, places: Rows) -> Rows:
+        """Places within the split's share of a part -> rows of that part."""
+        return places if self._whole[part] else self._rows(part, kind)[places]
+
+    def _rows(self, part: int, kind: str) -> Rows:
+        """The rows of a part, of its "images" or its "captions", that belong to the split."""
+        if (part, kind) not in self._chosen:
+            opened = self._parts[part]
+            belongs = opened.mapped(SPLIT) == opened.split_names.index(self.name)
+            if kind == "captions":
+                belongs = belongs[opened.mapped("captions/image")]
+            self._chosen[part, kind] = np.flatnonzero(belongs)
+        return self._chosen[part, kind]
 
 
 class FeatureStore:
@@ -67,13 +179,13 @@ class FeatureStore:
             raise InputError(_why_unfinished(self.path))
         for part in index["parts"]:
             if reason := damage_of(self.path, part):
-                raise InputError(f"{reason}; run the same `python -m data_prep.embed ...` again to mend it")
+                raise InputError(f"{reason}; {AGAIN} to mend it")
         self.encoder = EncoderIdentity(**index["encoder"])
         self.source: str = index["source"]
         self.image_root = Path(index["image_root"])
         self.splits: dict[str, int] = {name: counts["images"] for name, counts in index["splits"].items()}
         self.captions: int = index["captions"]
-        self._parts: list[dict[str, Any]] = index["parts"]
+        self._entries: list[dict[str, Any]] = index["parts"]
 
     def require_encoder(self, identity: EncoderIdentity) -> None:
         """Check that the embeddings may be mixed with those of another encoder.
@@ -95,54 +207,35 @@ class FeatureStore:
         )
 
     def split(self, name: str) -> StoreSplit:
-        """Read one split into memory.
+        """The images of one split; nothing of them is read yet.
 
         Raises:
-            InputError: there is no split of that name, or a part cannot be read.
+            InputError: there is no split of that name.
         """
         if name not in self.splits:
             raise InputError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
-        ids: list[int | str] = []
-        files: list[Path] = []
-        domains: list[str] = []
-        captions: list[str] = []
-        embeddings: list[NDArray[np.float16]] = []
-        caption_images: list[NDArray[np.int64]] = []
-        for part in self._parts:
-            if name not in part["splits"]:
-                continue
-            with open_part(self.path / part["file"]) as file:
-                chosen = np.asarray(read_texts(file["images/split"])) == name
-                # The row that each image of this part gets in the split; meaningless where it is not chosen.
-                rows = np.cumsum(chosen) - 1 + len(ids)
-                ids += [image_id for image_id, take in zip(read_ids(file["images/id"]), chosen, strict=True) if take]
-                files += [self.image_root / text for text in _pick(read_texts(file["images/file"]), chosen)]
-                domains += _pick(read_texts(file["images/domain"]), chosen)
-                embeddings.append(file["images/embedding"][()][chosen])
-                images = file["captions/image"][()]
-                captions += _pick(read_texts(file["captions/text"]), chosen[images])
-                caption_images.append(rows[images[chosen[images]]])
-        return StoreSplit(
-            name, ids, files, domains, np.concatenate(embeddings), captions, np.concatenate(caption_images)
-        )
+        entries = [entry for entry in self._entries if name in entry["splits"]]
+        return StoreSplit(name, self._opened(entries), entries, self.image_root, self.encoder.dim)
+
+    def skipped(self) -> list[Skipped]:
+        """The images that were to be embedded and were left out."""
+        return [skip for part in self._opened(self._entries) for skip in part.skipped()]
+
+    def _opened(self, entries: list[dict[str, Any]]) -> list[Part]:
+        return [Part(self.path / entry["file"]) for entry in entries]
 
 
 def _why_unfinished(store: Path) -> str:
     if not store.exists():
         return f"there is no feature store at {store}; make it with `python -m data_prep.embed ...`"
-    parts = sorted(store.glob("part-*.h5"))
-    for part in parts:
+    files = sorted((store / "pieces").glob("*.h5"))
+    for file in files:
         try:
-            with open_part(part) as file:
-                total = int(file.attrs["parts"])
+            shards = Part(file).attributes["shards_in_all"]
         except UnreadableError:
             continue
+        done = len({file.name.partition("-")[0] for file in files})
         return (
-            f"the feature store {store} is unfinished ({len(parts)} of {total} parts): "
-            "run the same `python -m data_prep.embed ...` again, it goes on where it stopped"
+            f"the feature store {store} is unfinished ({done} of {shards} shards): {AGAIN}, it goes on where it stopped"
         )
-    return f"{store} is not a feature store: it has no index.json and no readable part"
-
-
-def _pick(values: list[str], chosen: NDArray[np.bool_]) -> list[str]:
-    return [value for value, take in zip(values, chosen, strict=True) if take]
+    return f"{store} is not a feature store: it has no index.json and no readable piece"

@@ -1,14 +1,15 @@
-"""Writing a feature store, part by part."""
+"""Writing a feature store: small pieces as the work goes on, joined to large parts at its end."""
 
 import csv
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,166 +17,115 @@ from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole, write_whole
 from prefixcap.store.format import (
+    AGAIN,
     DTYPE,
     FORMAT,
     FORMAT_VERSION,
-    TEXT,
     ImageRecord,
     Skipped,
-    UnreadableError,
     damage_of,
-    open_part,
-    read_ids,
     read_index,
-    read_texts,
 )
+from prefixcap.store.part import Columns, Part, UnreadableError, write_part
+
+PART_BYTES = 2**30  # of features in one part, unless a single shard has more
+
+Array = NDArray[Any]
 
 
 class StoreWriter:
-    """Writes a store part by part; parts that are there already, from a run that was stopped, are kept.
+    """Writes a store piece by piece, in any order, from any number of processes; `join` then makes it whole.
+
+    A data set is a row of shards, and a shard gives one piece or more. Pieces that are there already, from a run that
+    was stopped or from another machine, are kept.
 
     Args:
         path: the store's folder.
         encoder: who makes the embeddings.
         source: what is embedded, in a word or a path.
         image_root: the folder that image files are relative to.
-        job: a fingerprint of all that decides the store's content; a folder takes the parts of one job only.
-        parts: how many parts the finished store has.
+        job: a fingerprint of all that decides the store's content; a folder takes the pieces of one job only.
+        shards: how many shards the data set has.
 
     Raises:
         InputError: the folder holds something else, or the store of another job.
     """
 
     def __init__(
-        self, path: Path, encoder: EncoderIdentity, source: str, image_root: Path, job: str, parts: int
+        self, path: Path, encoder: EncoderIdentity, source: str, image_root: Path, job: str, shards: int
     ) -> None:
         self.path, self.encoder, self.source, self.image_root = path, encoder, source, image_root
-        self.job, self.parts = job, parts
+        self.job, self.shards = job, shards
         index = read_index(path)
         if index is not None:
             self._require_same_job(index["job"], index["encoder"]["name"], index["source"])
-        for file in sorted(path.glob("part-*.h5")):
+        for file in [*pieces_of(path).values(), *path.glob("part-*.h5")]:
             try:
-                with open_part(file) as part:
-                    self._require_same_job(part.attrs["job"], part.attrs["encoder"], part.attrs["source"])
+                found = Part(file).attributes
             except UnreadableError:
-                continue  # written again, as if it were not there
-            break
+                file.unlink()  # to be made again
+            else:
+                self._require_same_job(found["job"], found["encoder"], found["source"])
 
     def finished(self) -> bool:
-        """True if all parts and the index are there, whole."""
+        """True if the index and all parts are there, whole."""
         index = read_index(self.path)
-        return index is not None and not any(damage_of(self.path, part) for part in index["parts"])
+        return index is not None and not any(damage_of(self.path, entry) for entry in index["parts"])
 
-    def has_part(self, number: int) -> bool:
-        """True if that part is there, whole; one that cannot be read counts as absent."""
+    def missing(self) -> list[int]:
+        """The shards that are not there with all their pieces, nor in a part."""
+        return _missing(self.path, self.shards)
+
+    def has_piece(self, shard: int, number: int, of: int) -> bool:
+        """True if that piece is there, whole; one that cannot be read counts as absent."""
         try:
-            with open_part(self._part(number)) as file:
-                return bool(file.attrs["job"] == self.job)
+            return bool(Part(self._piece(shard, number, of)).attributes["job"] == self.job)
         except UnreadableError:
             return False
 
-    def write_part(
+    def write_piece(
         self,
+        shard: int,
         number: int,
+        of: int,
         images: Sequence[ImageRecord],
-        embeddings: NDArray[np.floating[Any]],
+        features: dict[str, Array],
         skipped: Sequence[Skipped],
     ) -> None:
-        """Write one part, whole or not at all.
+        """Write one piece, whole or not at all.
 
         Args:
-            number: from 0.
+            shard: from 0.
+            number: of the piece in the shard, from 0.
+            of: how many pieces the shard has.
             images: N records.
-            embeddings: (N, dim), the row of each image.
-            skipped: what was left out of this part.
+            features: N rows of each, `embedding` (N, dim) among them.
+            skipped: what was left out of this piece.
 
         Raises:
-            InputError: the disk is full or the folder cannot be written to; earlier parts stay as they are.
+            InputError: the disk is full or the folder cannot be written to; earlier pieces stay as they are.
         """
-        if embeddings.shape != (len(images), self.encoder.dim):
-            raise ValueError(f"{len(images)} images of {self.encoder.dim} dimensions, got {embeddings.shape}")
-        # Built in memory and then written at once: HDF5 cannot close a file properly when the disk is full.
-        with h5py.File(f"part {number}", "w", driver="core", backing_store=False) as file:
-            file.attrs.update(
-                format=FORMAT,
-                format_version=FORMAT_VERSION,
-                encoder=self.encoder.name,
-                encoder_digest=self.encoder.digest,
-                preprocessing=self.encoder.preprocessing,
-                dim=self.encoder.dim,
-                source=self.source,
-                job=self.job,
-                parts=self.parts,
-            )
-            _write_ids(file, "images/id", [image.id for image in images])
-            file["images/embedding"] = embeddings.astype(DTYPE)
-            for column in ("split", "file", "domain"):
-                _write_texts(file, f"images/{column}", [getattr(image, column) for image in images])
-            pairs = [(row, caption) for row, image in enumerate(images) for caption in image.captions]
-            file["captions/image"] = np.array([row for row, _ in pairs], dtype=np.int64)
-            _write_texts(file, "captions/text", [caption for _, caption in pairs])
-            _write_ids(file, "skipped/id", [skip.id for skip in skipped])
-            for column in ("file", "reason"):
-                _write_texts(file, f"skipped/{column}", [getattr(skip, column) for skip in skipped])
-            file.flush()
-            content = file.id.get_file_image()
-        with write_whole(self._part(number)) as temporary:
-            temporary.write_bytes(content)
+        for name, rows in features.items():
+            if len(rows) != len(images):
+                raise ValueError(f"{len(images)} images, but {len(rows)} rows of {name}")
+        columns = Columns.of(images, {name: rows.astype(DTYPE) for name, rows in features.items()}, skipped)
+        write_part(self._piece(shard, number, of), self._attributes(), [columns])
 
-    def skipped(self) -> list[Skipped]:
-        """What was left out of the parts that are there."""
-        skipped: list[Skipped] = []
-        for number in range(self.parts):
-            with open_part(self._part(number)) as file:
-                columns = (
-                    read_ids(file["skipped/id"]),
-                    read_texts(file["skipped/file"]),
-                    read_texts(file["skipped/reason"]),
-                )
-                skipped += [Skipped(*row) for row in zip(*columns, strict=True)]
-        return skipped
+    def _piece(self, shard: int, number: int, of: int) -> Path:
+        return self.path / "pieces" / f"{shard:06d}-{number:04d}-of-{of:04d}.h5"
 
-    def finish(self, skipped_before: Sequence[Skipped] = ()) -> None:
-        """Write `skipped.csv` and then the index, which makes the store whole.
-
-        Args:
-            skipped_before: what the reader left out; it heads `skipped.csv`.
-
-        Raises:
-            InputError: the disk is full or the folder cannot be written to.
-        """
-        with (
-            write_whole(self.path / "skipped.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            rows = csv.writer(file)
-            rows.writerow(["id", "file", "reason"])
-            rows.writerows([skip.id, skip.file, skip.reason] for skip in [*skipped_before, *self.skipped()])
-        parts = [_describe(self._part(number)) for number in range(self.parts)]
-        splits: dict[str, Counter[str]] = {}
-        for part in parts:
-            for name, counts in part["splits"].items():
-                splits.setdefault(name, Counter()).update(counts)
-        index = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "encoder": asdict(self.encoder),
+    def _attributes(self) -> dict[str, Any]:
+        """What each file says of itself."""
+        return {
+            "encoder": self.encoder.name,
+            "encoder_digest": self.encoder.digest,
+            "preprocessing": self.encoder.preprocessing,
+            "dim": self.encoder.dim,
             "source": self.source,
             "image_root": str(self.image_root.resolve()),
             "job": self.job,
-            "dtype": DTYPE,
-            "images": sum(part["images"] for part in parts),
-            "captions": sum(part["captions"] for part in parts),
-            "splits": splits,
-            "parts": parts,
+            "shards_in_all": self.shards,
         }
-        write_text_whole(self.path / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
-        for leftover in self.path.glob(".part-*.tmp"):  # of runs that were killed as they wrote
-            leftover.unlink(missing_ok=True)
-
-    def _part(self, number: int) -> Path:
-        return self.path / f"part-{number:05d}.h5"
 
     def _require_same_job(self, job: str, encoder: str, source: str) -> None:
         if job != self.job:
@@ -186,28 +136,137 @@ class StoreWriter:
             )
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def join(store: Path) -> None:
+    """Make a store whole: join its pieces to parts, then write `skipped.csv` and the index.
+
+    It needs nothing but the folder, so that pieces made on several machines are joined once they are put together.
+    Several processes may do it at once: they write the same.
+
+    Raises:
+        InputError: a piece is missing or damaged, the disk is full or the folder cannot be written to.
+    """
+    pieces = pieces_of(store)
+    attributes = _common_attributes(store, pieces)
+    if missing := _missing(store, int(attributes["shards_in_all"])):
+        raise InputError(
+            f"{store} lacks {len(missing)} of {attributes['shards_in_all']} shards, {missing[0]} for one; {AGAIN}"
+        )
+    index = read_index(store)
+    ranges = _plan(pieces) if index is None else [tuple(entry["shards"]) for entry in index["parts"]]
+    files = [store / f"part-{number:05d}.h5" for number in range(len(ranges))]
+    for file, (first, end) in zip(files, ranges, strict=True):
+        found = [Part(piece) for (shard, _, _), piece in pieces.items() if first <= shard < end]
+        if found and not _is_part(file, first, end):
+            write_part(file, attributes | {"shards": [first, end]}, found)
+    write_index(store, [Part(file) for file in files])
+    shutil.rmtree(store / "pieces", ignore_errors=True)
+    for leftover in store.glob(".part-*.tmp"):  # of runs that were killed as they wrote
+        leftover.unlink(missing_ok=True)
+
+
+def write_index(store: Path, parts: Sequence[Part]) -> None:
+    """Write `skipped.csv` and then `index.json`, which makes the store whole, from its parts."""
+    with write_whole(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(["id", "file", "reason"])
+        rows.writerows([skip.id, skip.file, skip.reason] for part in parts for skip in part.skipped())
+    entries = [_describe(part) for part in parts]
+    splits: dict[str, Counter[str]] = {}
+    for entry in entries:
+        for name, counts in entry["splits"].items():
+            splits.setdefault(name, Counter()).update(counts)
+    of = parts[0].attributes
+    index = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "encoder": asdict(EncoderIdentity(of["encoder"], of["encoder_digest"], of["preprocessing"], int(of["dim"]))),
+        "source": of["source"],
+        "image_root": of["image_root"],
+        "job": of["job"],
+        "dtype": DTYPE,
+        "images": sum(entry["images"] for entry in entries),
+        "captions": sum(entry["captions"] for entry in entries),
+        "splits": splits,
+        "parts": entries,
+    }
+    write_text_whole(store / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+
+
+def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
+    """The pieces that are there: number of the shard, of the piece in it, pieces of the shard; and the file."""
+    names = sorted((store / "pieces").glob("*-*-of-*.h5"))
+    return {tuple(map(int, re.findall(r"\d+", path.stem))): path for path in names}  # type: ignore[misc]
+
+
+def _missing(store: Path, shards: int) -> list[int]:
+    """The shards that are not there with all their pieces, nor in a part."""
+    pieces = pieces_of(store)
+    counts = Counter(shard for shard, _, _ in pieces)
+    whole = {shard for shard, _, of in pieces if counts[shard] == of}
+    index = read_index(store)
+    wanted = (
+        range(shards)
+        if index is None
+        else [shard for entry in index["parts"] if damage_of(store, entry) for shard in range(*entry["shards"])]
+    )
+    return [shard for shard in wanted if shard not in whole]
+
+
+def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) -> dict[str, Any]:
+    """What all pieces say of themselves; of the parts if there is no piece."""
+    attributes: dict[str, Any] = {}
+    for file in pieces.values() or sorted(store.glob("part-*.h5")):
+        found = Part(file).attributes
+        attributes = attributes or found
+        if found["job"] != attributes["job"]:
+            raise InputError(f"{file} is of another job than the other files of {store}: take it away")
+    if not attributes:
+        raise InputError(f"{store} holds no piece of a feature store")
+    return {name: value for name, value in attributes.items() if name not in ("digest", "shards")}
+
+
+def _is_part(file: Path, first: int, end: int) -> bool:
+    """True if the part is there, with those shards; one that cannot be read counts as absent."""
+    try:
+        return bool(Part(file).attributes["shards"] == [first, end])
+    except UnreadableError:
+        return False
+
+
+def _plan(pieces: dict[tuple[int, int, int], Path]) -> list[tuple[int, int]]:
+    """The shards of each part, from first up to end: as many as `PART_BYTES` allow, and one at least."""
+    sizes = Counter[int]()
+    for (shard, _, _), file in pieces.items():
+        piece = Part(file)
+        sizes[shard] += sum(piece.mapped(name).nbytes for name in piece.features)
+    ranges: list[tuple[int, int]] = []
+    first = size = 0
+    for shard in sorted(sizes):
+        if shard > first and size + sizes[shard] > PART_BYTES:
+            ranges.append((first, shard))
+            first, size = shard, 0
+        size += sizes[shard]
+    return [*ranges, (first, max(sizes) + 1)]
+
+
+def _describe(part: Part) -> dict[str, Any]:
     """What the index says about one part."""
-    with open_part(path) as file:
-        split_of_image = np.asarray(read_texts(file["images/split"]), dtype=object)
-        images = Counter(split_of_image)
-        captions = Counter(split_of_image[file["captions/image"][()]])
-        return {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "images": len(split_of_image),
-            "captions": len(file["captions/image"]),
-            "skipped": len(file["skipped/id"]),
-            "splits": {name: {"images": images[name], "captions": captions[name]} for name in images},
-        }
-
-
-def _write_texts(file: Any, name: str, texts: list[str]) -> None:
-    file.create_dataset(name, (len(texts),), TEXT, data=texts or None)
-
-
-def _write_ids(file: Any, name: str, ids: list[int | str]) -> None:
-    if any(isinstance(image_id, str) for image_id in ids):
-        _write_texts(file, name, [str(image_id) for image_id in ids])
-    else:
-        file[name] = np.array(ids, dtype=np.int64)
+    names = part.split_names
+    split_of_image = part.mapped("images/split")
+    images = np.bincount(split_of_image, minlength=len(names)).tolist()
+    captions = np.bincount(split_of_image[part.mapped("captions/image")], minlength=len(names)).tolist()
+    return {
+        "file": part.path.name,
+        "bytes": part.path.stat().st_size,
+        "digest": part.attributes["digest"],
+        "shards": part.attributes["shards"],
+        "images": sum(images),
+        "captions": sum(captions),
+        "longest_caption": int(np.diff(part.mapped("captions/text_end"), prepend=0).max(initial=0)),  # in bytes
+        "skipped": len(part.skipped()),
+        "splits": {
+            name: {"images": images[code], "captions": captions[code]}
+            for code, name in enumerate(names)
+            if images[code]
+        },
+    }

@@ -63,7 +63,7 @@ def contents(store: Path) -> dict[str, object]:
     found: dict[str, object] = {file.name: file.read_bytes() for file in store.iterdir() if file.suffix != ".h5"}
     for file in store.glob("*.h5"):
         with h5py.File(file) as part:
-            found |= {f"{file.name} {key}": value for key, value in part.attrs.items()}
+            found |= {f"{file.name} {key}": np.asarray(value).tolist() for key, value in part.attrs.items()}
             for group in ("images", "captions", "skipped"):
                 found |= {f"{file.name} {group}/{name}": column[()].tolist() for name, column in part[group].items()}
     return found
@@ -72,7 +72,7 @@ def contents(store: Path) -> dict[str, object]:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_store_from_images(tmp_path: Path, num_workers: int) -> None:
     data = dataset(tmp_path / "images")
-    report = embed(data, MeanColour(), tmp_path / "store", batch_size=2, num_workers=num_workers, part_size=5)
+    report = embed(data, MeanColour(), tmp_path / "store", batch_size=2, num_workers=num_workers, shard_size=5)
     assert (report.written, report.resumed) == (10, 0)
     assert report.skipped == data.skipped
     store = FeatureStore(tmp_path / "store")
@@ -80,9 +80,13 @@ def test_a_store_from_images(tmp_path: Path, num_workers: int) -> None:
     split = store.split("val")
     assert split.ids == [4, 9]
     assert split.files == [tmp_path / "images" / "4.png", tmp_path / "images" / "9.png"]
-    assert split.embeddings.tolist() == [[4, 4, 4], [9, 9, 9]]
+    assert split.embeddings[:].tolist() == [[4, 4, 4], [9, 9, 9]]
     assert split.references() == {4: ["grey 4", "grey"], 9: ["grey 9", "grey"]}
-    assert len(list((tmp_path / "store").glob("part-*.h5"))) == 2
+    assert sorted(file.name for file in (tmp_path / "store").iterdir()) == [
+        "index.json",
+        "part-00000.h5",
+        "skipped.csv",
+    ]
 
 
 def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
@@ -99,24 +103,25 @@ def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
     (tmp_path / "images" / "1.png").unlink()
-    embed(data, MeanColour(), tmp_path / "whole", batch_size=2, part_size=3)
+    embed(data, MeanColour(), tmp_path / "whole", batch_size=2, shard_size=3)
     with pytest.raises(KeyboardInterrupt):
-        embed(data, MeanColour(fail_at=7), tmp_path / "resumed", batch_size=2, part_size=3)
-    with pytest.raises(InputError, match=r"unfinished \(2 of 4 parts\)"):
+        embed(data, MeanColour(fail_at=7), tmp_path / "resumed", batch_size=2, shard_size=3)
+    with pytest.raises(InputError, match=r"unfinished \(2 of 4 shards\)"):
         FeatureStore(tmp_path / "resumed")
     encoder = MeanColour()
-    report = embed(data, encoder, tmp_path / "resumed", batch_size=2, part_size=3)
+    report = embed(data, encoder, tmp_path / "resumed", batch_size=2, shard_size=3)
     assert (report.written, report.resumed, encoder.seen) == (4, 5, 4)
     assert [skip.id for skip in report.skipped] == [99, 1]
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
-def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_part_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefixcap.store.writer.PART_BYTES", 1)
     data = dataset(tmp_path / "images")
-    embed(data, MeanColour(), tmp_path / "store", part_size=3)
+    embed(data, MeanColour(), tmp_path / "store", shard_size=3)
     before = contents(tmp_path / "store")
     os.truncate(tmp_path / "store" / "part-00002.h5", 1000)
-    assert embed(data, MeanColour(), tmp_path / "store", part_size=3).written == 3
+    assert embed(data, MeanColour(), tmp_path / "store", shard_size=3).written == 3
     assert contents(tmp_path / "store") == before
 
 
@@ -128,7 +133,7 @@ def test_bad_images_are_skipped_with_the_reason(tmp_path: Path) -> None:
     (images / "1.png").write_bytes((images / "whole.jpg").read_bytes()[:1000])
     (images / "2.png").write_text("no image at all")
     (images / "3.png").write_bytes(b"")
-    report = embed(data, MeanColour(), tmp_path / "store", batch_size=3, part_size=4)
+    report = embed(data, MeanColour(), tmp_path / "store", batch_size=3, shard_size=4)
     reasons = {skip.id: skip.reason for skip in report.skipped}
     assert reasons.pop(1).startswith("cannot be read")
     assert reasons == {99: "empty caption", 0: "missing file", 2: "not an image", 3: "empty file"}
@@ -158,8 +163,8 @@ def test_no_image_at_all(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
     wrong = Dataset(data.records, [], tmp_path / "elsewhere", data.source)
     with pytest.raises(InputError, match=r"none of the 10 images .*elsewhere/0\.png: missing file"):
-        embed(wrong, MeanColour(), tmp_path / "store", part_size=3)
-    assert embed(data, MeanColour(), tmp_path / "store", part_size=3).written == 10
+        embed(wrong, MeanColour(), tmp_path / "store", shard_size=3)
+    assert embed(data, MeanColour(), tmp_path / "store", shard_size=3).written == 10
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -189,14 +194,14 @@ def test_another_job_is_refused(tmp_path: Path) -> None:
         embed(fewer, MeanColour(), tmp_path / "store")
 
 
-def test_full_disk_keeps_earlier_parts(tmp_path: Path) -> None:
+def test_full_disk_keeps_earlier_shards(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
-    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "pieces").mkdir(parents=True)
     # /dev/full answers every write as a full disk does.
-    (tmp_path / "store" / f".part-00002.h5.{os.getpid()}.tmp").symlink_to("/dev/full")
+    (tmp_path / "store" / "pieces" / f".000002-0000-of-0001.h5.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(InputError, match="no space left on the disk"):
-        embed(data, MeanColour(), tmp_path / "store", part_size=3)
-    report = embed(data, MeanColour(), tmp_path / "store", part_size=3)
+        embed(data, MeanColour(), tmp_path / "store", shard_size=3)
+    report = embed(data, MeanColour(), tmp_path / "store", shard_size=3)
     assert (report.written, report.resumed) == (4, 6)
 
 

@@ -1,0 +1,69 @@
+"""A random order of any number of items that takes no memory: a keyed permutation, computed where it is asked for."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch.distributed
+from numpy.typing import NDArray
+from torch.utils.data import DistributedSampler
+
+ROUNDS = 6
+BLOCK = 65_536  # positions that are permuted at once
+
+
+def permuted(positions: NDArray[np.int64], size: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Where a random permutation of `range(size)` sends `positions`.
+
+    A Feistel network over the next even number of bits; what falls outside the range goes through it again until it
+    falls inside (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+
+    Args:
+        positions: (n,) in `range(size)`.
+        size: of the range that is permuted.
+        seed: whole numbers that choose the permutation.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.random.default_rng(seed).integers(0, 2**63, ROUNDS, dtype=np.uint64)
+    values = positions.astype(np.uint64)
+    outside = np.arange(len(values))
+    while len(outside):
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        values[outside] = (left << half) | right
+        outside = outside[values[outside] >= size]
+    return values.astype(np.int64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit depends on every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
+
+
+class ShuffledSampler(DistributedSampler[int]):
+    """Every item once, in an order that depends on the seed and the epoch; each process takes its own share.
+
+    Unlike torch's samplers it makes no list of all items. Where they cannot be shared evenly, some come twice, so that
+    all processes take the same number of steps.
+
+    Args:
+        size: how many items there are.
+        seed: of the order.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if together else 1
+        rank = torch.distributed.get_rank() if together else 0
+        super().__init__(range(size), processes, rank, seed=seed)  # type: ignore[arg-type]
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(self.rank, self.total_size, self.num_replicas * BLOCK):
+            stop = min(start + self.num_replicas * BLOCK, self.total_size)
+            positions = np.arange(start, stop, self.num_replicas) % self.size
+            yield from permuted(positions, self.size, (self.seed, self.epoch)).tolist()
