@@ -17,9 +17,11 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: empty file")
+        image: Image.Image
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # which leaves a copy out
+        return image
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing file") from error
     except UnidentifiedImageError as error:

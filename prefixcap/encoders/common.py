@@ -1,11 +1,12 @@
 """What the CLIP back ends share."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -19,6 +20,23 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.to("cpu", torch.float32).flatten().numpy())
     return digest.hexdigest()
+
+
+def normalized(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float], device: torch.device) -> Tensor:
+    """(batch, 3, height, width) pixels of 0 to 255 (uint8) -> float32 with that mean and deviation, on `device`.
+
+    Pixels that are floating-point numbers already are left as they are.
+    """
+    pixels = pixels.to(device, non_blocking=True)
+    if pixels.is_floating_point():
+        return pixels
+    scale = [torch.tensor(values, device=device)[:, None, None] for values in (mean, deviation)]
+    return pixels.float().div_(255).sub_(scale[0]).div_(scale[1])
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image -> (3, height, width) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from prefixcap.encoders.common import first_line, to_rgb, weights_digest
+from prefixcap.encoders.common import first_line, normalized, to_rgb, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
 from prefixcap.errors import InputError
 
@@ -62,18 +62,22 @@ class TransformersEncoder:
         self._text_projection = nn.Identity() if self._siglip else model.text_projection
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self._processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0]
-        return pixels
+        geometry = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        pixels: Tensor = self._processor(images=to_rgb(image), **geometry)["pixel_values"][0]
+        return pixels.to(torch.uint8)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return normalized(pixels, self._processor.image_mean, self._processor.image_std, self.device)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        vision = self._model.vision_model(pixel_values=pixels.to(self.device, self._dtype))
+        vision = self._model.vision_model(pixel_values=self.normalize(pixels).to(self._dtype))
         embeddings: Tensor = self._image_projection(vision.pooler_output)
         return embeddings
 
     @torch.inference_mode()
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
-        pixels = pixels.to(self.device, self._dtype)
+        pixels = self.normalize(pixels).to(self._dtype)
         return _siglip_patches(self._model, pixels) if self._siglip else _clip_patches(self._model, pixels)
 
     @torch.inference_mode()

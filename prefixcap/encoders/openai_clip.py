@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prefixcap.encoders.common import first_line, to_rgb, weights_digest
+from prefixcap.encoders.common import first_line, normalized, to_rgb, to_tensor, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
 from prefixcap.errors import InputError
 
@@ -33,7 +33,8 @@ class OpenAIClipEncoder:
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         clip = _import_clip()
         # On the CPU clip widens the weights to fp32, so that the digest is the same for every device.
-        model, self._transform = _load(clip, checkpoint, name)
+        model, transform = _load(clip, checkpoint, name)
+        *self._geometry, _, _, self._normalization = transform.transforms  # between them: to RGB, to tensor
         size = model.visual.input_resolution
         self.identity = EncoderIdentity(
             name=name,
@@ -47,12 +48,17 @@ class OpenAIClipEncoder:
         self._model = model.to(device)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self._transform(to_rgb(image))
-        return pixels
+        image = to_rgb(image)
+        for step in self._geometry:
+            image = step(image)
+        return to_tensor(image)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return normalized(pixels, self._normalization.mean, self._normalization.std, self.device)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        embeddings: Tensor = self._model.encode_image(pixels.to(self.device))
+        embeddings: Tensor = self._model.encode_image(self.normalize(pixels))
         return embeddings
 
     @torch.inference_mode()
@@ -64,7 +70,7 @@ class OpenAIClipEncoder:
                 "patch features and class-token attention need a ViT, e.g. clip:ViT-B/32"
             )
         # clip's VisionTransformer.forward, which keeps the class token alone and throws the attention away
-        x = visual.conv1(pixels.to(self.device, self._model.dtype)).flatten(2).transpose(1, 2)
+        x = visual.conv1(self.normalize(pixels).to(self._model.dtype)).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
         x = visual.ln_pre(x).transpose(0, 1)  # (1 + patches, batch, width)

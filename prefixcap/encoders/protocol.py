@@ -61,15 +61,23 @@ class Encoder(Protocol):
     device: torch.device
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One image of any mode and size -> (3, height, width) float32 pixels as the encoder wants them."""
+        """One image of any mode and size -> (3, height, width) uint8, resized and cropped as the encoder wants it."""
+        ...
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) pixels -> float32 with the encoder's mean and deviation, on its device."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) pixels -> (batch, dim) embeddings."""
+        """(batch, 3, height, width) pixels, uint8 or normalised -> (batch, dim) embeddings."""
         ...
 
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
-        """(batch, 3, height, width) pixels -> patch features. Raises InputError if the tower is no ViT."""
+        """(batch, 3, height, width) pixels, uint8 or normalised -> patch features.
+
+        Raises:
+            InputError: the image tower is no ViT.
+        """
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefixcap.encoders import Encoder, load_encoder
+from prefixcap.encoders.hf import _PIL
 from prefixcap.errors import InputError
 
 TEXTS = ["a red circle", "A red circle on the left, and two dogs: run!", "", "dog " * 100]
@@ -62,7 +63,9 @@ def test_both_back_ends_agree_on_the_same_weights(
     torch.testing.assert_close(ours.patches, theirs.patches, **close)
     torch.testing.assert_close(ours.attention, theirs.attention, **close)
     square = photograph.resize((40, 40))  # where the crops of the two do not differ by rounding
-    torch.testing.assert_close(clip_encoder.preprocess(square), openai.preprocess(square), **close)
+    assert torch.equal(clip_encoder.preprocess(square), openai.preprocess(square))
+    batch = openai.preprocess(square)[None]
+    torch.testing.assert_close(clip_encoder.encode_images(batch), openai.encode_images(batch), **close)
 
 
 @torch.no_grad()
@@ -108,14 +111,17 @@ def test_pixels_are_those_of_the_checkpoints_processor(
     folder = request.getfixturevalue(fixture)
     encoder = load_encoder(f"transformers:{folder}")
     pixels = encoder.preprocess(photograph)
-    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **_PIL)
+    expected = processor(images=photograph, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(encoder.normalize(pixels[None]), expected)
     for mode in ("1", "L", "P", "RGBA", "CMYK", "LA", "I;16"):
         assert encoder.preprocess(Image.new(mode, (50, 40))).shape == (3, 32, 32), mode
 
     if fixture == "siglip_folder":  # what SigLIP does is short enough to do here: resize, then -1 to 1
         resized = photograph.resize((32, 32), Image.Resampling.BICUBIC)
         expected = torch.tensor(list(resized.tobytes())).reshape(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
-        torch.testing.assert_close(pixels, expected)
+        torch.testing.assert_close(encoder.normalize(pixels[None])[0], expected)
 
 
 def test_identity(clip_encoder: Encoder, siglip_encoder: Encoder, clip_folder: Path, tmp_path: Path) -> None:

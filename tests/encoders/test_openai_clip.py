@@ -36,7 +36,9 @@ def test_images_and_texts_equal_clips_own(encoder: Encoder, oracle: nn.Module, p
 
 def test_preprocessing_of_rgb_equals_clips_own(encoder: Encoder, clip_file: Path, photograph: Image.Image) -> None:
     transform = clip.load(str(clip_file), device="cpu")[1]
-    assert torch.equal(encoder.preprocess(photograph), transform(photograph))
+    pixels = encoder.preprocess(photograph)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(encoder.normalize(pixels[None])[0], transform(photograph))
 
 
 @torch.no_grad()
