@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full or the folder cannot be written to; what stood at `path` before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -34,6 +35,11 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what is to become `path`: no other process, on no other machine, uses that name."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 
 def write_text_whole(path: Path, text: str) -> None:

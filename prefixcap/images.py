@@ -1,6 +1,7 @@
 """Opening image files."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -13,21 +14,30 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: there is no such file, or it cannot be read as an image; the message is "PATH: reason".
     """
-    path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: empty file")
-        image: Image.Image
-        with Image.open(path) as image:
+        with Path(path).open("rb") as file:
+            return decode_image(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing file") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
+
+
+def decode_image(file: BinaryIO) -> Image.Image:
+    """The image in an open file, as `open_image` gives it.
+
+    Raises:
+        InputError: it cannot be read as an image; the message is the reason.
+    """
+    image: Image.Image
+    try:
+        with Image.open(file) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # which leaves a copy out
         return image
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing file") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image") from error
-    except InputError:
-        raise
+        file.seek(0)
+        raise InputError("not an image" if file.read(1) else "empty file") from error
     except Exception as error:  # decoders raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+        raise InputError(f"cannot be read: {reason}") from error

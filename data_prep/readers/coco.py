@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.inputs import clean_caption, relative_file
-from data_prep.records import Dataset, ImageRecord, Skipped
+from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_json
 
@@ -87,7 +87,7 @@ def read_coco(root: str | Path, annotations: str = "captions_*.json", split_file
         raise InputError(f"no image of {split_path} has a caption in {', '.join(map(str, files))}")
     if len({type(record.id) for record in records}) > 1:
         raise InputError(f"{split_path}: some image ids are numbers and some are strings; make them all one kind")
-    return Dataset(records, skipped, root, f"COCO captions in {root}")
+    return of_files(records, skipped, root, f"COCO captions in {root}")
 
 
 def _entries(file: Path, content: Any, key: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.inputs import clean_caption, relative_file
-from data_prep.records import Dataset, ImageRecord, Skipped
+from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_text
 
@@ -78,7 +78,7 @@ def read_folder(
         raise InputError(f"{captions} has no caption")
     uncaptioned = [file for file in _image_files(root) if not texts.get(file)]
     skipped += [Skipped(file, file, "image without caption") for file in uncaptioned]
-    return Dataset(records, skipped, root, f"captions in {captions}")
+    return of_files(records, skipped, root, f"captions in {captions}")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, object, object, object]]:

@@ -229,6 +229,8 @@ def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns 
                 rows[name] += len(values)
                 if name == SPLIT:
                     values = [codes[str(split)] for split in values]
+                elif columns[name].dtype.kind == "O":
+                    values = [str(value) for value in values]  # ids of the other kind among them
                 elif name in POINTERS:
                     values = np.asarray(values) + starts[POINTERS[name]]
                 if len(values):

@@ -69,8 +69,7 @@ class StoreWriter:
 
     def finished(self) -> bool:
         """True if the index and all parts are there, whole."""
-        index = read_index(self.path)
-        return index is not None and not any(damage_of(self.path, entry) for entry in index["parts"])
+        return _finished(self.path)
 
     def missing(self) -> list[int]:
         """The shards that are not there with all their pieces, nor in a part."""
@@ -145,6 +144,14 @@ def join(store: Path) -> None:
     Raises:
         InputError: a piece is missing or damaged, the disk is full or the folder cannot be written to.
     """
+    try:
+        _join(store)
+    except UnreadableError:
+        if not _finished(store):  # else another process was through before, and took the pieces away
+            raise
+
+
+def _join(store: Path) -> None:
     pieces = pieces_of(store)
     attributes = _common_attributes(store, pieces)
     if missing := _missing(store, int(attributes["shards_in_all"])):
@@ -196,6 +203,12 @@ def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
     """The pieces that are there: number of the shard, of the piece in it, pieces of the shard; and the file."""
     names = sorted((store / "pieces").glob("*-*-of-*.h5"))
     return {tuple(map(int, re.findall(r"\d+", path.stem))): path for path in names}  # type: ignore[misc]
+
+
+def _finished(store: Path) -> bool:
+    """True if the index and all parts are there, whole."""
+    index = read_index(store)
+    return index is not None and not any(damage_of(store, entry) for entry in index["parts"])
 
 
 def _missing(store: Path, shards: int) -> list[int]:

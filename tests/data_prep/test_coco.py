@@ -9,6 +9,7 @@ import pytest
 from data_prep.readers.coco import read_coco
 from data_prep.records import ImageRecord, Skipped
 from prefixcap.errors import InputError
+from tests.data_prep import records
 
 
 def image(image_id: int, split: str = "train") -> dict[str, Any]:
@@ -34,7 +35,7 @@ def test_captions_from_annotations_and_split_from_the_split_file(tmp_path: Path)
         [image(2, "restval"), image(1, "test")],
     )
     dataset = read_coco(tmp_path)
-    assert dataset.records == [
+    assert records(dataset) == [
         ImageRecord(2, "val2014/2.jpg", "train", ("two dogs", "dogs"), "near-domain"),
         ImageRecord(1, "val2014/1.jpg", "test", ("a cat",)),
     ]
@@ -46,7 +47,7 @@ def test_annotation_files_in_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     write(tmp_path, [{"id": 1}], [caption(1, "a cat")], [image(1), image(2)], "annotations/captions_a.json")
     write(tmp_path, [{"id": 2}], [caption(2, "a dog")], [image(1), image(2)], "annotations/captions_b.json")
-    assert [record.captions for record in read_coco(tmp_path).records] == [("a cat",), ("a dog",)]
+    assert [record.captions for record in records(read_coco(tmp_path))] == [("a cat",), ("a dog",)]
 
 
 def test_blemishes_are_listed(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_blemishes_are_listed(tmp_path: Path) -> None:
         [image(1), image(2), image(4)],
     )
     dataset = read_coco(tmp_path)
-    assert [record.id for record in dataset.records] == [1]
+    assert [record.id for record in records(dataset)] == [1]
     assert dataset.skipped == [
         Skipped(1, "captions_x.json", "empty caption"),
         Skipped(1, "captions_x.json", "caption is not text"),

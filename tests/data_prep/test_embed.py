@@ -1,7 +1,7 @@
 """Embedding: what ends up in the store, whatever happens on the way."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -12,12 +12,15 @@ from clip.model import CLIP
 from PIL import Image
 from torch import Tensor
 
-from data_prep.embed import embed, store_path
+from data_prep.embed import store_path
+from data_prep.embedding import ahead, embed
 from data_prep.readers.coco import read_coco
-from data_prep.records import Dataset, ImageRecord, Skipped
+from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.encoders import EncoderIdentity, PatchFeatures, load_encoder
 from prefixcap.errors import InputError
+from prefixcap.files import temporary_path
 from prefixcap.store import FeatureStore
+from tests.data_prep import records
 
 SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -47,7 +50,7 @@ class MeanColour:
         raise NotImplementedError
 
 
-def dataset(root: Path, count: int = 10) -> Dataset:
+def dataset(root: Path, count: int = 10, shard_size: int = 3) -> Dataset:
     """Grey images; the number of each is its brightness."""
     root.mkdir(exist_ok=True)
     records = []
@@ -55,7 +58,7 @@ def dataset(root: Path, count: int = 10) -> Dataset:
         Image.new("L", (6, 5), number).save(root / f"{number}.png")
         split = "val" if number % 5 == 4 else "train"
         records.append(ImageRecord(number, f"{number}.png", split, (f"grey {number}", "grey")))
-    return Dataset(records, [Skipped(99, "", "empty caption")], root, "greys")
+    return of_files(records, [Skipped(99, "", "empty caption")], root, "greys", shard_size)
 
 
 def contents(store: Path) -> dict[str, object]:
@@ -70,9 +73,10 @@ def contents(store: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_store_from_images(tmp_path: Path, num_workers: int) -> None:
-    data = dataset(tmp_path / "images")
-    report = embed(data, MeanColour(), tmp_path / "store", batch_size=2, num_workers=num_workers, shard_size=5)
+@pytest.mark.parametrize("piece_size", [1, 4, 1000])
+def test_a_store_from_images(tmp_path: Path, num_workers: int, piece_size: int) -> None:
+    data = dataset(tmp_path / "images", shard_size=7)
+    report = embed(data, MeanColour(), tmp_path / "store", batch_size=2, num_workers=num_workers, piece_size=piece_size)
     assert (report.written, report.resumed) == (10, 0)
     assert report.skipped == data.skipped
     store = FeatureStore(tmp_path / "store")
@@ -103,13 +107,13 @@ def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
     (tmp_path / "images" / "1.png").unlink()
-    embed(data, MeanColour(), tmp_path / "whole", batch_size=2, shard_size=3)
+    embed(data, MeanColour(), tmp_path / "whole", batch_size=2)
     with pytest.raises(KeyboardInterrupt):
-        embed(data, MeanColour(fail_at=7), tmp_path / "resumed", batch_size=2, shard_size=3)
+        embed(data, MeanColour(fail_at=7), tmp_path / "resumed", batch_size=2)
     with pytest.raises(InputError, match=r"unfinished \(2 of 4 shards\)"):
         FeatureStore(tmp_path / "resumed")
     encoder = MeanColour()
-    report = embed(data, encoder, tmp_path / "resumed", batch_size=2, shard_size=3)
+    report = embed(data, encoder, tmp_path / "resumed", batch_size=2)
     assert (report.written, report.resumed, encoder.seen) == (4, 5, 4)
     assert [skip.id for skip in report.skipped] == [99, 1]
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
@@ -118,10 +122,10 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_a_damaged_part_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefixcap.store.writer.PART_BYTES", 1)
     data = dataset(tmp_path / "images")
-    embed(data, MeanColour(), tmp_path / "store", shard_size=3)
+    embed(data, MeanColour(), tmp_path / "store")
     before = contents(tmp_path / "store")
     os.truncate(tmp_path / "store" / "part-00002.h5", 1000)
-    assert embed(data, MeanColour(), tmp_path / "store", shard_size=3).written == 3
+    assert embed(data, MeanColour(), tmp_path / "store").written == 3
     assert contents(tmp_path / "store") == before
 
 
@@ -133,7 +137,7 @@ def test_bad_images_are_skipped_with_the_reason(tmp_path: Path) -> None:
     (images / "1.png").write_bytes((images / "whole.jpg").read_bytes()[:1000])
     (images / "2.png").write_text("no image at all")
     (images / "3.png").write_bytes(b"")
-    report = embed(data, MeanColour(), tmp_path / "store", batch_size=3, shard_size=4)
+    report = embed(data, MeanColour(), tmp_path / "store", batch_size=3)
     reasons = {skip.id: skip.reason for skip in report.skipped}
     assert reasons.pop(1).startswith("cannot be read")
     assert reasons == {99: "empty caption", 0: "missing file", 2: "not an image", 3: "empty file"}
@@ -161,10 +165,10 @@ def test_embeddings_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
 
 def test_no_image_at_all(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
-    wrong = Dataset(data.records, [], tmp_path / "elsewhere", data.source)
+    wrong = of_files(records(data), [], tmp_path / "elsewhere", data.source, 3)
     with pytest.raises(InputError, match=r"none of the 10 images .*elsewhere/0\.png: missing file"):
-        embed(wrong, MeanColour(), tmp_path / "store", shard_size=3)
-    assert embed(data, MeanColour(), tmp_path / "store", shard_size=3).written == 10
+        embed(wrong, MeanColour(), tmp_path / "store")
+    assert embed(data, MeanColour(), tmp_path / "store").written == 10
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
             sizes.append(image.size)
             return super().preprocess(image)
 
-    data = Dataset([ImageRecord(1, "a.jpg", "train", ("black",))], [], tmp_path, "one")
+    data = of_files([ImageRecord(1, "a.jpg", "train", ("black",))], [], tmp_path, "one")
     embed(data, Sizes(), tmp_path / "store")
     assert sizes == [(4, 8)]
 
@@ -189,7 +193,7 @@ def test_another_job_is_refused(tmp_path: Path) -> None:
     embed(data, MeanColour(), tmp_path / "store")
     with pytest.raises(InputError, match="another job"):
         embed(data, MeanColour(digest="cd" * 32), tmp_path / "store")
-    fewer = Dataset(data.records[1:], data.skipped, data.image_root, data.source)
+    fewer = of_files(records(data)[1:], data.skipped, data.image_root, data.source)
     with pytest.raises(InputError, match="another job"):
         embed(fewer, MeanColour(), tmp_path / "store")
 
@@ -198,10 +202,10 @@ def test_full_disk_keeps_earlier_shards(tmp_path: Path) -> None:
     data = dataset(tmp_path / "images")
     (tmp_path / "store" / "pieces").mkdir(parents=True)
     # /dev/full answers every write as a full disk does.
-    (tmp_path / "store" / "pieces" / f".000002-0000-of-0001.h5.{os.getpid()}.tmp").symlink_to("/dev/full")
+    temporary_path(tmp_path / "store" / "pieces" / "000002-0000-of-0001.h5").symlink_to("/dev/full")
     with pytest.raises(InputError, match="no space left on the disk"):
-        embed(data, MeanColour(), tmp_path / "store", shard_size=3)
-    report = embed(data, MeanColour(), tmp_path / "store", shard_size=3)
+        embed(data, MeanColour(), tmp_path / "store")
+    report = embed(data, MeanColour(), tmp_path / "store")
     assert (report.written, report.resumed) == (4, 6)
 
 
@@ -245,3 +249,43 @@ def test_photographs_with_a_clip(tmp_path: Path) -> None:
     with Image.open(split.files[2]) as image, torch.inference_mode():
         expected = encoder.encode_images(encoder.preprocess(image)[None])[0].numpy()
     assert np.allclose(split.embeddings[2], expected, atol=2e-3)
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "images", count=30, shard_size=20)
+    for number in range(4, 16):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"12 of 20 images .* max_skipped=0\.01 .*images/15\.png: empty file; mend"):
+        embed(data, MeanColour(), tmp_path / "store")
+    assert embed(data, MeanColour(), tmp_path / "store", max_skipped=0.6).written == 18
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_processes_that_share_the_work_make_the_same_store(tmp_path: Path, order: tuple[int, ...]) -> None:
+    data = dataset(tmp_path / "images")
+    embed(data, MeanColour(), tmp_path / "alone")
+    *before, last = order
+    for task in before:
+        assert embed(data, MeanColour(), tmp_path / "shared", task=task, tasks=3).missing > 0
+    with pytest.raises(InputError, match="unfinished"):
+        FeatureStore(tmp_path / "shared")
+    assert embed(data, MeanColour(), tmp_path / "shared", task=last, tasks=3).missing == 0
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_ahead_gives_what_it_is_given() -> None:
+    assert list(ahead(iter(range(100)))) == list(range(100))
+    made = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+        raise ValueError("too far")
+
+    stream = ahead(numbers())
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert len(made) < 10
+    with pytest.raises(ValueError, match="too far"):
+        list(ahead(numbers()))

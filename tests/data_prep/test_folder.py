@@ -7,6 +7,7 @@ import pytest
 from data_prep.readers.folder import read_folder
 from data_prep.records import ImageRecord, Skipped
 from prefixcap.errors import InputError
+from tests.data_prep import records
 
 
 def write(root: Path, name: str, text: str) -> Path:
@@ -18,7 +19,7 @@ def write(root: Path, name: str, text: str) -> Path:
 def test_csv_with_splits(tmp_path: Path) -> None:
     rows = '\ufeffimage,caption,split\na.jpg,"a cat,\nasleep",train\nb/c.jpg,a dog,test\n./a.jpg,cat,train\n'
     dataset = read_folder(tmp_path, write(tmp_path, "captions.csv", rows))
-    assert dataset.records == [
+    assert records(dataset) == [
         ImageRecord("a.jpg", "a.jpg", "train", ("a cat, asleep", "cat")),
         ImageRecord("b/c.jpg", "b/c.jpg", "test", ("a dog",)),
     ]
@@ -28,13 +29,13 @@ def test_csv_with_splits(tmp_path: Path) -> None:
 
 def test_tsv_keeps_quotation_marks(tmp_path: Path) -> None:
     rows = 'caption\timage\n"stop", says the sign\ta.jpg\n'
-    (record,) = read_folder(tmp_path, write(tmp_path, "captions.tsv", rows)).records
+    (record,) = records(read_folder(tmp_path, write(tmp_path, "captions.tsv", rows)))
     assert record.captions == ('"stop", says the sign',)
 
 
 def test_jsonl(tmp_path: Path) -> None:
     rows = '{"image": "a.jpg", "captions": ["a cat", "cat"], "split": "val"}\n\n{"image": "a.jpg", "caption": "one"}\n'
-    (record,) = read_folder(tmp_path, write(tmp_path, "captions.jsonl", rows)).records
+    (record,) = records(read_folder(tmp_path, write(tmp_path, "captions.jsonl", rows)))
     assert record == ImageRecord("a.jpg", "a.jpg", "val", ("a cat", "cat", "one"))
 
 
@@ -43,8 +44,8 @@ def test_split_depends_on_path_and_seed_alone(tmp_path: Path) -> None:
 
     def splits(names: list[str], seed: int) -> dict[str, str]:
         path = write(tmp_path, "captions.csv", "image,caption\n" + "".join(f"{name},a cat\n" for name in names))
-        records = read_folder(tmp_path, path, val_share=0.1, test_share=0.2, seed=seed).records
-        return {record.file: record.split for record in records}
+        dataset = read_folder(tmp_path, path, val_share=0.1, test_share=0.2, seed=seed)
+        return {record.file: record.split for record in records(dataset)}
 
     drawn = splits(names, 0)
     counts = {split: list(drawn.values()).count(split) for split in ("train", "val", "test")}
@@ -59,7 +60,7 @@ def test_blemishes_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     rows = '{"image": "a.jpg", "captions": ["a cat", " ", 3]}\n{"image": "mute.jpg", "captions": []}\n'
     dataset = read_folder(tmp_path, write(tmp_path, "captions.jsonl", rows))
-    assert [record.captions for record in dataset.records] == [("a cat",)]
+    assert [record.captions for record in records(dataset)] == [("a cat",)]
     assert dataset.skipped == [
         Skipped("a.jpg", "a.jpg", "empty caption"),
         Skipped("a.jpg", "a.jpg", "caption is not text"),

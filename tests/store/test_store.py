@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
+import prefixcap.store.writer
 from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.files import temporary_path
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
 
 ENCODER = EncoderIdentity("clip:small", "ab" * 32, "shorter side to 8", dim=4)
@@ -43,7 +45,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("prefixcap.store.writer.PART_BYTES", 16)
     path = tmp_path / "store"
     made = writer(path)
-    write(made, 0, RECORDS[:2], embeddings(3)[:2], Skipped(1, "", "empty caption"))
+    write(made, 0, RECORDS[:2], embeddings(3)[:2], Skipped("", "", "empty caption"))
     write(made, 1, RECORDS[2:], embeddings(3)[2:], Skipped(5, "d.jpg", "missing file"))
     join(path)
     return path
@@ -93,7 +95,7 @@ def test_any_hdf5_tool_reads_a_part(store: Path) -> None:
 
 def test_skipped_csv_lists_everything(store: Path) -> None:
     lines = (store / "skipped.csv").read_text().splitlines()
-    assert lines == ["id,file,reason", "1,,empty caption", "5,d.jpg,missing file"]
+    assert lines == ["id,file,reason", ",,empty caption", "5,d.jpg,missing file"]
 
 
 def test_unknown_split(store: Path) -> None:
@@ -191,7 +193,7 @@ def test_full_disk(tmp_path: Path) -> None:
     write(made, 0, RECORDS, embeddings(3))
     # /dev/full answers every write as a full disk does, so the real error of the real system call comes back.
     piece = "000001-0000-of-0001.h5"
-    (path / "pieces" / f".{piece}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    temporary_path(path / "pieces" / piece).symlink_to("/dev/full")
     with pytest.raises(InputError, match=rf"{piece}: no space left on the disk") as caught:
         write(made, 1, RECORDS, embeddings(3))
     assert "\n" not in str(caught.value)
@@ -204,7 +206,7 @@ def test_full_disk_at_the_end(tmp_path: Path, file: str) -> None:
     path = tmp_path / "store"
     made = writer(path, shards=1)
     write(made, 0, RECORDS, embeddings(3))
-    (path / f".{file}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    temporary_path(path / file).symlink_to("/dev/full")
     with pytest.raises(InputError, match="no space left"):
         join(path)
     with pytest.raises(InputError, match="unfinished"):
@@ -251,6 +253,19 @@ def test_a_damaged_piece_is_made_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"000001-0000-of-0001\.h5 is damaged"):
         join(tmp_path / "store")
     assert writer(tmp_path / "store").missing() == [1]
+
+
+def test_two_processes_may_join_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is through, and has taken the pieces away, when this one has only listed them."""
+    made = writer(tmp_path / "store")
+    for shard in range(2):
+        write(made, shard, [RECORDS[shard]], embeddings(1))
+    late = prefixcap.store.writer.pieces_of(tmp_path / "store")
+    join(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("prefixcap.store.writer.pieces_of", lambda store: late)
+        join(tmp_path / "store")
+    assert FeatureStore(tmp_path / "store").split("train").ids == [7]
 
 
 @pytest.mark.parametrize("part_bytes", [1, 40, 100, 2**30])

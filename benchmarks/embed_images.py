@@ -1,0 +1,83 @@
+"""Embedding JPEG files, beside the encoder alone: images a second, and the ratio (at least 0.95).
+
+The encoder is CLIP's ViT-B/32 with random weights; the pictures are those of the small world's generator as JPEG files
+of 640 x 480 pixels, or the `.jpg` files of a folder. Both ways use the same batch size, in turns, in one process.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from clip.model import CLIP
+from PIL import Image
+
+from data_prep.embedding import embed
+from data_prep.records import ImageRecord, of_files
+from prefixcap.demo.drawing import draw
+from prefixcap.demo.scenes import random_scene
+from prefixcap.encoders import Encoder, load_encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512, help="images in each turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--workers", type=int, help="processes that decode (default: as the command chooses)")
+    parser.add_argument("--folder", type=Path, help="take the .jpg files of this folder, again and again")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", help="of the encoder: float32, bfloat16 or float16")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="embed-images-") as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        torch.save(CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).state_dict(), folder / "ViT-B-32.pt")
+        dtype = getattr(torch, arguments.dtype)
+        encoder = load_encoder(f"clip:{folder / 'ViT-B-32.pt'}", arguments.device, dtype)
+        files = sorted(arguments.folder.glob("*.jpg")) if arguments.folder else pictures(folder / "images")
+        names = [str(files[number % len(files)].resolve()) for number in range(arguments.images)]
+        records = [ImageRecord(number, file, "train", ("a picture",)) for number, file in enumerate(names)]
+        dataset = of_files(records, [], Path("/"), "benchmark")
+        speeds: dict[str, list[float]] = {"encoder alone": [], "from JPEG files": []}
+        encoder_alone(encoder, 2 * arguments.batch, arguments.batch)  # warm
+        for turn in range(arguments.turns):
+            speeds["encoder alone"].append(encoder_alone(encoder, arguments.images, arguments.batch))
+            start = time.perf_counter()
+            embed(dataset, encoder, folder / f"store{turn}", arguments.batch, arguments.workers, progress=False)
+            speeds["from JPEG files"].append(arguments.images / (time.perf_counter() - start))
+            speeds["encoder alone"].append(encoder_alone(encoder, arguments.images, arguments.batch))
+    for name, values in speeds.items():
+        print(f"{name:16} {np.median(values):8.1f} images a second   ({', '.join(f'{value:.1f}' for value in values)})")
+    ratio = np.median(speeds["from JPEG files"]) / np.median(speeds["encoder alone"])
+    print(f"ratio            {ratio:8.3f}   (at least 0.95)")
+
+
+def pictures(folder: Path, count: int = 64) -> list[Path]:
+    """JPEG files of 640 x 480, the commonest size in COCO."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    files = [folder / f"{number}.jpg" for number in range(count)]
+    for file in files:
+        picture = draw(random_scene(generator), generator).resize((640, 480), Image.Resampling.BICUBIC)
+        noise = generator.normal(0, 12, (480, 640, 3))  # as in photographs; flat colour would decode too quickly
+        Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)).save(file, quality=90)
+    return files
+
+
+def encoder_alone(encoder: Encoder, images: int, batch: int) -> float:
+    """Images a second with pixels that are there already."""
+    pixels = torch.zeros(batch, *encoder.preprocess(Image.new("RGB", (640, 480))).shape, dtype=torch.uint8)
+    pixels = pixels.random_(0, 256).to(encoder.device)
+    start = time.perf_counter()
+    for _ in range(0, images, batch):
+        encoder.encode_images(pixels)
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

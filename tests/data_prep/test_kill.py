@@ -1,0 +1,89 @@
+"""A run that is killed at any moment goes on where it was, and ends in the same store."""
+
+import json
+import multiprocessing
+import random
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import prefixcap.store.writer
+from data_prep.embedding import embed
+from data_prep.records import ImageRecord, Skipped, of_files
+from prefixcap.encoders import load_encoder
+from prefixcap.store.part import Part
+
+
+def make(images: Path, store: Path) -> None:
+    """Embed all images of a folder, in small shards, smaller pieces and small parts."""
+    prefixcap.store.writer.PART_BYTES = 16_000
+    names = sorted(file.name for file in images.iterdir())
+    records = [
+        ImageRecord(number, name, "val" if number % 9 == 0 else "train", (f"a noise, {name}",) * (number % 3))
+        for number, name in enumerate(names)
+    ]
+    dataset = of_files(records, [Skipped("x", "", "left out by the reader")], images, "noise", shard_size=40)
+    embed(dataset, load_encoder("demo"), store, batch_size=5, piece_size=10, progress=False)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(300):
+        Image.effect_noise((60, 50), 10 + number % 80).save(folder / f"{number:03d}.jpg")
+    (folder / "007.jpg").write_bytes(b"no image")
+    return folder
+
+
+def test_killed_twenty_times(images: Path, tmp_path: Path) -> None:
+    # A server that has imported everything and run nothing: each run then starts at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "clip"])
+
+    def start(store: Path) -> BaseProcess:
+        process = context.Process(target=make, args=(images, store))
+        process.start()
+        return process
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    start(whole).join()
+    began = time.perf_counter()
+    start(tmp_path / "again").join()
+    took = time.perf_counter() - began
+    moments, kept = random.Random(0), 0
+    found_half_made = 0
+    for _ in range(20):
+        process = start(killed)
+        time.sleep(moments.uniform(0.1, 0.6) * took)
+        process.kill()
+        process.join()
+        pieces = len(list(killed.glob("pieces/[0-9]*.h5")))
+        finished = (killed / "index.json").exists()
+        assert finished or pieces >= kept  # nothing that was made is lost
+        kept, found_half_made = pieces, found_half_made + (0 < pieces < 31)
+    assert found_half_made > 3
+    last = start(killed)
+    last.join()
+    assert last.exitcode == 0
+    assert contents(killed) == contents(whole) == contents(tmp_path / "again")
+
+
+def contents(store: Path) -> dict[str, object]:
+    """Every byte of the data of a store, by file."""
+    found: dict[str, object] = {"skipped.csv": (store / "skipped.csv").read_text()}
+    index = json.loads((store / "index.json").read_text())
+    found["index.json"] = index
+    for entry in index["parts"]:
+        part = Part(store / entry["file"])
+        assert part.digest() == part.attributes["digest"] == entry["digest"]
+        columns = {name: part[name] for name in part.names}
+        found[entry["file"]] = {n: c if isinstance(c, list) else (c.dtype, c.tobytes()) for n, c in columns.items()}
+    assert len(index["parts"]) > 3
+    assert sorted(file.name for file in store.iterdir()) == sorted(
+        ["index.json", "skipped.csv", *(entry["file"] for entry in index["parts"])]
+    )
+    return found
