@@ -9,6 +9,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,7 +93,7 @@ def embed(
         encoder: makes the embeddings.
         store: the store's folder.
         batch_size: images encoded together.
-        num_workers: processes that decode images; 0: a thread does, beside the encoder; None: as many as help.
+        num_workers: processes that decode images; 0: threads do, beside the encoder; None: as many as help.
         piece_size: images a piece: the most that an interruption can cost.
         max_skipped: stop when more than this share of the images seen, and more than ten, cannot be embedded.
         task: which share of the work this process does, from 0.
@@ -147,8 +148,11 @@ def _embed_shards(
                 pieces.append(piece)
                 yield from piece.batches(batch_size)
 
+    # Beside an encoder that takes all cores, images are decoded on all of them too: one that is busy with images would
+    # make the others wait for it.
+    pool = ThreadPoolExecutor(_processors())
     loader = DataLoader(
-        _Images(encoder.preprocess),
+        _Images(encoder.preprocess, map if num_workers else pool.map),
         batch_sampler=batches(),
         num_workers=num_workers,
         collate_fn=_as_it_is,
@@ -239,18 +243,23 @@ def _encode(encoder: Encoder, pixels: Tensor) -> Tensor:
 class _Images(TorchDataset[Batch]):
     """Samples -> a batch of what could be read of them."""
 
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor]) -> None:
-        self.preprocess = preprocess
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], each: Callable[..., Iterable[Any]] = map) -> None:
+        self.preprocess, self.each = preprocess, each
 
     def __getitems__(self, samples: list[Sample]) -> Batch:
-        pixels: dict[int, Tensor] = {}
-        reasons: dict[int, str] = {}
-        for place, sample in enumerate(samples):
-            try:
-                pixels[place] = self.preprocess(sample.open())
-            except InputError as error:
-                reasons[place] = str(error).removeprefix(f"{sample.where}: ")
-        return list(pixels), torch.stack(list(pixels.values())) if pixels else torch.empty(0), reasons
+        read = list(self.each(self._pixels, samples))
+        pixels = {place: image for place, image in enumerate(read) if not isinstance(image, str)}
+        reasons = {place: reason for place, reason in enumerate(read) if isinstance(reason, str)}
+        # Stacked by NumPy: torch would do it with threads that then get in the encoder's way.
+        stacked = torch.from_numpy(np.stack(list(pixels.values()))) if pixels else torch.empty(0)
+        return list(pixels), stacked, reasons
+
+    def _pixels(self, sample: Sample) -> NDArray[np.uint8] | str:
+        """(3, height, width), or why there is nothing."""
+        try:
+            return self.preprocess(sample.open()).numpy()
+        except InputError as error:
+            return str(error).removeprefix(f"{sample.where}: ")
 
 
 def _as_it_is(batch: Any) -> Any:

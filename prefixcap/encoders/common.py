@@ -36,7 +36,8 @@ def normalized(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image -> (3, height, width) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    # By NumPy: images are prepared in a thread of their own, where torch's threads would get in the encoder's way.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -201,7 +201,10 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
 
 def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
     """The pieces that are there: number of the shard, of the piece in it, pieces of the shard; and the file."""
-    names = sorted((store / "pieces").glob("*-*-of-*.h5"))
+    try:
+        names = sorted((store / "pieces").glob("[0-9]*-of-*.h5"))
+    except FileNotFoundError:  # the process that joined them is taking them away
+        names = []
     return {tuple(map(int, re.findall(r"\d+", path.stem))): path for path in names}  # type: ignore[misc]
 
 
