@@ -6,14 +6,13 @@ letters of the captions are holes in the files, so that it takes 2 GB of disk, n
 
 import argparse
 import json
-import multiprocessing
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import h5py
 import numpy as np
+from measure import in_own_process, memory
 from tqdm import trange
 
 from prefixcap.captioner import Captioner
@@ -34,14 +33,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="large-store-") as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         write(small, large, arguments.images, arguments.part)
-        # Each in a process of its own, whose memory has not grown before.
-        spawn = multiprocessing.get_context("spawn")
         for store in (small, large):
-            process = spawn.Process(target=first_batch, args=(store,))
-            process.start()
-            process.join()
-            if process.exitcode:
-                sys.exit(process.exitcode)
+            in_own_process(first_batch, store)
 
 
 def write(small: Path, large: Path, images: int, part: int) -> None:
@@ -117,12 +110,6 @@ def first_batch(store: Path) -> None:
         f"{max(batch.rows) - min(batch.rows):,} apart; memory {(memory('RssAnon') - before[0]) / 1e6:,.0f} MB, "
         f"{(memory('VmHWM') - before[1]) / 1e6:,.0f} MB with mapped pages"
     )
-
-
-def memory(kind: str) -> int:
-    """Bytes of this process (Linux): "RssAnon", those that map no file, or "VmHWM", all that were ever resident."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
 if __name__ == "__main__":

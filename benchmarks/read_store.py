@@ -5,14 +5,13 @@ the same rows as one `.npy`, into a temporary folder; both are read once, so tha
 """
 
 import argparse
-import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from measure import in_own_process, memory
 from tqdm import trange
 
 from prefixcap.encoders import EncoderIdentity
@@ -31,13 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="read-store-") as folder:
         store, flat = Path(folder) / "store", Path(folder) / "flat.npy"
         write(store, flat, arguments.rows, arguments.dim)
-        # In a process of its own, whose memory has not grown before.
-        process = multiprocessing.get_context("spawn").Process(
-            target=compare, args=(store, flat, arguments.batch, arguments.batches)
-        )
-        process.start()
-        process.join()
-    sys.exit(process.exitcode)
+        in_own_process(compare, store, flat, arguments.batch, arguments.batches)
 
 
 def write(store: Path, flat: Path, rows: int, dim: int) -> None:
@@ -60,7 +53,7 @@ def write(store: Path, flat: Path, rows: int, dim: int) -> None:
 def compare(store: Path, flat: Path, batch: int, batches: int) -> None:
     """Print batches a second of both, in turns, and how much memory grew that is not the page cache's."""
     baseline = np.load(flat, mmap_mode="r")
-    before = private_memory()
+    before = memory("RssAnon")
     split = FeatureStore(store).split("train")
     generator = np.random.default_rng(1)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -81,13 +74,7 @@ def compare(store: Path, flat: Path, batch: int, batches: int) -> None:
     for name, speed in best.items():
         print(f"{name:16} {speed:9,.0f} batches of {batch} a second")
     print(f"ratio            {best['feature store'] / best['flat memory map']:9.2f}   (at least 0.8)")
-    print(f"memory growth    {(private_memory() - before) / 1e6:9,.0f} MB without the page cache   (under 200)")
-
-
-def private_memory() -> int:
-    """Resident bytes of this process that map no file (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    print(f"memory growth    {(memory('RssAnon') - before) / 1e6:9,.0f} MB without the page cache   (under 200)")
 
 
 if __name__ == "__main__":
