@@ -16,7 +16,7 @@ def test_training_photographs_are_learned(shared: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed(
         ROOT / "train.py", *data, "lm=demo", "encoder=demo", "model=mlp", f"run_dir={run}", "batch_size=20",
-        "trainer.max_epochs=180", "trainer.check_val_every_n_epoch=90", "optimizer.learning_rate=2e-3",
+        "trainer.max_epochs=80", "trainer.check_val_every_n_epoch=40", "optimizer.learning_rate=4e-3",
         "optimizer.warmup_steps=20", "logger=wandb", "logger.wandb.offline=true",
     )  # fmt: skip
     assert list((run / "wandb").glob("offline-run-*"))
