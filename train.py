@@ -36,10 +36,10 @@ def main(config: DictConfig) -> None:
         store.encoder,
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
-        trained_on={"data": config.data.name, "store": str(store.path.resolve()), "images": store.splits},
+        trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
     )
     data = CaptionData(
-        store.path, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed
+        store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed
     )
     training = CaptionTraining(
         captioner,
@@ -70,7 +70,7 @@ def require_encoder_name(store: FeatureStore, name: str) -> None:
     """Refuse embeddings of another encoder than the one that is asked for."""
     if store.encoder.name != name:
         raise InputError(
-            f"the feature store {store.path} was made by encoder '{store.encoder.name}', but '{name}' is "
+            f"the feature store {store.location} was made by encoder '{store.encoder.name}', but '{name}' is "
             f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
         )
 

@@ -44,7 +44,7 @@ def write(small: Path, large: Path, images: int, part: int) -> None:
         ImageRecord(number, f"{number}.jpg", split, ("x" * LETTERS,) * CAPTIONS)
         for number, split in enumerate(["train", "val"] * 500)
     ]
-    writer.write_piece(0, 0, 1, records, {"embedding": np.zeros((1000, 512), np.float16)}, [])
+    writer.write_piece(0, 0, 1, records, {"images/embedding": np.zeros((1000, 512), np.float16)}, [])
     join(small)
     index = json.loads((small / "index.json").read_text())
     large.mkdir()

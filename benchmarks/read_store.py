@@ -44,7 +44,7 @@ def write(store: Path, flat: Path, rows: int, dim: int) -> None:
         embeddings = generator.standard_normal((SHARD, dim), np.float32).astype(np.float16)
         whole[first : first + SHARD] = embeddings
         images = [ImageRecord(n, f"{n}.jpg", "train", (f"caption {n}",)) for n in range(first, first + SHARD)]
-        writer.write_piece(shard, 0, 1, images, {"embedding": embeddings}, [])
+        writer.write_piece(shard, 0, 1, images, {"images/embedding": embeddings}, [])
     start = time.perf_counter()
     join(store)
     print(f"joined {shards} pieces in {time.perf_counter() - start:.1f} s")

@@ -1,23 +1,33 @@
 """Images with captions -> feature store, once, offline.
 
     python -m data_prep.embed data=coco encoder=clip_vit_b32
+    python -m data_prep.embed data=cc3m trainer.devices=8
 
 A run that was stopped goes on where it was when the same command is given again.
 """
 
+import datetime
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from omegaconf import DictConfig
+from PIL import Image
 
 from data_prep.embedding import EmbedReport, embed
 from data_prep.records import Dataset
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore
+from prefixcap.store.remote import is_remote
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIONS = ("features", "batch_size", "num_workers", "jpeg_scaling", "max_skipped")
 
 
 def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
@@ -28,37 +38,44 @@ def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
 def make_store(
     data: DictConfig,
     encoder_name: str,
-    device: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
     **options: Any,
-) -> None:
-    """Make or finish the feature store of a configured data set (`conf/data`), and print what is in it.
+) -> EmbedReport:
+    """Make or finish the feature store of a configured data set (`conf/data`).
 
     Args:
         data: with `name`, `store` and a `reader` to instantiate.
         encoder_name: as `load_encoder` takes it.
-        device: "auto" is a GPU if there is one.
-        options: of `embed`.
+        device: where the encoder lives.
+        dtype: that it computes in.
+        options: of `embed`; without `features`, those that the data set has.
 
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
     """
-    path = store_path(data.name, data.store, encoder_name)
+    if dtype not in DTYPES:
+        raise InputError(f"there is no dtype={dtype}; choose one of auto, {', '.join(DTYPES)}")
+    if data.store is not None and is_remote(data.store):
+        raise InputError(f"a store is made on a local disk, and then copied: {data.store} is a URL; give a path")
     dataset: Dataset = instantiate(data.reader)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = embed(dataset, load_encoder(encoder_name, device), path, **options)
-    _print_summary(path, report)
+    if options.get("features") is None:
+        options["features"] = ["image"] if dataset.has_images else ["caption"]
+    encoder = load_encoder(encoder_name, device, DTYPES[dtype])
+    return embed(dataset, encoder, store_path(data.name, data.store, encoder_name), **options)
 
 
 def open_store(data: DictConfig, encoder_name: str) -> FeatureStore:
-    """The feature store of a configured data set; the small world's is made if it is not there.
+    """The feature store of a configured data set, a folder or a URL; the small world's is made if it is not there.
 
     Raises:
         InputError: there is no such store, or it is not finished; the message names the command that makes it.
     """
+    if data.store is not None and is_remote(data.store):
+        return FeatureStore(data.store)
     path = store_path(data.name, data.store, encoder_name)
     if not path.exists() and data.name == "demo":
-        make_store(data, encoder_name)
+        _print_summary(path, make_store(data, encoder_name))
     if not path.exists():
         raise InputError(
             f"there is no feature store {path}: make it with `python -m data_prep.embed data={data.name} "
@@ -68,19 +85,21 @@ def open_store(data: DictConfig, encoder_name: str) -> FeatureStore:
 
 
 def _print_summary(path: Path, report: EmbedReport) -> None:
-    if report.missing:
+    """What a run did and what the store has, if it is whole by now."""
+    try:
+        store = FeatureStore(path)
+    except InputError:
         print(f"embedded {report.written:,} images; {report.missing:,} shards of {path} are left to other processes")
         return
-    store = FeatureStore(path)
     if not report.written:
         print("the store was complete already")
     elif report.resumed:
         print(f"went on after {report.resumed:,} images that were there already")
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
     print(f"images: {splits}; captions: {store.captions:,}")
-    if report.skipped:
-        print(f"skipped: {len(report.skipped):,}, see {path / 'skipped.csv'}")
-        for skip in report.skipped[:3]:
+    if skipped := store.skipped():
+        print(f"skipped: {len(skipped):,}, see {path / 'skipped.csv'}")
+        for skip in skipped[:3]:
             print(f"  {skip.file or skip.id}: {skip.reason}")
     size = sum(file.stat().st_size for file in path.iterdir())
     print(f"store: {path} ({size / 1e6:.1f} MB)")
@@ -88,8 +107,28 @@ def _print_summary(path: Path, report: EmbedReport) -> None:
 
 def main(config: DictConfig) -> None:
     """The command. Raises InputError as `make_store` does."""
-    options = {name: config[name] for name in ("batch_size", "num_workers", "max_skipped", "task", "tasks")}
-    make_store(config.data, config.encoder.name, config.device, **options)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped, with the reason
+    fabric = _launch(**config.trainer)
+    device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
+    dtype = config.dtype if config.dtype != "auto" else "float16" if device.type == "cuda" else "float32"
+    options = {name: config[name] for name in OPTIONS}
+    options |= {"task": config.task * world + rank, "tasks": config.tasks * world, "progress": rank == 0}
+    report = make_store(config.data, config.encoder.name, device, dtype, **options)
+    fabric.barrier()
+    if rank == 0:
+        _print_summary(store_path(config.data.name, config.data.store, config.encoder.name), report)
+
+
+def _launch(accelerator: str, devices: int | str | list[int], num_nodes: int) -> Fabric:
+    """This process among all those of the run; Lightning starts the others."""
+    alone = num_nodes == 1 and (devices == 1 or (not isinstance(devices, int | str) and len(devices) == 1))
+    # They do nothing together but wait for each other at the end: however long that takes, and on the CPU.
+    together = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(days=100))
+    fabric = Fabric(
+        accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto" if alone else together
+    )
+    fabric.launch()
+    return fabric
 
 
 if __name__ == "__main__":

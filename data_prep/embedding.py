@@ -1,28 +1,23 @@
 """Images of a data set -> feature store: decoded ahead of the encoder, written piece by piece, killed and resumed."""
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from data_prep.features import Features
+from data_prep.loading import Pixels, load_pixels, processors
 from data_prep.records import Dataset, Sample, Skipped
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
@@ -31,9 +26,7 @@ from prefixcap.store import FeatureStore, StoreWriter, join
 MANY_IMAGES = 2000  # below this many, starting worker processes takes longer than they save
 FEW_SKIPPED = 10  # so many images may be bad whatever their share
 
-T = TypeVar("T")
-# The places in their batch of the images that could be read, their pixels, and the reason for each of the others.
-Batch = tuple[list[int], Tensor, dict[int, str]]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class EmbedReport:
     Attributes:
         written: images embedded by this run.
         missing: shards that are still to be made, by other processes.
-        resumed: images that were there already.
+        resumed: images that were there already, where no other process shares the work.
         skipped: all that the store leaves out.
     """
 
@@ -75,25 +68,31 @@ def embed(
     dataset: Dataset,
     encoder: Encoder,
     store: Path,
-    batch_size: int = 64,
+    features: Sequence[str] = ("image",),
+    batch_size: int | None = None,
     num_workers: int | None = None,
+    jpeg_scaling: bool = False,
     piece_size: int = 1000,
     max_skipped: float = 0.01,
     task: int = 0,
     tasks: int = 1,
     progress: bool = True,
 ) -> EmbedReport:
-    """Embed the images of a data set into a feature store, piece by piece; pieces that are there are kept.
+    """Embed the images of a data set, or their captions, into a feature store, piece by piece.
 
-    An image that cannot be read, or whose embedding is not finite in float16, is skipped and listed with the
-    reason. A rotation in the image's EXIF data is applied; of an animation, the first frame is taken.
+    Pieces that are there are kept. An image that cannot be read, or whose features are not finite in float16, is
+    skipped and listed with the reason. A rotation in the image's EXIF data is applied; of an animation, the first frame
+    is taken.
 
     Args:
         dataset: from a reader.
         encoder: makes the embeddings.
         store: the store's folder.
-        batch_size: images encoded together.
+        features: what is stored, see `Features`; with captions alone, no image is opened.
+        batch_size: images encoded together; None: that of the run that began the store, else as many as fit.
         num_workers: processes that decode images; 0: threads do, beside the encoder; None: as many as help.
+        jpeg_scaling: let the decoder of JPEG images halve their size, once or more, as far as they stay larger than
+            what the encoder takes: quicker, but the pixels differ a little from the encoder's own preprocessing.
         piece_size: images a piece: the most that an interruption can cost.
         max_skipped: stop when more than this share of the images seen, and more than ten, cannot be embedded.
         task: which share of the work this process does, from 0.
@@ -104,35 +103,52 @@ def embed(
         InputError: too many images, or all, cannot be embedded, the folder holds the store of another job, the disk is
             full, or a batch does not fit into the device's memory.
     """
-    _require_whole("batch_size", batch_size, least=1)
+    _require_whole("batch_size", 1 if batch_size is None else batch_size, least=1)
     _require_whole("num_workers", 0 if num_workers is None else num_workers, least=0)
     _require_whole("tasks", tasks, least=1)
     if not isinstance(task, int) or not 0 <= task < tasks:
         raise InputError(f"task must be a whole number from 0 to {tasks - 1}, one less than tasks, not {task!r}")
-    job = _fingerprint(dataset, encoder, piece_size)
+    chosen = Features(features, encoder)
+    settings: dict[str, str | int | bool] = {
+        "features": ",".join(chosen.names),
+        "computed_in": str(encoder.dtype).removeprefix("torch."),
+        "jpeg_scaling": jpeg_scaling,
+    }
+    job = _fingerprint(dataset, encoder, [piece_size, settings])
     writer = StoreWriter(store, encoder.identity, dataset.source, dataset.image_root, job, len(dataset.shards))
     mine = [shard for shard in writer.missing() if shard % tasks == task]
-    bar = _progress_bar(dataset, mine, task, tasks, disable=not (progress and mine))
-    if num_workers is None:
-        many = encoder.device.type != "cpu" and (bar.total is None or bar.total - bar.initial >= MANY_IMAGES)
-        num_workers = min(16, _processors() - 1) if many else 0
-    with bar:
-        written = _embed_shards(dataset, mine, encoder, writer, batch_size, num_workers, piece_size, max_skipped, bar)
+    written = 0
+    if mine:
+        _ = chosen.empty  # an encoder that cannot do it says so before anything is written
+        # A resumed run goes on with the batches of the first: sums of another order differ in their last bits.
+        batch_size = batch_size or int(writer.made_with.get("batch_size", 0)) or chosen.largest_batch()
+        writer.made_with = {**settings, "batch_size": batch_size}
+        with _progress_bar(dataset, mine, task, tasks, disable=not progress) as bar:
+            if chosen.names == ["caption"]:
+                load = _leave_closed
+            else:
+                if num_workers is None:
+                    many = encoder.device.type != "cpu" and not (bar.total and bar.total - bar.initial < MANY_IMAGES)
+                    num_workers = min(16, processors() - 1) if many else 0
+                scaled_size = chosen.image_size if jpeg_scaling else None
+                load = partial(load_pixels, encoder=encoder, num_workers=num_workers, scaled_size=scaled_size)
+            written = _embed_shards(dataset, mine, chosen, load, writer, batch_size, piece_size, max_skipped, bar)
     if missing := len(writer.missing()):
         return EmbedReport(written, missing)
     if not writer.finished():
         join(store)
     made = FeatureStore(store)
-    return EmbedReport(written, 0, sum(made.splits.values()) - written, made.skipped())
+    resumed = sum(made.splits.values()) - written if tasks == 1 else 0
+    return EmbedReport(written, 0, resumed, made.skipped())
 
 
 def _embed_shards(
     dataset: Dataset,
     shards: list[int],
-    encoder: Encoder,
+    features: Features,
+    load: Callable[[Iterator[list[Sample]]], Iterator[Pixels]],
     writer: StoreWriter,
     batch_size: int,
-    num_workers: int,
     piece_size: int,
     max_skipped: float,
     bar: Any,
@@ -148,25 +164,15 @@ def _embed_shards(
                 pieces.append(piece)
                 yield from piece.batches(batch_size)
 
-    # Beside an encoder that takes all cores, images are decoded on all of them too: one that is busy with images would
-    # make the others wait for it.
-    pool = ThreadPoolExecutor(_processors())
-    loader = DataLoader(
-        _Images(encoder.preprocess, map if num_workers else pool.map),
-        batch_sampler=batches(),
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=encoder.device.type == "cuda",
-    )
     written = seen = bad = 0
     # Pieces without a single image wait for one that has some: a wrong folder must leave no store behind.
     barren: list[tuple[Piece, list[Skipped]]] = []
     nothing_yet = len(shards) == len(dataset.shards)
-    stream = ahead(loader)
+    stream = load(batches())
     for first_batch in stream:
         piece = pieces.popleft()
         others = itertools.islice(stream, len(piece.batches(batch_size)) - 1)
-        rows, reasons = _encode_piece(piece, itertools.chain([first_batch], others), encoder, bar)
+        columns, reasons = _encode_piece(piece, itertools.chain([first_batch], others), features, batch_size, bar)
         images = [sample.record for place, sample in enumerate(piece.samples) if place not in reasons]
         skipped = [
             Skipped(piece.samples[place].record.id, piece.samples[place].record.file, reasons[place])
@@ -178,20 +184,22 @@ def _embed_shards(
                 f"{bad} of {seen} images cannot be embedded, more than max_skipped={max_skipped} allows; the last is "
                 f"{dataset.image_root / skipped[-1].file}: {skipped[-1].reason}; mend them, or allow more"
             )
-        if skipped and not images and nothing_yet:
+        if not images and nothing_yet:
             barren.append((piece, skipped))
             continue
         nothing_yet = False
-        writer.write_piece(piece.shard, piece.number, piece.of, images, {"embedding": rows}, [*piece.skipped, *skipped])
+        writer.write_piece(
+            piece.shard, piece.number, piece.of, images, features.empty | columns, [*piece.skipped, *skipped]
+        )
         written += len(images)
     if nothing_yet and barren:
-        first = barren[0][1][0]
+        first = next(skip for piece, skipped in barren for skip in [*skipped, *piece.skipped])
+        where = dataset.image_root / first.file if first.file else first.id
         raise InputError(
-            f"none of the {seen} images can be embedded; the first is {dataset.image_root / first.file}: {first.reason}"
+            f"none of the {seen} images can be embedded ({dataset.source}); the first is {where}: {first.reason}"
         )
     for piece, skipped in barren:
-        empty = {"embedding": np.empty((0, encoder.identity.dim), np.float16)}
-        writer.write_piece(piece.shard, piece.number, piece.of, [], empty, [*piece.skipped, *skipped])
+        writer.write_piece(piece.shard, piece.number, piece.of, [], features.empty, [*piece.skipped, *skipped])
     return written
 
 
@@ -208,98 +216,45 @@ def _pieces(dataset: Dataset, shards: list[int], piece_size: int) -> Iterator[Pi
 
 
 def _encode_piece(
-    piece: Piece, batches: Iterable[Batch], encoder: Encoder, bar: Any
-) -> tuple[NDArray[np.float16], dict[int, str]]:
-    """The embeddings of the images that have one, and for each of the others its place in the piece and the reason."""
-    embeddings: list[Tensor] = []
+    piece: Piece, batches: Iterable[Pixels], features: Features, batch_size: int, bar: Any
+) -> tuple[dict[str, Array], dict[int, str]]:
+    """The columns of the images that have all features, and for each of the others its place and the reason."""
     kept: list[int] = []
     reasons: dict[int, str] = {}
+    of_images: list[dict[str, Tensor]] = []
     start = 0
-    for read, pixels, unreadable in batches:
-        if read:
-            embeddings.append(_encode(encoder, pixels))
-        kept += [start + place for place in read]
-        reasons |= {start + place: reason for place, reason in unreadable.items()}
-        start += len(read) + len(unreadable)
-        bar.update(len(read) + len(unreadable))
-    if not embeddings:
-        return np.empty((0, encoder.identity.dim), np.float16), reasons
-    rows: NDArray[np.float16] = torch.cat(embeddings).half().cpu().numpy()
-    finite = np.isfinite(rows.sum(axis=1, dtype=np.float64))  # of float16: cannot overflow
+    for batch in batches:
+        if batch.places:
+            of_images.append({name: rows.half() for name, rows in features.encode_images(batch.images).items()})
+        kept += [start + place for place in batch.places]
+        reasons |= {start + place: reason for place, reason in batch.reasons.items()}
+        start += len(batch.places) + len(batch.reasons)
+        bar.update(len(batch.places) + len(batch.reasons))
+    captions = [caption for place in kept for caption in piece.samples[place].record.captions]
+    of_captions = [
+        {name: rows.half() for name, rows in features.encode_captions(captions[first : first + batch_size]).items()}
+        for first in range(0, len(captions), batch_size)
+    ]
+    columns = _together(of_images) | _together(of_captions)
+    image_of_caption = np.repeat(np.arange(len(kept)), [len(piece.samples[place].record.captions) for place in kept])
+    finite = np.ones(len(kept), bool)
+    for name, rows in columns.items():
+        bad = ~np.isfinite(rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64))  # of float16: cannot overflow
+        finite[np.flatnonzero(bad) if name.startswith("images/") else image_of_caption[bad]] = False
     reasons |= {place: "embedding is not finite" for place, good in zip(kept, finite, strict=True) if not good}
-    return rows[finite], reasons
+    rows_left = {"images": finite, "captions": finite[image_of_caption]}
+    return {name: rows[rows_left[name.partition("/")[0]]] for name, rows in columns.items()}, reasons
 
 
-def _encode(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """(batch, 3, height, width) pixels -> (batch, dim) embeddings, left on the device: nothing waits for them."""
-    try:
-        return encoder.encode_images(pixels)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"a batch of {len(pixels)} images is too much for {encoder.device}: lower batch_size"
-        ) from error
+def _together(batches: list[dict[str, Tensor]]) -> dict[str, Array]:
+    """The columns of all batches, each in one array."""
+    return {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in (batches or [{}])[0]}
 
 
-class _Images(TorchDataset[Batch]):
-    """Samples -> a batch of what could be read of them."""
-
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor], each: Callable[..., Iterable[Any]] = map) -> None:
-        self.preprocess, self.each = preprocess, each
-
-    def __getitems__(self, samples: list[Sample]) -> Batch:
-        read = list(self.each(self._pixels, samples))
-        pixels = {place: image for place, image in enumerate(read) if not isinstance(image, str)}
-        reasons = {place: reason for place, reason in enumerate(read) if isinstance(reason, str)}
-        # Stacked by NumPy: torch would do it with threads that then get in the encoder's way.
-        stacked = torch.from_numpy(np.stack(list(pixels.values()))) if pixels else torch.empty(0)
-        return list(pixels), stacked, reasons
-
-    def _pixels(self, sample: Sample) -> NDArray[np.uint8] | str:
-        """(3, height, width), or why there is nothing."""
-        try:
-            return self.preprocess(sample.open()).numpy()
-        except InputError as error:
-            return str(error).removeprefix(f"{sample.where}: ")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made in a thread up to `depth` before they are asked for."""
-    waiting: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None = None, last: bool = False) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put((item, error, last), timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(None, last=True)
-        except BaseException as error:  # raised again where the items are used
-            put(None, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error, last = waiting.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item  # type: ignore[misc]  # an item, as it is neither an error nor the end
-    finally:
-        stopped.set()
-        thread.join()
+def _leave_closed(batches: Iterable[list[Sample]]) -> Iterator[Pixels]:
+    """In place of pixels, where captions alone are embedded."""
+    for batch in batches:
+        yield Pixels(list(range(len(batch))), torch.empty(0), {})
 
 
 def _progress_bar(dataset: Dataset, mine: list[int], task: int, tasks: int, disable: bool) -> Any:
@@ -311,20 +266,15 @@ def _progress_bar(dataset: Dataset, mine: list[int], task: int, tasks: int, disa
     return tqdm(desc="embedding", unit=" images", total=total, initial=initial, disable=disable)
 
 
-def _fingerprint(dataset: Dataset, encoder: Encoder, piece_size: int) -> str:
+def _fingerprint(dataset: Dataset, encoder: Encoder, settings: list[Any]) -> str:
     """A hash over all that decides the content of the pieces."""
-    settings = [encoder.identity.digest, encoder.identity.preprocessing, piece_size]
+    settings = [encoder.identity.digest, encoder.identity.preprocessing, *settings]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for skip in dataset.skipped:
         digest.update(json.dumps([skip.id, skip.file, skip.reason]).encode())
     for shard in dataset.shards:
         digest.update(shard.fingerprint().encode())
     return digest.hexdigest()
-
-
-def _processors() -> int:
-    """How many processors this process may use; a job scheduler often grants fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

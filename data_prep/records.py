@@ -3,17 +3,34 @@
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
+from prefixcap.errors import InputError
 from prefixcap.images import decode_image, open_image
 from prefixcap.store import ImageRecord, Skipped
 
-__all__ = ["Dataset", "FileShard", "ImageRecord", "Sample", "Shard", "Skipped", "TarMember", "of_files"]
+__all__ = [
+    "Dataset",
+    "FileShard",
+    "ImageRecord",
+    "ParquetCell",
+    "Sample",
+    "Shard",
+    "Skipped",
+    "TarMember",
+    "import_pyarrow",
+    "of_files",
+    "read_column",
+]
+
+_row_group_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -25,21 +42,48 @@ class TarMember:
     offset: int
     size: int
 
+    def read(self) -> bytes:
+        with self.tar.open("rb") as tar:
+            tar.seek(self.offset)
+            return tar.read(self.size)
+
+
+@dataclass(frozen=True)
+class ParquetCell:
+    """Where bytes lie inside a parquet file: the column as a path ("jpg", "image.bytes"), the row in its row group."""
+
+    file: Path
+    column: str
+    row_group: int
+    row: int
+
+    def read(self) -> bytes:
+        """The bytes. Raises InputError if they cannot be read or pyarrow is not installed."""
+        try:
+            with _row_group_lock:  # of threads that want the same row group, one reads it and the others wait
+                cells = _row_group(self.file, self.column, self.row_group)
+            value: bytes = cells[self.row].as_py()
+        except InputError:
+            raise
+        except Exception as error:  # pyarrow raises anything on a damaged file
+            raise InputError(f"cannot be read: {' '.join(str(error).split())}") from error
+        return value
+
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, what is known about it, and where its file is."""
+    """An image, what is known about it, and where its file is; None: there is no image, but a sentence alone."""
 
     record: ImageRecord
-    where: Path | TarMember
+    where: Path | TarMember | ParquetCell | None
 
-    def open(self) -> Image.Image:
-        """The image, decoded. Raises InputError as `open_image` and `decode_image` do."""
+    def open(self, scaled_size: int | None = None) -> Image.Image:
+        """The image, decoded. Raises InputError as `open_image` and `decode_image` do, or if there is none."""
+        if self.where is None:
+            raise InputError("has no image")
         if isinstance(self.where, Path):
-            return open_image(self.where)
-        with self.where.tar.open("rb") as tar:
-            tar.seek(self.where.offset)
-            return decode_image(io.BytesIO(tar.read(self.where.size)))
+            return open_image(self.where, scaled_size)
+        return decode_image(io.BytesIO(self.where.read()), scaled_size)
 
 
 class Shard(Protocol):
@@ -68,17 +112,19 @@ class Dataset:
         skipped: what the reader left out, with reasons.
         image_root: the folder that `ImageRecord.file` is relative to.
         source: what was read, as the store's attributes say it.
+        has_images: False for sentences alone.
     """
 
     shards: Sequence[Shard]
     skipped: list[Skipped]
     image_root: Path
     source: str
+    has_images: bool = True
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """Images that are files below a folder."""
+    """Images that are files below a folder, or, where a record names no file, sentences alone."""
 
     records: list[ImageRecord]
     root: Path
@@ -95,7 +141,7 @@ class FileShard:
         return digest.hexdigest()
 
     def read(self) -> tuple[list[Sample], list[Skipped]]:
-        return [Sample(record, self.root / record.file) for record in self.records], []
+        return [Sample(record, self.root / record.file if record.file else None) for record in self.records], []
 
 
 def of_files(
@@ -106,3 +152,24 @@ def of_files(
         FileShard(records[first : first + shard_size], image_root) for first in range(0, len(records), shard_size)
     ]
     return Dataset(shards, skipped, image_root, source)
+
+
+def import_pyarrow() -> Any:
+    """The module `pyarrow`, with `pyarrow.parquet`. Raises InputError if it is not installed."""
+    try:
+        import pyarrow.parquet  # here, because nothing else needs it
+    except ImportError as error:
+        raise InputError("parquet files are read with pyarrow: pip install 'prefixcap[parquet]'") from error
+    return pyarrow
+
+
+def read_column(parquet: Any, row_group: int, column: str) -> Any:
+    """A column of one row group of a ParquetFile; of a struct's field, as "image.bytes", the field alone."""
+    # Without threads: the caller's threads decode, and a process may still fork.
+    return parquet.read_row_group(row_group, columns=[column], use_threads=False).flatten().column(0)
+
+
+@lru_cache(maxsize=2)  # two: a batch may begin in one row group and end in the next
+def _row_group(file: Path, column: str, row_group: int) -> Any:
+    with import_pyarrow().parquet.ParquetFile(file) as parquet:
+        return read_column(parquet, row_group, column)

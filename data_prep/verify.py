@@ -79,6 +79,8 @@ def _problems_of_part(part: Part, entry: dict[str, Any]) -> Iterator[str]:
     for name in part.names:
         if name.startswith("images/") and part.length(name) != images:
             yield f"{part.length(name)} rows of {name} for {images} images"
+        if name == "captions/embedding" and part.length(name) != captions:
+            yield f"{part.length(name)} rows of {name} for {captions} captions"
     for name in part.features:
         rows = part.mapped(name)
         bad = sum(

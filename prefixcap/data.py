@@ -81,7 +81,7 @@ class CaptionData(L.LightningDataModule):
     all its captions. Embeddings and captions stay on disk: start-up and memory do not grow with the store.
 
     Args:
-        store: the store's folder.
+        store: a store, its folder or its URL.
         captioner: whose encoder, tokenizer and context the batches must fit.
         batch_size: captions a training batch, images a validation batch.
         num_workers: worker processes of each loader; 0 is quickest while a batch is small.
@@ -89,13 +89,13 @@ class CaptionData(L.LightningDataModule):
         seed: of the order of training captions.
 
     Raises:
-        InputError: the store is none, was made by another encoder, lacks the split "train" or "val", or a caption
-            does not fit the language model's context.
+        InputError: the store is none, was made by another encoder, lacks the split "train" or "val", has embeddings
+            on another scale than the captioner reads, or a caption does not fit the language model's context.
     """
 
     def __init__(
         self,
-        store: str | Path,
+        store: FeatureStore | str | Path,
         captioner: Captioner,
         batch_size: int = 40,
         num_workers: int = 0,
@@ -106,8 +106,9 @@ class CaptionData(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        opened = FeatureStore(store)
+        opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
         opened.require_encoder(captioner.encoder_identity)
+        require_scale(opened, captioner)
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")
         self.tokenize = CaptionTokenizer(captioner, max_caption_tokens)
@@ -134,6 +135,15 @@ class CaptionData(L.LightningDataModule):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+        )
+
+
+def require_scale(store: FeatureStore, captioner: Captioner) -> None:
+    """Raise InputError if a store's embeddings are scaled to length one and the captioner reads them unscaled."""
+    if store.made_with.get("normalized") and not captioner.normalize_embeddings:
+        raise InputError(
+            f"the embeddings of {store.path} are scaled to length one, but the captioner does not scale those of its "
+            "encoder: train with model.normalize_embeddings=true"
         )
 
 

@@ -7,23 +7,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prefixcap.errors import InputError
 
+MOST_PIXELS = 100_000_000  # a file of some kilobytes can be an image of any size, which would fill the memory
 
-def open_image(path: str | Path) -> Image.Image:
+
+def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
     """The image at `path`, decoded, turned as its EXIF data says; of an animation, the first frame.
+
+    Args:
+        path: of the file.
+        scaled_size: let a JPEG decoder halve the image, up to three times, while both sides keep so many pixels: it is
+            quicker, but the pixels are not those of a whole image that is then made smaller. None: whole.
 
     Raises:
         InputError: there is no such file, or it cannot be read as an image; the message is "PATH: reason".
     """
     try:
         with Path(path).open("rb") as file:
-            return decode_image(file)
+            return decode_image(file, scaled_size)
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing file") from error
     except (OSError, InputError) as error:
         raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
 
 
-def decode_image(file: BinaryIO) -> Image.Image:
+def decode_image(file: BinaryIO, scaled_size: int | None = None) -> Image.Image:
     """The image in an open file, as `open_image` gives it.
 
     Raises:
@@ -32,12 +39,18 @@ def decode_image(file: BinaryIO) -> Image.Image:
     image: Image.Image
     try:
         with Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(f"{image.width} x {image.height} pixels are too many, the most are {MOST_PIXELS:,}")
+            if scaled_size is not None:
+                image.draft(None, (scaled_size, scaled_size))  # does nothing but to a JPEG
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # which leaves a copy out
         return image
     except UnidentifiedImageError as error:
         file.seek(0)
         raise InputError("not an image" if file.read(1) else "empty file") from error
+    except InputError:
+        raise
     except Exception as error:  # decoders raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read: {reason}") from error

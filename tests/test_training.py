@@ -35,7 +35,7 @@ def make_store(
     ]
     embeddings = np.random.default_rng(0).normal(size=(len(images), identity.dim))
     writer = StoreWriter(path, identity, "test", path, job="test", shards=1)
-    writer.write_piece(0, 0, 1, images, {"embedding": embeddings}, [])
+    writer.write_piece(0, 0, 1, images, {"images/embedding": embeddings}, [])
     join(path)
     return path
 

@@ -1,7 +1,6 @@
 """The small world on disk, in COCO's own format, so that it runs through the same code as COCO."""
 
 import json
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ def write_coco(root: Path, seed: int = 0) -> None:
     Raises:
         InputError: `root` exists but is not the small world.
     """
-    if (root / SPLIT_FILE).is_file() and (root / ANNOTATIONS).is_file():
+    if _is_written(root):
         return
     if root.exists() and any(root.iterdir()):
         raise InputError(
@@ -42,9 +41,17 @@ def write_coco(root: Path, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         new = Path(temporary) / root.name
         _write(new, np.random.default_rng(seed))
-        if root.exists():
-            root.rmdir()
-        shutil.move(new, root)
+        try:
+            if root.exists():
+                root.rmdir()
+            new.rename(root)
+        except OSError:
+            if not _is_written(root):  # else another process was quicker
+                raise
+
+
+def _is_written(root: Path) -> bool:
+    return (root / SPLIT_FILE).is_file() and (root / ANNOTATIONS).is_file()
 
 
 def _write(root: Path, generator: np.random.Generator) -> None:

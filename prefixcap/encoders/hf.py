@@ -54,8 +54,7 @@ class TransformersEncoder:
             preprocessing=_describe(self._processor),
             dim=vision_width if self._siglip else model.config.projection_dim,
         )
-        self.device = device
-        self._dtype = dtype
+        self.device, self.dtype = device, dtype
         self._model = model.eval().to(device, dtype)
         # SigLIP's towers end in the joint space already.
         self._image_projection = nn.Identity() if self._siglip else model.visual_projection
@@ -71,13 +70,13 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        vision = self._model.vision_model(pixel_values=self.normalize(pixels).to(self._dtype))
+        vision = self._model.vision_model(pixel_values=self.normalize(pixels).to(self.dtype))
         embeddings: Tensor = self._image_projection(vision.pooler_output)
         return embeddings
 
     @torch.inference_mode()
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
-        pixels = self.normalize(pixels).to(self._dtype)
+        pixels = self.normalize(pixels).to(self.dtype)
         return _siglip_patches(self._model, pixels) if self._siglip else _clip_patches(self._model, pixels)
 
     @torch.inference_mode()
@@ -100,18 +99,19 @@ class TransformersEncoder:
 def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
     tower = model.vision_model
     vision = tower(pixel_values=pixels, output_hidden_states=True)
-    # The class token's attention is worked out by hand, so that the model may use SDPA, which keeps none.
+    # The attention is worked out by hand, so that the model may use SDPA, which keeps none.
     layer = tower.encoder.layers[-1]
     heads = (layer.self_attn.num_heads, -1)
     tokens = layer.layer_norm1(vision.hidden_states[-2])  # (batch, 1 + patches, width)
-    query = layer.self_attn.q_proj(tokens[:, :1]).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, 1, head width)
+    query = layer.self_attn.q_proj(tokens).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, tokens, head width)
     key = layer.self_attn.k_proj(tokens).unflatten(-1, heads).transpose(1, 2)
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (batch, heads, 1, 1 + patches)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (batch, heads, tokens, tokens)
     attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype).mean(dim=1)
     return PatchFeatures(
         embedding=model.visual_projection(vision.pooler_output),
         patches=model.visual_projection(tower.post_layernorm(vision.last_hidden_state[:, 1:])),
         attention=attention[:, 0, 1:],
+        patch_attention=attention[:, 1:],
     )
 
 
@@ -124,6 +124,7 @@ def _siglip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
         embedding=vision.pooler_output,
         patches=alone.unflatten(0, tokens.shape[:2]),
         attention=attention[:, 0],
+        patch_attention=None,
     )
 
 

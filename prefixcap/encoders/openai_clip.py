@@ -42,7 +42,7 @@ class OpenAIClipEncoder:
             preprocessing=f"shorter side to {size} (bicubic), centre crop {size}, CLIP's mean and deviation",
             dim=model.text_projection.shape[1],
         )
-        self.device = device
+        self.device, self.dtype = device, dtype
         self._tokenize = clip.tokenize
         _cast(model, dtype)
         self._model = model.to(device)
@@ -78,12 +78,13 @@ class OpenAIClipEncoder:
         for block in earlier:
             x = block(x)
         normed = last.ln_1(x)
-        _, attention = last.attn(normed[:1], normed, normed)  # (batch, 1, 1 + patches), mean over the heads
+        _, attention = last.attn(normed, normed, normed)  # (batch, 1 + patches, 1 + patches), mean over the heads
         x = last(x).transpose(0, 1)  # (batch, 1 + patches, width)
         return PatchFeatures(
             embedding=visual.ln_post(x[:, 0]) @ visual.proj,
             patches=visual.ln_post(x[:, 1:]) @ visual.proj,
             attention=attention[:, 0, 1:],
+            patch_attention=attention[:, 1:],
         )
 
     @torch.inference_mode()

@@ -39,11 +39,14 @@ class PatchFeatures:
         attention: (batch, patches) the class token's attention over the patches in the last layer, averaged
             over the heads; it sums to one less the attention that the class token pays itself. A SigLIP has a
             pooling probe in place of the class token, and its attention sums to one.
+        patch_attention: (batch, patches, 1 + patches) each patch's attention over the class token and all patches in
+            the last layer, averaged over the heads; rows sum to one. None for a SigLIP, which has no class token.
     """
 
     embedding: Tensor
     patches: Tensor
     attention: Tensor
+    patch_attention: Tensor | None
 
 
 class Encoder(Protocol):
@@ -55,10 +58,12 @@ class Encoder(Protocol):
     Attributes:
         identity: which encoder this is.
         device: where the model lives; inputs may lie anywhere.
+        dtype: that the model computes in.
     """
 
     identity: EncoderIdentity
     device: torch.device
+    dtype: torch.dtype
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image of any mode and size -> (3, height, width) uint8, resized and cropped as the encoder wants it."""

@@ -8,12 +8,20 @@
 Every file is written whole or not at all. A part or piece holds
 
     images/{id,file,split,domain}   one row an image; `split` is an enumeration
-    images/embedding                (images, dim) float16, as the encoder gave it
     captions/text, text_end         the captions in UTF-8, one after the other, and where each ends
     captions/image                  the row of each caption's image in this file
     skipped/{id,file,reason}
 
-Its attributes name the format, the encoder and the source.
+and features, float16, as the encoder gave them; those that were asked for:
+
+    images/embedding                (images, dim)
+    images/patches                  (images, patches, dim) of a ViT's last layer, in the joint space
+    images/attention                (images, patches) the class token's attention in that layer
+    images/regions                  (images, 10, dim) sub-region features (MacCap, equations 10 to 13)
+    captions/embedding              (captions, dim)
+
+Its attributes name the format, the encoder, how it was made, and the source. A corpus of sentences without images is a
+store too: each sentence has an image row of its own, without file and without image features.
 """
 
 from prefixcap.store.format import ImageRecord, Skipped

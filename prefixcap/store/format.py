@@ -8,7 +8,7 @@ from typing import Any
 from prefixcap.errors import InputError
 
 FORMAT = "prefixcap feature store"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DTYPE = "float16"
 AGAIN = "run the same `python -m data_prep.embed ...` again"
 

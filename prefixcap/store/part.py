@@ -21,7 +21,6 @@ TEXT = h5py.string_dtype("utf-8")
 IDS = ("images/id", "skipped/id")  # whole numbers or strings
 STRINGS = ("images/file", "images/domain", "skipped/file", "skipped/reason")
 SPLIT = "images/split"  # names when read, numbers (an HDF5 enumeration) in the file
-RECORD = ("images/id", "images/file", "images/domain", SPLIT)  # the columns of images that are no features
 # Positions in another column, and which: where the rows of several pieces become one column, they shift.
 POINTERS = {"captions/text_end": "captions/text", "captions/image": "images/id"}
 HASHED_ROWS = 4096
@@ -42,7 +41,7 @@ class Columns(dict[str, Array | list[str] | list[int]]):
 
         Args:
             images: N records.
-            features: N rows of each.
+            features: by the name of the column: N rows each of "images/...", C of "captions/...".
             skipped: what was left out.
         """
         counts = np.array([len(image.captions) for image in images], np.int64)
@@ -52,7 +51,6 @@ class Columns(dict[str, Array | list[str] | list[int]]):
             "images/file": [image.file for image in images],
             "images/domain": [image.domain for image in images],
             SPLIT: [image.split for image in images],
-            **{f"images/{name}": rows for name, rows in features.items()},
             "captions/text": np.frombuffer(b"".join(texts), np.uint8),
             "captions/text_end": np.cumsum([len(text) for text in texts], dtype=np.int64),
             "captions/image": np.repeat(np.arange(len(images)), counts),
@@ -60,7 +58,11 @@ class Columns(dict[str, Array | list[str] | list[int]]):
             "skipped/file": [skip.file for skip in skipped],
             "skipped/reason": [skip.reason for skip in skipped],
         }
-        return cls(columns)
+        for name, rows in features.items():
+            wanted = columns["images/id" if name.startswith("images/") else "captions/image"]
+            if len(rows) != len(wanted):
+                raise ValueError(f"{len(rows)} rows of {name}, but {len(wanted)} are wanted")
+        return cls(columns | features)
 
     @property
     def names(self) -> list[str]:
@@ -160,8 +162,12 @@ class Part:
 
     @property
     def features(self) -> list[str]:
-        """The columns of images that hold features."""
-        return [name for name in self.names if name.startswith("images/") and name not in RECORD]
+        """The columns that hold features."""
+        return [name for name, (_, dtype, _) in self._layout.items() if dtype == np.float16]
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one row of a column."""
+        return self._layout[name][2][1:]
 
     @property
     def split_names(self) -> list[str]:

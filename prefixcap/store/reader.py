@@ -1,7 +1,7 @@
 """Reading a finished feature store."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
 from prefixcap.store.format import AGAIN, Skipped, damage_of, read_index
 from prefixcap.store.part import SPLIT, Part, UnreadableError
+from prefixcap.store.remote import cache_folder, fetch, is_remote, lock
 
 Rows = NDArray[np.int64]
 
@@ -66,24 +67,41 @@ class StoreSplit:
 
     Attributes:
         name: of the split.
-        embeddings: N rows of (dim,) float16, as the encoder gave them: not normalised.
         captions: C texts.
         caption_images: C rows of images, never falling.
     """
 
-    def __init__(self, name: str, parts: list[Part], entries: list[dict[str, Any]], image_root: Path, dim: int) -> None:
+    def __init__(self, name: str, parts: list[Part], entries: list[dict[str, Any]], image_root: Path) -> None:
         self.name, self._parts, self._image_root = name, parts, image_root
         self._counts = [entry["splits"][name] for entry in entries]
         # Where all of a part belongs to the split, its rows need no list.
         self._whole = [entry["images"] == of["images"] for entry, of in zip(entries, self._counts, strict=True)]
         self._longest = [entry["longest_caption"] for entry in entries]
         self._chosen: dict[tuple[int, str], Rows] = {}
-        images = [of["images"] for of in self._counts]
+        self._first_image = np.cumsum([0, *(of["images"] for of in self._counts)]).tolist()
         captions = [of["captions"] for of in self._counts]
-        self._first_image = np.cumsum([0, *images]).tolist()
-        self.embeddings = Column(images, self._embeddings, (dim,), np.float16)
         self.captions = Column(captions, self._texts)
         self.caption_images = Column(captions, self._images_of_captions, (), np.int64)
+
+    @cached_property
+    def embeddings(self) -> Column:
+        """N rows of (dim,) float16, as the encoder gave them: not normalised. Raises as `feature` does."""
+        return self.feature("images/embedding")
+
+    def feature(self, name: str) -> Column:
+        """N rows of a feature of the images, or C of one of the captions, by its name in the store.
+
+        Raises:
+            InputError: the store has no such feature.
+        """
+        if name not in self._parts[0].features:
+            raise InputError(
+                f"the store of {self._parts[0].path.parent} has no {name}; it has "
+                f"{', '.join(self._parts[0].features) or 'no features'}: embed with features=[...] that ask for it"
+            )
+        kind = name.partition("/")[0]
+        read = partial(self._features, name, kind)
+        return Column([of[kind] for of in self._counts], read, self._parts[0].row_shape(name), np.float16)
 
     @cached_property
     def ids(self) -> list[int | str]:
@@ -125,8 +143,8 @@ class StoreSplit:
             found += values if self._whole[number] else [values[row] for row in self._rows(number, "images").tolist()]
         return found
 
-    def _embeddings(self, part: int, places: Rows) -> NDArray[np.float16]:
-        rows: NDArray[np.float16] = self._parts[part].mapped("images/embedding")[self._in_part(part, "images", places)]
+    def _features(self, name: str, kind: str, part: int, places: Rows) -> NDArray[np.float16]:
+        rows: NDArray[np.float16] = self._parts[part].mapped(name)[self._in_part(part, kind, places)]
         return rows
 
     def _texts(self, part: int, places: Rows) -> list[str]:
@@ -158,33 +176,45 @@ class FeatureStore:
     """A finished store, opened for reading.
 
     Args:
-        path: the store's folder.
+        location: the store's folder; or a URL that fsspec understands (s3://, gs://, https://): the index is then
+            fetched at once and each part when a split is opened that needs it, and kept on the local disk.
 
     Attributes:
+        location: the absolute path of the folder, or the URL.
+        path: the folder, or where the files of a remote store are kept.
         encoder: who made the embeddings.
         source: what was embedded, as the reader named it.
         image_root: the folder that image files are relative to.
         splits: the number of images of each split.
         captions: the number of captions in all.
+        made_with: settings that the embeddings were made with, by name.
 
     Raises:
-        InputError: there is no store at `path`, it is unfinished, of another format or a newer version, or
-            a part is missing or truncated.
+        InputError: there is no store there, it is unfinished or of another format or version, a part is missing or
+            truncated, or a remote file cannot be fetched (`split` and `skipped` as well).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, location: str | Path) -> None:
+        if is_remote(location):
+            self.location = str(location).rstrip("/")
+            self.path = cache_folder(self.location)
+            with lock(self.path):
+                fetch(f"{self.location}/index.json", self.path / "index.json")
+        else:
+            self.path = Path(location)
+            self.location = str(self.path.resolve())
         index = read_index(self.path)
         if index is None:
             raise InputError(_why_unfinished(self.path))
         for part in index["parts"]:
-            if reason := damage_of(self.path, part):
+            if not is_remote(location) and (reason := damage_of(self.path, part)):
                 raise InputError(f"{reason}; {AGAIN} to mend it")
         self.encoder = EncoderIdentity(**index["encoder"])
         self.source: str = index["source"]
         self.image_root = Path(index["image_root"])
         self.splits: dict[str, int] = {name: counts["images"] for name, counts in index["splits"].items()}
         self.captions: int = index["captions"]
+        self.made_with: dict[str, str | int | bool] = index["made_with"]
         self._entries: list[dict[str, Any]] = index["parts"]
 
     def require_encoder(self, identity: EncoderIdentity) -> None:
@@ -215,14 +245,25 @@ class FeatureStore:
         if name not in self.splits:
             raise InputError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
         entries = [entry for entry in self._entries if name in entry["splits"]]
-        return StoreSplit(name, self._opened(entries), entries, self.image_root, self.encoder.dim)
+        return StoreSplit(name, self._opened(entries), entries, self.image_root)
 
     def skipped(self) -> list[Skipped]:
         """The images that were to be embedded and were left out."""
         return [skip for part in self._opened(self._entries) for skip in part.skipped()]
 
     def _opened(self, entries: list[dict[str, Any]]) -> list[Part]:
+        if is_remote(self.location):
+            with lock(self.path):
+                for entry in entries:
+                    if not self._is_kept(entry):
+                        fetch(f"{self.location}/{entry['file']}", self.path / entry["file"])
         return [Part(self.path / entry["file"]) for entry in entries]
+
+    def _is_kept(self, entry: dict[str, Any]) -> bool:
+        """True if a part was fetched before, and the remote store has not been made anew since."""
+        if damage_of(self.path, entry):
+            return False
+        return bool(Part(self.path / entry["file"]).attributes["digest"] == entry["digest"])
 
 
 def _why_unfinished(store: Path) -> str:

@@ -47,6 +47,9 @@ class StoreWriter:
         job: a fingerprint of all that decides the store's content; a folder takes the pieces of one job only.
         shards: how many shards the data set has.
 
+    Attributes:
+        made_with: settings that the files are to remember, by name; at first what those that are there say.
+
     Raises:
         InputError: the folder holds something else, or the store of another job.
     """
@@ -56,8 +59,10 @@ class StoreWriter:
     ) -> None:
         self.path, self.encoder, self.source, self.image_root = path, encoder, source, image_root
         self.job, self.shards = job, shards
+        self.made_with: dict[str, str | int | bool] = {}
         index = read_index(path)
         if index is not None:
+            self.made_with = index["made_with"]
             self._require_same_job(index["job"], index["encoder"]["name"], index["source"])
         for file in [*pieces_of(path).values(), *path.glob("part-*.h5")]:
             try:
@@ -66,6 +71,7 @@ class StoreWriter:
                 file.unlink()  # to be made again
             else:
                 self._require_same_job(found["job"], found["encoder"], found["source"])
+                self.made_with = json.loads(found["made_with"])
 
     def finished(self) -> bool:
         """True if the index and all parts are there, whole."""
@@ -98,15 +104,13 @@ class StoreWriter:
             number: of the piece in the shard, from 0.
             of: how many pieces the shard has.
             images: N records.
-            features: N rows of each, `embedding` (N, dim) among them.
+            features: by the name of the column ("images/embedding"): N rows each of "images/...", and of
+                "captions/..." one a caption.
             skipped: what was left out of this piece.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to; earlier pieces stay as they are.
         """
-        for name, rows in features.items():
-            if len(rows) != len(images):
-                raise ValueError(f"{len(images)} images, but {len(rows)} rows of {name}")
         columns = Columns.of(images, {name: rows.astype(DTYPE) for name, rows in features.items()}, skipped)
         write_part(self._piece(shard, number, of), self._attributes(), [columns])
 
@@ -120,6 +124,7 @@ class StoreWriter:
             "encoder_digest": self.encoder.digest,
             "preprocessing": self.encoder.preprocessing,
             "dim": self.encoder.dim,
+            "made_with": json.dumps(self.made_with),
             "source": self.source,
             "image_root": str(self.image_root.resolve()),
             "job": self.job,
@@ -190,6 +195,7 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
         "source": of["source"],
         "image_root": of["image_root"],
         "job": of["job"],
+        "made_with": json.loads(of["made_with"]),
         "dtype": DTYPE,
         "images": sum(entry["images"] for entry in entries),
         "captions": sum(entry["captions"] for entry in entries),

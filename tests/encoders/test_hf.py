@@ -50,6 +50,7 @@ def test_clip_patches_equal_eager_attention(clip_encoder: Encoder, clip_folder: 
     torch.testing.assert_close(features.embedding, tokens[:, 0])
     torch.testing.assert_close(features.patches, tokens[:, 1:])
     torch.testing.assert_close(features.attention, output.attentions[-1].mean(dim=1)[:, 0, 1:])
+    torch.testing.assert_close(features.patch_attention, output.attentions[-1].mean(dim=1)[:, 1:])
 
 
 def test_both_back_ends_agree_on_the_same_weights(
@@ -62,6 +63,7 @@ def test_both_back_ends_agree_on_the_same_weights(
     ours, theirs = clip_encoder.encode_patches(pixels), openai.encode_patches(pixels)
     torch.testing.assert_close(ours.patches, theirs.patches, **close)
     torch.testing.assert_close(ours.attention, theirs.attention, **close)
+    torch.testing.assert_close(ours.patch_attention, theirs.patch_attention, **close)
     square = photograph.resize((40, 40))  # where the crops of the two do not differ by rounding
     assert torch.equal(clip_encoder.preprocess(square), openai.preprocess(square))
     batch = openai.preprocess(square)[None]

@@ -67,6 +67,7 @@ def test_patches_equal_a_plain_vision_transformer(encoder: Encoder, oracle: nn.M
     torch.testing.assert_close(features.embedding, tokens[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(features.patches, tokens[:, 1:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(features.attention, attention.mean(dim=1)[:, 0, 1:])
+    torch.testing.assert_close(features.patch_attention, attention.mean(dim=1)[:, 1:])
 
 
 def test_a_resnet_has_no_patches(resnet_file: Path, pixels: Tensor) -> None:

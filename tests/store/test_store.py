@@ -36,7 +36,7 @@ def writer(path: Path, job: str = "job", encoder: EncoderIdentity = ENCODER, sha
 
 def write(made: StoreWriter, shard: int, images: list[ImageRecord], rows: np.ndarray, *skipped: Skipped) -> None:
     """A shard of one piece."""
-    made.write_piece(shard, 0, 1, images, {"embedding": rows}, skipped)
+    made.write_piece(shard, 0, 1, images, {"images/embedding": rows}, skipped)
 
 
 @pytest.fixture
@@ -282,8 +282,8 @@ def test_rows_come_from_any_number_of_parts(tmp_path: Path, monkeypatch: pytest.
     made = writer(tmp_path / "store", shards=10)
     for shard in range(10):
         of = range(3 * shard, 3 * shard + 3)
-        made.write_piece(shard, 1, 2, [images[of[2]]], {"embedding": rows[of[2:]]}, [])
-        made.write_piece(shard, 0, 2, [images[n] for n in of[:2]], {"embedding": rows[of[:2]]}, [])
+        made.write_piece(shard, 1, 2, [images[of[2]]], {"images/embedding": rows[of[2:]]}, [])
+        made.write_piece(shard, 0, 2, [images[n] for n in of[:2]], {"images/embedding": rows[of[:2]]}, [])
     join(tmp_path / "store")
     parts = len(list((tmp_path / "store").glob("part-*.h5")))
     assert parts == {1: 10, 40: 10, 100: 3, 2**30: 1}[part_bytes]
