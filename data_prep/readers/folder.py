@@ -1,20 +1,23 @@
 """A folder of images with a table of captions: CSV, TSV or JSON lines."""
 
-import csv
-import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers.inputs import clean_caption, relative_file
+from data_prep.readers.inputs import (
+    IMAGE_SUFFIXES,
+    check_shares,
+    clean_caption,
+    draw_split,
+    relative_file,
+    require_columns,
+    table_rows,
+)
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_text
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read_folder(
@@ -41,11 +44,7 @@ def read_folder(
             the file.
     """
     root, captions = Path(root), Path(captions)
-    shares = (val_share, test_share)
-    if not all(isinstance(share, int | float) and share >= 0 for share in shares) or sum(shares) > 1:
-        raise InputError(
-            f"val_share {val_share} and test_share {test_share} must be numbers from 0 on, together at most 1"
-        )
+    check_shares(val_share, test_share)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; set data.root to the folder of the images")
     texts: dict[str, list[str]] = {}
@@ -68,7 +67,7 @@ def read_folder(
         ImageRecord(
             image_id,
             image_id,
-            splits.get(image_id) or _draw(image_id, val_share, test_share, seed),
+            splits.get(image_id) or draw_split(image_id, val_share, test_share, seed),
             (*found,),
         )
         for image_id, found in texts.items()
@@ -87,29 +86,10 @@ def _rows(path: Path) -> Iterator[tuple[str, object, object, object]]:
     if suffix == ".jsonl":
         yield from _jsonl_rows(path)
     elif suffix in (".csv", ".tsv"):
-        yield from _table_rows(path, suffix)
+        for where, row in table_rows(path, ["image", "caption"]):
+            yield where, row["image"], row["caption"], row.get("split")
     else:
         raise InputError(f"{path} must be a .csv, .tsv or .jsonl file")
-
-
-def _table_rows(path: Path, suffix: str) -> Iterator[tuple[str, object, object, object]]:
-    text = io.StringIO(read_text(path), newline="")
-    if suffix == ".csv":
-        rows = csv.DictReader(text, strict=True)
-    else:
-        rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        columns = list(rows.fieldnames or [])
-        _require(path, columns, ["image", "caption"])
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{where}: the row has not {len(columns)} fields as the header has; is a quote missing?"
-                )
-            yield where, row["image"], row["caption"], row.get("split")
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: {error}") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object, object, object]]:
@@ -125,24 +105,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, object, object, object]]:
         if not isinstance(row, dict):
             raise InputError(f"{where} is no JSON object")
         caption_key = "captions" if "captions" in row else "caption"
-        _require(where, list(row), ["image", caption_key])
+        require_columns(where, list(row), ["image", caption_key])
         captions = row[caption_key]
         for caption in captions if isinstance(captions, list) else [captions]:
             yield where, row["image"], caption, row.get("split")
-
-
-def _require(where: object, found: list[str], columns: list[str]) -> None:
-    for column in columns:
-        if column not in found:
-            raise InputError(f"{where} has no column {column!r}; it has {', '.join(found) or 'none'}")
-
-
-def _draw(image_id: str, val_share: float, test_share: float, seed: int) -> str:
-    """The split of an image, from a hash: it stays the same when other images come or go."""
-    number = int(hashlib.sha256(f"{seed}:{image_id}".encode()).hexdigest()[:16], 16) / 16**16
-    if number < test_share:
-        return "test"
-    return "val" if number < test_share + val_share else "train"
 
 
 def _image_files(root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """COCO annotations with the Karpathy split."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,52 @@ def test_annotations_of_another_form(tmp_path: Path, content: bytes, message: st
     (tmp_path / "captions_x.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_coco(tmp_path)
+
+
+def write_nocaps(root: Path, images: list[Any], captions: list[Any]) -> None:
+    """The form of nocaps: COCO's annotations, with file names and domains, without a split file."""
+    content = {"images": images, "annotations": captions, "licenses": [], "info": {}}
+    (root / "nocaps_val_4500_captions.json").write_text(json.dumps(content))
+
+
+def nocaps(image_id: int | str, domain: str = "in-domain", file_name: str | None = None) -> dict[str, Any]:
+    return {"id": image_id, "open_images_id": "x", "file_name": file_name or f"{image_id}.jpg", "domain": domain}
+
+
+def test_nocaps(tmp_path: Path) -> None:
+    images = [nocaps(3), nocaps(0, "near-domain"), nocaps(1, "out-domain"), nocaps(7)]
+    write_nocaps(tmp_path, images, [caption(1, "a bird"), caption(0, "a dog"), caption(3, "a cat"), caption(0, "dog")])
+    dataset = read_coco(tmp_path, "nocaps_*.json", split_file=None, images="val")
+    assert records(dataset) == [
+        ImageRecord(3, "val/3.jpg", "val", ("a cat",), "in-domain"),
+        ImageRecord(0, "val/0.jpg", "val", ("a dog", "dog"), "near-domain"),
+        ImageRecord(1, "val/1.jpg", "val", ("a bird",), "out-domain"),
+    ]
+    assert dataset.skipped == [Skipped(7, "val/7.jpg", "image without caption")]
+
+
+def test_one_split_of_another_name_beside_the_annotations(tmp_path: Path) -> None:
+    write_nocaps(tmp_path, [nocaps(1, file_name="a/1.jpg")], [caption(1, "a cat")])
+    (record,) = records(read_coco(tmp_path, "nocaps_*.json", split_file=None, split="test"))
+    assert (record.file, record.split) == ("a/1.jpg", "test")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([{"id": 1}], r"nocaps_val_4500_captions\.json: an entry lacks the key 'file_name'; it has id"),
+        ([nocaps(1, file_name="../../1.jpg")], r"the image 'val/\.\./\.\./1\.jpg' is not inside"),
+        ([nocaps(1, file_name="/etc/1.jpg")], r"the image '/etc/1\.jpg' is not inside"),
+        ([nocaps(2)], r"no image has a caption in .*nocaps_val_4500_captions\.json"),
+        ([nocaps(1), nocaps("b")], r"nocaps_val_4500_captions\.json: some image ids are numbers and some are strings"),
+    ],
+)
+def test_nocaps_that_cannot_be_read(tmp_path: Path, images: list[Any], message: str) -> None:
+    write_nocaps(tmp_path, images, [caption(1, "a"), caption("b", "b")])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        read_coco(tmp_path, "nocaps_*.json", split_file=None, images="val")
+
+
+def test_nocaps_is_configured(mistake: Callable[..., str]) -> None:
+    told = mistake("data_prep/embed.py", "data=nocaps", "data.root=nowhere", "encoder=demo")
+    assert told.startswith("error: no file nocaps_val_4500_captions.json in nowhere")

@@ -1,0 +1,273 @@
+"""Sentences without images: lines of text, tables, JSON."""
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from data_prep.readers.inputs import (
+    check_shares,
+    clean_caption,
+    draw_split,
+    karpathy_split,
+    object_list,
+    table_rows,
+    text_of,
+    value_of,
+)
+from data_prep.records import Dataset, FileShard, ImageRecord, Sample, Shard, Skipped
+from prefixcap.errors import InputError
+from prefixcap.files import read_json
+
+SHARD_LINES = 10_000
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+IN_LINES = (".txt", ".tsv", ".jsonl")
+WHOLE = (".csv", ".json")
+
+Sentence = tuple[int, object, str | None]  # number, text (not checked yet), split if the file says it
+
+
+def read_text(
+    files: str | Path | Sequence[str | Path],
+    split: str = "train",
+    val_share: float = 0.0,
+    max_words: int | None = None,
+) -> Dataset:
+    """Read sentences without images.
+
+    Args:
+        files: a path or a pattern ("corpus/*.txt"), or several. `.txt`: a sentence a line. `.tsv`: the column
+            `caption`, and without a header that has it the first column, as in Conceptual Captions' own file.
+            `.csv`: the column `caption`. `.json`: a list of strings or of objects with `caption` or `captions`, or
+            COCO's annotations, or one of Karpathy's files, whose splits are kept. `.jsonl`: a line is a string or
+            such an object.
+        split: of the sentences.
+        val_share: share of the sentences, 0.0 to 1.0, that goes to "val" instead. Equal sentences stay together.
+        max_words: longer sentences are left out; None: none is.
+
+    Returns:
+        A record a sentence, without a file. Its id is its number among all sentences of all files; in `.txt`, `.tsv`
+        and `.jsonl`, which are not held in memory, a line without a sentence has a number too.
+
+    Raises:
+        InputError: a file is missing or cannot be read, has another form or no caption where it must; no file has
+            a sentence. The message names the file.
+    """
+    check_shares(val_share, 0.0)
+    if max_words is not None and (not isinstance(max_words, int) or max_words < 1):
+        raise InputError(f"max_words must be a whole number of at least 1, or null, not {max_words!r}")
+    rules = Rules(split, val_share, max_words)
+    patterns = [files] if isinstance(files, str | Path) else list(files)
+    paths = list(dict.fromkeys(path for pattern in patterns for path in _matching(Path(pattern))))
+    shards: list[Shard] = []
+    skipped: list[Skipped] = []
+    number = 0
+    for path in paths:
+        if path.suffix.lower() in WHOLE:
+            sentences = [(number + place, *found) for place, found in enumerate(_sentences(path))]
+            records, left_out = rules.apply(path.name, sentences)
+            starts = range(0, len(records), SHARD_LINES)
+            shards += [FileShard(records[start : start + SHARD_LINES], path.parent) for start in starts]
+            skipped += left_out
+            number += len(sentences)
+        else:
+            for shard in _line_shards(path, number, rules):
+                shards.append(shard)
+                number += shard.size
+    where = ", ".join(map(str, patterns))
+    if not shards:
+        raise InputError(f"no sentence in {where or 'no file'}; set data.files to a path, a pattern or a list of them")
+    return Dataset(shards, skipped, paths[0].parent, f"sentences of {where}", has_images=False)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of a sentence; as `read_text` has it."""
+
+    split: str
+    val_share: float
+    max_words: int | None
+
+    def apply(self, file: str, sentences: Iterable[Sentence]) -> tuple[list[ImageRecord], list[Skipped]]:
+        """The records of sentences of a file, and what is left out."""
+        records: list[ImageRecord] = []
+        skipped: list[Skipped] = []
+        long = 0
+        for number, text, split in sentences:
+            try:
+                sentence = clean_caption(text)
+            except ValueError as error:
+                skipped.append(Skipped(number, file, str(error)))
+                continue
+            if self.max_words is not None and len(sentence.split()) > self.max_words:
+                long += 1
+                continue
+            if split is None:
+                drawn = self.val_share > 0 and draw_split(sentence, self.val_share, 0.0, seed=0) == "val"
+                split = "val" if drawn else self.split
+            records.append(ImageRecord(number, "", split, (sentence,)))
+        if long:  # told at once: they may be millions
+            skipped.append(Skipped("", file, f"{long} sentences of more than {self.max_words} words"))
+        return records, skipped
+
+
+@dataclass(frozen=True)
+class LineShard:
+    """Lines that follow each other in a file, which is read when they are.
+
+    Attributes:
+        file: `.txt`, `.tsv` or `.jsonl`.
+        start: the first byte of the first line.
+        length: bytes of all lines.
+        digest: their hash.
+        first: the number of the first sentence.
+        size: how many numbers the lines take: each one, or as many as it has sentences.
+        column: where the caption is in a line of `.tsv`.
+        rules: for its sentences.
+    """
+
+    file: Path
+    start: int
+    length: int
+    digest: str
+    first: int
+    size: int
+    column: int
+    rules: Rules
+
+    def fingerprint(self) -> str:
+        values = [self.file.name, self.digest, self.first, self.column, *astuple(self.rules)]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def read(self) -> tuple[list[Sample], list[Skipped]]:
+        """Its sentences, and what had to be left out. Raises InputError if the file cannot be read or has changed."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                lines = file.read(self.length)
+        except OSError as error:
+            raise InputError(f"cannot read {self.file}: {error.strerror}; run the same command again") from error
+        if hashlib.sha256(lines).hexdigest() != self.digest:
+            raise InputError(f"{self.file} has changed since this run began: run the same command again")
+        sentences: list[Sentence] = []
+        skipped: list[Skipped] = []
+        number = self.first
+        for line in io.BytesIO(lines):
+            try:
+                texts = _texts_of_line(line, self.file.suffix.lower(), self.column)
+            except ValueError as error:
+                texts = []
+                skipped.append(Skipped(number, self.file.name, str(error)))
+            sentences += [(number + place, text, None) for place, text in enumerate(texts)]
+            number += max(1, len(texts))
+        records, left_out = self.rules.apply(self.file.name, sentences)
+        if not sentences and not skipped:
+            skipped = [Skipped("", self.file.name, f"no sentence in {self.size} lines")]
+        return [Sample(record, None) for record in records], [*skipped, *left_out]
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The file of that name, or those that a pattern stands for, sorted."""
+    inside = pattern.relative_to(pattern.anchor)
+    found = [pattern] if pattern.is_file() or not inside.name else sorted(Path(pattern.anchor).glob(str(inside)))
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise InputError(f"there is no file {pattern}; set data.files to a path, a pattern or a list of them")
+    for path in found:
+        if path.suffix.lower() not in (*IN_LINES, *WHOLE):
+            raise InputError(f"{path} must be a {', '.join(IN_LINES)}, {' or '.join(WHOLE)} file")
+    return found
+
+
+def _line_shards(path: Path, first: int, rules: Rules) -> Iterator[LineShard]:
+    """The shards of a file; their lines are read once, for the hashes, and not kept."""
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as file:
+            start = len(BYTE_ORDER_MARK) if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
+            file.seek(start)
+            head = file.readline()
+            column = 0
+            if suffix == ".tsv" and b"caption" in (cells := [cell.strip() for cell in head.split(b"\t")]):
+                column = cells.index(b"caption")
+                start += len(head)
+            elif suffix == ".jsonl":
+                _texts_of_line(head, suffix, column)
+            file.seek(start)
+            while lines := list(itertools.islice(file, SHARD_LINES)):
+                joined = b"".join(lines)
+                size = len(lines)
+                if suffix == ".jsonl" and b"[" in joined:  # else no line can have a list of captions
+                    size = sum(_numbers_of_line(line) for line in lines)
+                digest = hashlib.sha256(joined).hexdigest()
+                yield LineShard(path, start, len(joined), digest, first, size, column, rules)
+                start += len(joined)
+                first += size
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}, line 1: {error}") from error
+
+
+def _numbers_of_line(line: bytes) -> int:
+    try:
+        return max(1, len(_texts_of_line(line, ".jsonl", 0)))
+    except ValueError:
+        return 1
+
+
+def _texts_of_line(line: bytes, suffix: str, column: int) -> list[object]:
+    """The captions of a line, not checked yet; none of a blank one. Raises ValueError if it is of another form."""
+    if not line.strip():
+        return []
+    if suffix == ".txt":
+        return [line]
+    if suffix == ".tsv":
+        cells = line.split(b"\t")
+        if len(cells) <= column:
+            raise ValueError("line without caption")
+        return [cells[column]]
+    try:
+        return _texts_of_entry(json.loads(line.decode()))
+    except UnicodeDecodeError:
+        raise ValueError("caption is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from None
+
+
+def _texts_of_entry(entry: object) -> list[object]:
+    """The captions of an entry of a list in JSON, not checked yet. Raises ValueError if it is of another form."""
+    if isinstance(entry, str):
+        return [entry]
+    if isinstance(entry, dict) and ("captions" in entry or "caption" in entry):
+        found = entry["captions" if "captions" in entry else "caption"]
+        return found if isinstance(found, list) else [found]
+    raise ValueError("neither a string nor an object with 'caption' or 'captions'")
+
+
+def _sentences(path: Path) -> Iterator[tuple[object, str | None]]:
+    """The sentences of a file that is read whole, not checked yet, with the split if it says one."""
+    if path.suffix.lower() == ".csv":
+        for _, row in table_rows(path, ["caption"]):
+            yield row["caption"], None
+        return
+    content = read_json(path)
+    if isinstance(content, list):
+        for place, entry in enumerate(content):
+            try:
+                texts = _texts_of_entry(entry)
+            except ValueError as error:
+                raise InputError(f"{path}: entry {place} is {error}") from error
+            for text in texts:
+                yield text, None
+    elif isinstance(content, dict) and "annotations" in content:
+        for annotation in object_list(path, content, "annotations"):
+            yield value_of(path, annotation, "caption"), None
+    else:
+        for image in object_list(path, content, "images"):
+            split = karpathy_split(text_of(path, image, "split"))
+            for sentence in object_list(path, image, "sentences"):
+                yield value_of(path, sentence, "raw"), split
