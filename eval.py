@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from data_prep.embed import open_store
 from launch import run
 from prefixcap.captioner import load
+from prefixcap.data import require_match
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.errors import InputError
@@ -42,7 +43,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
         store = open_store(config.data, captioner.encoder_identity.name)
     else:
         store = FeatureStore(captioner.trained_on["store"])
-    store.require_encoder(captioner.encoder_identity)
+    require_match(store, captioner)
     split = store.split(config.split)
     options = {name: value for name, value in config.decode.items() if name != "method"}
     written = captioner.caption(split.embeddings[:], config.decode.method, config.batch_size, progress=True, **options)

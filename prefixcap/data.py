@@ -107,8 +107,7 @@ class CaptionData(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
-        opened.require_encoder(captioner.encoder_identity)
-        require_scale(opened, captioner)
+        require_match(opened, captioner)
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")
         self.tokenize = CaptionTokenizer(captioner, max_caption_tokens)
@@ -138,12 +137,17 @@ class CaptionData(L.LightningDataModule):
         )
 
 
-def require_scale(store: FeatureStore, captioner: Captioner) -> None:
-    """Raise InputError if a store's embeddings are scaled to length one and the captioner reads them unscaled."""
+def require_match(store: FeatureStore, captioner: Captioner) -> None:
+    """Check that a captioner can read a store's embeddings.
+
+    Raises:
+        InputError: another encoder made them, or they are scaled to length one and the captioner reads them unscaled.
+    """
+    store.require_encoder(captioner.encoder_identity)
     if store.made_with.get("normalized") and not captioner.normalize_embeddings:
         raise InputError(
-            f"the embeddings of {store.path} are scaled to length one, but the captioner does not scale those of its "
-            "encoder: train with model.normalize_embeddings=true"
+            f"the embeddings of {store.location} are scaled to length one, but the captioner does not scale those of "
+            "its encoder: train one with model.normalize_embeddings=true"
         )
 
 
