@@ -38,9 +38,7 @@ def main(config: DictConfig) -> None:
         config.model.normalize_embeddings,
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
     )
-    data = CaptionData(
-        store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed
-    )
+    data = CaptionData(store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed)
     training = CaptionTraining(
         captioner,
         data.val_split,
