@@ -89,8 +89,23 @@ class OpenAIClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        tokens = self._tokenize(list(texts), context_length=self._model.context_length, truncate=True)
-        embeddings: Tensor = self._model.encode_text(tokens.to(self.device))
+        model = self._model
+        if not texts:
+            return torch.empty(0, self.identity.dim, dtype=self.dtype, device=self.device)
+        tokens = self._tokenize(list(texts), context_length=model.context_length, truncate=True)
+        # clip's encode_text without the padding behind the batch's longest text. No token sees those behind it, so that
+        # nothing changes but the time: captions fill a sixth of the context.
+        ends = tokens.argmax(dim=1)  # the end token has the highest number
+        length = int(ends.max()) + 1
+        tokens, ends = tokens[:, :length].to(self.device), ends.to(self.device)
+        x = model.token_embedding(tokens).type(model.dtype) + model.positional_embedding[:length].type(model.dtype)
+        x = x.transpose(0, 1)  # (length, batch, width)
+        for block in model.transformer.resblocks:
+            normed, mask = block.ln_1(x), block.attn_mask[:length, :length].to(x.device, x.dtype)
+            x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+            x = x + block.mlp(block.ln_2(x))
+        x = model.ln_final(x.transpose(0, 1)).type(model.dtype)  # (batch, length, width)
+        embeddings: Tensor = x[torch.arange(len(x), device=self.device), ends] @ model.text_projection
         return embeddings
 
 
