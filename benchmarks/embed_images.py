@@ -46,7 +46,7 @@ def main() -> None:
         for turn in range(arguments.turns):
             store = folder / f"store{turn}"
             start = time.perf_counter()
-            embed(dataset, encoder, store, ["image"], arguments.batch, arguments.workers, progress=False)
+            embed(dataset, encoder, store, batch_size=arguments.batch, num_workers=arguments.workers, progress=False)
             embedded.append(arguments.images / (time.perf_counter() - start))
             alone.append(encoder_alone(encoder, arguments.images, arguments.batch))
     for name, speeds in {"encoder alone": alone, "from JPEG files": embedded}.items():

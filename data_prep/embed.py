@@ -27,7 +27,7 @@ from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OPTIONS = ("features", "batch_size", "num_workers", "jpeg_scaling", "max_skipped")
+OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped")
 
 
 def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
@@ -40,6 +40,7 @@ def make_store(
     encoder_name: str,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
+    store_dtype: str = "float16",
     **options: Any,
 ) -> EmbedReport:
     """Make or finish the feature store of a configured data set (`conf/data`).
@@ -49,20 +50,23 @@ def make_store(
         encoder_name: as `load_encoder` takes it.
         device: where the encoder lives.
         dtype: that it computes in.
+        store_dtype: that the features are stored in.
         options: of `embed`; without `features`, those that the data set has.
 
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"there is no dtype={dtype}; choose one of auto, {', '.join(DTYPES)}")
+    for name, value, known in (("dtype", dtype, [*DTYPES]), ("store_dtype", store_dtype, ["float16", "float32"])):
+        if value not in known:
+            raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
     if data.store is not None and is_remote(data.store):
         raise InputError(f"a store is made on a local disk, and then copied: {data.store} is a URL; give a path")
     dataset: Dataset = instantiate(data.reader)
     if options.get("features") is None:
         options["features"] = ["image"] if dataset.has_images else ["caption"]
     encoder = load_encoder(encoder_name, device, DTYPES[dtype])
-    return embed(dataset, encoder, store_path(data.name, data.store, encoder_name), **options)
+    path = store_path(data.name, data.store, encoder_name)
+    return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
 
 
 def open_store(data: DictConfig, encoder_name: str) -> FeatureStore:
@@ -89,14 +93,16 @@ def _print_summary(path: Path, report: EmbedReport) -> None:
     try:
         store = FeatureStore(path)
     except InputError:
-        print(f"embedded {report.written:,} images; {report.missing:,} shards of {path} are left to other processes")
+        left = f"{report.missing:,} shards of {path} are left to other processes"
+        print(f"embedded {report.written:,} {report.unit}; {left}")
         return
     if not report.written:
         print("the store was complete already")
     elif report.resumed:
-        print(f"went on after {report.resumed:,} images that were there already")
+        print(f"went on after {report.resumed:,} {report.unit} that were there already")
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
-    print(f"images: {splits}; captions: {store.captions:,}")
+    captions = f"; captions: {store.captions:,}" if report.unit == "images" else ""
+    print(f"{report.unit}: {splits}{captions}")
     if skipped := store.skipped():
         print(f"skipped: {len(skipped):,}, see {path / 'skipped.csv'}")
         for skip in skipped[:3]:

@@ -34,12 +34,14 @@ class EmbedReport:
     """What a run did.
 
     Attributes:
+        unit: "images" or "sentences".
         written: images embedded by this run.
         missing: shards that are still to be made, by other processes.
         resumed: images that were there already, where no other process shares the work.
         skipped: all that the store leaves out.
     """
 
+    unit: str
     written: int
     missing: int
     resumed: int = 0
@@ -69,6 +71,7 @@ def embed(
     encoder: Encoder,
     store: Path,
     features: Sequence[str] = ("image",),
+    store_dtype: torch.dtype = torch.float16,
     batch_size: int | None = None,
     num_workers: int | None = None,
     jpeg_scaling: bool = False,
@@ -80,7 +83,7 @@ def embed(
 ) -> EmbedReport:
     """Embed the images of a data set, or their captions, into a feature store, piece by piece.
 
-    Pieces that are there are kept. An image that cannot be read, or whose features are not finite in float16, is
+    Pieces that are there are kept. An image that cannot be read, or whose features are not finite as stored, is
     skipped and listed with the reason. A rotation in the image's EXIF data is applied; of an animation, the first frame
     is taken.
 
@@ -89,6 +92,7 @@ def embed(
         encoder: makes the embeddings.
         store: the store's folder.
         features: what is stored, see `Features`; with captions alone, no image is opened.
+        store_dtype: that it is stored in, float16 or float32.
         batch_size: images encoded together; None: that of the run that began the store, else as many as fit.
         num_workers: processes that decode images; 0: threads do, beside the encoder; None: as many as help.
         jpeg_scaling: let the decoder of JPEG images halve their size, once or more, as far as they stay larger than
@@ -108,9 +112,10 @@ def embed(
     _require_whole("tasks", tasks, least=1)
     if not isinstance(task, int) or not 0 <= task < tasks:
         raise InputError(f"task must be a whole number from 0 to {tasks - 1}, one less than tasks, not {task!r}")
-    chosen = Features(features, encoder)
+    chosen = Features(features, encoder, store_dtype)
     settings: dict[str, str | int | bool] = {
         "features": ",".join(chosen.names),
+        "stored_in": str(store_dtype).removeprefix("torch."),
         "computed_in": str(encoder.dtype).removeprefix("torch."),
         "jpeg_scaling": jpeg_scaling,
     }
@@ -134,12 +139,12 @@ def embed(
                 load = partial(load_pixels, encoder=encoder, num_workers=num_workers, scaled_size=scaled_size)
             written = _embed_shards(dataset, mine, chosen, load, writer, batch_size, piece_size, max_skipped, bar)
     if missing := len(writer.missing()):
-        return EmbedReport(written, missing)
+        return EmbedReport(dataset.unit, written, missing)
     if not writer.finished():
         join(store)
     made = FeatureStore(store)
     resumed = sum(made.splits.values()) - written if tasks == 1 else 0
-    return EmbedReport(written, 0, resumed, made.skipped())
+    return EmbedReport(dataset.unit, written, 0, resumed, made.skipped())
 
 
 def _embed_shards(
@@ -225,21 +230,20 @@ def _encode_piece(
     start = 0
     for batch in batches:
         if batch.places:
-            of_images.append({name: rows.half() for name, rows in features.encode_images(batch.images).items()})
+            of_images.append(features.encode_images(batch.images))
         kept += [start + place for place in batch.places]
         reasons |= {start + place: reason for place, reason in batch.reasons.items()}
         start += len(batch.places) + len(batch.reasons)
         bar.update(len(batch.places) + len(batch.reasons))
     captions = [caption for place in kept for caption in piece.samples[place].record.captions]
     of_captions = [
-        {name: rows.half() for name, rows in features.encode_captions(captions[first : first + batch_size]).items()}
-        for first in range(0, len(captions), batch_size)
+        features.encode_captions(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)
     ]
     columns = _together(of_images) | _together(of_captions)
     image_of_caption = np.repeat(np.arange(len(kept)), [len(piece.samples[place].record.captions) for place in kept])
     finite = np.ones(len(kept), bool)
     for name, rows in columns.items():
-        bad = ~np.isfinite(rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64))  # of float16: cannot overflow
+        bad = ~np.isfinite(rows.reshape(len(rows), -1).sum(axis=1, dtype=np.float64))
         finite[np.flatnonzero(bad) if name.startswith("images/") else image_of_caption[bad]] = False
     reasons |= {place: "embedding is not finite" for place, good in zip(kept, finite, strict=True) if not good}
     rows_left = {"images": finite, "captions": finite[image_of_caption]}
@@ -263,7 +267,7 @@ def _progress_bar(dataset: Dataset, mine: list[int], task: int, tasks: int, disa
     todo = [dataset.shards[shard].size for shard in mine]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     initial = 0 if total is None else total - sum(size or 0 for size in todo)
-    return tqdm(desc="embedding", unit=" images", total=total, initial=initial, disable=disable)
+    return tqdm(desc="embedding", unit=f" {dataset.unit}", total=total, initial=initial, disable=disable)
 
 
 def _fingerprint(dataset: Dataset, encoder: Encoder, settings: list[Any]) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,17 +24,18 @@ class Features:
         chosen: of "image" (the global embedding), "patches" (patch embeddings, and the class token's attention over
             them), "regions" (sub-region features), which need a ViT, and "caption" (the embedding of each caption).
         encoder: makes them.
+        dtype: to store them in.
 
     Raises:
         InputError: a name is unknown, or there is none.
     """
 
-    def __init__(self, chosen: Sequence[str], encoder: Encoder) -> None:
+    def __init__(self, chosen: Sequence[str], encoder: Encoder, dtype: torch.dtype = torch.float16) -> None:
         if not chosen or (unknown := [name for name in chosen if name not in FEATURES]):
             what = f"{', '.join(map(repr, unknown))} is none of the features" if chosen else "features is empty"
             raise InputError(f"{what}: choose of {', '.join(FEATURES)}, e.g. features=[image,caption]")
         self.names = [name for name in FEATURES if name in chosen]
-        self.encoder = encoder
+        self.encoder, self.dtype = encoder, dtype
 
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
         """(batch, 3, height, width) -> the columns of the store, left on the device: nothing waits for them.
@@ -46,8 +47,10 @@ class Features:
             return {}
         try:
             if {"patches", "regions"} & set(self.names):
-                return self._encode_patches(pixels)
-            return {"images/embedding": self.encoder.encode_images(pixels)}
+                columns = self._encode_patches(pixels)
+            else:
+                columns = {"images/embedding": self.encoder.encode_images(pixels)}
+            return {name: rows.to(self.dtype) for name, rows in columns.items()}
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"a batch of {len(pixels)} images is too much for {self.encoder.device}: lower batch_size"
@@ -69,17 +72,17 @@ class Features:
         if "caption" not in self.names:
             return {}
         try:
-            return {"captions/embedding": self.encoder.encode_texts(captions)}
+            return {"captions/embedding": self.encoder.encode_texts(captions).to(self.dtype)}
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"a batch of {len(captions)} captions is too much for {self.encoder.device}: lower batch_size"
             ) from error
 
     @cached_property
-    def empty(self) -> dict[str, NDArray[np.float16]]:
+    def empty(self) -> dict[str, NDArray[Any]]:
         """The columns without a row, known by trial. Raises InputError as the encoding of many would."""
         columns = self.encode_images(self._blank[None]) | self.encode_captions(["a"])
-        return {name: np.empty((0, *rows.shape[1:]), np.float16) for name, rows in columns.items()}
+        return {name: rows[:0].cpu().numpy() for name, rows in columns.items()}
 
     @cached_property
     def _blank(self) -> Tensor:

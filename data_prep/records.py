@@ -121,6 +121,11 @@ class Dataset:
     source: str
     has_images: bool = True
 
+    @property
+    def unit(self) -> str:
+        """What it counts."""
+        return "images" if self.has_images else "sentences"
+
 
 @dataclass(frozen=True)
 class FileShard:

@@ -33,7 +33,7 @@ def make_store(
             [("train", own) for own in captions * 3] + [("val", own) for own in captions]
         )
     ]
-    embeddings = np.random.default_rng(0).normal(size=(len(images), identity.dim))
+    embeddings = np.random.default_rng(0).normal(size=(len(images), identity.dim)).astype(np.float16)
     writer = StoreWriter(path, identity, "test", path, job="test", shards=1)
     writer.write_piece(0, 0, 1, images, {"images/embedding": embeddings}, [])
     join(path)

@@ -12,7 +12,7 @@ Every file is written whole or not at all. A part or piece holds
     captions/image                  the row of each caption's image in this file
     skipped/{id,file,reason}
 
-and features, float16, as the encoder gave them; those that were asked for:
+and features, float16 or float32, as the encoder gave them; those that were asked for:
 
     images/embedding                (images, dim)
     images/patches                  (images, patches, dim) of a ViT's last layer, in the joint space

@@ -9,7 +9,6 @@ from prefixcap.errors import InputError
 
 FORMAT = "prefixcap feature store"
 FORMAT_VERSION = 3
-DTYPE = "float16"
 AGAIN = "run the same `python -m data_prep.embed ...` again"
 
 

@@ -60,6 +60,8 @@ class Columns(dict[str, Array | list[str] | list[int]]):
         }
         for name, rows in features.items():
             wanted = columns["images/id" if name.startswith("images/") else "captions/image"]
+            if rows.dtype not in (np.float16, np.float32):
+                raise ValueError(f"{name} is {rows.dtype}, neither float16 nor float32")
             if len(rows) != len(wanted):
                 raise ValueError(f"{len(rows)} rows of {name}, but {len(wanted)} are wanted")
         return cls(columns | features)
@@ -163,11 +165,12 @@ class Part:
     @property
     def features(self) -> list[str]:
         """The columns that hold features."""
-        return [name for name, (_, dtype, _) in self._layout.items() if dtype == np.float16]
+        return [name for name, (_, dtype, _) in self._layout.items() if dtype.kind == "f"]
 
-    def row_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one row of a column."""
-        return self._layout[name][2][1:]
+    def row_of(self, name: str) -> tuple[tuple[int, ...], Any]:
+        """The shape of one row of a column, and its dtype."""
+        _, dtype, shape = self._layout[name]
+        return shape[1:], dtype
 
     @property
     def split_names(self) -> list[str]:

@@ -85,7 +85,7 @@ class StoreSplit:
 
     @cached_property
     def embeddings(self) -> Column:
-        """N rows of (dim,) float16, as the encoder gave them: not normalised. Raises as `feature` does."""
+        """N rows of (dim,), as the encoder gave them: not normalised. Raises as `feature` does."""
         return self.feature("images/embedding")
 
     def feature(self, name: str) -> Column:
@@ -101,7 +101,7 @@ class StoreSplit:
             )
         kind = name.partition("/")[0]
         read = partial(self._features, name, kind)
-        return Column([of[kind] for of in self._counts], read, self._parts[0].row_shape(name), np.float16)
+        return Column([of[kind] for of in self._counts], read, *self._parts[0].row_of(name))
 
     @cached_property
     def ids(self) -> list[int | str]:
@@ -143,9 +143,8 @@ class StoreSplit:
             found += values if self._whole[number] else [values[row] for row in self._rows(number, "images").tolist()]
         return found
 
-    def _features(self, name: str, kind: str, part: int, places: Rows) -> NDArray[np.float16]:
-        rows: NDArray[np.float16] = self._parts[part].mapped(name)[self._in_part(part, kind, places)]
-        return rows
+    def _features(self, name: str, kind: str, part: int, places: Rows) -> NDArray[Any]:
+        return self._parts[part].mapped(name)[self._in_part(part, kind, places)]
 
     def _texts(self, part: int, places: Rows) -> list[str]:
         return self._parts[part].texts(self._in_part(part, "captions", places))

@@ -18,7 +18,6 @@ from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole, write_whole
 from prefixcap.store.format import (
     AGAIN,
-    DTYPE,
     FORMAT,
     FORMAT_VERSION,
     ImageRecord,
@@ -104,14 +103,14 @@ class StoreWriter:
             number: of the piece in the shard, from 0.
             of: how many pieces the shard has.
             images: N records.
-            features: by the name of the column ("images/embedding"): N rows each of "images/...", and of
-                "captions/..." one a caption.
+            features: float16 or float32, by the name of the column ("images/embedding"): N rows each of "images/...",
+                and of "captions/..." one a caption.
             skipped: what was left out of this piece.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to; earlier pieces stay as they are.
         """
-        columns = Columns.of(images, {name: rows.astype(DTYPE) for name, rows in features.items()}, skipped)
+        columns = Columns.of(images, features, skipped)
         write_part(self._piece(shard, number, of), self._attributes(), [columns])
 
     def _piece(self, shard: int, number: int, of: int) -> Path:
@@ -196,7 +195,6 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
         "image_root": of["image_root"],
         "job": of["job"],
         "made_with": json.loads(of["made_with"]),
-        "dtype": DTYPE,
         "images": sum(entry["images"] for entry in entries),
         "captions": sum(entry["captions"] for entry in entries),
         "splits": splits,

@@ -94,19 +94,36 @@ def test_a_resumed_store_goes_on_with_its_batches(
     embed(data, encoder, tmp_path / "store", batch_size=3, task=0, tasks=2)
     monkeypatch.setattr(Features, "largest_batch", lambda self: pytest.fail("the batch size was known"))
     embed(data, encoder, tmp_path / "store")
-    made_with = FeatureStore(tmp_path / "store").made_with
-    assert made_with == {"features": "image", "computed_in": "float32", "jpeg_scaling": False, "batch_size": 3}
+    assert FeatureStore(tmp_path / "store").made_with == {
+        "features": "image",
+        "stored_in": "float16",
+        "computed_in": "float32",
+        "jpeg_scaling": False,
+        "batch_size": 3,
+    }
 
 
-@pytest.mark.parametrize("change", ["features", "dtype", "jpeg_scaling"])
+def test_stored_in_full_precision(data: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    embed(data, encoder, tmp_path / "store", ["image", "caption"], torch.float32)
+    split = FeatureStore(tmp_path / "store").split("train")
+    pixels = torch.stack([encoder.preprocess(Image.open(tmp_path / f"{number}.jpg")) for number in split.ids])
+    for found, expected in (
+        (split.embeddings, encoder.encode_images(pixels)),
+        (split.feature("captions/embedding"), encoder.encode_texts(split.captions[:])),
+    ):
+        np.testing.assert_allclose(found[:], expected.numpy(), rtol=1e-5, atol=1e-5)  # float16 would be off by 1e-3
+
+
+@pytest.mark.parametrize("change", ["features", "dtype", "store_dtype", "jpeg_scaling"])
 def test_what_is_computed_otherwise_is_another_job(
     data: Dataset, encoder: Encoder, tmp_path: Path, change: str
 ) -> None:
     embed(data, encoder, tmp_path / "store")
     other = load_encoder("demo", dtype=torch.bfloat16) if change == "dtype" else encoder
     features = ["image", "regions"] if change == "features" else ["image"]
+    store_dtype = torch.float32 if change == "store_dtype" else torch.float16
     with pytest.raises(InputError, match="another job"):
-        embed(data, other, tmp_path / "store", features, jpeg_scaling=change == "jpeg_scaling")
+        embed(data, other, tmp_path / "store", features, store_dtype, jpeg_scaling=change == "jpeg_scaling")
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_a_captioner_that_does_not_scale_is_refused_a_scaled_store(tmp_path: Pat
     writer = StoreWriter(tmp_path / "store", IDENTITY, "test", tmp_path, job="test", shards=1)
     writer.made_with = {"normalized": True}
     images = [ImageRecord(0, "", "train", ("A star.",)), ImageRecord(1, "", "val", ("A ring.",))]
-    writer.write_piece(0, 0, 1, images, {"images/embedding": np.eye(2, IDENTITY.dim)}, [])
+    writer.write_piece(0, 0, 1, images, {"images/embedding": np.eye(2, IDENTITY.dim, dtype=np.float16)}, [])
     join(tmp_path / "store")
     with pytest.raises(InputError, match=r"scaled to length one, .* model\.normalize_embeddings=true"):
         CaptionData(tmp_path / "store", captioner)
