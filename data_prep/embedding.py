@@ -198,10 +198,12 @@ def _embed_shards(
         )
         written += len(images)
     if nothing_yet and barren:
-        first = next(skip for piece, skipped in barren for skip in [*skipped, *piece.skipped])
+        reasons_of_all = (skip for piece, skipped in barren for skip in [*skipped, *piece.skipped])
+        first = next(reasons_of_all, Skipped("", "", "there is no image"))
         where = dataset.image_root / first.file if first.file else first.id
         raise InputError(
-            f"none of the {seen} images can be embedded ({dataset.source}); the first is {where}: {first.reason}"
+            f"none of the {seen} {dataset.unit} can be embedded ({dataset.source}); the first is {where}: "
+            f"{first.reason}"
         )
     for piece, skipped in barren:
         writer.write_piece(piece.shard, piece.number, piece.of, [], features.empty, [*piece.skipped, *skipped])
@@ -236,10 +238,13 @@ def _encode_piece(
         start += len(batch.places) + len(batch.reasons)
         bar.update(len(batch.places) + len(batch.reasons))
     captions = [caption for place in kept for caption in piece.samples[place].record.captions]
+    by_length = sorted(range(len(captions)), key=lambda row: len(captions[row]))  # so that batches have little padding
     of_captions = [
-        features.encode_captions(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)
+        features.encode_captions([captions[row] for row in by_length[first : first + batch_size]])
+        for first in range(0, len(captions), batch_size)
     ]
-    columns = _together(of_images) | _together(of_captions)
+    back = np.argsort(by_length)
+    columns = _together(of_images) | {name: rows[back] for name, rows in _together(of_captions).items()}
     image_of_caption = np.repeat(np.arange(len(kept)), [len(piece.samples[place].record.captions) for place in kept])
     finite = np.ones(len(kept), bool)
     for name, rows in columns.items():

@@ -28,6 +28,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         if not no_space(error) and not isinstance(error, PermissionError):
             raise
@@ -35,6 +36,16 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a power failure from now on keep the names in a folder, too; elsewhere than on POSIX there is no way."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def temporary_path(path: Path) -> Path:

@@ -20,6 +20,11 @@ SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", ROOT.parent / "shared" / "
 IDENTITY = EncoderIdentity(name="clip:nowhere.pt", digest="0" * 64, preprocessing="none", dim=16)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: were the longest tests the last, all processes but one would wait for them."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():

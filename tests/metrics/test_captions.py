@@ -1,3 +1,4 @@
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -27,9 +28,9 @@ CAPTIONS = {1: "A dog runs on sand.", 2: "A man on a horse.", "three": "A red so
 
 
 def java_processes() -> list[str]:
-    """Command lines of METEOR that still run, or wait to be collected."""
-    lines = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in lines.splitlines() if "meteor-1.5.jar" in line or "java <defunct>" in line]
+    """Java processes that this one started and that still run, or wait to be collected."""
+    lines = subprocess.run(["ps", "-o", "args", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    return [line for line in lines.splitlines() if "java" in line]
 
 
 @needs_java
