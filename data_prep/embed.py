@@ -100,15 +100,20 @@ def _print_summary(path: Path, report: EmbedReport) -> None:
         print("the store was complete already")
     elif report.resumed:
         print(f"went on after {report.resumed:,} {report.unit} that were there already")
+    print_store(store, report.unit)
+
+
+def print_store(store: FeatureStore, unit: str) -> None:
+    """What a store has and what it leaves out; `unit` is "images" or "sentences"."""
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
-    captions = f"; captions: {store.captions:,}" if report.unit == "images" else ""
-    print(f"{report.unit}: {splits}{captions}")
+    captions = f"; captions: {store.captions:,}" if unit == "images" else ""
+    print(f"{unit}: {splits}{captions}")
     if skipped := store.skipped():
-        print(f"skipped: {len(skipped):,}, see {path / 'skipped.csv'}")
+        print(f"skipped: {len(skipped):,}, see {store.path / 'skipped.csv'}")
         for skip in skipped[:3]:
             print(f"  {skip.file or skip.id}: {skip.reason}")
-    size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"store: {path} ({size / 1e6:.1f} MB)")
+    size = sum(file.stat().st_size for file in store.path.iterdir())
+    print(f"store: {store.path} ({size / 1e6:.1f} MB)")
 
 
 def main(config: DictConfig) -> None:

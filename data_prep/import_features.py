@@ -18,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.embed import print_store
 from data_prep.interchange.importing import import_features
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
@@ -80,15 +81,9 @@ def _print_summary(path: Path, written: int) -> None:
         print("the store was complete already")
     elif written < images:
         print(f"went on after {images - written:,} images that were there already")
-    splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
-    print(f"images: {splits}; captions: {store.captions:,}")
-    if skipped := store.skipped():
-        print(f"skipped: {len(skipped):,}, see {path / 'skipped.csv'}")
-        for skip in skipped[:3]:
-            print(f"  {skip.file or skip.id}: {skip.reason}")
+    print_store(store, "images")
     if store.made_with["normalized"]:
         print("embeddings are scaled to length one: train with model.normalize_embeddings=true")
-    print(f"store: {path}")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_one_split_of_another_name_beside_the_annotations(tmp_path: Path) -> Non
     ],
 )
 def test_nocaps_that_cannot_be_read(tmp_path: Path, images: list[Any], message: str) -> None:
-    write_nocaps(tmp_path, images, [caption(1, "a"), caption("b", "b")])  # type: ignore[arg-type]
+    write_nocaps(tmp_path, images, [caption(1, "a"), caption("b", "b")])
     with pytest.raises(InputError, match=message):
         read_coco(tmp_path, "nocaps_*.json", split_file=None, images="val")
 

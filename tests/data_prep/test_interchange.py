@@ -177,8 +177,8 @@ def test_embeddings_of_length_one_are_told_and_kept_from_other_captioners(tmp_pa
     assert (code, err) == (0, "")
     assert out == (
         "images: train 3, val 3; captions: 6\n"
+        f"store: {tmp_path / 'store'} (0.0 MB)\n"
         "embeddings are scaled to length one: train with model.normalize_embeddings=true\n"
-        f"store: {tmp_path / 'store'}\n"
     )
     assert FeatureStore(tmp_path / "store").made_with["normalized"] is True
     raw = clip_retrieval_folder(tmp_path / "raw", {"0": (embeddings(6), numbered(6))})

@@ -76,7 +76,7 @@ def test_several_files_by_command(tmp_path: Path, run: Run) -> None:
     assert (code, err) == (0, "")
     assert out == (
         f"images: train 2, val 1; captions: 3\nskipped: 1, see {tmp_path / 'store' / 'skipped.csv'}\n"
-        f"  2: empty caption\nstore: {tmp_path / 'store'}\n"
+        f"  2: empty caption\nstore: {tmp_path / 'store'} (0.0 MB)\n"
     )
     assert FeatureStore(tmp_path / "store").split("val").references() == {3: ["D."]}
     assert FeatureStore(tmp_path / "store").source == f"arrays and JSON {one}, arrays and JSON {two}"

@@ -72,7 +72,7 @@ def test_two_splits_by_command(tmp_path: Path, run: Run) -> None:
     options = ("--encoder", "demo", "--store", tmp_path / "store")
     code, out, err = run(import_command, f"train={tmp_path / 'a.pkl'}", f"val={tmp_path / 'b.pt'}", *options)
     assert (code, err) == (0, "")
-    assert out == f"images: train 2, val 1; captions: 4\nstore: {tmp_path / 'store'}\n"
+    assert out == f"images: train 2, val 1; captions: 4\nstore: {tmp_path / 'store'} (0.0 MB)\n"
     assert FeatureStore(tmp_path / "store").split("train").ids == ["00000007", "00000003"]
     assert np.array_equal(FeatureStore(tmp_path / "store").split("val").embeddings[:], embeddings(1, 1))
 

@@ -72,8 +72,8 @@ def test_blemishes_are_listed(tmp_path: Path) -> None:
         ([{"filename": "1.jpg", "sentences": []}], "an entry lacks the key 'split'"),
         ([{"filename": "1.jpg", "split": "val"}], "has no list 'sentences'"),
         ([image("1.jpg") | {"sentences": [{}]}], "an entry lacks the key 'raw'"),
-        ([image("1.jpg", split=3)], "'split' must be a string, not 3"),  # type: ignore[arg-type]
-        ([image(1, "a")], "'filename' must be a string, not 1"),  # type: ignore[arg-type]
+        ([image("1.jpg", split=3)], "'split' must be a string, not 3"),
+        ([image(1, "a")], "'filename' must be a string, not 1"),
         ([image("../../1.jpg", "a")], "is not inside"),
         ([image("/etc/1.jpg", "a")], "is not inside"),
         ([image("1.jpg", "a", filepath="/etc")], "is not inside"),
