@@ -9,7 +9,7 @@ from prefixcap.errors import InputError
 
 FORMAT = "prefixcap feature store"
 FORMAT_VERSION = 3
-AGAIN = "run the same `python -m data_prep.embed ...` again"
+AGAIN = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from prefixcap.files import temporary_path
 from prefixcap.store import FeatureStore
 from tests.data_prep import records
 
-SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
 
 class MeanColour:
     """An encoder whose embedding is the mean colour of the image: easy to foresee."""
@@ -221,9 +219,7 @@ def test_store_path() -> None:
     assert store_path("coco", "elsewhere", "clip:ViT-B/32") == Path("elsewhere")
 
 
-def test_photographs_with_a_clip(tmp_path: Path) -> None:
-    if not (SHARED / "coco_mini").exists():
-        pytest.skip(f"needs the photographs in {SHARED / 'coco_mini'}")
+def test_photographs_with_a_clip(shared: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     clip = CLIP(
         embed_dim=32,
@@ -239,7 +235,7 @@ def test_photographs_with_a_clip(tmp_path: Path) -> None:
     )
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     encoder = load_encoder(f"clip:{tmp_path / 'clip.pt'}")
-    report = embed(read_coco(SHARED / "coco_mini"), encoder, tmp_path / "store")
+    report = embed(read_coco(shared / "coco_mini"), encoder, tmp_path / "store")
     assert (report.written, report.skipped) == (24, [])
     store = FeatureStore(tmp_path / "store")
     store.require_encoder(encoder.identity)

@@ -79,7 +79,7 @@ def test_a_flipped_bit(store: Path, check: Verify) -> None:
 def test_a_missing_part(store: Path, check: Verify) -> None:
     (store / "part-00001.h5").unlink()
     code, printed = check(store)
-    assert code == 1 and "part-00001.h5 is missing; run the same" in printed
+    assert code == 1 and "part-00001.h5 is missing; run the command that made it" in printed
 
 
 def set_nan(file: h5py.File) -> None:

@@ -123,7 +123,7 @@ def test_no_store(tmp_path: Path) -> None:
 
 def test_unfinished(tmp_path: Path) -> None:
     write(writer(tmp_path / "store", shards=7), 0, RECORDS, embeddings(3))
-    with pytest.raises(InputError, match=r"unfinished \(1 of 7 shards\): run the same .* again"):
+    with pytest.raises(InputError, match=r"unfinished \(1 of 7 shards\): run the command that made it .* again"):
         FeatureStore(tmp_path / "store")
 
 
