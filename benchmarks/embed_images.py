@@ -1,7 +1,8 @@
 """Embedding JPEG files, beside the encoder alone: images a second, and the ratio (at least 0.95).
 
 The encoder is CLIP's ViT-B/32 with random weights; the pictures are those of the small world's generator as JPEG files
-of 640 x 480 pixels, or the `.jpg` files of a folder. Both ways use the same batch size, in turns, in one process.
+of 640 x 480 pixels, or the `.jpg` files of a folder. The encoder alone
+takes batches of the same size with all threads, again and again the same pixels; in turns, in one process.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from clip.model import CLIP
 from PIL import Image
 
 from data_prep.embedding import embed
+from data_prep.features import Features
 from data_prep.records import ImageRecord, of_files
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
@@ -25,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="images in each turn")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, help="size (default: as the command chooses)")
     parser.add_argument("--workers", type=int, help="processes that decode (default: as the command chooses)")
     parser.add_argument("--folder", type=Path, help="take the .jpg files of this folder, again and again")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -41,14 +43,15 @@ def main() -> None:
         names = [str(files[number % len(files)].resolve()) for number in range(arguments.images)]
         records = [ImageRecord(number, file, "train", ("a picture",)) for number, file in enumerate(names)]
         dataset = of_files(records, [], Path("/"), "benchmark")
-        encoder_alone(encoder, 2 * arguments.batch, arguments.batch)  # warm
-        alone, embedded = [encoder_alone(encoder, arguments.images, arguments.batch)], []
+        batch = arguments.batch or Features(["image"], encoder).largest_batch()
+        encoder_alone(encoder, 8 * batch, batch)  # warm
+        alone, embedded = [encoder_alone(encoder, arguments.images, batch)], []
         for turn in range(arguments.turns):
             store = folder / f"store{turn}"
             start = time.perf_counter()
-            embed(dataset, encoder, store, batch_size=arguments.batch, num_workers=arguments.workers, progress=False)
+            embed(dataset, encoder, store, batch_size=batch, num_workers=arguments.workers, progress=False)
             embedded.append(arguments.images / (time.perf_counter() - start))
-            alone.append(encoder_alone(encoder, arguments.images, arguments.batch))
+            alone.append(encoder_alone(encoder, arguments.images, batch))
     for name, speeds in {"encoder alone": alone, "from JPEG files": embedded}.items():
         print(f"{name:16} {np.median(speeds):8.1f} images a second   ({', '.join(f'{speed:.1f}' for speed in speeds)})")
     # Each turn beside the two of the encoder alone around it: a machine's speed wanders.

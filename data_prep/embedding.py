@@ -4,11 +4,12 @@ import hashlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +18,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.features import Features
-from data_prep.loading import Pixels, load_pixels, processors
+from data_prep.loading import PixelReader, Pixels, in_threads, processors
 from data_prep.records import Dataset, Sample, Skipped
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, StoreWriter, join
 
-MANY_IMAGES = 2000  # below this many, starting worker processes takes longer than they save
 FEW_SKIPPED = 10  # so many images may be bad whatever their share
 
 Array = NDArray[Any]
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ class Piece:
         return [self.samples[start : start + batch_size] for start in range(0, max(1, len(self.samples)), batch_size)]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a batch of samples.
+
+    Attributes:
+        places: of the images that could be read, in their batch.
+        columns: of the store, with a row for each of them.
+        reasons: for each of the others, by its place.
+    """
+
+    places: list[int]
+    columns: dict[str, Tensor]
+    reasons: dict[int, str]
+
+
 def embed(
     dataset: Dataset,
     encoder: Encoder,
@@ -93,8 +110,8 @@ def embed(
         store: the store's folder.
         features: what is stored, see `Features`; with captions alone, no image is opened.
         store_dtype: that it is stored in, float16 or float32.
-        batch_size: images encoded together; None: that of the run that began the store, else as many as fit.
-        num_workers: processes that decode images; 0: threads do, beside the encoder; None: as many as help.
+        batch_size: images encoded together; None: that of the run that began the store, else as many as help and fit.
+        num_workers: processes that decode images; 0: the threads that encode them do; None: as many as help.
         jpeg_scaling: let the decoder of JPEG images halve their size, once or more, as far as they stay larger than
             what the encoder takes: quicker, but the pixels differ a little from the encoder's own preprocessing.
         piece_size: images a piece: the most that an interruption can cost.
@@ -129,15 +146,11 @@ def embed(
         batch_size = batch_size or int(writer.made_with.get("batch_size", 0)) or chosen.largest_batch()
         writer.made_with = {**settings, "batch_size": batch_size}
         with _progress_bar(dataset, mine, task, tasks, disable=not progress) as bar:
-            if chosen.names == ["caption"]:
-                load = _leave_closed
-            else:
-                if num_workers is None:
-                    many = encoder.device.type != "cpu" and not (bar.total and bar.total - bar.initial < MANY_IMAGES)
-                    num_workers = min(16, processors() - 1) if many else 0
-                scaled_size = chosen.image_size if jpeg_scaling else None
-                load = partial(load_pixels, encoder=encoder, num_workers=num_workers, scaled_size=scaled_size)
-            written = _embed_shards(dataset, mine, chosen, load, writer, batch_size, piece_size, max_skipped, bar)
+            if num_workers is None:
+                num_workers = min(16, processors() - 1) if encoder.device.type != "cpu" else 0
+            reader = PixelReader(encoder.preprocess, chosen.image_size if jpeg_scaling else None)
+            encode = partial(_encode_batches, features=chosen, reader=reader, num_workers=num_workers)
+            written = _embed_shards(dataset, mine, chosen, encode, writer, batch_size, piece_size, max_skipped, bar)
     if missing := len(writer.missing()):
         return EmbedReport(dataset.unit, written, missing)
     if not writer.finished():
@@ -151,7 +164,7 @@ def _embed_shards(
     dataset: Dataset,
     shards: list[int],
     features: Features,
-    load: Callable[[Iterator[list[Sample]]], Iterator[Pixels]],
+    encode: Callable[[Iterable[list[Sample]]], Generator[Encoded]],
     writer: StoreWriter,
     batch_size: int,
     piece_size: int,
@@ -173,30 +186,30 @@ def _embed_shards(
     # Pieces without a single image wait for one that has some: a wrong folder must leave no store behind.
     barren: list[tuple[Piece, list[Skipped]]] = []
     nothing_yet = len(shards) == len(dataset.shards)
-    stream = load(batches())
-    for first_batch in stream:
-        piece = pieces.popleft()
-        others = itertools.islice(stream, len(piece.batches(batch_size)) - 1)
-        columns, reasons = _encode_piece(piece, itertools.chain([first_batch], others), features, batch_size, bar)
-        images = [sample.record for place, sample in enumerate(piece.samples) if place not in reasons]
-        skipped = [
-            Skipped(piece.samples[place].record.id, piece.samples[place].record.file, reasons[place])
-            for place in sorted(reasons)
-        ]
-        seen, bad = seen + len(piece.samples), bad + len(skipped)
-        if skipped and bad > max(FEW_SKIPPED, max_skipped * seen):
-            raise InputError(
-                f"{bad} of {seen} images cannot be embedded, more than max_skipped={max_skipped} allows; the last is "
-                f"{dataset.image_root / skipped[-1].file}: {skipped[-1].reason}; mend them, or allow more"
+    with closing(encode(batches())) as stream:
+        for first_batch in stream:
+            piece = pieces.popleft()
+            others = itertools.islice(stream, len(piece.batches(batch_size)) - 1)
+            columns, reasons = _encode_piece(piece, itertools.chain([first_batch], others), features, batch_size, bar)
+            images = [sample.record for place, sample in enumerate(piece.samples) if place not in reasons]
+            skipped = [
+                Skipped(piece.samples[place].record.id, piece.samples[place].record.file, reasons[place])
+                for place in sorted(reasons)
+            ]
+            seen, bad = seen + len(piece.samples), bad + len(skipped)
+            if skipped and bad > max(FEW_SKIPPED, max_skipped * seen):
+                raise InputError(
+                    f"{bad} of {seen} images cannot be embedded, more than max_skipped={max_skipped} allows; the last "
+                    f"is {dataset.image_root / skipped[-1].file}: {skipped[-1].reason}; mend them, or allow more"
+                )
+            if not images and nothing_yet:
+                barren.append((piece, skipped))
+                continue
+            nothing_yet = False
+            writer.write_piece(
+                piece.shard, piece.number, piece.of, images, features.empty | columns, [*piece.skipped, *skipped]
             )
-        if not images and nothing_yet:
-            barren.append((piece, skipped))
-            continue
-        nothing_yet = False
-        writer.write_piece(
-            piece.shard, piece.number, piece.of, images, features.empty | columns, [*piece.skipped, *skipped]
-        )
-        written += len(images)
+            written += len(images)
     if nothing_yet and barren:
         reasons_of_all = (skip for piece, skipped in barren for skip in [*skipped, *piece.skipped])
         first = next(reasons_of_all, Skipped("", "", "there is no image"))
@@ -222,8 +235,33 @@ def _pieces(dataset: Dataset, shards: list[int], piece_size: int) -> Iterator[Pi
             yield Piece(shard, number, len(starts), own, skipped if number == 0 else [])
 
 
+def _encode_batches(
+    batches: Iterable[list[Sample]], features: Features, reader: PixelReader, num_workers: int
+) -> Generator[Encoded]:
+    """Each batch, read and encoded; others are under way meanwhile."""
+
+    def encode(pixels: Pixels) -> Encoded:
+        columns = features.encode_images(pixels.images) if pixels.places else {}
+        return Encoded(pixels.places, columns, pixels.reasons)
+
+    each = _several_at_once(features)
+    if features.names == ["caption"]:  # no image is opened
+        for batch in batches:
+            yield Encoded(list(range(len(batch))), {}, {})
+    elif num_workers:
+        pin_memory = features.encoder.device.type == "cuda"
+        yield from each(encode, reader.in_processes(batches, num_workers, pin_memory))
+    else:
+        yield from each(lambda samples: encode(reader.read(samples)), batches)
+
+
+def _several_at_once(features: Features) -> Callable[[Callable[[T], U], Iterable[T]], Iterable[U]]:
+    """How to apply a function to batches: a GPU works through them by itself, one after the other."""
+    return in_threads if features.encoder.device.type == "cpu" else map
+
+
 def _encode_piece(
-    piece: Piece, batches: Iterable[Pixels], features: Features, batch_size: int, bar: Any
+    piece: Piece, batches: Iterable[Encoded], features: Features, batch_size: int, bar: Any
 ) -> tuple[dict[str, Array], dict[int, str]]:
     """The columns of the images that have all features, and for each of the others its place and the reason."""
     kept: list[int] = []
@@ -231,18 +269,18 @@ def _encode_piece(
     of_images: list[dict[str, Tensor]] = []
     start = 0
     for batch in batches:
-        if batch.places:
-            of_images.append(features.encode_images(batch.images))
+        of_images += [batch.columns] if batch.places else []
         kept += [start + place for place in batch.places]
         reasons |= {start + place: reason for place, reason in batch.reasons.items()}
         start += len(batch.places) + len(batch.reasons)
         bar.update(len(batch.places) + len(batch.reasons))
     captions = [caption for place in kept for caption in piece.samples[place].record.captions]
     by_length = sorted(range(len(captions)), key=lambda row: len(captions[row]))  # so that batches have little padding
-    of_captions = [
-        features.encode_captions([captions[row] for row in by_length[first : first + batch_size]])
+    caption_batches = (
+        [captions[row] for row in by_length[first : first + batch_size]]
         for first in range(0, len(captions), batch_size)
-    ]
+    )
+    of_captions = list(_several_at_once(features)(features.encode_captions, caption_batches))
     back = np.argsort(by_length)
     columns = _together(of_images) | {name: rows[back] for name, rows in _together(of_captions).items()}
     image_of_caption = np.repeat(np.arange(len(kept)), [len(piece.samples[place].record.captions) for place in kept])
@@ -258,12 +296,6 @@ def _encode_piece(
 def _together(batches: list[dict[str, Tensor]]) -> dict[str, Array]:
     """The columns of all batches, each in one array."""
     return {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in (batches or [{}])[0]}
-
-
-def _leave_closed(batches: Iterable[list[Sample]]) -> Iterator[Pixels]:
-    """In place of pixels, where captions alone are embedded."""
-    for batch in batches:
-        yield Pixels(list(range(len(batch))), torch.empty(0), {})
 
 
 def _progress_bar(dataset: Dataset, mine: list[int], task: int, tasks: int, disable: bool) -> Any:

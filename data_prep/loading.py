@@ -1,11 +1,9 @@
-"""Samples -> pixels, decoded ahead of the encoder: by worker processes, or by threads beside it."""
+"""Samples -> pixels, batch by batch; and work on several batches at once."""
 
-import contextlib
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.records import Sample
-from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -42,45 +40,26 @@ class Pixels:
         return Pixels(self.places, self.images.pin_memory(), self.reasons)
 
 
-def load_pixels(
-    batches: Iterable[list[Sample]], encoder: Encoder, num_workers: int, scaled_size: int | None = None
-) -> Iterator[Pixels]:
-    """The pixels of each batch, as the encoder wants them.
+class PixelReader(Dataset[Pixels]):
+    """Samples -> a batch of what could be read of them.
 
     Args:
-        batches: of samples.
-        encoder: whose preprocessing is applied.
-        num_workers: processes that decode images; 0: threads do, beside the encoder.
+        preprocess: of the encoder: an image to (3, height, width) uint8.
         scaled_size: decode JPEG images at the smallest scale at which both sides have as many pixels; None: whole.
     """
-    # Beside an encoder that takes all cores, images are decoded on all of them too: one that is busy with images would
-    # make the others wait for it.
-    with ThreadPoolExecutor(processors()) if not num_workers else contextlib.nullcontext() as pool:
-        loader = DataLoader(
-            _Images(encoder.preprocess, scaled_size, pool.map if pool else map),
-            batch_sampler=batches,  # of samples themselves, not of their numbers
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=encoder.device.type == "cuda",
-        )
-        yield from ahead(loader)
 
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], scaled_size: int | None = None) -> None:
+        self.preprocess, self.scaled_size = preprocess, scaled_size
 
-class _Images(Dataset[Pixels]):
-    """Samples -> a batch of what could be read of them."""
-
-    def __init__(
-        self, preprocess: Callable[[Image.Image], Tensor], scaled_size: int | None, each: Callable[..., Iterable[Any]]
-    ) -> None:
-        self.preprocess, self.scaled_size, self.each = preprocess, scaled_size, each
-
-    def __getitems__(self, samples: list[Sample]) -> Pixels:
-        read = list(self.each(self._pixels, samples))
+    def read(self, samples: list[Sample]) -> Pixels:
+        """One batch."""
+        read = [self._pixels(sample) for sample in samples]
         pixels = {place: image for place, image in enumerate(read) if not isinstance(image, str)}
         reasons = {place: reason for place, reason in enumerate(read) if isinstance(reason, str)}
-        # Stacked by NumPy: torch would do it with threads that then get in the encoder's way.
         stacked = torch.from_numpy(np.stack(list(pixels.values()))) if pixels else torch.empty(0)
         return Pixels(list(pixels), stacked, reasons)
+
+    __getitems__ = read  # as `DataLoader` asks for a batch
 
     def _pixels(self, sample: Sample) -> NDArray[np.uint8] | str:
         """(3, height, width), or why there is nothing."""
@@ -89,45 +68,40 @@ class _Images(Dataset[Pixels]):
         except InputError as error:
             return str(error).removeprefix(f"{sample.where}: ")
 
+    def in_processes(self, batches: Iterable[list[Sample]], num_workers: int, pin_memory: bool) -> Iterable[Pixels]:
+        """The pixels of each batch, read ahead by so many processes."""
+        return DataLoader(
+            self,
+            batch_sampler=batches,  # of samples themselves, not of their numbers
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+        )
+
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made in a thread up to `depth` before they are asked for."""
-    waiting: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    stopped = threading.Event()
+def in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """`work(item)` for each item, in their order: as many at once as torch has threads, each on one thread alone.
 
-    def put(item: T | None, error: BaseException | None = None, last: bool = False) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put((item, error, last), timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(None, last=True)
-        except BaseException as error:  # raised again where the items are used
-            put(None, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    That is quicker than one item after the other on all threads, which would wait for each other after every operation,
+    and the results do not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    waiting: deque[Future[U]] = deque()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        while True:
-            item, error, last = waiting.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item  # type: ignore[misc]  # an item, as it is neither an error nor the end
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the pool's setting was to hold for threads that are made later, too
 
 
 def processors() -> int:

@@ -1,7 +1,9 @@
 """Embedding: what ends up in the store, whatever happens on the way."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from data_prep.embed import store_path
 from data_prep.embedding import embed
-from data_prep.loading import ahead
+from data_prep.loading import in_threads
 from data_prep.readers.coco import read_coco
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.encoders import EncoderIdentity, PatchFeatures, load_encoder
@@ -37,7 +39,7 @@ class MeanColour:
         return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(2, 0, 1).float()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        if self.seen == self.fail_at:
+        if self.fail_at is not None and self.seen >= self.fail_at:
             raise KeyboardInterrupt
         self.seen += len(pixels)
         return pixels.mean(dim=(2, 3))
@@ -270,19 +272,47 @@ def test_processes_that_share_the_work_make_the_same_store(tmp_path: Path, order
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
-def test_ahead_gives_what_it_is_given() -> None:
-    assert list(ahead(iter(range(100)))) == list(range(100))
-    made = []
+def test_in_threads_works_ahead_in_order() -> None:
+    begun = []
 
     def numbers() -> Iterator[int]:
         for number in range(1000):
-            made.append(number)
+            begun.append(number)
             yield number
-        raise ValueError("too far")
 
-    stream = ahead(numbers())
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
-    stream.close()
-    assert len(made) < 10
-    with pytest.raises(ValueError, match="too far"):
-        list(ahead(numbers()))
+    def on_one_thread(number: int) -> tuple[int, int]:
+        time.sleep(0.01 if number % 3 == 0 else 0)
+        return number, torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert list(in_threads(on_one_thread, range(40))) == [(number, 1) for number in range(40)]
+        stream = in_threads(on_one_thread, numbers())
+        assert [next(stream) for _ in range(3)] == [(0, 1), (1, 1), (2, 1)]
+        stream.close()
+        assert len(begun) < 12
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_in_threads_raises_where_the_results_are_used() -> None:
+    stream = in_threads(lambda number: 1 / number, [2, 1, 0, 4])
+    assert [next(stream), next(stream)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+
+
+def test_the_store_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    encoder, data = load_encoder("demo"), dataset(tmp_path / "images", count=40, shard_size=20)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            embed(data, encoder, tmp_path / f"by{count}", features=["image", "caption"], batch_size=7)
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "by1") == contents(tmp_path / "by3")

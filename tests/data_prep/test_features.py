@@ -137,9 +137,9 @@ def test_features_that_do_not_exist(encoder: Encoder, features: list[str], messa
 
 def test_the_largest_batch_that_fits(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     features = Features(["image"], encoder)
-    assert features.largest_batch() == 64
-    tried = list(sizes_tried(features, room=200, patch=monkeypatch))
-    assert tried == [1024, 512, 256, 128]
+    assert features.largest_batch() == 16
+    tried = list(sizes_tried(features, room=100, patch=monkeypatch))
+    assert tried == [256, 128, 64]
 
 
 def sizes_tried(features: Features, room: int, patch: pytest.MonkeyPatch) -> Iterator[int]:
