@@ -1,8 +1,8 @@
 """Embedding JPEG files, beside the encoder alone: images a second, and the ratio (at least 0.95).
 
 The encoder is CLIP's ViT-B/32 with random weights; the pictures are those of the small world's generator as JPEG files
-of 640 x 480 pixels, or the `.jpg` files of a folder. The encoder alone
-takes batches of the same size with all threads, again and again the same pixels; in turns, in one process.
+of 640 x 480 pixels, or the `.jpg` files of a folder. The encoder alone takes
+batches of the same size with all threads, again and again the same pixels; in turns, in one process.
 """
 
 import argparse
