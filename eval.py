@@ -41,8 +41,10 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     captioner = load(config.ckpt, device)
     if config.get("data"):
         store = open_store(config.data, captioner.encoder_identity.name)
-    else:
+    elif "store" in captioner.trained_on:
         store = FeatureStore(captioner.trained_on["store"])
+    else:
+        raise InputError(f"{config.ckpt} does not say what it was trained on: name the images, e.g. data=coco")
     require_match(store, captioner)
     split = store.split(config.split)
     options = {name: value for name, value in config.decode.items() if name != "method"}
@@ -58,9 +60,10 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
         scenes = read_scenes(store.image_root)
         accuracy = attribute_accuracy(written, [scenes[int(image_id)] for image_id in split.ids])
         evaluation.extra["right attributes"] = accuracy
-    run_dir = Path(config.ckpt).resolve().parent.parent
+    ckpt = Path(config.ckpt).resolve()
+    folder = ckpt.parent.parent / "eval" if ckpt.parent.name == "checkpoints" else Path("runs/eval") / ckpt.stem
     title = f"{store.path.name} {config.split} {config.decode.method}".replace(" ", "-")
-    return evaluation, run_dir / "eval" / title, title
+    return evaluation, folder / title, title
 
 
 if __name__ == "__main__":

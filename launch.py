@@ -72,7 +72,7 @@ def _explain(error: Exception) -> str:
     first_line = str(error).partition("\n")[0].partition(", set env var")[0]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"there is no {group}={choice}; choose one of {', '.join(error.options)}"
+        return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"
     if isinstance(error, OverrideParseException):
         return f"cannot understand {error.override!r}: {first_line}"
     if unknown := re.match(r"Could not override '([^']*)'", first_line):

@@ -21,6 +21,7 @@ from prefixcap.files import write_text_whole, write_whole
 from prefixcap.images import open_image
 from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
 from prefixcap.mappers import build_mapper
+from prefixcap.published import is_published, read_published, require_shapes
 
 FORMAT_VERSION = 1
 IGNORE = -100  # fills token batches where a caption has ended; no token has this id
@@ -75,7 +76,7 @@ class Captioner(nn.Module):
         embeddings = embeddings.to(self.device, torch.float32)
         if self.normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
-        prefix: Tensor = self.mapper(embeddings)
+        prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
         return prefix
 
     def token_losses(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
@@ -101,16 +102,50 @@ class Captioner(nn.Module):
         decode: str = "beam",
         batch_size: int = 32,
         progress: bool = False,
+        rerank: int = 0,
         **options: Any,
     ) -> list[str]:
-        """Captions of images.
+        """Captions of images, one for each.
+
+        Args:
+            images: as in `candidates`, and so are the other arguments.
+            decode: name of a decoder.
+            batch_size: images that are captioned together.
+            progress: show a progress bar.
+            rerank: write so many candidates and give the one that the encoder finds closest to the image; 0: the
+                decoder's best.
+            options: the decoder's.
+
+        Raises:
+            InputError: as `candidates`.
+        """
+        found = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)
+        return [captions[0] for captions in found]
+
+    def candidates(
+        self,
+        images: Images,
+        count: int,
+        decode: str = "beam",
+        batch_size: int = 32,
+        progress: bool = False,
+        by_similarity: bool = False,
+        prompt: str = "",
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[list[str]]:
+        """Several captions for each image, the best first.
 
         Args:
             images: paths or PIL images, which the captioner's own encoder embeds (it is loaded when first needed),
                 or (batch, dim) embeddings as that encoder gives them.
+            count: how many for each image.
             decode: name of a decoder, see `prefixcap.decoding`.
             batch_size: images that are captioned together.
             progress: show a progress bar on stderr, if it takes longer than a second.
+            by_similarity: the best is the one whose text embedding has the highest cosine with the image's.
+            prompt: how every caption begins, e.g. "a photo of".
+            seed: of a decoder that draws at random.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
@@ -118,21 +153,43 @@ class Captioner(nn.Module):
                 has other weights than the one trained with, or the decoder or an option of it does not exist.
         """
         if isinstance(images, str | Path | Image.Image):
-            raise InputError("caption takes a list of images: write caption([image])")
+            raise InputError("captions are written for a list of images: give [image]")
+        if seed is not None:
+            options["generator"] = torch.Generator().manual_seed(seed)
+        beginning = self.language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         training = self.training
         self.eval()
         try:
-            captions: list[str] = []
+            found: list[list[str]] = []
             bar = tqdm(total=len(images), unit=" images", disable=not progress, delay=1)
             with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
-                    prefix = self.prefix(self._embed(images[start : start + batch_size]))
-                    tokens = decode_tokens(self.language_model, prefix, decode, **options)
-                    captions += [self.language_model.detokenize(caption) for caption in tokens]
+                    embeddings = self._embed(images[start : start + batch_size])
+                    prefix = self._prompted(self.prefix(embeddings), beginning)
+                    tokens = decode_tokens(self.language_model, prefix, decode, count, **options)
+                    captions = [
+                        [self.language_model.detokenize(beginning + caption) for caption in of_image]
+                        for of_image in tokens
+                    ]
+                    found += self._by_similarity(embeddings, captions) if by_similarity else captions
                     bar.update(len(prefix))
-            return captions
+            return found
         finally:
             self.train(training)
+
+    def _prompted(self, prefix: Tensor, beginning: list[int]) -> Tensor:
+        """(batch, length, dim) prefix and the words that follow it, in the language model's precision."""
+        words = self.language_model.embed(torch.tensor(beginning, dtype=torch.long, device=prefix.device))
+        return torch.cat((prefix.to(words.dtype), words.expand(len(prefix), -1, -1)), dim=1)
+
+    def _by_similarity(self, embeddings: Tensor, captions: list[list[str]]) -> list[list[str]]:
+        """The captions of each image, the closest to its embedding first."""
+        encoder = self.encoder()
+        ordered = []
+        for embedding, of_image in zip(embeddings.to(encoder.device), captions, strict=True):
+            similarity = F.cosine_similarity(encoder.encode_texts(of_image).float(), embedding.float(), dim=-1)
+            ordered.append([of_image[place] for place in similarity.argsort(descending=True, stable=True).tolist()])
+        return ordered
 
     def _embed(self, images: Images) -> Tensor:
         """(batch, dim) embeddings of images; embeddings stay as they are."""
@@ -152,7 +209,7 @@ class Captioner(nn.Module):
         """
         if not self._encoder:
             encoder = load_encoder(self.encoder_identity.name, self.device)
-            if encoder.identity.digest != self.encoder_identity.digest:
+            if not encoder.identity.agrees_with(self.encoder_identity):
                 raise InputError(
                     f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the "
                     f"one that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
@@ -204,24 +261,15 @@ class Captioner(nn.Module):
             if not (frozen and name.startswith("language_model."))
         }
 
-    def load_own_weights(self, weights: dict[str, Tensor], source: str) -> None:
+    def load_own_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
         """Take the weights that `own_weights` gave.
 
         Raises:
             InputError: a weight is missing, unknown or of another shape; `source` and the weight are named.
         """
         own = self.own_weights()
-        for problem, names in (
-            ("lacks", own.keys() - weights.keys()),
-            ("has the unknown", weights.keys() - own.keys()),
-        ):
-            if names:
-                raise InputError(f"{source} {problem} weight '{min(names)}': it is not whole, or of another model")
-        for name, tensor in own.items():
-            if tensor.shape != weights[name].shape:
-                raise InputError(
-                    f"{source}: weight '{name}' is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
-                )
+        found, expected = ({name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, own))
+        require_shapes(found, expected, source)
         self.load_state_dict(weights, strict=False)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -268,33 +316,50 @@ class Captioner(nn.Module):
         captioner = cls.build(description, language_model)
         mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
         tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
-        captioner.load_own_weights(mapper_weights | tuned_weights, str(folder / "mapper.safetensors"))
+        captioner.load_own_weights(mapper_weights | tuned_weights, folder / "mapper.safetensors")
         return captioner
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Captioner:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    tokenizer: str | None = None,
+    normalize_embeddings: bool | None = None,
+) -> Captioner:
     """Load a captioner, in eval mode, ready to caption.
 
     Args:
-        path: a checkpoint (`….ckpt`) that training wrote, or a folder that `save_pretrained` wrote. Pickled code in
-            a checkpoint is never run.
+        path: a checkpoint (`….ckpt`) that training wrote, a folder that `save_pretrained` wrote, or weights (`….pt`)
+            that the authors of ClipCap published. Pickled code in a file is never run.
         device: where to put it.
+        tokenizer: only for published weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
+        normalize_embeddings: only for published weights: whether to scale embeddings to length one; None: as their
+            authors do, yes for the transformer and no for the MLP.
 
     Raises:
-        InputError: there is no such file, it is no captioner's, or its language model cannot be found.
+        InputError: there is no such file, it is no captioner's, its language model or tokenizer cannot be found, or it
+            does not take an argument.
 
     Example:
         >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
         >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
     """
     path = Path(path)
-    if path.is_dir():
-        return Captioner.from_pretrained(path).to(device).eval()
-    checkpoint = read_checkpoint(path)
-    captioner = Captioner.build(checkpoint["prefixcap"])
-    prefix = "captioner."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in checkpoint["state_dict"].items()}
-    captioner.load_own_weights(weights, str(path))
+    content: Any = None if path.is_dir() else _read(path)
+    if is_published(content):
+        parts = read_published(content, path, tokenizer or "gpt2", normalize_embeddings)
+        captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
+        captioner.load_own_weights(parts.weights, path)
+    elif tokenizer is not None or normalize_embeddings is not None:
+        given = "normalize_embeddings" if tokenizer is None else "tokenizer"
+        raise InputError(f"{path} says by itself what it needs, as no file that ClipCap published: leave out {given}")
+    elif path.is_dir():
+        captioner = Captioner.from_pretrained(path)
+    else:
+        checkpoint = _require_checkpoint(content, path)
+        captioner = Captioner.build(checkpoint["prefixcap"])
+        weights = {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        captioner.load_own_weights(weights, path)
     return captioner.to(device).eval()
 
 
@@ -304,13 +369,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not a checkpoint of a captioner.
     """
+    return _require_checkpoint(_read(path), path)
+
+
+def _read(path: Path) -> Any:
+    """What torch saved to a file, on the CPU, without running pickled code."""
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
-    if not isinstance(checkpoint, dict) or "prefixcap" not in checkpoint or "state_dict" not in checkpoint:
+
+
+def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or "prefixcap" not in content or "state_dict" not in content:
         raise InputError(f"{path} is not a checkpoint of prefixcap: give one that train.py wrote")
-    return checkpoint
+    return content

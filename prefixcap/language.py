@@ -10,7 +10,7 @@ from prefixcap.demo import ASSETS
 from prefixcap.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 Tuning = Literal["frozen", "full"]
 
@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
         return logits[:, -last:]  # not every model knows logits_to_keep
 
-    def step(self, embeddings: Tensor, cache: "DynamicCache") -> Tensor:
+    def step(self, embeddings: Tensor, cache: "Cache") -> Tensor:
         """Read (batch, length, dim) more embeddings -> (batch, vocabulary) float32 logits of the next token.
 
         `cache` holds the keys and values of all that was read before and takes in those of `embeddings`.
@@ -84,6 +84,13 @@ class LanguageModel(nn.Module):
         output = self.model(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True)
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+    def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
+        """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
+        output = self.model(
+            inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, output_hidden_states=True
+        )
+        return output.logits[:, -1].float(), output.hidden_states[-1].float()
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint needs to rebuild the model: its name if frozen; if tuned, all but the weights."""
@@ -111,20 +118,42 @@ def load_language_model(name: str, tuning: Tuning = "frozen") -> LanguageModel:
     Raises:
         InputError: there is no such model, or it is no causal LM.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one for each shard says little and tears the page
-    source = str(ASSETS / "language_model") if name == "demo" else name
     try:
-        model = AutoModelForCausalLM.from_pretrained(source).float()
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(_source(name)).float()
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot load language model '{name}': {' '.join(str(error).split())[:300]}; "
-            "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
-        ) from error
-    return LanguageModel(model, tokenizer, name, tuning)
+        raise _cannot_load("language model", name, error) from error
+    return LanguageModel(model, load_tokenizer(name), name, tuning)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the causal LM called `name`, see `load_language_model`.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        raise _cannot_load("the tokenizer of language model", name, error) from error
+    return tokenizer
+
+
+def _source(name: str) -> str:
+    """What transformers is to open for a name."""
+    return str(ASSETS / "language_model") if name == "demo" else name
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> InputError:
+    return InputError(
+        f"cannot load {what} '{name}': {' '.join(str(error).split())[:300]}; "
+        "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
+    )
 
 
 def rebuild_language_model(description: dict[str, Any]) -> LanguageModel:

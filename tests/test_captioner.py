@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_bad_images_and_embeddings_are_told(tmp_path: Path) -> None:
     captioner = demo_captioner()
     with pytest.raises(InputError, match=r"shape \(2, 5\).*reads \(batch, 16\): embed the images with clip:nowhere"):
         captioner.caption(torch.randn(2, 5))
-    with pytest.raises(InputError, match="takes a list"):
+    with pytest.raises(InputError, match="list of images"):
         captioner.caption("a.jpg")
     with pytest.raises(InputError, match=r"nowhere\.pt"):
         captioner.caption([tmp_path / "absent.jpg"])  # the encoder comes first, and cannot be found
@@ -220,6 +221,44 @@ def test_images_by_path_and_as_pictures(tmp_path: Path) -> None:
     for name, reason in (("text.jpg", "not an image"), ("absent.jpg", "missing file")):
         with pytest.raises(InputError, match=rf"{name}: {reason}"):
             captioner.caption([tmp_path / name])
+
+
+def test_a_prompt_begins_every_caption() -> None:
+    captioner = demo_captioner()
+    embeddings = torch.randn(3, 16)
+    prompted = captioner.caption(embeddings, "greedy", prompt="a photo of", max_tokens=6)
+    assert all(caption.startswith("a photo of") for caption in prompted)
+    lm = captioner.language_model
+    words = lm.tokenizer("a photo of", add_special_tokens=False)["input_ids"]
+    read = torch.cat((captioner.prefix(embeddings), lm.embed(torch.tensor([words] * 3))), dim=1)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}
+    generated = lm.model.generate(inputs_embeds=read, attention_mask=torch.ones(read.shape[:2]), **options)
+    assert prompted == [lm.detokenize(words + row) for row in generated.tolist()]
+
+
+def test_candidates_are_ranked_by_similarity_to_the_image() -> None:
+    from prefixcap.encoders import load_encoder
+
+    encoder = load_encoder("demo")
+    captioner = Captioner(load_language_model("demo"), encoder.identity, {"name": "mlp", "prefix_length": 2})
+    embeddings = encoder.encode_texts(["a small red circle at the top", "a large blue square"])
+    drawn: dict[str, Any] = {"decode": "nucleus", "max_tokens": 12, "seed": 3}
+    candidates = captioner.candidates(embeddings, 6, **drawn)
+    ranked = captioner.candidates(embeddings, 6, by_similarity=True, **drawn)
+    for embedding, before, after in zip(embeddings, candidates, ranked, strict=True):
+        similarity = [float(F.cosine_similarity(embedding, encoder.encode_texts([text])[0], dim=0)) for text in after]
+        assert similarity == pytest.approx(sorted(similarity, reverse=True), abs=1e-5)
+        assert sorted(before) == sorted(after) and len(set(after)) > 1
+    assert captioner.caption(embeddings, rerank=6, **drawn) == [captions[0] for captions in ranked]
+    assert captioner.caption(embeddings, **drawn) != captioner.caption(embeddings, rerank=6, **drawn)
+
+
+def test_captions_in_half_precision() -> None:
+    captioner = demo_captioner()
+    embeddings = torch.randn(4, 16)
+    in_float = captioner.caption(embeddings, "greedy", max_tokens=1)
+    in_half = captioner.to(torch.bfloat16).caption(embeddings, "greedy", max_tokens=1)
+    assert sum(a == b for a, b in zip(in_float, in_half, strict=True)) >= 3
 
 
 def test_importing_the_package_loads_no_model_code() -> None:

@@ -1,15 +1,19 @@
-"""Beam search over the likeliest captions, ranked by mean log-probability.
+"""Beam search over the likeliest captions, ranked by mean log-probability, and its diverse kind.
 
-The same search as `transformers.generate(num_beams=…)` with its defaults, and the same captions. It differs in what
-it computes: the prefix is read once for an image, not once for a beam, and an image whose search has ended leaves
-the batch.
+With one group it is the search of `transformers.generate(num_beams=…)` with its defaults, and finds the same captions.
+It differs in what it computes: the prefix is read once for an image, not once for a beam, and an image whose search has
+ended leaves the batch. With more groups it is the diverse beam search of Vijayakumar et al. 2018: the beams of an image
+are searched in groups, and what an earlier group wrote at the same step counts against a token (Hamming diversity).
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefixcap.decoding.greedy import check_room
+from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.rules import Rules
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 
@@ -20,78 +24,148 @@ _NEVER = -1.0e9  # a score that no caption can have
 def beam(
     language_model: LanguageModel,
     prefix: Tensor,
+    rules: Rules,
+    captions: int = 1,
     beams: int = 5,
-    max_tokens: int = 67,
     length_penalty: float = 1.0,
-) -> list[list[int]]:
-    """The caption with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
+    groups: int = 1,
+    diversity: float = 0.5,
+) -> list[list[list[int]]]:
+    """The captions with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
 
-    A search ends when `beams` captions have ended and the best one still being written could not overtake the worst
-    of them at its present length, or at `max_tokens`.
+    A search ends when as many captions have ended as it has beams, and the best one still being written could not
+    overtake the worst of them at its present length, or at `rules.max_tokens`. See `prefixcap.decoding.decode`.
 
     Args:
-        prefix: (batch, length, dim) what the language model reads first.
-        beams: how many captions to keep at every step.
-        max_tokens: most tokens a caption may have, the end token included.
+        language_model: writes.
+        prefix: (batch, length, dim) what it reads first.
+        rules: limits of a caption.
+        captions: how many to give for each image, the best first; of several groups, first the best of each.
+        beams: how many captions to keep at every step, of all groups together.
         length_penalty: 1.0 ranks by mean log-probability, 0.0 by its sum; higher favours long captions.
-
-    Returns:
-        The token ids of each image's best caption, without the end token.
+        groups: searches of an image that are kept apart; `beams` is a multiple.
+        diversity: what a token's log-probability loses for each beam of an earlier group that takes it at this step.
 
     Raises:
-        InputError: `beams` is below 1, or prefix and `max_tokens` together exceed the language model's context.
+        InputError: a value makes no sense.
     """
-    from transformers import DynamicCache
-
-    check_room(language_model, prefix, max_tokens)
-    if beams < 1:
-        raise InputError(f"beams must be at least 1, not {beams}")
-    device, batch, end = prefix.device, len(prefix), language_model.end_token
-    captions: list[list[int]] = [[] for _ in prefix]
-
-    cache = DynamicCache()
-    log_probs = language_model.step(prefix, cache).log_softmax(-1).unsqueeze(1)  # (batch, 1, vocabulary)
-    images = torch.arange(batch, device=device)  # which images are still searched
-    scores = torch.zeros(batch, 1, device=device)  # sums of log-probabilities of what is being written
-    tokens = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
-    ended_scores = torch.full((batch, beams), _NEVER, device=device)  # of the best captions that have ended
-    ended_tokens = torch.full((batch, beams, max_tokens), end, device=device)
-
-    for length in range(1, max_tokens + 1):
-        width, vocabulary = log_probs.shape[1:]  # width: beams of an image that are being written
-        # Twice as many candidates as beams: even if half of them end here, enough are left to go on with.
-        count = min(2 * beams, width * vocabulary)
-        candidate_scores, flat = (scores.unsqueeze(-1) + log_probs).flatten(1).topk(count)  # (batch, count)
-        source, token = flat // vocabulary, flat % vocabulary
-        candidates = torch.cat((_rows(tokens, source), token.unsqueeze(-1)), dim=-1)  # (batch, count, length)
-        ends = (token == end) | (length == max_tokens)
-
-        # Only the best `beams` candidates may end; the rest are there to go on with.
-        may_end = ends & (torch.arange(count, device=device) < beams)
-        finals = torch.where(may_end, candidate_scores / length**length_penalty, _NEVER)
-        padded = F.pad(candidates, (0, max_tokens - length), value=end)
-        ended_scores, best = torch.cat((ended_scores, finals), dim=1).topk(beams)
-        ended_tokens = _rows(torch.cat((ended_tokens, padded), dim=1), best)
-
-        scores, kept = torch.where(ends, _NEVER, candidate_scores).topk(min(beams, count))
-        tokens, source, token = _rows(candidates, kept), source.gather(1, kept), token.gather(1, kept)
-        reachable = scores[:, 0] / length**length_penalty
-        open_images = (ended_scores[:, -1] <= _NEVER) | (reachable > ended_scores[:, -1])
-        open_images &= scores[:, 0] > _NEVER
-        closed = ~open_images
-        if closed.any():
-            for image, best_tokens in zip(images[closed].tolist(), ended_tokens[closed, 0].tolist(), strict=True):
-                captions[image] = best_tokens[: best_tokens.index(end)] if end in best_tokens else best_tokens
-        if closed.all():
+    if beams < 1 or groups < 1 or beams % groups:
+        raise InputError(f"beams must be at least 1 and a multiple of groups={groups}, not {beams}")
+    if not 1 <= captions <= beams:
+        raise InputError(f"captions must lie between 1 and beams={beams}, not {captions}")
+    end, batch = language_model.end_token, len(prefix)
+    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    logits = language_model.step(prefix, cache)
+    searches = [_Search(logits, beams // groups, rules.max_tokens, length_penalty, end) for _ in range(groups)]
+    parts, starts = [logits] * groups, [0] * groups  # what each search goes on from, and its first row in the cache
+    for length in range(1, rules.max_tokens + 1):
+        # How many beams of an image took each token at this step.
+        taken = logits.new_zeros(batch, logits.shape[-1]) if groups > 1 else None
+        rows = []
+        for search, part, start in zip(searches, parts, starts, strict=True):
+            if not len(search.images):
+                continue
+            log_probs = rules.apply(search.tokens.flatten(0, 1), part.log_softmax(-1), end)
+            log_probs = log_probs.view(*search.scores.shape, -1)
+            if taken is not None:
+                log_probs = log_probs - diversity * taken[search.images].unsqueeze(1)
+            images, tokens, own_rows = search.advance(log_probs, length)
+            rows.append(start + own_rows)
+            if taken is not None:
+                taken.index_put_((images, tokens), taken.new_ones(()), accumulate=True)
+        cache_rows = torch.cat(rows)
+        if not len(cache_rows):
             break
-        # Row of the cache that each surviving beam of each open image goes on from.
-        rows = torch.arange(len(images), device=device).unsqueeze(1) * width + source
-        cache.batch_select_indices(rows[open_images].flatten())
-        images, scores, tokens = images[open_images], scores[open_images], tokens[open_images]
-        ended_scores, ended_tokens = ended_scores[open_images], ended_tokens[open_images]
-        read = language_model.embed(token[open_images].reshape(-1, 1))
-        log_probs = language_model.step(read, cache).log_softmax(-1).view(len(images), -1, vocabulary)
-    return captions
+        cache.select(cache_rows)
+        newest = torch.cat([search.tokens[..., -1].flatten() for search in searches])
+        logits = language_model.step(language_model.embed(newest.unsqueeze(1)), cache)
+        sizes = [search.scores.numel() for search in searches]
+        parts, starts = list(torch.split(logits, sizes)), [0, *itertools.accumulate(sizes[:-1])]
+    return [_ranked([search.found[image] for search in searches])[:captions] for image in range(batch)]
+
+
+class _Search:
+    """One group of beams for each image.
+
+    Attributes:
+        images: (open,) the images that are still searched.
+        scores: (open, width) sums of log-probabilities of the captions that are being written.
+        tokens: (open, width, length) their tokens.
+        found: for each image whose search has ended, the score and the tokens of its captions, the best first.
+    """
+
+    def __init__(self, logits: Tensor, beams: int, max_tokens: int, length_penalty: float, end: int) -> None:
+        batch, device = len(logits), logits.device
+        self.beams, self.max_tokens, self.length_penalty, self.end = beams, max_tokens, length_penalty, end
+        self.images = torch.arange(batch, device=device)
+        self.scores = torch.zeros(batch, 1, device=device)
+        self.tokens = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
+        self.found: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+        self._ended_scores = torch.full((batch, beams), _NEVER, device=device)  # of the best that have ended
+        self._ended_tokens = torch.full((batch, beams, max_tokens), end, device=device)
+
+    def advance(self, log_probs: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Write the next token, the `length`-th.
+
+        Args:
+            log_probs: (open, width, vocabulary) of the next token.
+            length: of the captions with it.
+
+        Returns:
+            The image and the token of each beam that was written on; and, of those whose image is still searched, the
+            row of `log_probs`, flattened, that each goes on from.
+        """
+        width, vocabulary = log_probs.shape[1:]
+        # Twice as many candidates as beams: even if half of them end here, enough are left to go on with.
+        count = min(2 * self.beams, width * vocabulary)
+        likeliest, words = log_probs.topk(min(count, vocabulary))  # (open, width, at most count)
+        candidate_scores, best = (self.scores.unsqueeze(-1) + likeliest).flatten(1).topk(count)  # (open, count)
+        source, token = best // words.shape[-1], words.flatten(1).gather(1, best)
+        candidates = torch.cat((_rows(self.tokens, source), token.unsqueeze(-1)), dim=-1)  # (open, count, length)
+        ends, is_last = token == self.end, length == self.max_tokens
+
+        # Only the best candidates, as many as beams, may end; the rest are there to go on with.
+        may_end = (ends | is_last) & (torch.arange(count, device=ends.device) < self.beams)
+        finals = torch.where(may_end, candidate_scores / length**self.length_penalty, _NEVER)
+        padded = F.pad(candidates, (0, self.max_tokens - length), value=self.end)
+        self._ended_scores, best = torch.cat((self._ended_scores, finals), dim=1).topk(self.beams)
+        self._ended_tokens = _rows(torch.cat((self._ended_tokens, padded), dim=1), best)
+
+        self.scores, kept = torch.where(ends, _NEVER, candidate_scores).topk(min(self.beams, count))
+        self.tokens, source, token = _rows(candidates, kept), source.gather(1, kept), token.gather(1, kept)
+        images = self.images.repeat_interleave(kept.shape[1])
+        reachable = self.scores[:, 0] / length**self.length_penalty
+        goes_on = (self._ended_scores[:, -1] <= _NEVER) | (reachable > self._ended_scores[:, -1])
+        goes_on &= (self.scores[:, 0] > _NEVER) & (not is_last)
+        rows = torch.arange(len(goes_on), device=goes_on.device).unsqueeze(1) * width + source
+        if not goes_on.all():
+            self._close(goes_on)
+        return images, token.flatten(), rows[goes_on].flatten()
+
+    def _close(self, goes_on: Tensor) -> None:
+        """Keep what was found of the images whose search has ended, and go on with the others."""
+        ended = ~goes_on
+        of_images = zip(
+            self.images[ended].tolist(),
+            self._ended_scores[ended].tolist(),
+            self._ended_tokens[ended].tolist(),
+            strict=True,
+        )
+        for image, scores, captions in of_images:
+            self.found[image] = [
+                (score, tokens[: tokens.index(self.end)] if self.end in tokens else tokens)
+                for score, tokens in zip(scores, captions, strict=True)
+                if score > _NEVER
+            ]
+        self.images, self.scores, self.tokens = self.images[goes_on], self.scores[goes_on], self.tokens[goes_on]
+        self._ended_scores, self._ended_tokens = self._ended_scores[goes_on], self._ended_tokens[goes_on]
+
+
+def _ranked(found: list[list[tuple[float, list[int]]]]) -> list[list[int]]:
+    """The captions of an image's groups: the best of each group, then the second best, and so on."""
+    rounds = itertools.zip_longest(*found)
+    ranked = [sorted(filter(None, of_groups), key=lambda caption: -caption[0]) for of_groups in rounds]
+    return [tokens for of_groups in ranked for _, tokens in of_groups]
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

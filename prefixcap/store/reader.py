@@ -223,7 +223,7 @@ class FeatureStore:
             InputError: the weights or the preprocessing differ; the message names both encoders.
         """
         mine, theirs = self.encoder, identity
-        if (mine.digest, mine.preprocessing) == (theirs.digest, theirs.preprocessing):
+        if mine.agrees_with(theirs):
             return
         first, second = mine.name, theirs.name
         if mine.digest == theirs.digest:

@@ -1,0 +1,116 @@
+"""Captions a second by beam search, over the published loop (at least 12 on a CPU) and `transformers.generate` (1.2).
+
+The language model has GPT-2 small's architecture with random weights; prefixes of 10 random vectors; 5 beams; 12 new
+tokens. The published loop is ClipCap's `generate_beam`: one image at a time, reading the whole sequence again for every
+token. All three in turns, in one process.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefixcap.decoding import decode
+from prefixcap.language import LanguageModel, load_language_model
+
+PREFIX, BEAMS, NEW_TOKENS = 10, 5, 12
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5000 if on_gpu else 64, help="prefixes in each turn")
+    parser.add_argument("--looped", type=int, default=20 if on_gpu else 3, help="of them for the published loop")
+    parser.add_argument("--batch", type=int, default=250 if on_gpu else 32)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    arguments = parser.parse_args()
+    device, dtype = torch.device("cuda" if on_gpu else "cpu"), getattr(torch, arguments.dtype)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config()).eval().to(device, dtype)
+    lm = LanguageModel(model, load_language_model("demo").tokenizer, "GPT-2 small, random")
+    prefixes = torch.randn(arguments.images, PREFIX, lm.dim).to(device, dtype)
+    batches = torch.split(prefixes, arguments.batch)
+    attention = torch.ones(arguments.batch, PREFIX, dtype=torch.long, device=device)
+    limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}
+
+    def ours(method: str) -> list[list[int]]:
+        found = [decode(lm, batch, method, beams=BEAMS, max_tokens=NEW_TOKENS) for batch in batches]
+        return [captions[0] for of_batch in found for captions in of_batch]
+
+    def generate() -> list[list[int]]:
+        found = [
+            model.generate(inputs_embeds=batch, attention_mask=attention[: len(batch)], num_beams=BEAMS, **limits)
+            for batch in batches
+        ]
+        return [caption for of_batch in found for caption in of_batch.tolist()]
+
+    def loop() -> list[list[int]]:
+        return [published(lm, prefix.unsqueeze(0)) for prefix in prefixes[: arguments.looped]]
+
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "clipcap": lambda: ours("clipcap"),
+        "published loop": loop,
+        "beam": lambda: ours("beam"),
+        "generate": generate,
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    captions: dict[str, list[list[int]]] = {}
+    for _ in range(arguments.turns + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            captions[name] = way()
+            if on_gpu:
+                torch.cuda.synchronize()
+            speeds[name].append(len(captions[name]) / (time.perf_counter() - start))
+    for name, of_turns in speeds.items():
+        of_turns.pop(0)  # the first turn warms up
+        print(f"{name:15} {np.median(of_turns):9.2f} captions a second")
+    same = np.mean([a == b for a, b in zip(captions["clipcap"], captions["published loop"], strict=False)])
+    ratio(speeds["clipcap"], speeds["published loop"], f"of clipcap over the loop, wanted 12; {same:.0%} the same")
+    same = np.mean([a == b for a, b in zip(captions["beam"], captions["generate"], strict=True)])
+    ratio(speeds["beam"], speeds["generate"], f"of beam over generate, wanted 1.2; {same:.0%} the same")
+
+
+def ratio(ours: list[float], theirs: list[float], text: str) -> None:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print(f"ratio           {np.median(ratios):9.2f} {text}  ({', '.join(f'{value:.2f}' for value in ratios)})")
+
+
+@torch.inference_mode()
+def published(lm: LanguageModel, prefix: Tensor) -> list[int]:
+    """The best caption of one (1, length, dim) prefix, as ClipCap's code finds it."""
+    stop = lm.tokenizer.encode(".", add_special_tokens=False)[0]
+    scores = tokens = None
+    lengths = torch.ones(BEAMS, device=prefix.device)
+    stopped = torch.zeros(BEAMS, dtype=torch.bool, device=prefix.device)
+    for _ in range(NEW_TOKENS):
+        log_probs = lm.model(inputs_embeds=prefix, use_cache=False).logits[:, -1].float().log_softmax(-1)
+        if scores is None or tokens is None:
+            scores, words = log_probs.topk(BEAMS, -1)
+            prefix, words, scores = prefix.expand(BEAMS, -1, -1), words.view(-1, 1), scores.squeeze(0)
+            tokens = words
+        else:
+            log_probs[stopped] = -torch.inf
+            log_probs[stopped, 0] = 0
+            lengths[~stopped] += 1
+            means, words = ((scores[:, None] + log_probs) / lengths[:, None]).view(-1).topk(BEAMS, -1)
+            source, words = words // log_probs.shape[1], (words % log_probs.shape[1]).unsqueeze(1)
+            tokens = torch.cat((tokens[source], words), dim=1)
+            lengths, prefix, stopped = lengths[source], prefix[source], stopped[source]
+            scores = means * lengths
+        prefix = torch.cat((prefix, lm.embed(words)), dim=1)
+        stopped = stopped | (words.squeeze(1) == stop)
+        if stopped.all():
+            break
+    assert scores is not None and tokens is not None
+    best = int((scores / lengths).argmax())
+    return [int(token) for token in tokens[best, : int(lengths[best])]]
+
+
+if __name__ == "__main__":
+    main()

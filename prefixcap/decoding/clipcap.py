@@ -1,0 +1,96 @@
+"""The two decoders of ClipCap's published code (`generate_beam` and `generate2`), batched and with a cache.
+
+They give the same tokens as that code, which reads the whole sequence again for every token, one image at a time, and
+differ from the usual searches: a caption ends with a full stop, which stays, and a beam that has ended keeps its place.
+"""
+
+import torch
+from torch import Tensor
+
+from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.rules import Rules
+from prefixcap.decoding.stepwise import likeliest, write
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+
+
+@torch.inference_mode()
+def clipcap(
+    language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1, beams: int = 5, stop: str = "."
+) -> list[list[list[int]]]:
+    """Beam search over mean log-probabilities in which beams that have ended take part to the end.
+
+    Args:
+        language_model: writes.
+        prefix: (batch, length, dim) what it reads first.
+        rules: limits of a caption.
+        captions: how many to give for each image, the best first.
+        beams: how many captions to keep at every step.
+        stop: a caption has ended with this token, and keeps it.
+
+    Raises:
+        InputError: `captions` or `beams` makes no sense, or `stop` is not one token of the language model.
+    """
+    if not 1 <= captions <= beams:
+        raise InputError(f"captions must lie between 1 and beams={beams}, not {captions}")
+    stop_token = _token(language_model, stop)
+    found: list[list[list[int]]] = [[] for _ in prefix]
+    images = torch.arange(len(prefix), device=prefix.device)  # those with a beam that has not ended
+    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    log_probs = _log_probs(language_model, prefix, cache)
+    scores, words = rules.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)
+    tokens = words.unsqueeze(-1)  # (open, beams, length)
+    lengths = torch.ones_like(scores)
+    stopped = words == stop_token
+    rows = images.unsqueeze(1).expand(-1, beams)  # (open, beams): the row of the cache that each beam goes on from
+    for length in range(1, rules.max_tokens + 1):
+        closed = stopped.all(dim=1) | (length == rules.max_tokens)
+        if closed.any():
+            of_closed = (values[closed].tolist() for values in (images, scores / lengths, tokens, lengths))
+            for image, means, written, ends in zip(*of_closed, strict=True):
+                order = sorted(range(beams), key=means.__getitem__, reverse=True)
+                found[image] = [written[beam][: int(ends[beam])] for beam in order[:captions]]
+            if closed.all():
+                break
+            images, scores, tokens, lengths, stopped, rows = (
+                values[~closed] for values in (images, scores, tokens, lengths, stopped, rows)
+            )
+        writing = ~stopped
+        cache.select(rows[writing])
+        log_probs = _log_probs(language_model, language_model.embed(tokens[writing][:, -1:]), cache)
+        # The five best of all beams are among the five best of each.
+        highest, words = rules.apply(tokens[writing], log_probs, stop_token).topk(beams)
+        lengths = lengths + writing
+        ranks = torch.full((*stopped.shape, beams), -torch.inf, device=scores.device)  # (open, beams, beams)
+        ranks[..., 0] = scores / lengths  # a beam that has ended goes on with token 0 at no cost
+        ranks[writing] = (scores[writing].unsqueeze(1) + highest) / lengths[writing].unsqueeze(1)
+        candidates = words.new_zeros(ranks.shape).masked_scatter(writing.unsqueeze(-1), words)
+        ranks, best = ranks.flatten(1).topk(beams)
+        source = best // beams
+        word = candidates.flatten(1).gather(1, best)
+        lengths = lengths.gather(1, source)
+        scores = ranks * lengths
+        tokens = torch.cat((tokens.gather(1, source.unsqueeze(-1).expand_as(tokens)), word.unsqueeze(-1)), dim=-1)
+        stopped = stopped.gather(1, source) | (word == stop_token)
+        read = torch.zeros_like(source).masked_scatter(writing, torch.arange(len(words), device=source.device))
+        rows = read.gather(1, source)
+    return found
+
+
+@torch.inference_mode()
+def clipcap_greedy(
+    language_model: LanguageModel, prefix: Tensor, rules: Rules, stop: str = "."
+) -> list[list[list[int]]]:
+    """The likeliest next token until `stop`, which the caption keeps. Arguments and errors as those of `clipcap`."""
+    return [[caption] for caption in write(language_model, prefix, rules, likeliest, _token(language_model, stop))]
+
+
+def _log_probs(language_model: LanguageModel, embeddings: Tensor, cache: KeyValueCache) -> Tensor:
+    return language_model.step(embeddings, cache).log_softmax(-1)
+
+
+def _token(language_model: LanguageModel, text: str) -> int:
+    tokens = language_model.tokenizer.encode(text, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise InputError(f"{text!r} is not one token of language model '{language_model.name}': give another stop")
+    return int(tokens[0])

@@ -1,0 +1,64 @@
+"""Contrastive search (Su et al. 2022): likely tokens that do not repeat what the language model has in mind already."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.rules import Rules
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+
+
+@torch.inference_mode()
+def contrastive(
+    language_model: LanguageModel, prefix: Tensor, rules: Rules, top_k: int = 4, penalty: float = 0.6
+) -> list[list[list[int]]]:
+    """Of the likeliest tokens, the one with the highest (1 - penalty) * probability - penalty * similarity.
+
+    The similarity is the highest cosine between the hidden state that the token would have and those of all positions
+    before it, prefix included (equation 5). See `prefixcap.decoding.decode`.
+
+    Args:
+        language_model: writes.
+        prefix: (batch, length, dim) what it reads first.
+        rules: limits of a caption.
+        top_k: how many tokens to choose from.
+        penalty: 0.0 is greedy decoding.
+
+    Raises:
+        InputError: a value makes no sense.
+    """
+    if top_k < 1 or not 0 <= penalty <= 1:
+        raise InputError(
+            "contrastive needs top_k of at least 1 and penalty between 0.0 and 1.0, not "
+            f"top_k={top_k} penalty={penalty}"
+        )
+    end, device = language_model.end_token, prefix.device
+    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    logits, hidden = language_model.step_with_states(prefix, cache)
+    before = F.normalize(hidden, dim=-1)  # (open, length, dim) of all positions so far
+    images = torch.arange(len(prefix), device=device)  # those whose caption has not ended
+    rows = images
+    tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)
+    captions: list[list[int]] = [[] for _ in prefix]
+    for length in range(1, rules.max_tokens + 1):
+        likeliest, words = rules.apply(tokens, logits, end).softmax(-1).topk(top_k)  # (open, top_k)
+        # All candidates are read: what the chosen one leaves behind is what the next step goes on from.
+        cache.select(rows.repeat_interleave(top_k))
+        logits, hidden = language_model.step_with_states(language_model.embed(words.reshape(-1, 1)), cache)
+        states = F.normalize(hidden, dim=-1).view(len(words), top_k, -1)
+        similarity = (states @ before.transpose(1, 2)).amax(-1)  # (open, top_k)
+        best = ((1 - penalty) * likeliest - penalty * similarity).argmax(-1, keepdim=True)
+        chosen = words.gather(1, best)
+        tokens = torch.cat((tokens, chosen), dim=1)
+        ended = (chosen.squeeze(1) == end) | (length == rules.max_tokens)
+        for image, caption in zip(images[ended].tolist(), tokens[ended].tolist(), strict=True):
+            captions[image] = caption[:-1] if caption[-1] == end else caption
+        if ended.all():
+            break
+        open_rows = (~ended).nonzero().squeeze(1)
+        rows = open_rows * top_k + best[open_rows].squeeze(1)
+        before = torch.cat((before[open_rows], states[open_rows, best[open_rows].squeeze(1)].unsqueeze(1)), dim=1)
+        images, tokens, logits = images[open_rows], tokens[open_rows], logits[rows]
+    return [[caption] for caption in captions]

@@ -1,0 +1,60 @@
+"""What every decoder keeps to: how long a caption may get, and what it may repeat."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Limits of a caption, each as in `transformers.generate`.
+
+    Attributes:
+        max_tokens: most tokens, the end token included (`max_new_tokens`).
+        min_tokens: fewest tokens before the end token (`min_new_tokens`).
+        repetition_penalty: above 1.0, what was written already gets less likely (Keskar et al. 2019).
+        no_repeat_ngram: no n-gram of this length comes twice; 0: any may (`no_repeat_ngram_size`).
+
+    Raises:
+        InputError: a value makes no sense.
+    """
+
+    max_tokens: int = 67
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty must be above 0.0, not {self.repetition_penalty}")
+        if self.no_repeat_ngram < 0:
+            raise InputError(f"no_repeat_ngram must be at least 0, not {self.no_repeat_ngram}")
+
+    def check_room(self, language_model: LanguageModel, prefix: Tensor) -> None:
+        """Raise InputError unless the prefix and `max_tokens` more fit the language model's context."""
+        context, length = language_model.context, prefix.shape[1]
+        if context is not None and length + self.max_tokens > context:
+            raise InputError(
+                f"a prefix of {length} and max_tokens={self.max_tokens} exceed the context of language model "
+                f"'{language_model.name}' ({context}): set max_tokens to at most {context - length}"
+            )
+
+    def apply(self, tokens: Tensor, scores: Tensor, end_token: int) -> Tensor:
+        """(rows, vocabulary) logits or log-probabilities after (rows, length) tokens -> the same, as far as allowed."""
+        from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+        if self.repetition_penalty != 1.0:
+            scores = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)(tokens, scores)
+        if self.no_repeat_ngram:
+            scores = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)(tokens, scores)
+        if tokens.shape[1] < self.min_tokens:
+            scores = scores.clone()
+            scores[:, end_token] = -float("inf")
+        return scores

@@ -1,0 +1,124 @@
+"""One token after another: the likeliest one, or one drawn at random."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.rules import Rules
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+
+
+@torch.inference_mode()
+def greedy(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> list[list[list[int]]]:
+    """The likeliest next token until the end token; see `prefixcap.decoding.decode`."""
+    written = write(language_model, prefix, rules, likeliest, language_model.end_token)
+    return [[_without(caption, language_model.end_token)] for caption in written]
+
+
+@torch.inference_mode()
+def nucleus(
+    language_model: LanguageModel,
+    prefix: Tensor,
+    rules: Rules,
+    captions: int = 1,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[list[list[int]]]:
+    """Each next token drawn at random from the likeliest ones; see `prefixcap.decoding.decode`.
+
+    Args:
+        language_model: writes.
+        prefix: (batch, length, dim) what it reads first.
+        rules: limits of a caption.
+        captions: how many to draw for each image.
+        top_p: draw from the fewest tokens that have together this probability (Holtzman et al. 2020); 1.0: from all.
+        top_k: draw from this many of the likeliest (Fan et al. 2018); 0: from all.
+        temperature: divides the logits; below 1.0, likely tokens are drawn more often.
+        generator: of the random numbers, on the CPU; None: torch's own. The captions that a generator gives do not
+            depend on the size of the batches.
+
+    Raises:
+        InputError: a value makes no sense.
+    """
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    if captions < 1 or not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
+        raise InputError(
+            "nucleus needs captions of at least 1, top_p above 0.0 and at most 1.0, top_k of at least 0 and "
+            f"temperature above 0.0, not captions={captions} top_p={top_p} top_k={top_k} temperature={temperature}"
+        )
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(float(top_p))] if top_p < 1 else []
+    chance = torch.rand(len(prefix) * captions, rules.max_tokens, generator=generator).to(prefix.device)
+
+    def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        cumulative = warpers(None, logits).softmax(-1).cumsum(-1)
+        wanted = chance[rows, step, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+    end = language_model.end_token
+    written = [_without(caption, end) for caption in write(language_model, prefix, rules, draw, end, captions)]
+    return [written[first : first + captions] for first in range(0, len(written), captions)]
+
+
+def likeliest(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+    """(rows, vocabulary) logits -> (rows,) tokens."""
+    return logits.argmax(-1)
+
+
+def write(
+    language_model: LanguageModel,
+    prefix: Tensor,
+    rules: Rules,
+    choose: Callable[[Tensor, Tensor, int], Tensor],
+    end: int,
+    captions: int = 1,
+) -> list[list[int]]:
+    """Captions, token by token, each until `end`, which it keeps.
+
+    Args:
+        language_model: writes.
+        prefix: (batch, length, dim) what it reads first.
+        rules: limits of a caption.
+        choose: the next token of (rows, vocabulary) logits; also given the number of each row's caption among all, and
+            of the step.
+        end: the token that ends a caption.
+        captions: how many to write for each image.
+
+    Returns:
+        batch * captions lists of token ids, those of an image one after another.
+    """
+    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    count, device = len(prefix) * captions, prefix.device
+    written: list[list[int]] = [[] for _ in range(count)]
+    logits = language_model.step(prefix, cache)
+    if captions > 1:
+        each = torch.arange(len(prefix), device=device).repeat_interleave(captions)
+        cache.select(each)
+        logits = logits[each]
+    writing = torch.arange(count, device=device)  # the captions that have not ended
+    tokens = torch.empty(count, 0, dtype=torch.long, device=device)
+    for step in range(rules.max_tokens):
+        chosen = choose(rules.apply(tokens, logits, end), writing, step)
+        tokens = torch.cat((tokens, chosen.unsqueeze(1)), dim=1)
+        ended = (chosen == end) | (step + 1 == rules.max_tokens)
+        if ended.any():
+            for row, caption in zip(writing[ended].tolist(), tokens[ended].tolist(), strict=True):
+                written[row] = caption
+            if ended.all():
+                break
+            going_on = (~ended).nonzero().squeeze(1)
+            cache.select(going_on)
+            writing, tokens, chosen = writing[going_on], tokens[going_on], chosen[going_on]
+        logits = language_model.step(language_model.embed(chosen).unsqueeze(1), cache)
+    return written
+
+
+def _without(caption: list[int], end: int) -> list[int]:
+    return caption[:-1] if caption[-1] == end else caption

@@ -1,0 +1,54 @@
+"""Drawing tokens at random: the right distribution, the same captions again, and what the options leave."""
+
+import torch
+
+from prefixcap.decoding import decode
+from tests.decoding import random_lm
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    lm = random_lm("gpt2", 0)
+    lm.end_token = 39
+    prefix = torch.randn(1, 3, 32)
+    logits = lm.model(inputs_embeds=prefix).logits[0, -1].detach() / 2.0
+    allowed = logits.topk(6).indices
+    captions = decode(
+        lm, prefix, "nucleus", captions=3000, max_tokens=1, top_p=1.0, top_k=6, temperature=2.0,
+        generator=torch.Generator().manual_seed(0),
+    )[0]  # fmt: skip
+    counts = torch.bincount(torch.tensor([caption[0] if caption else 39 for caption in captions]), minlength=40)
+    assert set(counts.nonzero().flatten().tolist()) <= set(allowed.tolist())
+    expected = 3000 * logits[allowed].softmax(-1)
+    chi_square = float(((counts[allowed] - expected) ** 2 / expected).sum())
+    assert chi_square < 25.7, "one in ten thousand, at five degrees of freedom"
+
+
+def test_a_nucleus_is_the_fewest_tokens_with_that_probability() -> None:
+    lm = random_lm("gpt2", 1)
+    prefix = torch.randn(1, 3, 32)
+    probabilities, words = lm.model(inputs_embeds=prefix).logits[0, -1].detach().softmax(-1).sort(descending=True)
+    size = int((probabilities.cumsum(0) < 0.9).sum()) + 1
+    captions = decode(lm, prefix, "nucleus", captions=3000, max_tokens=1, top_p=0.9)[0]
+    drawn = {caption[0] if caption else lm.end_token for caption in captions}
+    assert drawn <= set(words[:size].tolist()) and words[0].item() in drawn and len(drawn) > 1
+
+
+def test_a_seed_gives_the_same_captions_whatever_the_batch() -> None:
+    lm = random_lm("llama", 2)
+    prefix = torch.randn(6, 3, 32)
+
+    def drawn(seed: int, batch_size: int) -> list[list[list[int]]]:
+        generator = torch.Generator().manual_seed(seed)
+        batches = [prefix[start : start + batch_size] for start in range(0, 6, batch_size)]
+        found = [decode(lm, batch, "nucleus", captions=3, max_tokens=9, generator=generator) for batch in batches]
+        return [captions for of_batch in found for captions in of_batch]
+
+    assert drawn(0, 6) == drawn(0, 2) == drawn(0, 1)
+    assert drawn(0, 6) != drawn(1, 6)
+    assert len({tuple(caption) for caption in drawn(0, 6)[0]}) > 1
+
+
+def test_one_word_to_draw_from_is_greedy() -> None:
+    lm = random_lm("opt", 3)
+    prefix = torch.randn(5, 3, 32)
+    assert decode(lm, prefix, "nucleus", top_k=1, max_tokens=9) == decode(lm, prefix, "greedy", max_tokens=9)
