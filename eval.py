@@ -1,5 +1,6 @@
 """Evaluate a captioner, `python eval.py ckpt=PATH`, or captions made elsewhere, `python eval.py captions=FILE …`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,28 +8,31 @@ from omegaconf import DictConfig
 
 from data_prep.embed import open_store
 from launch import run
+from prefixcap.caption_files import read_captions, read_references
 from prefixcap.captioner import load
+from prefixcap.comparison import compare
 from prefixcap.data import require_match
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
+from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
-from prefixcap.evaluation import Evaluation, evaluate, read_captions, read_references
+from prefixcap.evaluation import Evaluation, evaluate
+from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.store import FeatureStore
 
 
 def main(config: DictConfig) -> None:
-    if bool(config.ckpt) == bool(config.captions):
+    if sum(bool(given) for given in (config.ckpt, config.captions, config.compare)) != 1:
         raise InputError(
-            "give either ckpt=PATH, to caption and score, or captions=FILE, to score captions made elsewhere"
+            "give ckpt=PATH, to caption and score, or captions=FILE, to score captions made elsewhere, or "
+            "compare=[FOLDER,FOLDER], to compare two evaluations"
         )
-    if config.ckpt:
-        evaluation, folder, title = evaluate_checkpoint(config)
-    else:
-        captions = Path(config.captions)
-        evaluation = evaluate(
-            read_captions(captions), read_references(config.references or captions), tuple(config.metrics)
-        )
-        folder, title = Path("runs/eval") / captions.stem, captions.name
+    if config.compare:
+        if len(config.compare) != 2:
+            raise InputError(f"compare takes two folders of evaluations, not {len(config.compare)}: compare=[A,B]")
+        print(compare(*map(Path, config.compare)).table())
+        return
+    evaluation, folder, title = evaluate_checkpoint(config) if config.ckpt else evaluate_file(config)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
     print(evaluation.table())
@@ -37,8 +41,7 @@ def main(config: DictConfig) -> None:
 
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    captioner = load(config.ckpt, device)
+    captioner = load(config.ckpt, _device(config))
     if config.get("data"):
         store = open_store(config.data, captioner.encoder_identity.name)
     elif "store" in captioner.trained_on:
@@ -49,12 +52,8 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     split = store.split(config.split)
     options = {name: value for name, value in config.decode.items() if name != "method"}
     written = captioner.caption(split.embeddings[:], config.decode.method, config.batch_size, progress=True, **options)
-    captions = dict(zip(split.ids, written, strict=True))
-    evaluation = evaluate(
-        captions,
-        split.references(),
-        tuple(config.metrics),
-        files=dict(zip(split.ids, split.files, strict=True)),
+    evaluation = evaluate_split(
+        config, store, dict(zip(split.ids, written, strict=True)), captioner.encoder, captioner.language_model
     )
     if (store.image_root / ANNOTATIONS).exists():
         scenes = read_scenes(store.image_root)
@@ -64,6 +63,55 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     folder = ckpt.parent.parent / "eval" if ckpt.parent.name == "checkpoints" else Path("runs/eval") / ckpt.stem
     title = f"{store.path.name} {config.split} {config.decode.method}".replace(" ", "-")
     return evaluation, folder / title, title
+
+
+def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Score captions made elsewhere, against a file of references or a split of a data set."""
+    file = Path(config.captions)
+    captions = read_captions(file)
+    if config.get("data"):
+        store = open_store(config.data, config.data.default_encoder)
+        evaluation = evaluate_split(config, store, captions, lambda: load_encoder(store.encoder.name, _device(config)))
+    else:
+        references = read_references(config.references or file)
+        evaluation = evaluate(captions, references, config.metrics, language_model=_language_model(config))
+    return evaluation, Path("runs/eval") / file.stem, file.name
+
+
+def evaluate_split(
+    config: DictConfig,
+    store: FeatureStore,
+    captions: dict[int | str, str],
+    encoder: Callable[[], Encoder],
+    language_model: LanguageModel | None = None,
+) -> Evaluation:
+    """Score captions of a split of a store; its encoder is loaded if a metric needs it."""
+    split = store.split(config.split)
+    has_domains = any(split.domains)
+    return evaluate(
+        captions,
+        split.references(),
+        config.metrics,
+        files=dict(zip(split.ids, split.files, strict=True)),
+        domains=dict(zip(split.ids, split.domains, strict=True)) if has_domains else None,
+        encoder=encoder() if "CLIPScore" in config.metrics else None,
+        embeddings=torch.from_numpy(split.embeddings[:]) if "CLIPScore" in config.metrics else None,
+        language_model=_language_model(config) or language_model,
+        training_captions=store.split("train").captions[:]
+        if "diversity" in config.metrics and "train" in store.splits
+        else None,
+    )
+
+
+def _language_model(config: DictConfig) -> LanguageModel | None:
+    """The one that perplexity is asked for under."""
+    if "perplexity" not in config.metrics or not config.perplexity_lm:
+        return None
+    return load_language_model(config.perplexity_lm).to(_device(config))
+
+
+def _device(config: DictConfig) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
 
 
 if __name__ == "__main__":

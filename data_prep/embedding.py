@@ -18,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.features import Features
-from data_prep.loading import PixelReader, Pixels, in_threads, processors
+from data_prep.loading import PixelReader, Pixels, in_threads
 from data_prep.records import Dataset, Sample, Skipped
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
+from prefixcap.machine import processors
 from prefixcap.store import FeatureStore, StoreWriter, join
 
 FEW_SKIPPED = 10  # so many images may be bad whatever their share

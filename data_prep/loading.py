@@ -1,6 +1,5 @@
 """Samples -> pixels, batch by batch; and work on several batches at once."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,8 +101,3 @@ def in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # the pool's setting was to hold for threads that are made later, too
-
-
-def processors() -> int:
-    """How many processors this process may use; a job scheduler often grants fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from prefixcap.errors import InputError
 
@@ -12,23 +13,53 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     caption = commands.add_parser("caption", help="print a caption for each image")
     caption.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
-    caption.add_argument("--ckpt", required=True, help="a checkpoint, or a folder that save_pretrained wrote")
-    caption.add_argument("--decode", default="beam", help="greedy or beam (default: %(default)s)")
+    caption.add_argument(
+        "--ckpt",
+        required=True,
+        help="a checkpoint, a folder that save_pretrained wrote, or weights that ClipCap published",
+    )
+    caption.add_argument(
+        "--decode", default="beam",
+        help="greedy, beam, nucleus, contrastive, clipcap or clipcap_greedy (default: %(default)s)",
+    )  # fmt: skip
+    caption.add_argument("--count", type=int, default=1, help="captions for each image (beam, nucleus and clipcap)")
+    caption.add_argument("--rerank", action="store_true", help="put the caption first that CLIP finds closest")
+    caption.add_argument("--prompt", default="", help='how every caption begins, e.g. "a photo of"')
+    caption.add_argument("--tokenizer", metavar="FOLDER", help="GPT-2's, for weights that ClipCap published")
+    caption.set_defaults(run=print_captions)
+    setup = commands.add_parser("setup-spice", help="get the parser that the SPICE metric needs")
+    setup.add_argument(
+        "--from", dest="source", type=Path, metavar="FOLDER",
+        help="a folder with stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (default: fetch them)",
+    )  # fmt: skip
+    setup.set_defaults(run=lambda given: prepare_spice(given.source))
     arguments = parser.parse_args()
     try:
-        print_captions(arguments.images, arguments.ckpt, arguments.decode)
+        arguments.run(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def print_captions(images: list[str], checkpoint: str, decode: str) -> None:
-    """Print `image<tab>caption` for each image. Raises InputError as `prefixcap.load` and `Captioner.caption` do."""
+def print_captions(given: argparse.Namespace) -> None:
+    """Print `image<tab>caption` for each caption. Raises InputError as `prefixcap.load` and `Captioner.candidates`."""
     from prefixcap.captioner import load  # slow to import: --help should not wait for it
 
-    captioner = load(checkpoint)
-    for image, caption in zip(images, captioner.caption(images, decode), strict=True):
-        print(f"{image}\t{caption}")
+    captioner = load(given.ckpt, tokenizer=given.tokenizer)
+    found = captioner.candidates(
+        given.images, given.count, given.decode, by_similarity=given.rerank, prompt=given.prompt
+    )
+    for image, captions in zip(given.images, found, strict=True):
+        for caption in captions:
+            print(f"{image}\t{caption}")
+
+
+def prepare_spice(source: Path | None) -> None:
+    """Get what SPICE needs, and say where it is. Raises InputError as `setup_spice` does."""
+    from prefixcap.metrics.spice_setup import setup_spice, spice_folder  # slow to import, too
+
+    setup_spice(source)
+    print(f"SPICE is set up in {spice_folder()}")
 
 
 if __name__ == "__main__":

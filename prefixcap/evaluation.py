@@ -1,18 +1,34 @@
-"""Captions against references: read them, score them, write the evaluation's folder."""
+"""The evaluation of a captioner: its captions' scores, beside what people reach, written to a folder."""
 
 import csv
+import hashlib
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.files import read_json, write_text_whole
-from prefixcap.metrics import METRICS, Scores, score_captions, score_humans
-from prefixcap.report import html_report, table
+from prefixcap.files import write_text_whole, write_whole
+from prefixcap.metrics import SCORERS, Scores, score_captions, score_humans, score_parts
+from prefixcap.metrics.scorer import mean, mean_of
+from prefixcap.metrics.significance import Score, confidence_interval
+from prefixcap.report import CaptionedImage, Table, html_report, table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefixcap.encoders import Encoder
+    from prefixcap.language import LanguageModel
 
 ImageId = int | str
+
+METRICS = (*SCORERS, "CLIPScore", "diversity", "perplexity")
+STATISTICS = "statistics.npz"
 
 
 @dataclass
@@ -24,40 +40,78 @@ class Evaluation:
         references: the human captions of each image.
         scores: of the captions.
         humans: each human caption scored against the others of its image; None where no image has two.
+        domains: the scores of each domain alone, as nocaps has them, and "overall"; empty where there are none.
         extra: further figures, by name, e.g. the share of right attributes in the small world.
         files: where the images lie, as far as is known.
     """
 
-    captions: dict[ImageId, str]
-    references: dict[ImageId, list[str]]
+    captions: Mapping[ImageId, str]
+    references: Mapping[ImageId, Sequence[str]]
     scores: Scores
     humans: Scores | None
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)
     extra: dict[str, dict[str, float]] = field(default_factory=dict)
-    files: dict[ImageId, Path] = field(default_factory=dict)
+    files: Mapping[ImageId, Path] = field(default_factory=dict)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% confidence interval of each score of the captions, by bootstrap over images."""
+        found: dict[str, tuple[float, float]] = {}
+        for metric, statistics in self.scores.statistics.items():
+            names, score = how_to_score(metric)
+            bounds = confidence_interval(score, statistics).tolist()
+            found |= {name: (low, high) for name, (low, high) in zip(names, bounds, strict=True)}
+        return found
+
+    def tables(self) -> list[Table]:
+        """The captions' scores beside the humans', and then the further figures."""
+        rows = {"captions": self.scores.corpus}
+        notes = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
+        if self.scores.empty:
+            notes.append(
+                f"{len(self.scores.empty)} captions have no word and score 0, that of {self.scores.empty[0]} first"
+            )
+        if self.humans is not None:
+            rows |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
+        if self.scores.corpus:
+            notes.append("95% confidence intervals (±: half of one) by bootstrap over images")
+        first = Table("scores", rows, {"captions": self.intervals}, notes)
+        extra = [Table(name, {name: figures}) for name, figures in self.extra.items()]
+        return [first, *([Table("domains", self.domains)] if self.domains else []), *extra]
 
     def table(self) -> str:
-        """The scores as text, the captions' beside the humans', and then the further figures."""
-        rows = {"captions": self.scores.corpus}
-        if self.humans is not None:
-            rows["humans"] = self.humans.corpus
-        parts = [table(rows), *(table({name: figures}) for name, figures in self.extra.items())]
-        missing = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
-        return "\n\n".join(["\n".join([parts[0], *missing]), *parts[1:]])
+        """The tables as text."""
+        return "\n\n".join("\n".join([table(part.rows, part.intervals), *part.notes]) for part in self.tables())
 
     def write(self, folder: Path, title: str) -> None:
-        """Write `metrics.json`, `captions.json` (COCO results), `per_image.csv` and `report.html`, each whole.
+        """Write `metrics.json`, `captions.json` (COCO results), `per_image.csv` and `report.html`, each whole; and
+        `statistics.npz`, for comparisons with other captions of the same images.
 
         Raises:
             InputError: the folder cannot be written to, or the disk is full.
         """
-        metrics: dict[str, Any] = dict(self.scores.corpus)
+        metrics: dict[str, Any] = self.scores.corpus | {"intervals": self.intervals}
         if self.humans is not None:
-            metrics["humans"] = self.humans.corpus
+            metrics |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
+        if self.domains:
+            metrics["domains"] = self.domains
         results = [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions.items()]
         write_text_whole(folder / "captions.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         write_text_whole(folder / "per_image.csv", self._per_image())
-        write_text_whole(folder / "report.html", html_report(title, self.table(), self._gallery()))
+        write_text_whole(folder / "report.html", html_report(title, self.tables(), self._images()))
+        references = [[image_id, list(texts)] for image_id, texts in self.references.items()]
+        with write_whole(folder / STATISTICS) as temporary, temporary.open("wb") as file:
+            described = {
+                "images": np.array(json.dumps(list(self.references))),
+                "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
+            }
+            np.savez(file, allow_pickle=False, **described, **self.scores.statistics)
         write_text_whole(folder / "metrics.json", json.dumps(metrics | self.extra, indent=1) + "\n")
+
+    def _of_humans(self) -> dict[str, float]:
+        """Each score of the captions over that of people."""
+        of_humans = self.humans.corpus if self.humans is not None else {}
+        return {name: self.scores.corpus[name] / score for name, score in of_humans.items() if score}
 
     def _per_image(self) -> str:
         text = io.StringIO()
@@ -67,88 +121,96 @@ class Evaluation:
             rows.writerow([image_id, caption, *(f"{of[image_id]:.6f}" for of in self.scores.per_image.values())])
         return text.getvalue()
 
-    def _gallery(self, most: int = 60) -> list[tuple[Path, str, list[str]]]:
-        """Evenly spaced images, each with its caption and references."""
-        known = [image_id for image_id in self.captions if image_id in self.files]
-        step = max(1, len(known) // most)
-        return [(self.files[i], self.captions[i], self.references[i]) for i in known[::step][:most]]
+    def _images(self) -> list[CaptionedImage]:
+        return [
+            CaptionedImage(
+                image_id,
+                caption,
+                self.references[image_id],
+                {name: of[image_id] for name, of in self.scores.per_image.items()},
+                self.files.get(image_id),
+            )
+            for image_id, caption in self.captions.items()
+        ]
 
 
 def evaluate(
-    captions: dict[ImageId, str],
-    references: dict[ImageId, list[str]],
-    metrics: tuple[str, ...] = METRICS,
-    files: dict[ImageId, Path] | None = None,
+    captions: Mapping[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
+    metrics: Sequence[str] = ("BLEU", "METEOR", "ROUGE-L", "CIDEr"),
+    files: Mapping[ImageId, Path] | None = None,
+    domains: Mapping[ImageId, str] | None = None,
+    encoder: "Encoder | None" = None,
+    embeddings: "Tensor | None" = None,
+    language_model: "LanguageModel | None" = None,
+    training_captions: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
-    Raises:
-        InputError: see `prefixcap.metrics.score_captions`.
-    """
-    scores = score_captions(captions, references, metrics)
-    return Evaluation(captions, references, scores, score_humans(references, metrics), files=files or {})
-
-
-def read_captions(path: str | Path) -> dict[ImageId, str]:
-    """Captions of images from a JSON file.
-
-    Either the COCO results format, `[{"image_id": …, "caption": …}, …]`, or entries with `prediction` and
-    `image_name`, as MAGIC publishes its results.
+    Args:
+        captions: one for each image.
+        references: of the same images.
+        metrics: of `METRICS`; CLIPScore gives RefCLIPScore, too.
+        files: where the images lie.
+        domains: of the images, e.g. "in-domain"; each is scored by itself, too.
+        encoder: for CLIPScore.
+        embeddings: (images, dim) of that encoder, in the order of `references`; for CLIPScore.
+        language_model: for perplexity.
+        training_captions: for diversity: which captions are new.
 
     Raises:
-        InputError: there is no such file, it has another form, or an image has two captions.
+        InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`.
     """
-    captions: dict[ImageId, str] = {}
-    for number, entry in enumerate(_entries(path)):
-        if "prediction" in entry and "image_name" in entry:
-            image_id, caption = entry["image_name"], entry["prediction"]
-        elif "caption" in entry and "image_id" in entry:
-            image_id, caption = entry["image_id"], entry["caption"]
-        else:
-            raise InputError(
-                f"{path}: entry {number} has neither 'image_id' and 'caption' (COCO results) nor 'image_name' and "
-                "'prediction': give captions in one of these forms"
-            )
-        if image_id in captions:
-            raise InputError(
-                f"{path}: image {image_id!r} has two captions (entry {number} is the second): give one each"
-            )
-        captions[image_id] = caption
-    return captions
+    if unknown := [metric for metric in metrics if metric not in METRICS]:
+        raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(METRICS)}")
+    of_references = [metric for metric in metrics if metric in SCORERS]
+    parts: dict[str, list[ImageId]] = {}
+    for image_id, domain in (domains or {}).items():
+        parts.setdefault(domain, []).append(image_id)
+    if parts:
+        of_parts = score_parts(captions, references, parts, of_references)
+        scores = of_parts["overall"]
+    else:
+        scores, of_parts = score_captions(captions, references, of_references), {}
+    texts = [captions[image_id] for image_id in references]
+    extra: dict[str, dict[str, float]] = {}
+    if "CLIPScore" in metrics:
+        if encoder is None or embeddings is None:
+            raise InputError("CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data=…")
+        from prefixcap.metrics.clip_score import clip_scores_of_texts
+
+        of_texts = clip_scores_of_texts(encoder, embeddings, texts, list(references.values()))
+        for name, values in of_texts.items():
+            _add(scores, name, dict(zip(references, values.tolist(), strict=True)))
+            for domain, of_part in of_parts.items():
+                if domain != "overall":
+                    _add(of_part, name, {image_id: scores.per_image[name][image_id] for image_id in parts[domain]})
+    if "diversity" in metrics:
+        from prefixcap.metrics.diversity import Diversity
+
+        diversity = Diversity(training_captions)
+        diversity.update(texts)
+        extra["diversity"] = {name: float(value) for name, value in diversity.compute().items()}
+    if "perplexity" in metrics:
+        if language_model is None:
+            raise InputError("perplexity needs a language model: name one with perplexity_lm=…, e.g. gpt2")
+        from prefixcap.metrics.perplexity import Perplexity
+
+        perplexity = Perplexity(language_model)
+        perplexity.update(texts)
+        extra["perplexity"] = {f"under {language_model.name}": float(perplexity.compute())}
+    humans = score_humans(references, of_references)
+    of_domains = {domain: of_part.corpus for domain, of_part in of_parts.items()}
+    return Evaluation(captions, references, scores, humans, of_domains, extra, files or {})
 
 
-def read_references(path: str | Path) -> dict[ImageId, list[str]]:
-    """References of images from a JSON file.
-
-    Either COCO annotations (an object with `annotations`), a Karpathy split file (an object with `images` that have
-    `sentences`), or entries with `image_name` and `captions`.
-
-    Raises:
-        InputError: there is no such file, or it has another form.
-    """
-    content = read_json(Path(path))
-    references: dict[ImageId, list[str]] = {}
-    try:
-        if isinstance(content, dict) and "annotations" in content:
-            for annotation in content["annotations"]:
-                references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-        elif isinstance(content, dict):
-            for image in content["images"]:
-                image_id = image.get("cocoid", image["filename"])
-                references[image_id] = [sentence["raw"] for sentence in image["sentences"]]
-        else:
-            for entry in content:
-                references[entry["image_name"]] = list(entry["captions"])
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds no references (no key {error}): give COCO annotations, a Karpathy split file, or a list of "
-            "entries with 'image_name' and 'captions'"
-        ) from error
-    return references
+def how_to_score(metric: str) -> tuple[Sequence[str], Score]:
+    """The names of what a metric gives, and the function from sums of its statistics to that."""
+    return (SCORERS[metric].scores, SCORERS[metric].score) if metric in SCORERS else ((metric,), mean)
 
 
-def _entries(path: str | Path) -> list[dict[str, Any]]:
-    content = read_json(Path(path))
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise InputError(f"{path} is not a list of captions: give COCO results, [{{'image_id': …, 'caption': …}}, …]")
-    return content
+def _add(scores: Scores, name: str, of_images: dict[ImageId, float]) -> None:
+    """A score that is a mean over images."""
+    scores.statistics[name] = mean_of(list(of_images.values()))
+    scores.per_image[name] = of_images
+    scores.corpus[name] = float(np.mean(list(of_images.values())))

@@ -48,6 +48,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def user_cache() -> Path:
+    """The folder for what can be fetched or made again: $PREFIXCAP_CACHE, else ~/.cache/prefixcap."""
+    return Path(os.environ.get("PREFIXCAP_CACHE", "~/.cache/prefixcap")).expanduser()
+
+
 def temporary_path(path: Path) -> Path:
     """Where this process writes what is to become `path`: no other process, on no other machine, uses that name."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")

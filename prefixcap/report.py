@@ -3,74 +3,191 @@
 import base64
 import html
 import io
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from prefixcap.errors import InputError
 from prefixcap.images import open_image
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem; }
-pre { overflow-x: auto; padding: 1rem; border-radius: .5rem; background: rgb(128 128 128 / .12); }
-main { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-figure { margin: 0; border-radius: .75rem; overflow: hidden; background: rgb(128 128 128 / .12); }
-img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; }
-figcaption { padding: .75rem 1rem 1rem; font-weight: 600; }
-details { font-weight: 400; font-size: .875rem; opacity: .85; }
-ul { margin: .25rem 0 0; padding-left: 1.1rem; }
-"""
+Rows = Mapping[str, Mapping[str, float]]
+Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
+
+_SHOWN = 8  # images that are shown as the best of a metric, as the median ones and as the worst: each has a picture
+_MOST_IMAGES = 10_000  # in the page, that the filter finds: some 4 MB of text
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Named rows of figures as a text table; a figure that a row lacks is a dash."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"  {column:>9}" for column in columns)]
-    for name, row in rows.items():
-        figures = [f"{row[column]:.4f}" if column in row else "-" for column in columns]
-        lines.append(
-            f"{name:<{width}}"
-            + "".join(f"  {figure:>{max(9, len(column))}}" for figure, column in zip(figures, columns, strict=True))
-        )
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Table:
+    """Figures of an evaluation.
 
-
-def html_report(title: str, scores: str, gallery: Sequence[tuple[Path, str, list[str]]]) -> str:
-    """A self-contained page: the scores, and images with their captions and references.
-
-    Args:
-        title: of the page.
-        scores: the table, as text.
-        gallery: image file, caption and references of each image to show; one that cannot be read is left out.
+    Attributes:
+        title: of the table.
+        rows: named rows of figures, by the name of each.
+        intervals: of confidence, low and high, of some of them or all.
+        notes: one line each.
     """
-    figures = []
-    for file, caption, references in gallery:
-        try:
-            picture = _thumbnail(file)
-        except InputError:
-            continue
-        items = "".join(f"<li>{html.escape(reference)}</li>" for reference in references)
-        figures.append(
-            f'<figure><img src="{picture}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}'
-            f"<details><summary>references</summary><ul>{items}</ul></details></figcaption></figure>"
-        )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n<pre>{html.escape(scores)}</pre>\n<main>\n"
-        + "\n".join(figures)
-        + "\n</main></body></html>\n"
+
+    title: str
+    rows: Rows
+    intervals: Intervals = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image of an evaluation, with its scores by name; `file` is None, or gone, where only captions are at hand."""
+
+    image_id: int | str
+    caption: str
+    references: Sequence[str]
+    scores: Mapping[str, float]
+    file: Path | None = None
+
+
+def table(rows: Rows, intervals: Intervals | None = None) -> str:
+    """Named rows of figures as a text table; a figure that a row lacks is a dash.
+
+    Below a row that has intervals stands half of the width of each.
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines: dict[str, list[str]] = {"": columns}
+    for name, row in rows.items():
+        lines[name] = [_figure(row[column], 4) if column in row else "-" for column in columns]
+        bounds = (intervals or {}).get(name, {})
+        if bounds:
+            halves = {column: (high - low) / 2 for column, (low, high) in bounds.items()}
+            lines[f"{name} ±"] = [f"{halves[column]:.4f}" if column in halves else "-" for column in columns]
+    name_width = max(map(len, lines))
+    widths = [max(9, len(column)) for column in columns]
+    return "\n".join(
+        f"{name:<{name_width}}" + "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        for name, texts in lines.items()
     )
 
 
-def _thumbnail(file: Path, side: int = 320) -> str:
-    """The image as a data URL."""
-    image = open_image(file).convert("RGB")
+def html_report(title: str, tables: Sequence[Table], images: Sequence[CaptionedImage]) -> str:
+    """A self-contained page: the tables, a histogram of each score, the best, median and worst images, and a filter.
+
+    The page asks no network for anything. An image whose picture cannot be read is shown as text. Of more than 10,000
+    images the filter finds an evenly spaced sample; histograms and ranks are those of all.
+
+    Args:
+        title: of the page.
+        tables: to be shown, one or more, in this order; a table's only row that has its name gets no heading.
+        images: all that were scored; their scores are those of which more is better.
+    """
+    references = sum(len(image.references) for image in images)
+    parts = {
+        "title": html.escape(title),
+        "summary": f"{_count(len(images), 'image')}, {_count(references, 'reference')}",
+        "first table": _html_table(tables[0]),
+        "other tables": "\n".join(map(_html_table, tables[1:])),
+        "data": json.dumps(_page_data(images), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    for name, text in parts.items():  # no "<" of a user's is left in them that could look like another part's place
+        page = page.replace(f"<!--{name}-->", text)
+    return page
+
+
+def _figure(value: float, digits: int) -> str:
+    """A score with its digits, a number of things without."""
+    return f"{value:,.0f}" if value >= 10 and float(value).is_integer() else f"{value:.{digits}f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _html_table(given: Table) -> str:
+    """One column a row of the table and one row a figure, so that it fits a phone."""
+    figures = list(dict.fromkeys(figure for row in given.rows.values() for figure in row))
+    names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in given.rows)
+    head = "" if list(given.rows) == [given.title] else f"<thead><tr><td></td>{names}</tr></thead>"
+    body = []
+    for figure in figures:
+        cells = "".join(
+            _html_cell(row.get(figure), given.intervals.get(name, {}).get(figure)) for name, row in given.rows.items()
+        )
+        body.append(f'<tr><th scope="row">{html.escape(figure)}</th>{cells}</tr>')
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in given.notes)
+    return (
+        f'<div class="panel table"><h2>{html.escape(given.title)}</h2>'
+        f'<div class="scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>{notes}</div>'
+    )
+
+
+def _html_cell(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "<td>&ndash;</td>"
+    bounds = f"<small>{interval[0]:.3f}&ndash;{interval[1]:.3f}</small>" if interval else ""
+    return f"<td>{_figure(value, 3)}{bounds}</td>"
+
+
+def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
+    """What the script of the page reads: see the head of that script."""
+    named = {name: None for image in images for name, value in image.scores.items() if math.isfinite(value)}
+    names = sorted(named, key=lambda name: name != "CIDEr")
+    metrics = [_metric(name, np.array([image.scores.get(name, math.nan) for image in images])) for name in names]
+    shown = {index for metric in metrics for part in ("best", "median", "worst") for index in metric[part]}
+    sample = range(0, len(images), max(1, math.ceil(len(images) / _MOST_IMAGES)))
+    texts = {}
+    for index in sorted(shown.union(sample)):
+        image = images[index]
+        scores = [_finite(image.scores.get(name)) for name in names]
+        texts[index] = (str(image.image_id), image.caption, list(image.references), scores)
+    pictures = {index: _thumbnail(images[index].file) for index in sorted(shown)}
+    return {
+        "metrics": metrics,
+        "images": texts,
+        "pictures": {index: picture for index, picture in pictures.items() if picture},
+        "total": len(images),
+    }
+
+
+def _metric(name: str, values: NDArray[np.float64]) -> dict[str, Any]:
+    """Histogram of the (images,) scores of a metric, and the images to show; NaN where an image has no score."""
+    ranked = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
+    shown = min(_SHOWN, math.ceil(len(ranked) / 3))
+    middle = (len(ranked) - shown) // 2
+    values = values[ranked]
+    span = (values.max() - min(0, values.min())) or 1.0
+    power = 10 ** math.floor(math.log10(span / 40))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 40)
+    bins = np.floor(values / step + 1e-9).astype(int)
+    bins = np.minimum(bins, max(0, math.ceil(values.max() / step - 1e-9) - 1))  # a score of 1 ends the bin up to 1
+    first = min(0, int(bins.min()))
+    return {
+        "name": name,
+        "best": ranked[:shown].tolist(),
+        "median": ranked[middle : middle + shown].tolist(),
+        "worst": ranked[::-1][:shown].tolist(),
+        "middle": round(float(np.median(values)), 4),
+        "bins": {"low": first * step, "step": step, "counts": np.bincount(bins - first).tolist()},
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return round(float(value), 4) if value is not None and math.isfinite(value) else None
+
+
+def _thumbnail(file: Path | None, side: int = 300) -> str | None:
+    """The image as a data URL; None if there is none or it cannot be read."""
+    if file is None:
+        return None
+    try:
+        image = open_image(file, scaled_size=side).convert("RGB")
+    except InputError:
+        return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=65)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

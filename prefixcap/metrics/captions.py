@@ -1,62 +1,128 @@
 """Scores of captions against the captions that people wrote for the same images.
 
-The numbers are those of the COCO caption tools: captions go through the same tokenizer
-(`prefixcap.metrics.ptb`) and the same scorers (pycocoevalcap). BLEU (Papineni et al., 2002), METEOR
-(Denkowski and Lavie, 2014) and ROUGE-L (Lin, 2004) lie between 0 and 1. CIDEr (the CIDEr-D of Vedantam et
-al., 2015) has no upper bound. Papers usually print all of them times 100.
+The numbers are those of the COCO caption tools (pycocoevalcap), with their tokenizer. BLEU, METEOR, ROUGE-L and SPICE
+lie between 0 and 1. CIDEr (CIDEr-D) has no upper bound. Papers usually print all of them times 100.
 """
 
-import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefixcap.errors import InputError
+from prefixcap.metrics.bleu import Bleu
+from prefixcap.metrics.cache import cached
+from prefixcap.metrics.cider import Cider
+from prefixcap.metrics.meteor import Meteor
+from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
+from prefixcap.metrics.rouge import RougeL
+from prefixcap.metrics.scorer import MetricUnavailable, Scorer
+from prefixcap.metrics.spice import Spice
 
 ImageId: TypeAlias = int | str
 # `Any` stands for ImageId: the key type of a Mapping is invariant, so that a dict[str, str] is no
 # Mapping[int | str, str].
 Captions: TypeAlias = Mapping[Any, str]
 References: TypeAlias = Mapping[Any, Sequence[str]]
+Statistics: TypeAlias = NDArray[np.float64]
 
-METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
+_SCORERS: tuple[Scorer, ...] = (Bleu(), Meteor(), RougeL(), Cider(), Spice())
+SCORERS = {scorer.name: scorer for scorer in _SCORERS}
+METRICS = tuple(SCORERS)
 
-_SCORE_NAMES = {
-    "BLEU": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
-    "METEOR": ("METEOR",),
-    "ROUGE-L": ("ROUGE-L",),
-    "CIDEr": ("CIDEr",),
-}
+_IN_JAVA = {"METEOR", "SPICE"}  # they wait for other processes, which take some seconds to start
+_OF_ALL_IMAGES = {"CIDEr"}  # the statistics of an image depend on which others it is scored with
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by name: BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L and CIDEr, as far as asked for.
+    """Scores by name: BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE, as far as asked for.
 
-    ROUGE-L and CIDEr of a corpus are the means over its images. BLEU and METEOR are not: they pool the
-    counts of all images first.
+    ROUGE-L, CIDEr and SPICE of a corpus are the means over its images. BLEU and METEOR are not: they pool the counts of
+    all images first.
+
+    Attributes:
+        corpus: the scores of all images together.
+        per_image: the scores of each image by itself, in the order of the references.
+        missing: metrics that could not be computed: why, and what to do about it, in one line each.
+        empty: images whose caption has no word: they score 0.
+        statistics: (images, k) of each metric, in the order of the references; `SCORERS[metric].score` of their sum
+            is the corpus score. The human row, a mean over folds, has none.
     """
 
     corpus: dict[str, float] = field(default_factory=dict)
     per_image: dict[str, dict[ImageId, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be computed: why, and what to do about it, in one line each."""
+    empty: tuple[ImageId, ...] = ()
+    statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
 def score_captions(captions: Captions, references: References, metrics: Sequence[str] = METRICS) -> Scores:
     """Scores one caption per image against the references of that image.
 
-    METEOR is a Java program. Without Java it goes into `missing`, and the other metrics are computed. An
-    empty caption scores 0.
+    A metric that cannot be computed on this machine (METEOR and SPICE are Java programs) goes into `missing`, and the
+    others are computed. A caption without words scores 0 and goes into `empty`.
 
-    Raises InputError if an image has a caption or references only, a list of references is empty, a
-    caption is no string, there is nothing to score, or a metric is unknown.
+    Raises InputError if an image has a caption or references only, a list of references is empty, a caption is no
+    string, there is nothing to score, or a metric is unknown.
     """
     _check_metrics(metrics)
     _check_captions(captions, references)
-    return _score([_tokenized(captions, references)], metrics)
+    whole = _tokenized(captions, references)
+    statistics, missing = _run(metrics, lambda scorer: _statistics(scorer, [whole]))
+    return _scores_of_corpus(whole, statistics, missing)
+
+
+def score_parts(
+    captions: Captions,
+    references: References,
+    parts: Mapping[str, Collection[ImageId]],
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, Scores]:
+    """Scores of parts of a data set, such as the in-, near- and out-of-domain images of nocaps, and "overall" of all.
+
+    Each part gets the scores that the COCO tools give to it alone: CIDEr weighs words by the references of that part.
+    For a human row, give the references of a part to `score_humans`.
+
+    Args:
+        captions: one per image, of all parts.
+        references: of the same images.
+        parts: the images of each part, by its name; parts may overlap.
+        metrics: as for `score_captions`.
+
+    Raises:
+        InputError: as `score_captions` does, or a part is empty or has images that have no references.
+    """
+    _check_metrics(metrics)
+    _check_captions(captions, references)
+    for name, members in parts.items():
+        if not members:
+            raise InputError(f"part {name!r} has no images: leave it out, or name its images")
+        unknown = [image for image in members if image not in references]
+        _refuse(unknown, f"images of part {name!r} without references", "leave them out of the part")
+    whole = _tokenized(captions, references)
+    statistics, missing = _run(metrics, lambda scorer: _statistics(scorer, [whole]))
+    scores = {}
+    for name, members in parts.items():
+        chosen = set(members)
+        rows = [row for row, image in enumerate(whole.images) if image in chosen]
+        part = _Fold(
+            [whole.images[row] for row in rows],
+            [whole.captions[row] for row in rows],
+            ReferenceTexts(whole.references[row] for row in rows),
+        )
+        of_part = {
+            metric: _statistics(SCORERS[metric], [part]) if metric in _OF_ALL_IMAGES else [of_whole[rows]]
+            for metric, (of_whole,) in statistics.items()
+        }
+        scores[name] = _scores_of_corpus(part, of_part, missing)
+    return scores | {"overall": _scores_of_corpus(whole, statistics, missing)}
 
 
 def score_humans(references: References, metrics: Sequence[str] = METRICS) -> Scores | None:
@@ -68,21 +134,35 @@ def score_humans(references: References, metrics: Sequence[str] = METRICS) -> Sc
     or seventh hardly count more. The score of an image is the mean over its captions. Note that people are
     compared with one reference less than a captioner is.
 
+    What depends on the references alone is computed once: see `prefixcap.metrics.cache`.
+
     None if no image has two references. Raises InputError as `score_captions` does.
     """
     _check_metrics(metrics)
     _check_references(references)
-    tokenized = {image: [tokenize(text) for text in texts] for image, texts in references.items() if len(texts) > 1}
+    compared = {image: texts for image, texts in references.items() if len(texts) > 1}
+    tokenized = tokenized_references(list(compared.values()))
     folds = []
-    for i in range(max(map(len, tokenized.values()), default=0)):
-        images = {image: texts for image, texts in tokenized.items() if len(texts) > i}
+    for i in range(max(map(len, tokenized), default=0)):
+        of_fold = [(image, texts) for image, texts in zip(compared, tokenized, strict=True) if len(texts) > i]
         folds.append(
             _Fold(
-                {image: [texts[i]] for image, texts in images.items()},
-                {image: texts[:i] + texts[i + 1 :] for image, texts in images.items()},
+                [image for image, _ in of_fold],
+                [texts[i] for _, texts in of_fold],
+                ReferenceTexts([*texts[:i], *texts[i + 1 :]] for _, texts in of_fold),
             )
         )
-    return _score(folds, metrics) if folds else None
+    if not folds:
+        return None
+
+    def statistics_of_folds(scorer: Scorer) -> list[Statistics]:
+        def make() -> dict[str, Statistics]:
+            return {f"fold{i}": array for i, array in enumerate(_statistics(scorer, folds))}
+
+        few = sum(map(len, tokenized)) < WORTH_A_FILE
+        return list((make() if few else cached(f"humans-{scorer.name}", tokenized, make)).values())
+
+    return _scores(folds, *_run(metrics, statistics_of_folds))
 
 
 def cider(captions: Captions, references: References) -> float:
@@ -98,124 +178,66 @@ def cider(captions: Captions, references: References) -> float:
 
 
 class _Fold(NamedTuple):
-    """Tokenized captions, in the form that pycocoevalcap takes; both have the same images in one order."""
+    """Images with a tokenized caption and tokenized references each."""
 
-    captions: dict[ImageId, list[str]]  # one caption each
-    references: dict[ImageId, list[str]]
-
-
-class _Result(NamedTuple):
-    corpus: float
-    per_image: Sequence[float]  # in the order of the fold's images
-
-
-class _MetricUnavailable(Exception):
-    pass
+    images: list[ImageId]
+    captions: list[str]
+    references: ReferenceTexts
 
 
 def _tokenized(captions: Captions, references: References) -> _Fold:
-    return _Fold(
-        {image: [tokenize(captions[image])] for image in references},
-        {image: [tokenize(text) for text in texts] for image, texts in references.items()},
-    )
+    images = list(references)
+    texts = tokenized_references([references[image] for image in images])
+    return _Fold(images, [tokenize(captions[image]) for image in images], texts)
 
 
-def _score(folds: Sequence[_Fold], metrics: Sequence[str]) -> Scores:
-    scores = Scores()
-    for metric in metrics:
-        try:
-            results = _run(metric, folds)
-        except _MetricUnavailable as reason:
-            scores.missing[metric] = str(reason)
-            continue
-        for index, name in enumerate(_SCORE_NAMES[metric]):
-            of_folds = [result[index] for result in results]
-            images = sum(len(fold.captions) for fold in folds)
-            total = sum(result.corpus * len(fold.captions) for fold, result in zip(folds, of_folds, strict=True))
-            scores.corpus[name] = float(total / images)
-            of_images: dict[ImageId, list[float]] = {}
-            for fold, result in zip(folds, of_folds, strict=True):
-                for image, value in zip(fold.captions, result.per_image, strict=True):
-                    of_images.setdefault(image, []).append(float(value))
-            scores.per_image[name] = {image: sum(values) / len(values) for image, values in of_images.items()}
+def _run(
+    metrics: Sequence[str], statistics: Callable[[Scorer], list[Statistics]]
+) -> tuple[dict[str, list[Statistics]], dict[str, str]]:
+    """The statistics of each metric, and why there are none. Python computes while Java programs run."""
+    found, missing = {}, {}
+    with ThreadPoolExecutor(len(_IN_JAVA)) as threads:
+        started = {metric: threads.submit(statistics, SCORERS[metric]) for metric in metrics if metric in _IN_JAVA}
+        ready = {metric: statistics(SCORERS[metric]) for metric in metrics if metric not in _IN_JAVA}
+        for metric in metrics:
+            try:
+                found[metric] = started[metric].result() if metric in started else ready[metric]
+            except MetricUnavailable as reason:
+                missing[metric] = str(reason)
+    return found, missing
+
+
+def _statistics(scorer: Scorer, folds: Sequence[_Fold]) -> list[Statistics]:
+    """(images, k) for each fold."""
+    if scorer.name not in _IN_JAVA:
+        return [scorer.statistics(fold.captions, fold.references) for fold in folds]
+    captions = list(chain.from_iterable(fold.captions for fold in folds))
+    references = list(chain.from_iterable(fold.references for fold in folds))
+    return np.split(scorer.statistics(captions, references), np.cumsum([len(fold.images) for fold in folds])[:-1])
+
+
+def _scores_of_corpus(fold: _Fold, statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
+    empty = tuple(image for image, caption in zip(fold.images, fold.captions, strict=True) if not caption)
+    of_metrics = {metric: array for metric, (array,) in statistics.items()}
+    return replace(_scores([fold], statistics, missing), empty=empty, statistics=of_metrics)
+
+
+def _scores(folds: Sequence[_Fold], statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
+    """Means over folds; the first has all images."""
+    scores = Scores(missing=dict(missing))
+    images = folds[0].images
+    numbers = {image: number for number, image in enumerate(images)}
+    of_captions = np.array([numbers[image] for fold in folds for image in fold.images])
+    sizes = [len(fold.images) for fold in folds]
+    for metric, of_folds in statistics.items():
+        scorer = SCORERS[metric]
+        corpus = np.average([scorer.score(array.sum(axis=0)) for array in of_folds], axis=0, weights=sizes)
+        per_caption = np.concatenate([scorer.score(array) for array in of_folds])
+        for name, score, column in zip(scorer.scores, corpus, per_caption.T, strict=True):
+            scores.corpus[name] = float(score)
+            per_image = np.bincount(of_captions, column) / np.bincount(of_captions)
+            scores.per_image[name] = dict(zip(images, per_image.tolist(), strict=True))
     return scores
-
-
-def _run(metric: str, folds: Sequence[_Fold]) -> list[list[_Result]]:
-    """For each fold one result per score name of the metric."""
-    if metric == "BLEU":
-        return [_bleu(fold) for fold in folds]
-    if metric == "METEOR":
-        return _meteor(folds)
-    if metric == "ROUGE-L":
-        return [[_rouge_l(fold)] for fold in folds]
-    return [[_cider(fold)] for fold in folds]
-
-
-def _bleu(fold: _Fold) -> list[_Result]:
-    from pycocoevalcap.bleu.bleu import Bleu
-
-    corpus, per_image = Bleu(4).compute_score(fold.references, fold.captions, verbose=0)
-    return [_Result(*result) for result in zip(corpus, per_image, strict=True)]
-
-
-def _rouge_l(fold: _Fold) -> _Result:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    return _Result(*Rouge().compute_score(fold.references, fold.captions))
-
-
-def _cider(fold: _Fold) -> _Result:
-    from pycocoevalcap.cider.cider import Cider
-
-    if not any(text for texts in fold.references.values() for text in texts):
-        return _Result(0.0, [0.0] * len(fold.captions))  # no document frequencies: the scorer would fail
-    return _Result(*Cider().compute_score(fold.references, fold.captions))
-
-
-def _meteor(folds: Sequence[_Fold]) -> list[list[_Result]]:
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    if shutil.which("java") is None:
-        raise _MetricUnavailable(
-            "METEOR needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
-        )
-    scorer = Meteor()  # starts one Java process
-    try:
-        return [
-            [_Result(*scorer.compute_score(_without_bars(fold.references), _without_bars(fold.captions)))]
-            for fold in folds
-        ]
-    except (OSError, ValueError) as error:  # a broken pipe, or no number where the score should be
-        raise _MetricUnavailable(
-            f"METEOR's Java program failed ({_end(scorer)}): check that `java -version` works, and score again"
-        ) from error
-    finally:
-        _end(scorer)
-
-
-def _without_bars(texts: dict[ImageId, list[str]]) -> dict[ImageId, list[str]]:
-    """Tokens may hold "|||" inside a tag (<!a|||b>), which would separate captions for METEOR."""
-    return {image: [text.replace("|||", "") for text in captions] for image, captions in texts.items()}
-
-
-def _end(scorer: Any) -> str:
-    """Ends the Java process, if it has not been, and returns the last line of what it complained about.
-
-    The scorer would end it when it is collected, but waits for its lock there, which it still holds after
-    an error.
-    """
-    if scorer.lock.locked():
-        scorer.lock.release()
-    process = scorer.meteor_p
-    with suppress(OSError):
-        process.stdin.close()
-    process.kill()
-    process.wait()
-    lines = [] if process.stderr.closed else process.stderr.read().decode(errors="replace").splitlines()
-    process.stdout.close()
-    process.stderr.close()
-    return lines[-1] if lines else f"exit status {process.returncode}"
 
 
 # ---- checks ------------------------------------------------------------------------------------------
@@ -231,24 +253,36 @@ def _check_captions(captions: Captions, references: References) -> None:
     _check_references(references)
     if not references and not captions:
         raise InputError("there are no captions to score")
-    _refuse([i for i in captions if i not in references], "images with a caption but no references")
-    _refuse([i for i in references if i not in captions], "images with references but no caption")
-    _refuse([i for i, text in captions.items() if not isinstance(text, str)], "captions that are no strings")
+    _refuse(
+        [i for i in captions if i not in references],
+        "images with a caption but no references",
+        "leave these captions out",
+    )
+    _refuse([i for i in references if i not in captions], "images with references but no caption", "caption these, too")
+    _refuse(
+        [i for i, text in captions.items() if not isinstance(text, str)],
+        "captions that are no strings",
+        "give one each",
+    )
 
 
 def _check_references(references: References) -> None:
     _refuse(
         [i for i, texts in references.items() if isinstance(texts, str)],
         "images with a string where a list of references belongs",
+        "put it into a list",
     )
-    _refuse([i for i, texts in references.items() if not texts], "images with an empty list of references")
+    _refuse(
+        [i for i, texts in references.items() if not texts], "images with an empty list of references", "leave them out"
+    )
     _refuse(
         [i for i, texts in references.items() if not all(isinstance(text, str) for text in texts)],
         "images with a reference that is no string",
+        "mend these references",
     )
 
 
-def _refuse(images: Sequence[ImageId], problem: str) -> None:
+def _refuse(images: Sequence[ImageId], problem: str, remedy: str) -> None:
     if images:
         named = ", ".join(map(repr, images[:5])) + (", ..." if len(images) > 5 else "")
-        raise InputError(f"{problem} ({len(images)}): {named}")
+        raise InputError(f"{problem} ({len(images)}): {named}; {remedy}")

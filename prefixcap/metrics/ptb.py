@@ -7,8 +7,8 @@ Treebank, and then leave punctuation out. `tokenize` gives the same tokens witho
 The Java program is a lexer made of rules. At each position of the text the rule with the longest match
 gives the next token; where two match the same length, the first does. Some rules also ask for what
 follows the token; that context counts for the length, but is left for the next token. `_RULES` is that
-list of rules. Most words of a caption need none of it: they are letters between spaces, which
-`_PLAIN_WORD` takes on its own.
+list of rules. Most captions need none of it: they are words of letters with spaces between them, which
+`_PLAIN_CAPTION` takes at once, and `_PLAIN_WORD` one by one where something else stands among them.
 
 Three things differ on purpose. A caption is tokenized on its own, while the COCO tools write all captions
 into one file, where the first word of the next caption can decide whether "plan b." ends in "b" or "b."
@@ -33,6 +33,10 @@ def tokenize(caption: str) -> str:
 
     The result has no line break. It is empty where the caption has nothing but spaces and punctuation.
     """
+    if _PLAIN_CAPTION.fullmatch(caption):
+        words = caption.removesuffix(".").replace(",", "").lower().split()
+        if not (caption.endswith(".") and words[-1] in _MAY_KEEP_DOT):
+            return " ".join(words)
     text = " ".join(caption.splitlines()) + "\n"  # some rules look at the character after a token
     tokens = []
     position, end = 0, len(text) - 1
@@ -173,7 +177,7 @@ _ABBREVIATIONS = (
     "Ala Ariz Calif Colo Conn Ct Dak Fla Ga Ind Kan Kans Ky Md Mich Minn Mo Mont Neb Nev Okla Penn Tenn Va "
     "Vt Wis Wisc Wyo "
     # companies
-    "Inc Co Cos Corp Pty Ptys Ppty Pptys Pte Ptes Ppte Pptes Ltd Plc Rt Bancorp Bhd Assn Univ Intl Sys "
+    "Inc Co Cos Corp Ltd Plc Rt Bancorp Bhd Assn Univ Intl Sys "
     # other
     "tel est ext sq Jr Sr Bros Ed.D Ph.D Blvd Rd Esq etc al seq Bldg"
 )
@@ -181,9 +185,12 @@ _STATES = "Az Ark Del Ill La Mass Miss Ore Pa Tex Wash"  # words too, so only wi
 _TITLES = (
     "Mr Mrs Ms Dr Drs Prof Profs Sen Sens Rep Reps Atty Attys Lt Col Gen Messrs Gov Govs Adm Rev Maj Sgt "
     "Cpl Pvt Capt St Ste Ave Pres Lieut Hon Brig Cmdr Comdr Pfc Spc Supt Supts Det Mt Ft Adj Adv Asst Assoc "
-    "Ens Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie cf TREAS Ph Invt Elec Natl Mfg Mtg Dept"
+    "Ens Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie cf TREAS Ph Invt Elec Natl Dept"
 )
-_TITLE = f"(?:{_ACRONYM}|{_words(_TITLES)}|{_capitalized('Miss')})"
+# The two where one letter has to be in lower case: Pty and Pte (proprietary, private) and Mfg and Mtg.
+_PROPRIETARY = "[pP]{1,2}[tT][ye][sS]?"
+_MANUFACTURING = "[mM][ft][gG]"
+_TITLE = f"(?:{_ACRONYM}|{_words(_TITLES)}|{_MANUFACTURING}|{_capitalized('Miss')})"
 _FILE_ENDINGS = (
     "bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png "
     "ppt ps py sql tar txt wav x xml zip"
@@ -272,7 +279,7 @@ _RULES = [
     _Rule(rf"{_DOTTED_ACRONYM}\.", before=rf"{_BLANK}+(?:{_capitalized(_SENTENCE_STARTS)}|{_TAG}){_BLANK}"),
     _Rule(rf"{_words('ca fig figs prop no nos art bldg pp op')}\.", before=rf"{_BLANK}?\d"),
     _Rule(r"(?ai:pty|pte|co)\.", before=rf"{_SPACE}(?ai:ltd|lim)"),
-    _Rule(rf"(?:{_words(_ABBREVIATIONS)}|{_capitalized(_STATES)})\.", before=r"[\s\S]{2}|"),
+    _Rule(rf"(?:{_words(_ABBREVIATIONS)}|{_PROPRIETARY}|{_capitalized(_STATES)})\.", before=r"[\s\S]{2}|"),
     _Rule(rf"{_TITLE}\."),
     _Rule(_TITLE, before=_SPACE),
     _Rule(_ACRONYM, before=_BLANK),
@@ -286,8 +293,8 @@ _RULES = [
     ),
     _Rule(r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"),
     # quotes, brackets, dashes and other signs
-    _Rule('"|(?ai:&quot;)', _always("``"), before="[A-Za-z0-9$]"),
-    _Rule('"|(?ai:&quot;)', _always("''")),
+    _Rule('"|(?ai:&quot;)', _quotes, before="[A-Za-z0-9$]"),
+    _Rule('"|(?ai:&quot;)', _quotes),
     _Rule("\x7f", _drop),
     _Rule("<|(?ai:&lt;)", _always("<")),
     _Rule(">|(?ai:&gt;)", _always(">")),
@@ -320,7 +327,10 @@ _RULES = [
 
 # Letters between spaces, also with hyphens, which is most of any caption: no rule matches longer there, and
 # none rewrites them. So too before the full stop at the end, unless the word may be an abbreviation.
-_PLAIN_WORD = re.compile(
-    r" *(?!(?ai:cannot|gonna|wanna|gotta|lemme|gimme)(?![A-Za-z]))([A-Za-z]+(?:-[A-Za-z]+)*)(?=,? |\.?\n)"
+_LETTERS = r"(?!(?ai:cannot|gonna|wanna|gotta|lemme|gimme)(?![A-Za-z]))[A-Za-z]+(?:-[A-Za-z]+)*"
+_PLAIN_WORD = re.compile(rf" *({_LETTERS})(?=,? |\.?\n)")
+_PLAIN_CAPTION = re.compile(rf"{_LETTERS}(?:,? +{_LETTERS})*\.?")
+_MAY_KEEP_DOT = frozenset(
+    f"{_ABBREVIATIONS} {_TITLES} {_STATES} {' '.join(string.ascii_lowercase)} mfg mtg "
+    "pty ptys ppty pptys pte ptes ppte pptes".lower().split()
 )
-_MAY_KEEP_DOT = frozenset(f"{_ABBREVIATIONS} {_TITLES} {_STATES} {' '.join(string.ascii_lowercase)}".lower().split())

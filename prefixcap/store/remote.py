@@ -1,7 +1,6 @@
 """Files of a store that lies on object storage, fetched once and kept on the local disk."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
-from prefixcap.files import write_whole
+from prefixcap.files import user_cache, write_whole
 
 
 def is_remote(store: str | Path) -> bool:
@@ -19,9 +18,8 @@ def is_remote(store: str | Path) -> bool:
 
 def cache_folder(url: str) -> Path:
     """Where the files of a remote store are kept: below $PREFIXCAP_CACHE, else ~/.cache/prefixcap."""
-    root = Path(os.environ.get("PREFIXCAP_CACHE", "~/.cache/prefixcap")).expanduser()
     url = url.rstrip("/")
-    return root / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
+    return user_cache() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
 
 
 def fetch(url: str, file: Path) -> None:

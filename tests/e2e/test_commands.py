@@ -110,7 +110,9 @@ def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Ca
     printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy")
     assert re.search(r"humans +0\.\d{4}", printed) and "right attributes" in printed
     (folder,) = (trained / "eval").iterdir()
-    assert {"metrics.json", "captions.json", "per_image.csv", "report.html"} == {f.name for f in folder.iterdir()}
+    assert {"metrics.json", "captions.json", "per_image.csv", "report.html", "statistics.npz"} == {
+        f.name for f in folder.iterdir()
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"} <= metrics.keys()
     assert metrics["right attributes"].keys() == {*DOMAINS, "overall"}
@@ -130,7 +132,9 @@ def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Ca
     references = folder.parent.parent / "test.json"
     succeed(ROOT / "eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
     again = json.loads((elsewhere / "metrics.json").read_text())
-    assert again == {name: value for name, value in metrics.items() if name != "right attributes"}
+    assert again == {name: value for name, value in metrics.items() if name not in ("right attributes", "domains")}
+    printed = succeed(ROOT / "eval.py", f"compare=[{folder},{elsewhere}]")
+    assert re.search(r"CIDEr\n", printed) and re.search(r"p-value( +1\.0000){7}", printed)
 
 
 def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
@@ -186,6 +190,9 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
             ["eval.py", "ckpt={run}/checkpoints/best.ckpt", "data=coco", "data.store=absent"],
             "no feature store absent.*data_prep.embed data=coco encoder.name=demo",
         ),
+        (["eval.py", "compare=[absent,absent]"], "absent holds no evaluation.*two folders that eval.py wrote"),
+        (["eval.py", "compare=[absent]"], "compare takes two folders of evaluations, not 1"),
+        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"], "top_p=2"),
         (["eval.py", "captions=absent.json"], "cannot read absent.json: No such file"),
         (["eval.py", "captions=pyproject.toml"], "is not JSON"),
     ],

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import subprocess
@@ -11,12 +12,14 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from prefixcap.caption_files import read_captions
 from prefixcap.errors import InputError
-from prefixcap.metrics import METRICS, cider, score_captions, score_humans
+from prefixcap.metrics import METRICS, SCORERS, cider, score_captions, score_humans, score_parts
 from prefixcap.metrics.ptb import tokenize
 from tests.metrics.coco_tools import needs_java, needs_shared_data, shared_json
 
-WITHOUT_METEOR = ["BLEU", "ROUGE-L", "CIDEr"]
+WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
+WITHOUT_SPICE = ["BLEU", "METEOR", "ROUGE-L", "CIDEr"]
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 
 REFERENCES = {
@@ -25,6 +28,11 @@ REFERENCES = {
     "three": ["Two cats sleep on a red sofa.", "Cats asleep on a couch", "Two sleeping cats!"],
 }
 CAPTIONS = {1: "A dog runs on sand.", 2: "A man on a horse.", "three": "A red sofa with two cats on it"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path / "cache"))
 
 
 def java_processes() -> list[str]:
@@ -45,14 +53,17 @@ def test_scores_are_those_of_the_coco_tools_with_their_java_tokenizer() -> None:
     expected: dict[str, tuple[float, Any]] = {}
     for n, corpus, per_image in zip("1234", *Bleu(4).compute_score(gts, res, verbose=0), strict=True):
         expected[f"BLEU-{n}"] = corpus, per_image
-    expected["METEOR"] = Meteor().compute_score(gts, res)
     expected["ROUGE-L"] = Rouge().compute_score(gts, res)
     expected["CIDEr"] = Cider().compute_score(gts, res)
 
-    scores = score_captions(captions, references)
+    scores = score_captions(captions, references, WITHOUT_JAVA)
 
     assert scores.missing == {}
-    assert list(scores.corpus) == list(scores.per_image) == NAMES
+    assert list(scores.corpus) == list(scores.per_image) == [*expected]
+    assert list(scores.statistics) == WITHOUT_JAVA
+    for metric, statistics in scores.statistics.items():
+        of_corpus = SCORERS[metric].score(statistics.sum(axis=0))
+        assert of_corpus == pytest.approx([scores.corpus[name] for name in SCORERS[metric].scores], abs=1e-12)
     for name, (corpus, per_image) in expected.items():
         assert scores.corpus[name] == pytest.approx(corpus, abs=1e-12)
         assert scores.per_image[name] == pytest.approx(dict(zip(gts, per_image, strict=True)), abs=1e-12)
@@ -69,6 +80,7 @@ def test_published_scores_of_a_whole_test_set() -> None:
     scores = score_captions(
         {entry["image_name"]: entry["prediction"] for entry in entries},
         {entry["image_name"]: entry["captions"] for entry in entries},
+        WITHOUT_SPICE,
     )
     published = {
         "BLEU-1": 0.56820,
@@ -85,60 +97,37 @@ def test_published_scores_of_a_whole_test_set() -> None:
 
 
 @needs_java
-def test_nothing_is_printed_and_no_process_is_left(capfd: pytest.CaptureFixture[str]) -> None:
+def test_empty_captions_score_zero_and_leave_the_others_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    captions = {**CAPTIONS, 2: "", 4: "...!", 5: CAPTIONS[1], 6: "a cat"}
+    references = {**REFERENCES, 4: REFERENCES[2], 5: [*REFERENCES[1], "..."], 6: ["...", ""]}
     before = java_processes()
-    scores = score_captions(CAPTIONS, REFERENCES)
-    assert 0 < scores.corpus["METEOR"] < 1
+    scores = score_captions(captions, references, WITHOUT_SPICE)
+    assert scores.missing == {}
+    assert scores.empty == (2, 4)
+    for name in NAMES:
+        per_image = scores.per_image[name]
+        assert list(per_image) == [1, 2, "three", 4, 5, 6]
+        assert [per_image[image] for image in (2, 4, 6)] == pytest.approx([0, 0, 0], abs=1e-6)
+        assert per_image["three"] > 1e-5 < per_image[1]
+        if name != "CIDEr":  # a mean over references
+            assert per_image[5] == pytest.approx(per_image[1])
     assert java_processes() == before
     assert capfd.readouterr() == ("", "")
 
 
-@needs_java
-def test_empty_captions_score_zero_and_leave_the_others_as_they_are() -> None:
-    captions = {**CAPTIONS, 2: "", 4: "...!", 5: CAPTIONS[1]}
-    references = {**REFERENCES, 4: REFERENCES[2], 5: REFERENCES[1]}
-    scores = score_captions(captions, references)
-    assert list(scores.corpus) == NAMES
-    for name in NAMES:
-        per_image = scores.per_image[name]
-        assert per_image[2] == pytest.approx(0, abs=1e-6)
-        assert per_image[4] == pytest.approx(0, abs=1e-6)
-        assert per_image[5] == pytest.approx(per_image[1])
-        assert per_image["three"] > 1e-5 < per_image[1]
-
-
-@needs_java
-def test_empty_references_break_nothing() -> None:
-    references = {1: ["a dog", "..."], 2: ["...", ""]}
-    scores = score_captions({1: "a dog", 2: "a cat"}, references)
-    assert scores.missing == {}
-    assert scores.per_image["METEOR"] == {1: 1, 2: 0}
-    assert list(scores.corpus) == NAMES
-    assert cider({2: "a cat"}, {2: references[2]}) == 0
-
-
-@needs_java
-def test_line_breaks_and_separators_of_meteor_are_only_characters() -> None:
-    """Three odd captions, and the same captions written plainly, for the same references."""
-    odd = ["a dog\nruns\r\non ||| sand", "a dog <!on|||a> beach\x0c", "brown dog\u2028"]
-    plain = ["a dog runs on | | | sand", "a dog <!ona> beach", "brown dog"]
-    references = [*REFERENCES[1], "a <!b|||c> d", "e ||| f\ng"]
-    captions = dict(enumerate(odd + plain))
-    scores = score_captions(captions, dict.fromkeys(captions, references), ["METEOR"])
-    assert scores.missing == {}
-    per_image = list(scores.per_image["METEOR"].values())
-    assert per_image[:3] == pytest.approx(per_image[3:])
-    assert min(per_image) > 0
+def test_references_without_words_are_like_no_caption() -> None:
+    assert cider({2: "a cat"}, {2: ["...", ""]}) == 0
 
 
 def test_without_java_all_but_meteor_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    scores = score_captions(CAPTIONS, REFERENCES)
+    scores = score_captions(CAPTIONS, REFERENCES, WITHOUT_SPICE)
     assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
+    assert list(scores.statistics) == WITHOUT_JAVA
     assert list(scores.missing) == ["METEOR"]
     assert "install a JRE" in scores.missing["METEOR"]
     assert "\n" not in scores.missing["METEOR"]
-    humans = score_humans(REFERENCES)
+    humans = score_humans(REFERENCES, WITHOUT_SPICE)
     assert humans is not None
     assert list(humans.missing) == ["METEOR"]
 
@@ -149,7 +138,7 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     java.write_text(f"#!/bin/sh\n{reads} echo 'no runtime here' >&2\nexit 1\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    scores = score_captions(CAPTIONS, REFERENCES)
+    scores = score_captions(CAPTIONS, REFERENCES, WITHOUT_SPICE)
     assert "no runtime here" in scores.missing["METEOR"]
     assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
 
@@ -167,7 +156,7 @@ def test_humans_are_scored_against_each_other() -> None:
         folds.append((others, captions))
     assert [len(captions) for _, captions in folds] == [4, 4, 3, 1]
 
-    humans = score_humans(references)
+    humans = score_humans(references, WITHOUT_SPICE)
 
     assert humans is not None
     assert humans.missing == {}
@@ -187,6 +176,56 @@ def test_humans_are_scored_against_each_other() -> None:
     assert humans.corpus["BLEU-4"] == pytest.approx(sum(b * n for b, n in zip(bleu, [4, 4, 3, 1], strict=True)) / 12)
 
 
+def test_human_scores_are_computed_once_for_the_same_references(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [text for of_image in REFERENCES.values() for text in of_image]
+    references = {i: [texts[i % 9], texts[i % 7], texts[i % 5]][: i % 3 + 1] for i in range(600)}
+    first = score_humans(references, WITHOUT_JAVA)
+    for scorer in ("BLEU", "ROUGE-L", "CIDEr"):
+        monkeypatch.setattr(SCORERS[scorer], "statistics", None)
+    assert score_humans(references, WITHOUT_JAVA) == first is not None
+    references[2][1] += " again"
+    with pytest.raises(TypeError):
+        score_humans(references, ["CIDEr"])
+
+
+@needs_shared_data
+def test_a_part_scores_as_if_it_were_all() -> None:
+    entries = shared_json("results/magic_coco_test.json")[:60]
+    captions = {entry["image_name"]: entry["prediction"] for entry in entries}
+    references = {entry["image_name"]: entry["captions"] for entry in entries}
+    images = list(references)
+    parts = {"near": images[40:][::-1], "in": set(images[:30]), "one": [images[7]]}
+    scores = score_parts(captions, references, parts, WITHOUT_JAVA)
+    assert list(scores) == ["near", "in", "one", "overall"]
+    for name, members in {**parts, "overall": images}.items():
+        of_part = [image for image in images if image in members]
+        alone = score_captions(
+            {image: captions[image] for image in of_part}, {image: references[image] for image in of_part}, WITHOUT_JAVA
+        )
+        assert list(scores[name].per_image["CIDEr"]) == of_part
+        assert scores[name].corpus == pytest.approx(alone.corpus, abs=1e-12)
+        for metric in WITHOUT_JAVA:
+            assert scores[name].statistics[metric] == pytest.approx(alone.statistics[metric], abs=1e-12)
+    assert scores["near"].corpus["CIDEr"] != pytest.approx(
+        sum(scores["overall"].per_image["CIDEr"][image] for image in parts["near"]) / 20
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"in": [1], "near": []}, "part 'near' has no images: leave it out, or name its images"),
+        ({"in": [1, 9, "1"]}, "images of part 'in' without references (2): 9, '1'; leave them out of the part"),
+    ],
+)
+def test_mistakes_in_parts_are_told_in_one_line(parts: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        score_parts(CAPTIONS, REFERENCES, parts, WITHOUT_JAVA)
+    assert str(error.value) == message
+
+
 def test_humans_need_two_references() -> None:
     assert score_humans({1: ["a dog"], 2: ["a cat"]}) is None
     assert score_humans({}) is None
@@ -203,31 +242,42 @@ MANY: dict[int, list[str]] = {i: ["a dog"] for i in range(7)}
 @pytest.mark.parametrize(
     ("captions", "references", "message"),
     [
-        (dict.fromkeys(MANY, "a"), {6: ["a"]}, "images with a caption but no references (6): 0, 1, 2, 3, 4, ..."),
-        ({6: "a"}, MANY, "images with references but no caption (6): 0, 1, 2, 3, 4, ..."),
-        ({"x": "a"}, {"x": []}, "images with an empty list of references (1): 'x'"),
-        ({1: None}, {1: ["a"]}, "captions that are no strings (1): 1"),
-        ({1: ["a"]}, {1: ["a"]}, "captions that are no strings (1): 1"),
-        ({1: "a"}, {1: ["a", 5]}, "images with a reference that is no string (1): 1"),
-        ({1: "a"}, {1: "a dog"}, "images with a string where a list of references belongs (1): 1"),
+        (
+            dict.fromkeys(MANY, "a"),
+            {6: ["a"]},
+            "images with a caption but no references (6): 0, 1, 2, 3, 4, ...; leave these captions out",
+        ),
+        ({6: "a"}, MANY, "images with references but no caption (6): 0, 1, 2, 3, 4, ...; caption these, too"),
+        ({"x": "a"}, {"x": []}, "images with an empty list of references (1): 'x'; leave them out"),
+        ({1: None}, {1: ["a"]}, "captions that are no strings (1): 1; give one each"),
+        ({1: ["a"]}, {1: ["a"]}, "captions that are no strings (1): 1; give one each"),
+        ({1: "a"}, {1: ["a", 5]}, "images with a reference that is no string (1): 1; mend these references"),
+        ({1: "a"}, {1: "a dog"}, "images with a string where a list of references belongs (1): 1; put it into a list"),
         ({}, {}, "there are no captions to score"),
     ],
 )
 def test_mistakes_in_captions_are_told_in_one_line(captions: Any, references: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
-        score_captions(captions, references, WITHOUT_METEOR)
+        score_captions(captions, references, WITHOUT_JAVA)
     assert str(error.value) == message
 
 
 def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
-    expected = "unknown metric 'SPICE': choose from BLEU, METEOR, ROUGE-L, CIDEr"
+    expected = "unknown metric 'SPICY': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE"
     for call in (
-        lambda: score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICE"]),
-        lambda: score_humans(REFERENCES, ["BLEU", "SPICE"]),
+        lambda: score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICY"]),
+        lambda: score_humans(REFERENCES, ["BLEU", "SPICY"]),
     ):
         with pytest.raises(InputError) as error:
             call()
         assert str(error.value) == expected
     with pytest.raises(InputError, match=r"empty list of references \(1\): 1"):
         score_humans({1: []})
-    assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
+    assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+
+
+def test_two_captions_of_an_image_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps([{"image_id": image, "caption": "a dog"} for image in (7, 8, 7)]))
+    with pytest.raises(InputError, match=r"captions\.json: image 7 has two captions \(entry 2 is the second\)"):
+        read_captions(file)

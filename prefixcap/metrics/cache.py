@@ -1,0 +1,69 @@
+"""What is computed from references alone is kept, so that it is not computed again for other captions of the images."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefixcap.errors import InputError
+from prefixcap.files import user_cache, write_whole
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+_MOST_FILES = 20
+
+
+def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
+    """What `make` returns, from a file in the user's cache if it was made before from the same content.
+
+    The newest 20 files are kept. A damaged file is made again; where none can be written, nothing is kept.
+
+    Args:
+        kind: what it is, for the name of the file.
+        content: all that the result depends on, except for the code: whatever JSON can hold.
+        make: computes named arrays.
+    """
+    digest = hashlib.sha256(_code() + json.dumps(content).encode()).hexdigest()
+    file = user_cache() / "references" / f"{kind}-{digest[:32]}.npz"
+    arrays = _read(file)
+    if arrays is None:
+        arrays = make()
+        with suppress(OSError, InputError):  # no room, or a folder that only others may write to
+            _write(file, arrays)
+    return arrays
+
+
+def _read(file: Path) -> Arrays | None:
+    """None if there is no such file, or it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+        with suppress(OSError):
+            os.utime(file)  # the newest is the one that was used last
+        return arrays
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+
+
+def _write(file: Path, arrays: Arrays) -> None:
+    with write_whole(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+    # Among them may be what a process left behind that was killed while it wrote.
+    newest_first = sorted(file.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in newest_first[_MOST_FILES:]:
+        old.unlink(missing_ok=True)
+
+
+@cache
+def _code() -> bytes:
+    """A digest of this package's source: results of other code are other results."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()

@@ -1,0 +1,147 @@
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as `torchmetrics.Metric`: captions are added batch by batch, on any rank.
+
+The figures are those of the COCO caption tools on all captions together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefixcap.metrics.bleu import Bleu
+from prefixcap.metrics.cider import Cider
+from prefixcap.metrics.meteor import Meteor
+from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.rouge import RougeL
+from prefixcap.metrics.scorer import Scorer
+from prefixcap.metrics.spice import Spice
+from prefixcap.metrics.texts import TextMetric, check_texts
+
+
+class CaptionMetric(TextMetric):
+    """Scores of all captions of all ranks against their references.
+
+    Captions and references are tokenized where they are added. Every rank gathers those of all ranks, some 300 bytes
+    an image with five references, and scores them.
+
+    Args:
+        scorer: what scores them, e.g. `prefixcap.metrics.meteor.Meteor()`.
+        options: those of `torchmetrics.Metric`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, scorer: Scorer, **options: Any) -> None:
+        super().__init__(**options)
+        self.scorer = scorer
+
+    def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Add images: of each a caption, and its references, one or more; texts as people or models wrote them.
+
+        Raises:
+            InputError: a text is no string, an image has no references, or there are references of more or fewer
+                images than there are captions.
+        """
+        check_texts(captions, references)
+        images = zip(captions, references, strict=True)
+        self._add([tokenize(text) for text in (caption, *of_image)] for caption, of_image in images)
+
+    def compute(self) -> dict[str, Tensor]:
+        """A () float tensor for each of the scorer's `scores`.
+
+        Raises:
+            InputError: there are no captions.
+            MetricUnavailable: the scorer cannot run on this machine.
+        """
+        images = self._images()
+        statistics = self.scorer.statistics([texts[0] for texts in images], [texts[1:] for texts in images])
+        scores = zip(self.scorer.scores, self.scorer.score(statistics.sum(axis=0)).tolist(), strict=True)
+        return {name: torch.tensor(score, device=self.device) for name, score in scores}
+
+
+class BLEU(CaptionMetric):
+    """BLEU-1 to BLEU-4 (Papineni et al., 2002), 0 to 1; see `prefixcap.metrics.bleu`.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = BLEU()
+        >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
+        >>> {name: round(float(score), 3) for name, score in metric.compute().items()}
+        {'BLEU-1': 0.478, 'BLEU-2': 0.414, 'BLEU-3': 0.0, 'BLEU-4': 0.0}
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Bleu(), **options)
+
+
+class METEOR(CaptionMetric):
+    """METEOR 1.5 (Denkowski and Lavie, 2014), 0 to 1; see `prefixcap.metrics.meteor`. Needs Java.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = METEOR()
+        >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
+        >>> metric.compute()  # doctest: +SKIP
+        {'METEOR': tensor(0.2266)}
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Meteor(), **options)
+
+
+class ROUGEL(CaptionMetric):
+    """ROUGE-L (Lin, 2004), 0 to 1; see `prefixcap.metrics.rouge`.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = ROUGEL()
+        >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
+        >>> metric.compute()
+        {'ROUGE-L': tensor(0.4784)}
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(RougeL(), **options)
+
+
+class CIDEr(CaptionMetric):
+    """CIDEr, the CIDEr-D of Vedantam et al. (2015), 0 to 10; see `prefixcap.metrics.cider`.
+
+    Words weigh by how few of the images have them in their references: of one image alone it is 0.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = CIDEr()
+        >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
+        >>> metric.update(["A cat."], [["A cat asleep"]])
+        >>> metric.compute()
+        {'CIDEr': tensor(2.4117)}
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Cider(), **options)
+
+
+class SPICE(CaptionMetric):
+    """SPICE (Anderson et al., 2016), 0 to 1; see `prefixcap.metrics.spice`. Needs Java and `prefixcap setup-spice`.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = SPICE()
+        >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
+        >>> metric.compute()["SPICE"]  # doctest: +SKIP
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Spice(), **options)

@@ -1,0 +1,78 @@
+"""METEOR (Denkowski and Lavie, 2014: "Meteor Universal"), version 1.5 with the English defaults.
+
+The Java program of the COCO caption tools aligns a caption with each of its references and prints counts for
+the best of them. From their sums follow the scores, as the program itself would compute them.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefixcap.machine import memory, processors
+from prefixcap.metrics.java import failure, find_java, run_java, tools_folder
+from prefixcap.metrics.paraphrases import paraphrases_of
+
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_MODULES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
+_COUNTS = 23
+_CHUNKS = 20
+
+# Each process reads WordNet's synonyms first, for about a second.
+_LEAST_IMAGES = 500
+_HEAP = 2 << 30
+
+
+class Meteor:
+    """METEOR 1.5. The statistics of an image are the counts of the alignment with its best reference.
+
+    They are (columns): 0, 1: words of caption and reference; 2, 3: function words of both; then for exact, stem,
+    synonym and paraphrase matches: content words of caption and reference, function words of both; 20: chunks;
+    21, 22: matched words of both.
+    """
+
+    name = "METEOR"
+    scores: tuple[str, ...] = ("METEOR",)
+
+    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """(images, 23) counts; see `prefixcap.metrics.scorer.Scorer`."""
+        find_java(self.name)  # before the paraphrases are sought, which takes seconds
+        lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
+        processes = max(1, min(processors(), memory() // _HEAP, 4, len(lines) // _LEAST_IMAGES))
+        bounds = [len(lines) * i // processes for i in range(processes + 1)]
+        jar = tools_folder("meteor") / "meteor-1.5.jar"
+        # So short a run does not repay the better of Java's two compilers: it takes half of the time.
+        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Xmx{_HEAP}", "-jar", str(jar)]
+        parts = ["".join(lines[start:end]) for start, end in pairwise(bounds)]
+        with paraphrases_of(captions, references) as table:
+            arguments = [*java, "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(table)]
+            printed = [line for output in run_java(self.name, arguments, parts) for line in output.splitlines()]
+        try:
+            counts = np.array([line.split() for line in printed], np.float64).reshape(len(lines), _COUNTS)
+        except ValueError as error:  # no numbers, or more or fewer than asked for
+            raise failure(self.name, "".join(printed[-1:])) from error
+        # Where caption and reference are the same there is no penalty: their one chunk does not count.
+        matches = counts[:, 4:_CHUNKS].reshape(-1, 4, 2, 2).sum((1, 2))
+        counts[(matches == counts[:, :2]).all(1) & (counts[:, _CHUNKS] == 1), _CHUNKS] = 0
+        return counts
+
+    def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., 23) sums of counts -> (..., 1): equations 1 to 4 of section 2 of the paper."""
+        delta = np.array([_DELTA, 1 - _DELTA])  # weights of content and function words
+        lengths, function_words = totals[..., 0:2], totals[..., 2:4]
+        weighted_lengths = delta[0] * (lengths - function_words) + delta[1] * function_words
+        stages = totals[..., 4:_CHUNKS].reshape(*totals.shape[:-1], 4, 2, 2)  # module, word kind, caption or reference
+        weighted_matches = np.einsum("...mkt,m,k->...t", stages, _MODULES, delta)
+        with np.errstate(divide="ignore", invalid="ignore"):  # no matches
+            precision, recall = np.moveaxis(weighted_matches / weighted_lengths, -1, 0)
+            mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+            fragmentation = totals[..., _CHUNKS] / (totals[..., _CHUNKS + 1 :].sum(-1) / 2)
+            score = mean * (1 - _GAMMA * fragmentation**_BETA)
+        return np.where(np.isnan(score), 0.0, score)[..., None]
+
+
+def _line(caption: str, references: Sequence[str]) -> str:
+    """What asks the program for the counts. Tokens may hold its separator inside a tag: <!a|||b>."""
+    texts = (text.replace("|||", "") for text in (*references, caption))
+    return " ||| ".join(("SCORE", *texts)) + "\n"

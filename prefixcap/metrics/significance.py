@@ -1,0 +1,120 @@
+"""How sure a corpus score is, and whether two captioners differ: the bootstrap over images.
+
+Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 15; for corpus scores of text, and for
+two systems on the same test set, Koehn, Statistical Significance Tests for Machine Translation Evaluation (2004). A
+sample draws as many images as there are, with replacement. Its score comes from the sums of the drawn images'
+statistics (`prefixcap.metrics.scorer`), so metrics that pool counts, as BLEU does, are resampled as well as means.
+
+CIDEr's document frequencies are part of its statistics: they stay those of the whole test set in every sample, as if
+they were given with the metric. What is resampled are the images, not the references' words.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefixcap.errors import InputError
+
+Array: TypeAlias = NDArray[np.float64]
+Score: TypeAlias = Callable[[Array], Array]
+
+_DRAWN_AT_ONCE = 1_000_000  # images in the samples that are in memory together: some 30 MB
+
+
+class PairedTest(NamedTuple):
+    """How two captioners differ, for each score of a metric.
+
+    Attributes:
+        difference: (scores,) the first captioner's score minus the second's.
+        interval: (scores, 2) confidence interval of the difference, low and high.
+        p_value: (scores,) two-sided: how likely so clear a difference were if neither was better.
+    """
+
+    difference: Array
+    interval: Array
+    p_value: Array
+
+
+def confidence_interval(
+    score: Score, statistics: Array, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Array:
+    """The percentile interval of a corpus score.
+
+    Args:
+        score: a scorer's: (..., k) sums over images -> (..., scores).
+        statistics: (images, k) of that scorer.
+        samples: how many to draw.
+        level: of confidence, between 0 and 1.
+        seed: of the draw; the same images are drawn for every metric.
+
+    Returns:
+        (scores, 2), low and high.
+
+    Raises:
+        InputError: there are no images or no samples, or `level` is not between 0 and 1.
+    """
+    _check(len(statistics), samples, level)
+    counts = _counts(len(statistics), samples, seed)
+    return _percentiles(np.concatenate([score(part @ statistics) for part in counts]), level)
+
+
+def paired_test(
+    score: Score, statistics_a: Array, statistics_b: Array, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> PairedTest:
+    """Compare two captioners on the same images by the paired bootstrap: each sample draws the same images for both.
+
+    The p-value is twice the share of samples in which the difference is gone or turned, so that it agrees with the
+    interval: it is below 1 - level where the interval leaves out 0. One sample more counts as gone, so that no p-value
+    is 0: the smallest is 2 / (samples + 1).
+
+    Args:
+        score: of the one scorer that made both statistics.
+        statistics_a: (images, k) of the first captioner.
+        statistics_b: (images, k) of the second, for the same images in the same order.
+        samples: how many to draw.
+        level: of confidence, between 0 and 1.
+        seed: of the draw.
+
+    Raises:
+        InputError: the captioners have different numbers of images, and as `confidence_interval` does.
+    """
+    if len(statistics_a) != len(statistics_b):
+        raise InputError(
+            f"a paired test of {len(statistics_a)} against {len(statistics_b)} images: give both captioners' "
+            "statistics of the same images, in the same order"
+        )
+    _check(len(statistics_a), samples, level)
+    counts = _counts(len(statistics_a), samples, seed)
+    differences = np.concatenate([score(part @ statistics_a) - score(part @ statistics_b) for part in counts])
+    lost = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
+    return PairedTest(
+        difference=score(statistics_a.sum(axis=0)) - score(statistics_b.sum(axis=0)),
+        interval=_percentiles(differences, level),
+        p_value=np.minimum(1.0, 2 * (lost + 1) / (samples + 1)),
+    )
+
+
+def _counts(images: int, samples: int, seed: int) -> Iterator[Array]:
+    """(some samples, images) how often each image is drawn, part by part until there are enough samples."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWN_AT_ONCE // images)
+    for start in range(0, samples, step):
+        rows = min(step, samples - start)
+        drawn = generator.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
+
+
+def _percentiles(scores: Array, level: float) -> Array:
+    """(samples, scores) -> (scores, 2)."""
+    return np.stack([np.quantile(scores, share, axis=0) for share in ((1 - level) / 2, (1 + level) / 2)], axis=-1)
+
+
+def _check(images: int, samples: int, level: float) -> None:
+    if not images:
+        raise InputError("there are no images to resample")
+    if samples < 1:
+        raise InputError(f"{samples} bootstrap samples are too few: give 1,000 or more")
+    if not 0 < level < 1:
+        raise InputError(f"a confidence level of {level} is not between 0 and 1: give 0.95, for example")

@@ -1,0 +1,97 @@
+"""SPICE (Anderson et al., 2016: "SPICE: Semantic Propositional Image Caption Evaluation").
+
+The F score of the objects, attributes and relations of a caption against those of all its references together, by
+the Java program of the COCO caption tools and the parser of Stanford CoreNLP 3.6.0. Parsing takes nearly all of
+the time, so that the parse of every text is kept, in the user's cache folder.
+"""
+
+import json
+import os
+import sqlite3
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefixcap.machine import memory, processors
+from prefixcap.metrics.java import failure, run_java, tools_folder
+from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
+from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
+
+_ASSETS = Path(__file__).parent / "assets"
+_MOST_HEAP = 8 << 30  # what the COCO tools ask for
+_IMAGES_AT_ONCE = 2000  # then the new parses are kept: what is interrupted goes on from there
+
+_Parses = dict[str, list[list[str]]]
+
+
+class Spice:
+    """SPICE: the mean over images of the F score of all tuples."""
+
+    name = "SPICE"
+    scores: tuple[str, ...] = ("SPICE",)
+
+    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """(images, 2) = (F score, 1); see `prefixcap.metrics.scorer.Scorer`."""
+        if not all((spice_folder() / file).is_file() for file in CORENLP_FILES):
+            raise MetricUnavailable(
+                "SPICE needs Stanford CoreNLP 3.6.0: run `prefixcap setup-spice` once, and score again"
+            )
+        images = [
+            [_well_formed(text) for text in (caption, *texts)]
+            for caption, texts in zip(captions, references, strict=True)
+        ]
+        file = spice_folder() / "parses.sqlite"
+        scores = []
+        try:
+            with closing(sqlite3.connect(file, timeout=600)) as cache:
+                cache.execute("CREATE TABLE IF NOT EXISTS parses (text TEXT PRIMARY KEY, tuples TEXT NOT NULL)")
+                for start in range(0, len(images), _IMAGES_AT_ONCE):
+                    part = images[start : start + _IMAGES_AT_ONCE]
+                    part_scores, new = _run(part, _known(cache, {text for image in part for text in image}))
+                    scores += part_scores
+                    with cache:  # one transaction; another process may have parsed the same texts meanwhile
+                        rows = [(text, json.dumps(tuples)) for text, tuples in new.items()]
+                        cache.executemany("INSERT OR IGNORE INTO parses VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise MetricUnavailable(
+                f"SPICE cannot keep its parses in {file} ({error}): see that you may write to that folder, or delete "
+                "the file if it is damaged, and score again"
+            ) from error
+        return mean_of(scores)
+
+    def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., 2) sums of statistics -> (..., 1)."""
+        return mean(totals)
+
+
+def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float], _Parses]:
+    """F scores of images (a caption and its references each), and the parses of those texts that had none."""
+    jars = tools_folder("spice")
+    corenlp = [spice_folder() / file for file in CORENLP_FILES]
+    classes = (_ASSETS, *corenlp, jars / "spice-1.0.jar", jars / "lib" / "*")
+    options = ["-XX:+UseParallelGC", f"-Xmx{min(_MOST_HEAP, memory() // 2)}", "-cp", os.pathsep.join(map(str, classes))]
+    (printed,) = run_java(
+        "SPICE", [*options, "SpiceScores", str(processors())], [json.dumps({"images": images, "parses": parses})]
+    )
+    try:
+        result = json.loads(printed)
+    except ValueError as error:
+        raise failure("SPICE", "".join(printed.splitlines()[-1:])) from error
+    return result["scores"], result["parses"]
+
+
+def _known(cache: sqlite3.Connection, texts: Collection[str]) -> _Parses:
+    found = {}
+    for text in texts:
+        row = cache.execute("SELECT tuples FROM parses WHERE text = ?", (text,)).fetchone()
+        if row is not None:
+            found[text] = json.loads(row[0])
+    return found
+
+
+def _well_formed(text: str) -> str:
+    """Half a surrogate pair is no text in UTF-8."""
+    return text.encode(errors="replace").decode()

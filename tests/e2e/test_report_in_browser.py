@@ -1,0 +1,322 @@
+"""The page of an evaluation, as a browser opens it from disk: Chromium without a window, over its DevTools protocol.
+
+https://chromedevtools.github.io/devtools-protocol: JSON messages, each ended by a zero byte, over two pipes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prefixcap.report import CaptionedImage, Table, html_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+PHONE, DESKTOP = (390, 844), (1280, 900)
+
+
+class Browser:
+    """A browser with one page."""
+
+    def __init__(self, profile: Path) -> None:
+        commands, self._to_browser = os.pipe()
+        from_browser, answers = os.pipe()
+        self._from_browser: BinaryIO = os.fdopen(from_browser, "rb", buffering=0)
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+        self._process = subprocess.Popen(
+            # It reads commands from descriptor 3 and answers on 4.
+            [
+                "bash",
+                "-c",
+                f'exec "$@" 3<&{commands} 4>&{answers}',
+                "bash",
+                str(CHROMIUM),
+                *options,
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=(commands, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self._too_long = threading.Timer(300, self._process.kill)  # which ends what waits for an answer
+        self._too_long.start()
+        self._received = b""
+        self._sent = 0
+        self._session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+        target = self.command("Target.createTarget", url="about:blank")["targetId"]
+        self._session = {"sessionId": self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.command(f"{domain}.enable")
+
+    def command(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Do what `method` says and give what it answers; events that come meanwhile are kept."""
+        self._sent += 1
+        message = {"id": self._sent, "method": method, "params": parameters} | self._session
+        os.write(self._to_browser, json.dumps(message).encode() + b"\0")
+        while (answer := self._message()).get("id") != self._sent:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def _message(self) -> dict[str, Any]:
+        while b"\0" not in self._received:
+            received = self._from_browser.read(1 << 20)
+            assert received, "the browser has gone"
+            self._received += received
+        message, self._received = self._received.split(b"\0", 1)
+        parsed: dict[str, Any] = json.loads(message)
+        return parsed
+
+    def open(self, page: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> None:
+        """Open a file in a window of (width, height) points, with the light or dark colour scheme."""
+        width, height = size
+        mobile = width < 600
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+        )
+        self.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.command("Page.navigate", url=page.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._message())
+
+    def value(self, expression: str) -> Any:
+        """What a JavaScript expression gives in the page."""
+        answer = self.command("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def close(self) -> None:
+        os.close(self._to_browser)  # which ends it
+        self._process.wait(timeout=30)
+        self._too_long.cancel()
+        self._from_browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+HOSTILE = "</script><script>window.harmed = 1</script><img src='http://example.test/a.png' onerror='window.harmed = 1'>"
+SUBJECTS = ["red circle", "blue square", "green star", "yellow ring"]
+
+
+def images(count: int, folder: Path | None = None) -> list[CaptionedImage]:
+    """Captions of coloured shapes with two scores that rank them differently, and pictures where a folder is given."""
+    generator = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        file = folder / f"{number}.png" if folder else None
+        if file:
+            Image.new("RGB", (64, 48), (number, 255 - number, 120)).save(file)
+        references = [f"there is a {SUBJECTS[number % 4]} here", f"Picture number {number}", "a long " + "word " * 20]
+        scores = {"BLEU-4": float(generator.random()), "CIDEr": float(generator.gamma(1, 0.5))}
+        made.append(CaptionedImage(f"image-{number}", f"A {SUBJECTS[number % 4]}.", references, scores, file))
+    made[3] = CaptionedImage("image-3", HOSTILE, [HOSTILE, "unbroken" * 40], {"BLEU-4": 0.0, "CIDEr": 99.0})
+    return made
+
+
+TABLES = [
+    Table(
+        "scores",
+        {"captions": {"BLEU-4": 0.5, "RefCLIPScore": 0.6}, "humans": {"BLEU-4": 0.4}},
+        {"captions": {"BLEU-4": (0.45, 0.55), "RefCLIPScore": (0.55, 0.65)}, "humans": {"BLEU-4": (0.35, 0.45)}},
+        ["Ranges are 95% confidence intervals."],
+    ),
+    Table("domains", {name: {"CIDEr": 0.5} for name in ("in-domain", "near-domain", "out-of-domain", "overall")}),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    file = folder / "report.html"
+    file.write_text(html_report(f"report & {HOSTILE}", TABLES, images(200, folder)), encoding="utf-8")
+    return file
+
+
+def names(browser: Browser, part: str) -> list[str]:
+    """Of the images that a part of the page shows, in order."""
+    found: list[str] = browser.value(f"[...document.querySelectorAll('#{part} .name')].map((of) => of.textContent)")
+    return found
+
+
+def choose(browser: Browser, metric: str) -> None:
+    browser.value(
+        f"""(() => {{ const select = document.getElementById("metric");
+        select.value = [...select.options].find((option) => option.text === "{metric}").value;
+        select.dispatchEvent(new Event("change")); }})()"""
+    )
+
+
+def type_filter(browser: Browser, text: str) -> None:
+    browser.value("document.getElementById('filter').select()")
+    if text:
+        browser.command("Input.insertText", text=text)
+    else:
+        press(browser, "Delete", 46)
+
+
+def press(browser: Browser, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.command("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+@pytest.mark.parametrize("size", [PHONE, (320, 640), (768, 1024), DESKTOP])
+def test_the_page_needs_no_network_and_no_sideways_scrolling(
+    browser: Browser, page: Path, size: tuple[int, int]
+) -> None:
+    browser.open(page, size)
+    assert browser.value("document.querySelectorAll('.card img').length") > 15
+    assert browser.value("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    assert browser.value("document.documentElement.scrollWidth") <= size[0]
+    type_filter(browser, "a")
+    assert browser.value("document.documentElement.scrollWidth") <= size[0]
+    requests = [
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event["method"] == "Network.requestWillBeSent" and not event["params"]["request"]["url"].startswith("data:")
+    ]
+    assert requests == [page.as_uri()]
+    wrong = [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
+    assert wrong == []
+
+
+def test_a_caption_is_only_text(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.value("document.title") == f"report & {HOSTILE}"
+    assert names(browser, "best")[0] == "image-3"
+    assert browser.value("document.querySelector('#best h3').textContent") == HOSTILE
+    assert browser.value("window.harmed") is None
+    type_filter(browser, "<script>window")
+    assert names(browser, "found") == ["image-3"]
+    assert browser.value("document.querySelector('#found h3').textContent") == HOSTILE
+    assert browser.value("window.harmed") is None
+
+
+def test_the_metric_orders_the_images_and_fills_the_histogram(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    shown = images(200)
+    for metric in ("CIDEr", "BLEU-4", "CIDEr"):  # as it opens, and after each choice
+        if browser.value("document.querySelector('#metric').selectedOptions[0].text") != metric:
+            choose(browser, metric)
+        ranked = [image.image_id for image in sorted(shown, key=lambda image: -image.scores[metric])]
+        assert names(browser, "best") == ranked[:8]
+        assert names(browser, "median") == ranked[96:104]
+        assert names(browser, "worst") == ranked[::-1][:8]
+        value = max(image.scores[metric] for image in shown)
+        assert browser.value("document.querySelector('#best .rank').textContent") == f"{metric} {value:.3f}"
+        bars = browser.value("[...document.querySelectorAll('svg rect title')].map((bar) => bar.textContent)")
+        assert sum(int(bar.split(": ")[1].split()[0]) for bar in bars) == 200
+        middle = np.median([image.scores[metric] for image in shown])
+        assert f"median {middle:.3f}" in browser.value("document.querySelector('svg').getAttribute('aria-label')")
+    card = browser.value("document.querySelector('#worst .card').innerText")
+    last = min(shown, key=lambda image: image.scores["CIDEr"])
+    for text in (last.caption, *last.references, *(f"{score:.3f}" for score in last.scores.values())):
+        assert text.strip() in card
+
+
+def test_the_filter_finds_images_by_words(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    best = names(browser, "best")
+    right = [image for image in images(200) if "blue square" in image.caption]
+    right.sort(key=lambda image: -image.scores["CIDEr"])
+
+    type_filter(browser, "SQUARE  blue")
+    assert browser.value("document.querySelector('#found h2').textContent") == "50 images found"
+    assert names(browser, "found") == [image.image_id for image in right[:24]]
+    assert not browser.value("[...document.querySelectorAll('.part')].some((part) => part.checkVisibility())")
+    marks = browser.value("[...document.querySelectorAll('#found h3')][0].querySelectorAll('mark').length")
+    assert marks == 2
+    for count in (48, 50):
+        browser.value("document.getElementById('more').click()")
+        assert names(browser, "found") == [image.image_id for image in right[:count]]
+    assert not browser.value("document.getElementById('more').checkVisibility()")
+
+    type_filter(browser, "picture number 17")  # in references
+    assert set(names(browser, "found")) == {f"image-{number}" for number in range(200) if "17" in str(number)}
+    type_filter(browser, "circle star")
+    assert browser.value("document.querySelector('#found h2').textContent") == "0 images found"
+    type_filter(browser, ".*")
+    assert names(browser, "found") == []
+
+    type_filter(browser, "")
+    assert names(browser, "best") == best
+    assert browser.value("document.getElementById('best').checkVisibility()")
+
+
+def test_all_controls_are_reached_by_the_keyboard(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    reached = []
+    for _ in range(5):
+        press(browser, "Tab", 9)
+        reached.append(browser.value("document.activeElement.id || document.activeElement.textContent"))
+        assert browser.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    assert reached == ["metric", "filter", "Best", "Median", "Worst"]
+    labels = browser.value("[...document.querySelectorAll('select, input')].map((of) => of.labels[0].textContent)")
+    assert labels == ["Metric", "Filter by the words of captions and references"]
+    assert browser.value("[...document.images].every((image) => image.alt)")
+
+
+# The least contrast (WCAG 2.1, 1.4.3) of a text with the first background behind it.
+LEAST_CONTRAST = """(() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map((part) => part / 255)
+      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" ? behind(element.parentElement) : colour;
+  };
+  const ratios = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
+    [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())).map((element) => {
+      const style = getComputedStyle(element);
+      const of_svg = element instanceof SVGElement;
+      const [one, other] = [light(of_svg ? style.fill : style.color), light(behind(element))].sort((a, b) => b - a);
+      return (one + 0.05) / (other + 0.05);
+    });
+  return Math.min(...ratios);
+})()"""
+
+
+def test_light_and_dark_are_different_and_easy_to_read(browser: Browser, page: Path) -> None:
+    backgrounds = []
+    for scheme in ("light", "dark"):
+        browser.open(page, scheme=scheme)
+        backgrounds.append(browser.value("getComputedStyle(document.body).backgroundColor"))
+        assert browser.value(LEAST_CONTRAST) >= 4.5
+        type_filter(browser, "red picture")
+        assert browser.value("document.querySelectorAll('mark').length") > 20
+        assert browser.value(LEAST_CONTRAST) >= 4.5
+    brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in backgrounds]
+    assert brightness[0] > 700 > 100 > brightness[1]
+
+
+def test_captions_without_pictures_or_scores(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html_report("text only", TABLES, images(4)), encoding="utf-8")
+    browser.open(file, PHONE)
+    assert len(names(browser, "best")) == 2 and browser.value("document.images.length") == 0
+    file.write_text(html_report("nothing scored", TABLES, [CaptionedImage(1, "", ["a dog"], {})]), encoding="utf-8")
+    browser.open(file, PHONE)
+    assert not browser.value("document.getElementById('histogram').checkVisibility()")
+    type_filter(browser, "dog")
+    assert browser.value("document.querySelector('#found h3').textContent") == "(empty caption)"
+    assert [event for event in browser.events if event["method"] == "Runtime.exceptionThrown"] == []
