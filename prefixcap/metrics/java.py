@@ -11,6 +11,8 @@ from typing import IO, NamedTuple
 
 from prefixcap.metrics.scorer import MetricUnavailable
 
+ASSETS = Path(__file__).parent / "assets"  # our own classes, beside their source
+
 
 def tools_folder(metric: str) -> Path:
     """Where pycocoevalcap keeps the jars of a metric, found without importing it."""
@@ -19,23 +21,17 @@ def tools_folder(metric: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def find_java(metric: str) -> str:
-    """Path of the java program. Raises MetricUnavailable if there is none."""
-    java = shutil.which("java")
-    if java is None:
-        raise MetricUnavailable(
-            f"{metric} needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
-        )
-    return java
-
-
 def run_java(metric: str, arguments: Sequence[str], inputs: Sequence[str]) -> list[str]:
     """What a Java program prints for each of several inputs, all at the same time, each in a process of its own.
 
     Raises:
         MetricUnavailable: there is no Java, or the program ends with an error.
     """
-    java = find_java(metric)
+    java = shutil.which("java")
+    if java is None:
+        raise MetricUnavailable(
+            f"{metric} needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
+        )
     try:
         with ExitStack() as stack:
             processes = [stack.enter_context(_process([java, *arguments], text)) for text in inputs]

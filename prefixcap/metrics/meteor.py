@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixcap.machine import memory, processors
-from prefixcap.metrics.java import failure, find_java, run_java, tools_folder
+from prefixcap.metrics.java import failure, run_java, tools_folder
 from prefixcap.metrics.paraphrases import paraphrases_of
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -37,7 +37,6 @@ class Meteor:
 
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """(images, 23) counts; see `prefixcap.metrics.scorer.Scorer`."""
-        find_java(self.name)  # before the paraphrases are sought, which takes seconds
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
         processes = max(1, min(processors(), memory() // _HEAP, 4, len(lines) // _LEAST_IMAGES))
         bounds = [len(lines) * i // processes for i in range(processes + 1)]

@@ -5,8 +5,6 @@ thousand captions. A pair can only match where one of its phrases stands in a ca
 that a table without the others gives the same scores.
 """
 
-import gzip
-import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.java import tools_folder
+from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 
-_LONGEST = 7  # words of the table's longest phrase
-_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789 \n"
 _RUN = re.compile(r"[^\W_]+")
 
 
@@ -29,47 +25,36 @@ def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]])
     """A file for METEOR's option `-a`, removed afterwards.
 
     The pairs that have a phrase of the references are kept from one call to the next (`prefixcap.metrics.cache`).
+
+    Raises:
+        MetricUnavailable: there is no Java, or it cannot read the table.
     """
-
-    def of_references() -> dict[str, np.ndarray]:
-        with gzip.open(tools_folder("meteor") / "data" / "paraphrase-en.gz") as table:
-            # GzipFile's own lines take Python code each.
-            lines = io.BufferedReader(table, 1 << 20)
-            kept = _with_phrases_of(chain.from_iterable(references), lines)
-        return {"table": np.frombuffer(kept, np.uint8)}
-
-    table = cached("paraphrases", [list(texts) for texts in references], of_references)["table"].tobytes()
     with tempfile.TemporaryDirectory(prefix="paraphrases-") as folder:
-        file = Path(folder) / "paraphrase-en.gz"
-        with gzip.open(file, "wb", compresslevel=1) as stream:
-            stream.write(_with_phrases_of(captions, table.splitlines(keepends=True)))
-        yield file
+        of_references, of_both = Path(folder) / "of_references", Path(folder) / "paraphrase-en.gz"
+
+        def search() -> dict[str, np.ndarray]:
+            whole = tools_folder("meteor") / "data" / "paraphrase-en.gz"
+            _keep_phrases_of(chain.from_iterable(references), whole, of_references)
+            return {"table": np.fromfile(of_references, np.uint8)}
+
+        cached("paraphrases", [list(texts) for texts in references], search)["table"].tofile(of_references)
+        _keep_phrases_of(captions, of_references, of_both)
+        yield of_both
 
 
-def _with_phrases_of(texts: Iterable[str], table: Iterable[bytes]) -> bytes:
-    """The pairs of a table of which a phrase stands in one of the texts.
-
-    The program splits words at punctuation before it looks for phrases. Pairs with anything but letters and digits are
-    kept, whatever the texts are.
-    """
-    phrases = _phrases(texts)
-    lines = iter(table)
-    return b"".join(
-        probability + first + second
-        for probability, first, second in zip(lines, lines, lines, strict=True)
-        if first in phrases or second in phrases or (first + second).translate(None, _PLAIN)
-    )
+def _keep_phrases_of(texts: Iterable[str], table: Path, kept: Path) -> None:
+    """Write the pairs of a table of which a phrase stands in one of the texts."""
+    lines = "".join(f"{form}\n" for text in texts for form in _forms(text))
+    options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(table), str(kept)]
+    (printed,) = run_java("METEOR", options, [lines])
+    if not kept.is_file():
+        raise failure("METEOR", "".join(printed.splitlines()[-1:]))
 
 
-def _phrases(texts: Iterable[str]) -> set[bytes]:
-    """Lines of the table that stand in a text: with its words as they are, or split at signs, or without the signs."""
-    phrases: set[str] = set()
-    for text in texts:
-        words = text.split()
-        forms = [words]
-        if not all(map(str.isalnum, words)):
-            forms += [_RUN.findall(text), [joined for word in words if (joined := "".join(_RUN.findall(word)))]]
-        for form in forms:
-            for length in range(1, _LONGEST + 1):
-                phrases.update(map(" ".join, zip(*(form[start:] for start in range(length)), strict=False)))
-    return {f"{phrase}\n".encode("utf-8", "surrogatepass") for phrase in phrases}
+def _forms(text: str) -> list[str]:
+    """The text as METEOR may read it: with its words as they are, or split at signs, or without the signs."""
+    words = text.split()
+    if all(map(str.isalnum, words)):
+        return [" ".join(words)]
+    without_signs = ("".join(_RUN.findall(word)) for word in words)
+    return [" ".join(words), " ".join(_RUN.findall(text)), " ".join(filter(None, without_signs))]

@@ -10,17 +10,15 @@ import os
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefixcap.machine import memory, processors
-from prefixcap.metrics.java import failure, run_java, tools_folder
+from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
 from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
 
-_ASSETS = Path(__file__).parent / "assets"
 _MOST_HEAP = 8 << 30  # what the COCO tools ask for
 _IMAGES_AT_ONCE = 2000  # then the new parses are kept: what is interrupted goes on from there
 
@@ -71,7 +69,7 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
     """F scores of images (a caption and its references each), and the parses of those texts that had none."""
     jars = tools_folder("spice")
     corenlp = [spice_folder() / file for file in CORENLP_FILES]
-    classes = (_ASSETS, *corenlp, jars / "spice-1.0.jar", jars / "lib" / "*")
+    classes = (ASSETS, *corenlp, jars / "spice-1.0.jar", jars / "lib" / "*")
     options = ["-XX:+UseParallelGC", f"-Xmx{min(_MOST_HEAP, memory() // 2)}", "-cp", os.pathsep.join(map(str, classes))]
     (printed,) = run_java(
         "SPICE", [*options, "SpiceScores", str(processors())], [json.dumps({"images": images, "parses": parses})]

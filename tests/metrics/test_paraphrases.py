@@ -6,6 +6,7 @@ import pytest
 
 from prefixcap.metrics import paraphrases
 from prefixcap.metrics.paraphrases import paraphrases_of
+from prefixcap.metrics.scorer import MetricUnavailable
 
 Pair = tuple[str, str, str]
 
@@ -63,7 +64,7 @@ def test_the_table_is_read_once_for_the_same_references(table: Path) -> None:
     assert read(["dog"], [["hound", "cat"]]) == [("1", "dog", "hound")]
     table.unlink()
     assert read(["pet"], [["hound", "cat"]]) == [("2", "cat", "pet")]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MetricUnavailable, match=r"paraphrase-en\.gz"):
         read(["pet"], [["cat", "hound"]])
 
 

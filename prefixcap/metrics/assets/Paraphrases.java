@@ -1,0 +1,152 @@
+import java.io.BufferedOutputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.EOFException;
+import java.io.FileInputStream;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.util.Arrays;
+import java.util.zip.GZIPInputStream;
+import java.util.zip.GZIPOutputStream;
+
+/**
+ * The pairs of METEOR's table of paraphrases of which a phrase stands in a text.
+ *
+ * <p>Reads texts from the standard input, one a line. The arguments are the table, in which three lines are a pair (a
+ * probability and two phrases), and the file to write; a name that ends in .gz is of a compressed file. Pairs with
+ * anything but lower-case letters of English, digits and spaces are kept, whatever the texts are.
+ *
+ * <p>Compiled by: javac --release 8 Paraphrases.java
+ */
+public final class Paraphrases {
+    private static final int LONGEST = 7; // words of the table's longest phrase
+    private static final long SEED = 0xcbf29ce484222325L; // FNV-1a
+    private static final long FACTOR = 0x100000001b3L;
+
+    /** Hashes of phrases. Two phrases that share one would only keep a pair more. */
+    private long[] slots = new long[1 << 16];
+    private int size;
+
+    public static void main(String[] arguments) throws IOException {
+        Paraphrases phrases = new Paraphrases();
+        phrases.addPhrasesOf(readAll(System.in));
+        try (InputStream table = opened(arguments[0]); OutputStream kept = created(arguments[1])) {
+            phrases.select(table, kept);
+        }
+    }
+
+    private void addPhrasesOf(byte[] texts) {
+        boolean isBetween = true;
+        for (int start = 0; start < texts.length; start++) {
+            boolean wasBetween = isBetween;
+            isBetween = texts[start] == ' ' || texts[start] == '\n';
+            if (wasBetween && !isBetween) {
+                addPhrasesFrom(texts, start);
+            }
+        }
+    }
+
+    private void addPhrasesFrom(byte[] texts, int start) {
+        long hash = SEED;
+        int words = 0;
+        for (int end = start; words < LONGEST; end++) {
+            byte next = end < texts.length ? texts[end] : (byte) '\n';
+            if (next == ' ' || next == '\n') {
+                add(hash);
+                words++;
+                if (next == '\n') {
+                    return;
+                }
+            }
+            hash = (hash ^ next) * FACTOR;
+        }
+    }
+
+    private void select(InputStream table, OutputStream kept) throws IOException {
+        byte[] buffer = new byte[1 << 20];
+        byte[] pair = new byte[1 << 16];
+        int length = 0;
+        int line = 0;
+        long hash = SEED;
+        boolean keep = false;
+        for (int read = table.read(buffer); read >= 0; read = table.read(buffer)) {
+            for (int i = 0; i < read; i++) {
+                byte next = buffer[i];
+                if (length == pair.length) {
+                    pair = Arrays.copyOf(pair, 2 * length);
+                }
+                pair[length++] = next;
+                if (next != '\n') {
+                    hash = (hash ^ next) * FACTOR;
+                    keep |= line > 0 && !(next >= 'a' && next <= 'z' || next >= '0' && next <= '9' || next == ' ');
+                    continue;
+                }
+                keep |= line > 0 && contains(hash);
+                hash = SEED;
+                line++;
+                if (line == 3) {
+                    if (keep) {
+                        kept.write(pair, 0, length);
+                    }
+                    length = 0;
+                    line = 0;
+                    keep = false;
+                }
+            }
+        }
+        if (length != 0) {
+            throw new EOFException("the table of paraphrases is cut short");
+        }
+    }
+
+    private void add(long hash) {
+        if (2 * size >= slots.length) {
+            long[] old = slots;
+            slots = new long[2 * old.length];
+            size = 0;
+            for (long each : old) {
+                if (each != 0) {
+                    add(each);
+                }
+            }
+        }
+        int slot = slotOf(hash);
+        if (slots[slot] == 0) {
+            slots[slot] = hash;
+            size++;
+        }
+    }
+
+    private boolean contains(long hash) {
+        return slots[slotOf(hash)] == hash;
+    }
+
+    /** Where a hash is, or the empty slot where it belongs. */
+    private int slotOf(long hash) {
+        int slot = (int) (hash ^ hash >>> 32) & slots.length - 1;
+        while (slots[slot] != 0 && slots[slot] != hash) {
+            slot = slot + 1 & slots.length - 1;
+        }
+        return slot;
+    }
+
+    private static byte[] readAll(InputStream stream) throws IOException {
+        ByteArrayOutputStream content = new ByteArrayOutputStream();
+        byte[] buffer = new byte[1 << 16];
+        for (int read = stream.read(buffer); read >= 0; read = stream.read(buffer)) {
+            content.write(buffer, 0, read);
+        }
+        return content.toByteArray();
+    }
+
+    private static InputStream opened(String file) throws IOException {
+        InputStream stream = new FileInputStream(file);
+        return file.endsWith(".gz") ? new GZIPInputStream(stream, 1 << 16) : stream;
+    }
+
+    private static OutputStream created(String file) throws IOException {
+        OutputStream stream = new FileOutputStream(file);
+        return file.endsWith(".gz") ? new GZIPOutputStream(stream, 1 << 16) : new BufferedOutputStream(stream);
+    }
+}
