@@ -105,7 +105,7 @@ class Evaluation:
                 "images": np.array(json.dumps(list(self.references))),
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
-            np.savez(file, allow_pickle=False, **described, **self.scores.statistics)
+            np.savez(file, **described, **self.scores.statistics)  # type: ignore[arg-type]  # none is named allow_pickle
         write_text_whole(folder / "metrics.json", json.dumps(metrics | self.extra, indent=1) + "\n")
 
     def _of_humans(self) -> dict[str, float]:
