@@ -4,10 +4,9 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from prefixcap.metrics.scorer import MetricUnavailable
 
@@ -21,8 +20,10 @@ def tools_folder(metric: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def run_java(metric: str, arguments: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """What a Java program prints for each of several inputs, all at the same time, each in a process of its own.
+def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
+    """What a Java program prints for a text, in a process that is gone afterwards, whatever happens.
+
+    It reads and writes files: nobody has to feed it, and it never waits for anybody.
 
     Raises:
         MetricUnavailable: there is no Java, or the program ends with an error.
@@ -32,15 +33,16 @@ def run_java(metric: str, arguments: Sequence[str], inputs: Sequence[str]) -> li
         raise MetricUnavailable(
             f"{metric} needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
         )
-    try:
-        with ExitStack() as stack:
-            processes = [stack.enter_context(_process([java, *arguments], text)) for text in inputs]
-            for process in processes:
-                if process.popen.wait() != 0:
-                    raise failure(metric, _last_line(process) or f"exit status {process.popen.returncode}")
-            return [_content(process.output) for process in processes]
-    except OSError as error:
-        raise failure(metric, str(error)) from error
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        source.write(text.encode(errors="replace"))  # half a surrogate pair is no text in UTF-8
+        source.seek(0)
+        try:
+            done = subprocess.run([java, *arguments], stdin=source, stdout=output, stderr=errors, check=False)
+        except OSError as error:
+            raise failure(metric, str(error)) from error
+        if done.returncode != 0:
+            raise failure(metric, _last_line(_content(errors)) or f"exit status {done.returncode}")
+        return _content(output)
 
 
 def failure(metric: str, reason: str) -> MetricUnavailable:
@@ -50,35 +52,12 @@ def failure(metric: str, reason: str) -> MetricUnavailable:
     )
 
 
-class _Process(NamedTuple):
-    popen: subprocess.Popen[bytes]
-    output: IO[bytes]
-    errors: IO[bytes]
-
-
-@contextmanager
-def _process(command: Sequence[str], text: str) -> Iterator[_Process]:
-    """A process that reads `text` and is gone afterwards, whatever happens.
-
-    It reads and writes files: nobody has to feed it, and it never waits for anybody.
-    """
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        source.write(text.encode(errors="replace"))  # half a surrogate pair is no text in UTF-8
-        source.seek(0)
-        popen = subprocess.Popen(command, stdin=source, stdout=output, stderr=errors)
-        try:
-            yield _Process(popen, output, errors)
-        finally:
-            popen.kill()
-            popen.wait()
-
-
 def _content(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
 
 
-def _last_line(process: _Process) -> str:
+def _last_line(errors: str) -> str:
     """What a program complained about last, without the places that Java names after it."""
-    lines = [line for line in _content(process.errors).splitlines() if line and not line[0].isspace()]
+    lines = [line for line in errors.splitlines() if line and not line[0].isspace()]
     return "".join(lines[-1:])

@@ -4,24 +4,19 @@ The Java program of the COCO caption tools aligns a caption with each of its ref
 the best of them. From their sums follow the scores, as the program itself would compute them.
 """
 
+import os
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.machine import memory, processors
-from prefixcap.metrics.java import failure, run_java, tools_folder
+from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.paraphrases import paraphrases_of
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
 _COUNTS = 23
 _CHUNKS = 20
-
-# Each process reads WordNet's synonyms first, for about a second.
-_LEAST_IMAGES = 500
-_HEAP = 2 << 30
 
 
 class Meteor:
@@ -38,15 +33,12 @@ class Meteor:
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """(images, 23) counts; see `prefixcap.metrics.scorer.Scorer`."""
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
-        processes = max(1, min(processors(), memory() // _HEAP, 4, len(lines) // _LEAST_IMAGES))
-        bounds = [len(lines) * i // processes for i in range(processes + 1)]
-        jar = tools_folder("meteor") / "meteor-1.5.jar"
+        classes = os.pathsep.join(map(str, (ASSETS, tools_folder("meteor") / "meteor-1.5.jar")))
         # So short a run does not repay the better of Java's two compilers: it takes half of the time.
-        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Xmx{_HEAP}", "-jar", str(jar)]
-        parts = ["".join(lines[start:end]) for start, end in pairwise(bounds)]
+        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx2g", "-cp", classes, "MeteorStatistics"]
         with paraphrases_of(captions, references) as table:
-            arguments = [*java, "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(table)]
-            printed = [line for output in run_java(self.name, arguments, parts) for line in output.splitlines()]
+            arguments = [*java, "-", "-", "-l", "en", "-norm", "-a", str(table)]
+            printed = run_java(self.name, arguments, "".join(lines)).splitlines()
         try:
             counts = np.array([line.split() for line in printed], np.float64).reshape(len(lines), _COUNTS)
         except ValueError as error:  # no numbers, or more or fewer than asked for
@@ -72,6 +64,5 @@ class Meteor:
 
 
 def _line(caption: str, references: Sequence[str]) -> str:
-    """What asks the program for the counts. Tokens may hold its separator inside a tag: <!a|||b>."""
-    texts = (text.replace("|||", "") for text in (*references, caption))
-    return " ||| ".join(("SCORE", *texts)) + "\n"
+    """An image for the program. Tokens may hold its separator inside a tag: <!a|||b>."""
+    return " ||| ".join(text.replace("|||", "") for text in (*references, caption)) + "\n"

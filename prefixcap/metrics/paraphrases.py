@@ -46,7 +46,7 @@ def _keep_phrases_of(texts: Iterable[str], table: Path, kept: Path) -> None:
     """Write the pairs of a table of which a phrase stands in one of the texts."""
     lines = "".join(f"{form}\n" for text in texts for form in _forms(text))
     options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(table), str(kept)]
-    (printed,) = run_java("METEOR", options, [lines])
+    printed = run_java("METEOR", options, lines)
     if not kept.is_file():
         raise failure("METEOR", "".join(printed.splitlines()[-1:]))
 

@@ -71,9 +71,8 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
     corenlp = [spice_folder() / file for file in CORENLP_FILES]
     classes = (ASSETS, *corenlp, jars / "spice-1.0.jar", jars / "lib" / "*")
     options = ["-XX:+UseParallelGC", f"-Xmx{min(_MOST_HEAP, memory() // 2)}", "-cp", os.pathsep.join(map(str, classes))]
-    (printed,) = run_java(
-        "SPICE", [*options, "SpiceScores", str(processors())], [json.dumps({"images": images, "parses": parses})]
-    )
+    task = json.dumps({"images": images, "parses": parses})
+    printed = run_java("SPICE", [*options, "SpiceScores", str(processors())], task)
     try:
         result = json.loads(printed)
     except ValueError as error:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor as CocoMeteor
 
-from prefixcap.metrics import meteor
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.ptb import tokenize
 from prefixcap.metrics.scorer import MetricUnavailable
@@ -69,21 +68,6 @@ def test_scores_are_those_of_the_coco_tools(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-def test_several_processes_share_the_images_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a program in METEOR's place that counts the words of captions, and that says what it was given."""
-    count = '{ n = split($NF, words, " "); printf "%d", n; for (i = 1; i < 23; i++) printf " 0"; print "" }'
-    fake_java(tmp_path, monkeypatch, f"tee {tmp_path}/part.$$ | awk -F '[|]' '{count}'")
-    monkeypatch.setattr(meteor, "_LEAST_IMAGES", 10)
-    monkeypatch.setattr(meteor, "processors", lambda: 3)
-    for images, processes in ((9, 1), (29, 2), (70, 3)):
-        statistics = Meteor().statistics(["word " * (i % 50) for i in range(images)], [REFERENCES] * images)
-        assert statistics[:, 0].tolist() == [i % 50 for i in range(images)]
-        parts = [path.read_text().count("\n") for path in tmp_path.glob("part.*")]
-        assert len(parts) == processes and max(parts) - min(parts) <= 1
-        for path in tmp_path.glob("part.*"):
-            path.unlink()
-
-
 def test_without_java_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MetricUnavailable, match=r"^METEOR needs Java .*install a JRE.*$"):
@@ -108,14 +92,12 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert f"failed ({reason})" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_interrupt_ends_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_java(tmp_path, monkeypatch, f"echo >> {tmp_path}/started; exec sleep 600")
-    monkeypatch.setattr(meteor, "_LEAST_IMAGES", 1)
-    monkeypatch.setattr(meteor, "processors", lambda: 2)
 
     def interrupt() -> None:
         started = tmp_path / "started"
-        while not started.is_file() or len(started.read_text()) < 2:
+        while not started.is_file():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -75,6 +75,7 @@ def test_the_java_classes_are_what_their_source_compiles_to(tmp_path: Path) -> N
     assets = Path(prefixcap.metrics.spice.__file__).parent / "assets"
     jars = tools_folder("spice")
     classes = [jars / "spice-1.0.jar", _CORENLP[0], jars / "lib" / "json-simple-1.1.1.jar"]
+    classes.append(tools_folder("meteor") / "meteor-1.5.jar")
     command = ["javac", "--release", "8", "-cp", os.pathsep.join(map(str, classes)), "-d", str(tmp_path)]
     subprocess.run([*command, *map(str, assets.glob("*.java"))], check=True, capture_output=True)
     compiled = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

@@ -7,6 +7,9 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.util.Arrays;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.zip.GZIPInputStream;
 import java.util.zip.GZIPOutputStream;
 
@@ -28,11 +31,17 @@ public final class Paraphrases {
     private long[] slots = new long[1 << 16];
     private int size;
 
-    public static void main(String[] arguments) throws IOException {
+    /** A bit for some bits of a hash, few enough for the processor's own cache: most phrases are in no text. */
+    private final long[] bits = new long[1 << 17];
+
+    public static void main(String[] arguments) throws Exception {
         Paraphrases phrases = new Paraphrases();
         phrases.addPhrasesOf(readAll(System.in));
+        ExecutorService ahead = Executors.newSingleThreadExecutor();
         try (InputStream table = opened(arguments[0]); OutputStream kept = created(arguments[1])) {
-            phrases.select(table, kept);
+            phrases.select(table, kept, ahead);
+        } finally {
+            ahead.shutdownNow();
         }
     }
 
@@ -63,16 +72,17 @@ public final class Paraphrases {
         }
     }
 
-    private void select(InputStream table, OutputStream kept) throws IOException {
-        byte[] buffer = new byte[1 << 20];
+    /** Writes the pairs to keep. A thread decompresses a block of the table ahead of the one that is searched. */
+    private void select(InputStream table, OutputStream kept, ExecutorService ahead) throws Exception {
         byte[] pair = new byte[1 << 16];
         int length = 0;
         int line = 0;
         long hash = SEED;
         boolean keep = false;
-        for (int read = table.read(buffer); read >= 0; read = table.read(buffer)) {
-            for (int i = 0; i < read; i++) {
-                byte next = buffer[i];
+        Future<byte[]> following = ahead.submit(() -> block(table));
+        for (byte[] block = following.get(); block.length > 0; block = following.get()) {
+            following = ahead.submit(() -> block(table));
+            for (byte next : block) {
                 if (length == pair.length) {
                     pair = Arrays.copyOf(pair, 2 * length);
                 }
@@ -101,6 +111,7 @@ public final class Paraphrases {
     }
 
     private void add(long hash) {
+        bits[(int) (hash >>> 47)] |= 1L << hash;
         if (2 * size >= slots.length) {
             long[] old = slots;
             slots = new long[2 * old.length];
@@ -119,7 +130,7 @@ public final class Paraphrases {
     }
 
     private boolean contains(long hash) {
-        return slots[slotOf(hash)] == hash;
+        return (bits[(int) (hash >>> 47)] >>> hash & 1) != 0 && slots[slotOf(hash)] == hash;
     }
 
     /** Where a hash is, or the empty slot where it belongs. */
@@ -129,6 +140,11 @@ public final class Paraphrases {
             slot = slot + 1 & slots.length - 1;
         }
         return slot;
+    }
+
+    private static byte[] block(InputStream table) throws IOException {
+        byte[] content = new byte[1 << 18];
+        return Arrays.copyOf(content, Math.max(0, table.read(content)));
     }
 
     private static byte[] readAll(InputStream stream) throws IOException {
