@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
 
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
-    captioner = load(config.ckpt, _device(config))
+    captioner = load(config.ckpt, _device(config), config.tokenizer)
     if config.get("data"):
         store = open_store(config.data, captioner.encoder_identity.name)
     elif "store" in captioner.trained_on:

@@ -145,7 +145,7 @@ class Captioner(nn.Module):
             progress: show a progress bar on stderr, if it takes longer than a second.
             by_similarity: the best is the one whose text embedding has the highest cosine with the image's.
             prompt: how every caption begins, e.g. "a photo of".
-            seed: of a decoder that draws at random.
+            seed: of what the nucleus decoder draws.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
@@ -155,6 +155,8 @@ class Captioner(nn.Module):
         if isinstance(images, str | Path | Image.Image):
             raise InputError("captions are written for a list of images: give [image]")
         if seed is not None:
+            if decode != "nucleus":
+                raise InputError(f"seed is for decoders that draw at random, and '{decode}' does not: leave it out")
             options["generator"] = torch.Generator().manual_seed(seed)
         beginning = self.language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         training = self.training

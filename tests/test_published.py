@@ -1,6 +1,7 @@
 """Files as ClipCap published them, against the published modules written out here."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from prefixcap.captioner import read_checkpoint
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.published import ENCODERS
+from tests.conftest import ROOT
 
 WIDTH, PREFIX, CLIP_LENGTH, LAYERS = 128, 5, 3, 2  # width: two heads of 64 in GPT-2, eight of 16 in the mapper
 END = "<|endoftext|>"
@@ -336,3 +338,14 @@ def test_the_command_captions_images(
     embeddings = own.encode_images(torch.stack([own.preprocess(Image.open(image)) for image in images]))
     assert [printed[image] for image in images] == captioner.caption(embeddings)
     assert captioner.encoder().identity.digest  # taken as it is: a published file knows no digest to compare with
+
+    (tmp_path / "captions.csv").write_text("image,caption,split\nred.png,a red one,test\nblue.png,a blue one,test\n")
+    data = ["data=folder", f"data.root={tmp_path}", f"data.store={tmp_path / 'store'}"]
+    weights = [f"ckpt={tmp_path / 'coco.pt'}", f"tokenizer={gpt2}"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["embed", *data, f"encoder.name={own.identity.name}"])
+    runpy.run_path(str(ROOT / "data_prep" / "embed.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["eval.py", *weights, *data, "metrics=[CIDEr]", f"out={tmp_path / 'scores'}"])
+    runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    scored = {entry["caption"] for entry in json.loads((tmp_path / "scores" / "captions.json").read_text())}
+    assert scored == set(printed.values())
