@@ -1,23 +1,25 @@
 """Evaluate a captioner, `python eval.py ckpt=PATH`, or captions made elsewhere, `python eval.py captions=FILE …`."""
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig
 
 from data_prep.embed import open_store
 from launch import run
 from prefixcap.caption_files import read_captions, read_references
-from prefixcap.captioner import load
+from prefixcap.checkpoints import load
 from prefixcap.comparison import compare
 from prefixcap.data import require_match
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
-from prefixcap.errors import InputError
-from prefixcap.evaluation import Evaluation, evaluate
+from prefixcap.errors import InputError, name_rows
+from prefixcap.evaluation import METRICS, Evaluation, evaluate
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.metrics import check_metrics
 from prefixcap.store import FeatureStore
 
 
@@ -27,80 +29,150 @@ def main(config: DictConfig) -> None:
             "give ckpt=PATH, to caption and score, or captions=FILE, to score captions made elsewhere, or "
             "compare=[FOLDER,FOLDER], to compare two evaluations"
         )
+    if config.references and (config.ckpt or config.compare or config.get("data")):
+        raise InputError(
+            "references= is for captions=FILE without data=, which has references of its own: leave it out"
+        )
     if config.compare:
-        if len(config.compare) != 2:
-            raise InputError(f"compare takes two folders of evaluations, not {len(config.compare)}: compare=[A,B]")
-        print(compare(*map(Path, config.compare)).table())
+        print(compare_folders(config))
         return
+    if config.out and Path(config.out).is_file():
+        raise InputError(f"out={config.out} is a file: name a folder for the results")
+    config.metrics = _names(config, "metrics")
+    check_metrics(config.metrics, METRICS)
     evaluation, folder, title = evaluate_checkpoint(config) if config.ckpt else evaluate_file(config)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
     print(evaluation.table())
-    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html)")
+    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
+
+
+def compare_folders(config: DictConfig) -> str:
+    """Which of two evaluations is better, as a table."""
+    folders = _names(config, "compare")
+    if len(folders) != 2:
+        raise InputError(f"compare takes two folders of evaluations, not {len(folders)}: compare=[A,B]")
+    if config.out:
+        raise InputError("compare= prints a table and writes nothing: leave out= away")
+    return compare(*map(Path, folders)).table()
 
 
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
     captioner = load(config.ckpt, _device(config), config.tokenizer)
+    learned_from = captioner.trained_on.get("store")
     if config.get("data"):
-        store = open_store(config.data, captioner.encoder_identity.name)
-    elif "store" in captioner.trained_on:
-        store = FeatureStore(captioner.trained_on["store"])
+        reads = captioner.features.removeprefix("images/")
+        store = open_store(config.data, captioner.encoder_identity.name, "image" if reads == "embedding" else reads)
+    elif learned_from is not None:
+        store = FeatureStore(learned_from)
     else:
         raise InputError(f"{config.ckpt} does not say what it was trained on: name the images, e.g. data=coco")
     require_match(store, captioner)
     split = store.split(config.split)
+    # What the metrics need is loaded first: writing captions takes long.
+    encoder = captioner.encoder() if "CLIPScore" in config.metrics else None
+    language_model = _language_model(config) or captioner.language_model
     options = {name: value for name, value in config.decode.items() if name != "method"}
-    written = captioner.caption(split.embeddings[:], config.decode.method, config.batch_size, progress=True, **options)
-    evaluation = evaluate_split(
-        config, store, dict(zip(split.ids, written, strict=True)), captioner.encoder, captioner.language_model
-    )
+    features = split.feature(captioner.features)[:]
+    with name_rows(split.ids):
+        written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
+    captions = dict(zip(split.ids, written, strict=True))
+    evaluation = evaluate_split(config, store, captions, encoder, language_model, learned_from)
     if (store.image_root / ANNOTATIONS).exists():
         scenes = read_scenes(store.image_root)
         accuracy = attribute_accuracy(written, [scenes[int(image_id)] for image_id in split.ids])
         evaluation.extra["right attributes"] = accuracy
-    ckpt = Path(config.ckpt).resolve()
-    folder = ckpt.parent.parent / "eval" if ckpt.parent.name == "checkpoints" else Path("runs/eval") / ckpt.stem
-    title = f"{store.path.name} {config.split} {config.decode.method}".replace(" ", "-")
-    return evaluation, folder / title, title
+    return evaluation, *_folder_and_title(config, store)
 
 
 def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Score captions made elsewhere, against a file of references or a split of a data set."""
     file = Path(config.captions)
     captions = read_captions(file)
+    language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
-        evaluation = evaluate_split(config, store, captions, lambda: load_encoder(store.encoder.name, _device(config)))
+        encoder = load_encoder(store.encoder.name, _device(config)) if "CLIPScore" in config.metrics else None
+        if encoder is not None:
+            store.require_encoder(encoder.identity)
+        evaluation = evaluate_split(config, store, captions, encoder, language_model)
     else:
-        references = read_references(config.references or file)
-        evaluation = evaluate(captions, references, config.metrics, language_model=_language_model(config))
-    return evaluation, Path("runs/eval") / file.stem, file.name
+        references = read_references(config.references or file, config.split)
+        evaluation = evaluate(captions, references, config.metrics, language_model=language_model)
+        if "diversity" in config.metrics:
+            evaluation.notes.append("Novel is missing: what the captioner learned from is not known; name it by data=")
+    return evaluation, _below_runs(file), file.name
 
 
 def evaluate_split(
     config: DictConfig,
     store: FeatureStore,
     captions: dict[int | str, str],
-    encoder: Callable[[], Encoder],
-    language_model: LanguageModel | None = None,
+    encoder: Encoder | None,
+    language_model: LanguageModel | None,
+    learned_from: str | None = None,
 ) -> Evaluation:
-    """Score captions of a split of a store; its encoder is loaded if a metric needs it."""
+    """Score captions of a split of a store, whose captioner learned from the store at `learned_from`."""
     split = store.split(config.split)
-    has_domains = any(split.domains)
-    return evaluate(
+    training_captions, notes = _training_captions(config, store, learned_from)
+    evaluation = evaluate(
         captions,
         split.references(),
         config.metrics,
         files=dict(zip(split.ids, split.files, strict=True)),
-        domains=dict(zip(split.ids, split.domains, strict=True)) if has_domains else None,
-        encoder=encoder() if "CLIPScore" in config.metrics else None,
-        embeddings=torch.from_numpy(split.embeddings[:]) if "CLIPScore" in config.metrics else None,
-        language_model=_language_model(config) or language_model,
-        training_captions=store.split("train").captions[:]
-        if "diversity" in config.metrics and "train" in store.splits
-        else None,
+        domains=dict(zip(split.ids, split.domains, strict=True)) if any(split.domains) else None,
+        encoder=encoder,
+        embeddings=torch.from_numpy(split.embeddings[:]) if encoder is not None else None,
+        language_model=language_model,
+        training_captions=training_captions,
     )
+    evaluation.notes += notes
+    return evaluation
+
+
+def _training_captions(
+    config: DictConfig, store: FeatureStore, learned_from: str | None
+) -> tuple[list[str] | None, list[str]]:
+    """Those that diversity tells new captions from, and what is to be said of them."""
+    if "diversity" not in config.metrics:
+        return None, []
+    notes = []
+    try:
+        if learned_from is not None:
+            store = FeatureStore(learned_from)
+        else:
+            notes.append(f"Novel: not in the split 'train' of {store.location}; what was learned from is not known")
+        return store.split("train").captions[:], notes
+    except InputError as error:
+        return None, [f"Novel is missing: {error}"]
+
+
+def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, str]:
+    """Where the results for a checkpoint go: each checkpoint, split and way of decoding has a folder of its own."""
+    ckpt, hydra = Path(config.ckpt), HydraConfig.get()
+    of_run = ckpt.resolve().parent.name == "checkpoints"
+    decoding = [override.lstrip("+") for override in hydra.overrides.task if override.lstrip("+").startswith("decode.")]
+    words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
+    words += [override.removeprefix("decode.") for override in decoding]
+    if of_run and ckpt.stem != "best":
+        words.append(ckpt.stem)
+    title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
+    return (ckpt.resolve().parent.parent / "eval" if of_run else _below_runs(ckpt)) / title, title
+
+
+def _below_runs(path: Path) -> Path:
+    """`runs/eval/`, and below it the path, so that files of one name in two folders do not share their results."""
+    parts = (path if path.is_dir() else path.with_suffix("")).parts
+    return Path("runs/eval", *(part for part in parts if part not in (path.anchor, "..")))
+
+
+def _names(config: DictConfig, option: str) -> list[str]:
+    """The list of names that an option holds; one alone may come without brackets."""
+    given = config[option]
+    if not isinstance(given, ListConfig | str):
+        raise InputError(f"{option}={given} is no list of names: give {option}=[A,B]")
+    return [given] if isinstance(given, str) else [str(name) for name in given]
 
 
 def _language_model(config: DictConfig) -> LanguageModel | None:

@@ -22,7 +22,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import no_space
 
 
-def run(main: Callable[[DictConfig], None], config_name: str) -> None:
+def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `main` with the result.
 
     A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as
@@ -32,11 +32,11 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
     conf = Path(__file__).resolve().parent / "conf"
 
     @functools.wraps(main)
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         with _mistakes_in_one_line():  # here too, because Hydra adds lines of its own to what leaves a task
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
-            main(config)
+            return main(config)
 
     with _mistakes_in_one_line():
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()

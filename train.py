@@ -1,7 +1,10 @@
 """Train a captioner: `python train.py [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
 import csv
+import os
+import sys
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,58 +13,149 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data_prep.embed import open_store
 from launch import run
-from prefixcap.captioner import Captioner, read_checkpoint
+from prefixcap.callbacks import FiniteLoss, RandomState, Stopped, WholeCheckpoints, best_and_last, out_of_memory
+from prefixcap.captioner import Captioner
+from prefixcap.checkpoints import load, read_checkpoint
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
+from prefixcap.finders import find_batch_size, find_learning_rate
 from prefixcap.language import load_language_model
+from prefixcap.lora import Lora
+from prefixcap.rewards import CiderReward, ClipReward, Reward
+from prefixcap.self_critical import SelfCriticalTraining
 from prefixcap.store import FeatureStore
-from prefixcap.training import CaptionTraining, best_and_last, trainable_parameters
+from prefixcap.training import CaptionTraining, trainable_parameters
+
+say = rank_zero_only(print)  # of several processes the first speaks
 
 
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float | None:
+    """The best val_cider, which a sweep may maximise; None where something was to be found instead of trained."""
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
     if config.ckpt:
-        config = resumed(Path(config.ckpt), HydraConfig.get().overrides.task)
+        config = resumed(config, Path(config.ckpt), HydraConfig.get().overrides.task)
+    elif last.exists() and "SLURM_RESTART_COUNT" in os.environ:
+        config = resumed(config, last, [f"ckpt={last}"])
+    elif last.exists():
+        raise InputError(f"{config.run_dir} holds a run: go on with it by ckpt={last}, or give another run_dir")
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
 
-    store = open_store(config.data, config.encoder.name)
+    store = open_store(config.data, config.encoder.name, config.model.mapper.get("features", "image"))
     require_encoder_name(store, config.encoder.name)
+    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     captioner = Captioner(
-        load_language_model(config.lm.name, config.model.lm_tuning),
+        load_language_model(tuning=config.model.lm_tuning, lora=Lora(**lm.pop("lora", {})), **lm),
         store.encoder,
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
     )
-    data = CaptionData(store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed)
-    training = CaptionTraining(
-        captioner,
-        data.val_split,
-        **config.optimizer,
-        max_tokens=config.val_max_tokens,
-        samples=run_dir / "samples",
+    if config.start and not config.ckpt:
+        captioner.load_own_weights(load(config.start).own_weights(), config.start)
+    if config.compile:
+        captioner.language_model.compile_training(config.compile)
+    data = CaptionData(
+        store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
+        config.data.group_captions, config.data.keep_tokens,
+    )  # fmt: skip
+    training = objective(
+        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples"
     )
-    best, last = best_and_last(run_dir / "checkpoints")
+    best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=[best, last, LearningRateMonitor("step")],
+        callbacks=[
+            best,
+            last_checkpoint,
+            RandomState(),
+            FiniteLoss(config.nonfinite_loss),
+            LearningRateMonitor("step"),
+            *instantiate(config.callbacks).values(),
+        ],
+        plugins=[WholeCheckpoints()],
         logger=[keep_metrics(logger) for logger in instantiate(config.logger).values()],
         default_root_dir=str(run_dir),
     )
-    write_text_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if trainer.is_global_zero:
+        write_text_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
+    if config.find:
+        say(found(config.find, trainer, training, data, run_dir))
+        return None
     trained, frozen = trainable_parameters(captioner)
-    print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
-    trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)
+    say(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
+    try:
+        trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)
+    except Stopped as stopped:
+        told = f"{stopped.signal.name} stopped training after step {stopped.step}"
+        say(f"{told}: go on with python train.py ckpt={stopped.checkpoint}", file=sys.stderr)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(less_memory(config, error)) from error
 
-    print(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
-    print(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopped_epoch:
+        say(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
+    say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
+    say(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
+    return float(cast(Tensor, best.best_model_score))
+
+
+def found(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
+    """A learning rate or a batch size to train with, as the option that says so."""
+    if what == "learning_rate":
+        table = run_dir / "lr_find.csv"
+        rate = find_learning_rate(trainer, training, data, table)
+        return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has it at each rate"
+    if what == "batch_size":
+        return f"batch_size={find_batch_size(trainer, training, data)}   # what fits, less 5%"
+    raise InputError(f"find is learning_rate or batch_size, not {what!r}")
+
+
+def less_memory(config: DictConfig, error: BaseException) -> str:
+    """What to change after memory ran out: what costs nothing, or least, first."""
+    knobs = []
+    if config.trainer.precision == "32-true":
+        knobs.append("trainer.precision=bf16-mixed")
+    if not config.data.group_captions:
+        knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
+    if config.batch_size > 1:
+        half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)
+        knobs.append(f"batch_size={half} (it is {config.batch_size}) with trainer.accumulate_grad_batches={steps}")
+    if not config.lm.gradient_checkpointing:
+        knobs.append("lm.gradient_checkpointing=true")
+    reason = str(error).partition("\n")[0][:200]
+    return f"out of memory ({reason}): try {', or '.join(knobs) or 'a smaller lm.name'}"
+
+
+def objective(config: DictConfig, captioner: Captioner, data: CaptionData, **options: Any) -> CaptionTraining:
+    """What the captioner is trained by: cross-entropy, or a reward of the captions that it writes."""
+    if config.model.objective == "cross_entropy":
+        return CaptionTraining(captioner, data.val_split, **options)
+    if config.model.objective != "scst":
+        raise InputError(f"unknown model.objective '{config.model.objective}': choose cross_entropy or scst")
+    scst = cast(dict[str, Any], OmegaConf.to_container(config.scst))
+    name = scst.pop("reward")
+    if name not in ("cider", "clip"):
+        raise InputError(f"unknown scst.reward '{name}': choose cider or clip")
+    reward: Reward
+    if name == "cider":
+        reward = CiderReward(list(data.train_split.references().values()))
+    else:
+        reward = ClipReward(captioner.encoder())
+    return SelfCriticalTraining(captioner, data.val_split, reward, **scst, **options)
 
 
 def require_encoder_name(store: FeatureStore, name: str) -> None:
@@ -73,20 +167,30 @@ def require_encoder_name(store: FeatureStore, name: str) -> None:
         )
 
 
-def resumed(checkpoint: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values."""
+def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
+
+    Where these turn cross-entropy into self-critical training, it is that of a new run, which starts from its weights.
+    """
     read_checkpoint(checkpoint)
     run_dir = checkpoint.resolve().parent.parent
     if not (run_dir / "config.yaml").is_file():
         raise InputError(
             f"{checkpoint} lies in no run's folder ({run_dir} has no config.yaml): resume where it was written"
         )
-    config = OmegaConf.load(run_dir / "config.yaml")
     for override in overrides:
         key = override.partition("=")[0]
         if key in HydraConfig.get().runtime.choices:
             raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
-    config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)), {"run_dir": str(run_dir)})
+    before = OmegaConf.load(run_dir / "config.yaml")
+    for option in composed:  # those that have come since
+        before.setdefault(option, composed[option])
+    changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+    config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
+    if config.model.objective != before.model.objective:
+        new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        loggers = {name: {"save_dir": new} for name, logger in before.logger.items() if "save_dir" in logger}
+        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint), "logger": loggers})
     return cast(DictConfig, config)
 
 

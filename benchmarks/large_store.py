@@ -99,15 +99,16 @@ def first_batch(store: Path) -> None:
     captioner = Captioner(load_language_model("demo"), ENCODER, {"name": "mlp", "prefix_length": 4})
     before = memory("RssAnon"), memory("VmHWM")
     start = time.perf_counter()
-    data = CaptionData(store, captioner, batch_size=256)
+    data = CaptionData(store, captioner, batch_size=256, keep_tokens=False)
     batch = next(iter(data.train_dataloader()))
     took = time.perf_counter() - start
     assert batch.embeddings.shape == (256, ENCODER.dim)
     images = len(data.train_split.embeddings) + len(data.val_split.embeddings)
     captions = len(data.train_split.captions) + len(data.val_split.captions)
+    rows = batch.image_rows
     print(
         f"{images:>11,} images, {captions:>11,} captions: first batch of 256 after {took:5.2f} s, from rows up to "
-        f"{max(batch.rows) - min(batch.rows):,} apart; memory {(memory('RssAnon') - before[0]) / 1e6:,.0f} MB, "
+        f"{max(rows) - min(rows):,} apart; memory {(memory('RssAnon') - before[0]) / 1e6:,.0f} MB, "
         f"{(memory('VmHWM') - before[1]) / 1e6:,.0f} MB with mapped pages"
     )
 

@@ -10,13 +10,13 @@ import datetime
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from data_prep.embedding import EmbedReport, embed
@@ -69,21 +69,33 @@ def make_store(
     return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
 
 
-def open_store(data: DictConfig, encoder_name: str) -> FeatureStore:
+def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> FeatureStore:
     """The feature store of a configured data set, a folder or a URL; the small world's is made if it is not there.
+
+    Args:
+        data: with `name` and `store`.
+        encoder_name: as `load_encoder` takes it.
+        reads: the feature that is needed: a store with more than "image" has its name in the folder's.
 
     Raises:
         InputError: there is no such store, or it is not finished; the message names the command that makes it.
     """
     if data.store is not None and is_remote(data.store):
         return FeatureStore(data.store)
+    features = ["image"] if reads == "image" else ["image", reads]
     path = store_path(data.name, data.store, encoder_name)
+    if data.store is None and reads != "image":
+        path = path.with_name(f"{path.name}-{reads}")
     if not path.exists() and data.name == "demo":
-        _print_summary(path, make_store(data, encoder_name))
+        there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
+        _print_summary(path, make_store(there, encoder_name, features=features))
     if not path.exists():
+        command = f"python -m data_prep.embed data={data.name} encoder.name={encoder_name}"
+        if reads != "image":
+            command += f" data.store={path} 'features=[{','.join(features)}]'"
         raise InputError(
-            f"there is no feature store {path}: make it with `python -m data_prep.embed data={data.name} "
-            f"encoder.name={encoder_name}` and the same data.* options, or name one with data.store=…"
+            f"there is no feature store {path}: make it with `{command}` and the same data.* options, or name one with "
+            "data.store=…"
         )
     return FeatureStore(path)
 

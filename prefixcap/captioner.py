@@ -14,17 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
-from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
-from prefixcap.errors import InputError
+from prefixcap.encoders import Encoder, EncoderIdentity, encode_feature, load_encoder
+from prefixcap.errors import InputError, RowsError
 from prefixcap.files import write_text_whole, write_whole
 from prefixcap.images import open_image
 from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
+from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
-from prefixcap.published import is_published, read_published, require_shapes
+from prefixcap.published import require_shapes
 
 FORMAT_VERSION = 1
-IGNORE = -100  # fills token batches where a caption has ended; no token has this id
 
 Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
 
@@ -35,9 +36,14 @@ class Captioner(nn.Module):
     Args:
         language_model: writes the captions.
         encoder: whose embeddings the mapper reads.
-        mapper: `{"name": "mlp" | "transformer", "prefix_length": …, …}`, see `prefixcap.mappers`.
+        mapper: `{"name": "mlp" | "transformer" | "query", "prefix_length": …, …}`, see `prefixcap.mappers`.
         normalize_embeddings: scale each embedding to length one before it is mapped.
         trained_on: what the captioner was trained on, kept for whoever loads it (plain JSON values).
+
+    Attributes:
+        features: what it reads of an image, by its name in a feature store: "images/embedding", "images/patches" or
+            "images/regions".
+        prefix_length: vectors that the mapper makes of an image.
     """
 
     def __init__(
@@ -51,6 +57,8 @@ class Captioner(nn.Module):
         super().__init__()
         self.mapper_options = dict(mapper)
         self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
+        self.features = f"images/{self.mapper.features}"
+        self.prefix_length: int = self.mapper.prefix_length
         self.language_model = language_model
         self.encoder_identity = encoder
         self.normalize_embeddings = normalize_embeddings
@@ -65,13 +73,17 @@ class Captioner(nn.Module):
     def prefix(self, embeddings: Tensor) -> Tensor:
         """(batch, dim) embeddings as the encoder gave them -> (batch, prefix_length, lm_dim).
 
+        A captioner that reads patches or regions, see `features`, takes (batch, patches, dim) of these.
+
         Raises:
-            InputError: the embeddings are of another width than the mapper reads.
+            InputError: the embeddings are of another shape than the mapper reads.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.encoder_identity.dim:
+        reads, dim = self.mapper.features, self.encoder_identity.dim
+        places, command = ("", "") if reads == "embedding" else (f"{reads}, ", f" and features=[image,{reads}]")
+        if embeddings.ndim != (3 if places else 2) or embeddings.shape[-1] != dim:
             raise InputError(
-                f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, "
-                f"{self.encoder_identity.dim}): embed the images with {self.encoder_identity.name}"
+                f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, {places}{dim}): "
+                f"embed the images with {self.encoder_identity.name}{command}"
             )
         embeddings = embeddings.to(self.device, torch.float32)
         if self.normalize_embeddings:
@@ -79,22 +91,27 @@ class Captioner(nn.Module):
         prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
         return prefix
 
-    def token_losses(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
-        """Cross-entropy of every caption token given the prefix and the tokens before it (equation 5).
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy of all caption tokens given their image's prefix and the tokens before them (equation 5).
 
         Args:
-            embeddings: (batch, dim), one for each caption.
-            tokens: (batch, length) token ids, each caption with its end token and then filled with `IGNORE`.
+            batch: images and captions, see `prefixcap.batches`.
+            weights: (targets,) float32, of each token; None: all 1.
 
         Returns:
-            (batch, length) float32 losses in nats, 0 where `tokens` is `IGNORE`.
+            The sum over tokens, each times its weight, in nats.
         """
-        prefix = self.prefix(embeddings)
-        words = self.language_model.embed(tokens[:, :-1].clamp(min=0))
-        # Nothing attends to what fills a row: it comes after the caption, and the language model looks back only.
-        logits = self.language_model(torch.cat((prefix.to(words.dtype), words), dim=1), last=tokens.shape[1])
-        losses = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=IGNORE, reduction="none")
-        return losses.view_as(tokens)
+        head = self.language_model.head
+        return token_cross_entropy(self.states(batch), head.weight, head.bias, batch.targets, weights)
+
+    def states(self, batch: Batch) -> Tensor:
+        """(targets, width) last hidden states of the language model, from which each token of a batch is predicted."""
+        words = self.language_model.embed(batch.words)
+        reads = torch.cat((self.prefix(batch.embeddings).to(words.dtype).flatten(0, 1), words))
+        rows, length = batch.images.shape
+        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.places, reads)
+        hidden = self.language_model.hidden_states(embeddings.view(rows, length, -1), batch.positions, batch.visible())
+        return hidden.flatten(0, 1).index_select(0, batch.sources)
 
     def caption(
         self,
@@ -138,7 +155,7 @@ class Captioner(nn.Module):
 
         Args:
             images: paths or PIL images, which the captioner's own encoder embeds (it is loaded when first needed),
-                or (batch, dim) embeddings as that encoder gives them.
+                or (batch, dim) embeddings as that encoder gives them, see `prefix`.
             count: how many for each image.
             decode: name of a decoder, see `prefixcap.decoding`.
             batch_size: images that are captioned together.
@@ -149,11 +166,20 @@ class Captioner(nn.Module):
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
-            InputError: an image cannot be read, the embeddings are of another width, the encoder cannot be loaded or
-                has other weights than the one trained with, or the decoder or an option of it does not exist.
+            InputError: an image cannot be read, the embeddings are of another width, NaN or infinite, the encoder
+                cannot be loaded or has other weights than the one trained with, or the decoder or an option of it does
+                not exist.
         """
         if isinstance(images, str | Path | Image.Image):
             raise InputError("captions are written for a list of images: give [image]")
+        if isinstance(images, Tensor | np.ndarray):
+            wrong = [row for row, values in enumerate(images) if not torch.as_tensor(values).isfinite().all()]
+            if wrong:
+                raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
+        if by_similarity and self.features != "images/embedding":
+            raise InputError(
+                f"rerank compares captions with the image's embedding, not with {self.features}: leave it out"
+            )
         if seed is not None:
             if decode != "nucleus":
                 raise InputError(f"seed is for decoders that draw at random, and '{decode}' does not: leave it out")
@@ -194,14 +220,14 @@ class Captioner(nn.Module):
         return ordered
 
     def _embed(self, images: Images) -> Tensor:
-        """(batch, dim) embeddings of images; embeddings stay as they are."""
+        """What `prefix` reads of images; embeddings stay as they are."""
         if isinstance(images, Tensor):
             return images
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images)
         encoder = self.encoder()
         opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-        return encoder.encode_images(torch.stack([encoder.preprocess(image) for image in opened]))
+        return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), self.features)
 
     def encoder(self) -> Encoder:
         """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.
@@ -255,12 +281,11 @@ class Captioner(nn.Module):
         )
 
     def own_weights(self) -> dict[str, Tensor]:
-        """The weights that a checkpoint holds: all but those of a frozen language model, which has them already."""
-        frozen = self.language_model.tuning == "frozen"
+        """The weights that a checkpoint holds: all but those that the language model's name stands for."""
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if not (frozen and name.startswith("language_model."))
+            if not name.startswith("language_model.") or self.language_model.is_own_weight(name)
         }
 
     def load_own_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
@@ -276,18 +301,17 @@ class Captioner(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the captioner as safetensors and JSON: `config.json`, `mapper.safetensors`, and a tuned language model
-        in `language_model/`, where transformers itself can load it. A frozen one is only named.
+        in `language_model/`, where transformers itself can load it, with adapters merged. A frozen one is only named.
 
         Raises:
-            InputError: the folder cannot be written to, or the disk is full.
+            InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
         description = self.describe()
-        if description["language_model"].pop("files", None):
-            self.language_model.model.save_pretrained(folder / "language_model")
-            self.language_model.tokenizer.save_pretrained(folder / "language_model")
+        if self.language_model.tuning != "frozen":
+            description["language_model"] = self.language_model.save_pretrained(folder / "language_model")
         with write_whole(folder / "mapper.safetensors") as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self.mapper.state_dict().items()}, temporary)
         write_text_whole(folder / "config.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
@@ -313,79 +337,11 @@ class Captioner(nn.Module):
             ) from error
         language_model = None
         if lm["tuning"] != "frozen":
-            language_model = load_language_model(str(folder / "language_model"), lm["tuning"])
+            dtype = lm.get("dtype", "float32")  # an older folder does not say
+            language_model = load_language_model(str(folder / "language_model"), lm["tuning"], dtype)
             language_model.name = lm["name"]
         captioner = cls.build(description, language_model)
         mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
         tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
         captioner.load_own_weights(mapper_weights | tuned_weights, folder / "mapper.safetensors")
         return captioner
-
-
-def load(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    tokenizer: str | None = None,
-    normalize_embeddings: bool | None = None,
-) -> Captioner:
-    """Load a captioner, in eval mode, ready to caption.
-
-    Args:
-        path: a checkpoint (`….ckpt`) that training wrote, a folder that `save_pretrained` wrote, or weights (`….pt`)
-            that the authors of ClipCap published. Pickled code in a file is never run.
-        device: where to put it.
-        tokenizer: only for published weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
-        normalize_embeddings: only for published weights: whether to scale embeddings to length one; None: as their
-            authors do, yes for the transformer and no for the MLP.
-
-    Raises:
-        InputError: there is no such file, it is no captioner's, its language model or tokenizer cannot be found, or it
-            does not take an argument.
-
-    Example:
-        >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
-        >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
-    """
-    path = Path(path)
-    content: Any = None if path.is_dir() else _read(path)
-    if is_published(content):
-        parts = read_published(content, path, tokenizer or "gpt2", normalize_embeddings)
-        captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
-        captioner.load_own_weights(parts.weights, path)
-    elif tokenizer is not None or normalize_embeddings is not None:
-        given = "normalize_embeddings" if tokenizer is None else "tokenizer"
-        raise InputError(f"{path} says by itself what it needs, as no file that ClipCap published: leave out {given}")
-    elif path.is_dir():
-        captioner = Captioner.from_pretrained(path)
-    else:
-        checkpoint = _require_checkpoint(content, path)
-        captioner = Captioner.build(checkpoint["prefixcap"])
-        weights = {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        captioner.load_own_weights(weights, path)
-    return captioner.to(device).eval()
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a training checkpoint holds, on the CPU, without running pickled code.
-
-    Raises:
-        InputError: there is no such file, or it is not a checkpoint of a captioner.
-    """
-    return _require_checkpoint(_read(path), path)
-
-
-def _read(path: Path) -> Any:
-    """What torch saved to a file, on the CPU, without running pickled code."""
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
-
-
-def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or "prefixcap" not in content or "state_dict" not in content:
-        raise InputError(f"{path} is not a checkpoint of prefixcap: give one that train.py wrote")
-    return content

@@ -43,7 +43,7 @@ def main() -> None:
 
 def print_captions(given: argparse.Namespace) -> None:
     """Print `image<tab>caption` for each caption. Raises InputError as `prefixcap.load` and `Captioner.candidates`."""
-    from prefixcap.captioner import load  # slow to import: --help should not wait for it
+    from prefixcap.checkpoints import load  # slow to import: --help should not wait for it
 
     captioner = load(given.ckpt, tokenizer=given.tokenizer)
     found = captioner.candidates(

@@ -37,7 +37,10 @@ class Comparison:
         rows = {"A": first, "B": second, "A - B": self.difference, "p-value": self.p_values}
         described = Table("comparison", rows, {"A - B": self.intervals})
         names = [f"{letter}: {name}" for letter, name in zip("AB", self.names, strict=True)]
-        notes = ["±: half of a 95% confidence interval; p-value: two-sided; both by paired bootstrap over images"]
+        notes = [
+            "±: half of a 95% confidence interval; p-value: two-sided; both by paired bootstrap over images",
+            "diversity and perplexity, which no image has by itself, are not compared",
+        ]
         return "\n".join([*names, table(described.rows, described.intervals), *notes])
 
 
@@ -53,15 +56,18 @@ def compare(first: Path, second: Path) -> Comparison:
     """
     a, b = _read(first), _read(second)
     images, others = (json.loads(str(statistics.pop("images"))) for statistics in (a, b))
-    if odd := [image for image in [*images, *others] if (image in images) != (image in others)]:
+    rows = {image: row for row, image in enumerate(others)}
+    of_first = set(images)
+    if odd := [image for image in images if image not in rows] + [image for image in others if image not in of_first]:
         raise InputError(
             f"{first} and {second} evaluate different images, {odd[0]!r} for one ({len(odd)} in all): compare captions "
             "of the same images"
         )
-    if images != others or str(a.pop("references")) != str(b.pop("references")):
+    if str(a.pop("references")) != str(b.pop("references")):
         raise InputError(f"{first} and {second} have different references: evaluate both with the same references")
     if not (metrics := [metric for metric in a if metric in b]):
         raise InputError(f"{first} and {second} have no metric in common: evaluate both with the same metrics")
+    b = {metric: b[metric][[rows[image] for image in images]] for metric in metrics}
     scores: tuple[dict[str, float], dict[str, float]] = ({}, {})
     difference: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}

@@ -1,77 +1,57 @@
-"""Batches of embeddings and caption tokens from a feature store."""
+"""Batches of features and caption tokens from a feature store."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from prefixcap.captioner import IGNORE, Captioner
+from prefixcap.batches import Batch, pack
+from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
-from prefixcap.language import tokenize_captions
 from prefixcap.shuffle import ShuffledSampler
 from prefixcap.store import FeatureStore, StoreSplit
-
-
-@dataclass
-class Batch:
-    """Images and captions of them.
-
-    Attributes:
-        embeddings: (images, dim) as the encoder gave them.
-        tokens: (captions, length) token ids with the end token, filled with `IGNORE`.
-        image_of_caption: (captions,) row of each caption's image in `embeddings`.
-        rows: row of each image in its split.
-    """
-
-    embeddings: Tensor
-    tokens: Tensor
-    image_of_caption: Tensor
-    rows: list[int]
+from prefixcap.tokens import CaptionTokens
 
 
 class CaptionDataset(Dataset[Batch]):
     """One split, from which whole batches are drawn: of captions, each with its image, or of images with all theirs.
 
     Args:
-        split: embeddings and captions.
-        tokenize: captions -> the token ids of each.
+        split: features and captions.
+        features: which of the images' features the mapper reads.
+        tokens: of the captions.
+        prefix_length: vectors that the mapper makes of an image.
         by_image: whether an item is an image.
     """
 
-    def __init__(self, split: StoreSplit, tokenize: Callable[[list[str]], list[list[int]]], by_image: bool) -> None:
-        self.split, self.tokenize = split, tokenize
-        self.captions_of: list[list[int]] | None = None
+    def __init__(
+        self, split: StoreSplit, features: str, tokens: CaptionTokens, prefix_length: int, by_image: bool
+    ) -> None:
+        self.split, self.features = split, split.feature(features)
+        self.tokens, self.prefix_length = tokens, prefix_length
+        self.ends: NDArray[np.int64] | None = None
         if by_image:
-            self.captions_of = [[] for _ in split.ids]
-            for caption, image in enumerate(split.caption_images[:].tolist()):
-                self.captions_of[image].append(caption)
+            self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(self.features)))
 
     def __len__(self) -> int:
-        return len(self.split.captions if self.captions_of is None else self.captions_of)
+        return len(self.split.captions if self.ends is None else self.ends)
 
     def __getitems__(self, items: list[int]) -> Batch:
-        """The batch of these items, padded to its own longest caption."""
-        if self.captions_of is None:
-            captions, images = np.array(items), self.split.caption_images[items]
-            image_of_caption = list(range(len(items)))
+        """The batch of these items."""
+        if self.ends is None:
+            captions = np.array(items)
+            images, owner = self.split.caption_images[captions], np.arange(len(items))
         else:
-            of = [self.captions_of[image] for image in items]
-            captions, images = np.array([c for found in of for c in found], np.int64), np.array(items)
-            image_of_caption = [place for place, found in enumerate(of) for _ in found]
-        tokens = [torch.tensor(row) for row in self.tokenize(self.split.captions[captions])]
-        return Batch(
-            embeddings=torch.from_numpy(self.split.embeddings[images]).float(),
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=IGNORE),
-            image_of_caption=torch.tensor(image_of_caption),
-            rows=images.tolist(),
-        )
+            images = np.array(items)
+            counts = np.diff(self.ends, prepend=0)[images]
+            owner = np.repeat(np.arange(len(items)), counts)
+            captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
+        features = torch.from_numpy(self.features[images]).float()
+        return pack(features, self.tokens[captions], owner, self.prefix_length, captions.tolist(), images.tolist())
 
 
 class CaptionData(L.LightningDataModule):
@@ -84,13 +64,18 @@ class CaptionData(L.LightningDataModule):
         store: a store, its folder or its URL.
         captioner: whose encoder, tokenizer and context the batches must fit.
         batch_size: captions a training batch, images a validation batch.
-        num_workers: worker processes of each loader; 0 is quickest while a batch is small.
+        num_workers: processes that make batches beside the training; 0: it makes them itself. None: 2 where there is a
+            GPU to keep busy, else 0.
         max_caption_tokens: cut longer captions (the end token is kept); None never cuts.
         seed: of the order of training captions.
+        group_captions: draw images at random, each with all its captions, as many as have together about `batch_size`
+            captions: then a prefix is computed once for all captions of its image.
+        keep_tokens: tokenize all captions once, and keep the tokens beside the store; otherwise, as they are drawn.
 
     Raises:
-        InputError: the store is none, was made by another encoder, lacks the split "train" or "val", has embeddings
-            on another scale than the captioner reads, or a caption does not fit the language model's context.
+        InputError: the store is none, was made by another encoder, lacks the split "train" or "val" or the features
+            that the mapper reads, has embeddings on another scale than the captioner reads, or a caption does not fit
+            the language model's context.
     """
 
     def __init__(
@@ -98,43 +83,70 @@ class CaptionData(L.LightningDataModule):
         store: FeatureStore | str | Path,
         captioner: Captioner,
         batch_size: int = 40,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         max_caption_tokens: int | None = None,
         seed: int = 0,
+        group_captions: bool = False,
+        keep_tokens: bool = True,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
+        self.group_captions = group_captions
+        self.prefix_length, self.features = captioner.prefix_length, captioner.features
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
         require_match(opened, captioner)
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")
-        self.tokenize = CaptionTokenizer(captioner, max_caption_tokens)
         for split in (self.train_split, self.val_split):
             if not len(split.captions):
                 raise InputError(f"split '{split.name}' of {store} has no captions to train on")
-            self.tokenize.require_room(split)
+            split.feature(self.features)  # now, rather than when the first batch is drawn
+        folder = opened.path / "tokens" if keep_tokens else None
+        self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder)
+        self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Captions in random order; the last, smaller batch of an epoch is kept."""
-        dataset = CaptionDataset(self.train_split, self.tokenize, by_image=False)
-        return self._loader(dataset, ShuffledSampler(len(dataset), self.seed))
+        """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""
+        dataset: Dataset[Batch] = self._dataset(self.train_split, self.train_tokens, by_image=self.group_captions)
+        size = self.batch_size
+        if self.group_captions:
+            captioned = np.unique(self.train_split.caption_images[:])
+            size = max(1, round(size * len(captioned) / len(self.train_split.captions)))
+            dataset = Subset(dataset, captioned)  # type: ignore[arg-type]  # an array is indexed as a list is
+        taken = lambda: size * self._batches_taken()  # noqa: E731
+        return self._loader(dataset, size, ShuffledSampler(len(dataset), self.seed, taken))  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Images in the store's order."""
-        return self._loader(CaptionDataset(self.val_split, self.tokenize, by_image=True), None)
+        return self._loader(self._dataset(self.val_split, self.val_tokens, by_image=True), self.batch_size, None)
 
-    def _loader(self, dataset: CaptionDataset, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
-        return DataLoader(
+    def _batches_taken(self) -> int:
+        """Training batches of this epoch before a run was stopped, from where it now goes on."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
+
+    def _dataset(self, split: StoreSplit, tokens: CaptionTokens, by_image: bool) -> CaptionDataset:
+        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image)
+
+    def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
+        return _Loader(
             dataset,
-            self.batch_size,
+            size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # torch's own would be where dropout draws, too
         )
+
+
+class _Loader(DataLoader[Batch]):
+    """Begins when the first batch is asked for: only then do samplers know the epoch, and where in it to begin."""
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
 
 
 def require_match(store: FeatureStore, captioner: Captioner) -> None:
@@ -149,46 +161,6 @@ def require_match(store: FeatureStore, captioner: Captioner) -> None:
             f"the embeddings of {store.location} are scaled to length one, but the captioner does not scale those of "
             "its encoder: train one with model.normalize_embeddings=true"
         )
-
-
-class CaptionTokenizer:
-    """Token ids of captions, each with the end token, as a captioner's language model takes them.
-
-    Args:
-        captioner: whose tokenizer, and whose prefix and context decide how much room a caption has.
-        max_tokens: cut longer captions (the end token is kept); None never cuts.
-    """
-
-    def __init__(self, captioner: Captioner, max_tokens: int | None = None) -> None:
-        # Not the language model itself: this goes to worker processes.
-        self.tokenizer, self.max_tokens = captioner.language_model.tokenizer, max_tokens
-        self.name, context = captioner.language_model.name, captioner.language_model.context
-        self.prefix_length = captioner.mapper_options["prefix_length"]
-        self.room = None if context is None else context - self.prefix_length
-
-    def __call__(self, captions: list[str]) -> list[list[int]]:
-        most = self.max_tokens
-        tokens = tokenize_captions(self.tokenizer, captions)
-        return tokens if most is None else [[*row[: most - 1], row[-1]] if len(row) > most else row for row in tokens]
-
-    def require_room(self, split: StoreSplit) -> None:
-        """Check that every caption of a split fits the language model's context beside the prefix.
-
-        Raises:
-            InputError: one does not; its image is named.
-        """
-        if self.room is None:
-            return
-        # No caption has more tokens than bytes, but for the end token and one that some tokenizers put in front.
-        for caption in split.captions_longer_than(self.room - 2).tolist():
-            text = split.captions[caption]
-            length = len(self([text])[0])
-            if length > self.room:
-                raise InputError(
-                    f"caption {text[:40]!r}… of image {split.ids[split.caption_images[caption]]} "
-                    f"({split.name}) has {length} tokens; with a prefix of {self.prefix_length}, language model "
-                    f"'{self.name}' takes {self.room}: shorten it, or cut with max_caption_tokens={self.room}"
-                )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,4 +1,9 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+_MOST_NAMED = 10
 
 
 class InputError(ValueError):
@@ -6,3 +11,35 @@ class InputError(ValueError):
 
     The scripts print its message without a traceback and exit with status 2.
     """
+
+
+class RowsError(InputError):
+    """A mistake in some rows of what was given. Who knows which images they are says so, see `name_rows`.
+
+    Args:
+        what: is wrong, e.g. "captions".
+        rows: their numbers.
+        problem: of these rows, and what to do about it.
+    """
+
+    def __init__(self, what: str, rows: Sequence[int], problem: str) -> None:
+        super().__init__(f"{what}: {listed('row', rows)} {problem}")
+        self.what, self.rows, self.problem = what, rows, problem
+
+
+@contextmanager
+def name_rows(images: Iterable[int | str]) -> Iterator[None]:
+    """Within it, mistakes in rows are told with the ids of the images that the rows are of."""
+    try:
+        yield
+    except RowsError as error:
+        ids = list(images)
+        named = listed("image", [repr(ids[row]) for row in error.rows])
+        raise InputError(f"{error.what}: {named} {error.problem}") from error
+
+
+def listed(noun: str, names: Sequence[object]) -> str:
+    """`row 3`, or `rows 3, 7, …`: the first ten, and how many more there are."""
+    named = ", ".join(map(str, names[:_MOST_NAMED]))
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return f"{noun}{'' if len(names) == 1 else 's'} {named}{more}"

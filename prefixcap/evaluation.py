@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.files import write_text_whole, write_whole
-from prefixcap.metrics import SCORERS, Scores, score_captions, score_humans, score_parts
+from prefixcap.metrics import (
+    SCORERS,
+    ImageId,
+    Scores,
+    check_metrics,
+    over_folds,
+    score_captions,
+    score_humans,
+    score_parts,
+)
 from prefixcap.metrics.scorer import mean, mean_of
 from prefixcap.metrics.significance import Score, confidence_interval
 from prefixcap.report import CaptionedImage, Table, html_report, table
@@ -24,8 +33,6 @@ if TYPE_CHECKING:
 
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
-
-ImageId = int | str
 
 METRICS = (*SCORERS, "CLIPScore", "diversity", "perplexity")
 STATISTICS = "statistics.npz"
@@ -43,41 +50,50 @@ class Evaluation:
         domains: the scores of each domain alone, as nocaps has them, and "overall"; empty where there are none.
         extra: further figures, by name, e.g. the share of right attributes in the small world.
         files: where the images lie, as far as is known.
+        notes: what else is to be said of the figures, one line each.
     """
 
     captions: Mapping[ImageId, str]
     references: Mapping[ImageId, Sequence[str]]
     scores: Scores
     humans: Scores | None
-    domains: dict[str, dict[str, float]] = field(default_factory=dict)
+    domains: dict[str, Scores] = field(default_factory=dict)
     extra: dict[str, dict[str, float]] = field(default_factory=dict)
     files: Mapping[ImageId, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95% confidence interval of each score of the captions, by bootstrap over images."""
-        found: dict[str, tuple[float, float]] = {}
-        for metric, statistics in self.scores.statistics.items():
-            names, score = how_to_score(metric)
-            bounds = confidence_interval(score, statistics).tolist()
-            found |= {name: (low, high) for name, (low, high) in zip(names, bounds, strict=True)}
-        return found
+        return _intervals(self.scores)
+
+    @cached_property
+    def human_intervals(self) -> dict[str, tuple[float, float]]:
+        """Those of the humans' scores: all captions of an image are drawn together."""
+        return _intervals(self.humans) if self.humans is not None else {}
+
+    @cached_property
+    def domain_intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Those of each domain's scores."""
+        return {domain: _intervals(scores) for domain, scores in self.domains.items()}
 
     def tables(self) -> list[Table]:
         """The captions' scores beside the humans', and then the further figures."""
         rows = {"captions": self.scores.corpus}
         notes = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
-        if self.scores.empty:
-            notes.append(
-                f"{len(self.scores.empty)} captions have no word and score 0, that of {self.scores.empty[0]} first"
-            )
+        if empty := self.scores.empty:
+            have = "1 caption has" if len(empty) == 1 else f"{len(empty)} captions have"
+            notes.append(f"{have} no word: {listed('image', [repr(image_id) for image_id in empty])}")
         if self.humans is not None:
             rows |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
         if self.scores.corpus:
             notes.append("95% confidence intervals (±: half of one) by bootstrap over images")
-        first = Table("scores", rows, {"captions": self.intervals}, notes)
-        extra = [Table(name, {name: figures}) for name, figures in self.extra.items()]
-        return [first, *([Table("domains", self.domains)] if self.domains else []), *extra]
+        intervals = {"captions": self.intervals, "humans": self.human_intervals}
+        tables = [Table("scores", rows, intervals, [*notes, *self.notes])]
+        if self.domains:
+            domains = {domain: scores.corpus for domain, scores in self.domains.items()}
+            tables.append(Table("domains", domains, self.domain_intervals))
+        return tables + [Table(name, {name: figures}) for name, figures in self.extra.items()]
 
     def table(self) -> str:
         """The tables as text."""
@@ -92,14 +108,19 @@ class Evaluation:
         """
         metrics: dict[str, Any] = self.scores.corpus | {"intervals": self.intervals}
         if self.humans is not None:
-            metrics |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
+            humans: dict[str, Any] = self.humans.corpus | {"intervals": self.human_intervals}
+            metrics |= {"humans": humans, "captions / humans": self._of_humans()}
         if self.domains:
-            metrics["domains"] = self.domains
+            metrics["domains"] = {
+                domain: scores.corpus | {"intervals": self.domain_intervals[domain]}
+                for domain, scores in self.domains.items()
+            }
         results = [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions.items()]
         write_text_whole(folder / "captions.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         write_text_whole(folder / "per_image.csv", self._per_image())
         write_text_whole(folder / "report.html", html_report(title, self.tables(), self._images()))
-        references = [[image_id, list(texts)] for image_id, texts in self.references.items()]
+        # Sorted, so that neither the order of images nor that of their references makes them others.
+        references = sorted(json.dumps([image_id, sorted(texts)]) for image_id, texts in self.references.items())
         with write_whole(folder / STATISTICS) as temporary, temporary.open("wb") as file:
             described = {
                 "images": np.array(json.dumps(list(self.references))),
@@ -111,7 +132,8 @@ class Evaluation:
     def _of_humans(self) -> dict[str, float]:
         """Each score of the captions over that of people."""
         of_humans = self.humans.corpus if self.humans is not None else {}
-        return {name: self.scores.corpus[name] / score for name, score in of_humans.items() if score}
+        of_captions = self.scores.corpus
+        return {name: of_captions[name] / score for name, score in of_humans.items() if score and name in of_captions}
 
     def _per_image(self) -> str:
         text = io.StringIO()
@@ -161,8 +183,17 @@ def evaluate(
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`.
     """
-    if unknown := [metric for metric in metrics if metric not in METRICS]:
-        raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(METRICS)}")
+    # All that may be wrong is told before anything is computed that takes long.
+    check_metrics(metrics, METRICS)
+    if "CLIPScore" in metrics:
+        if encoder is None or embeddings is None:
+            raise InputError("CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data=…")
+        from prefixcap.metrics.clip_score import clip_scores_of_texts, require_directions
+
+        with name_rows(references):
+            require_directions(embeddings)
+    if "perplexity" in metrics and language_model is None:
+        raise InputError("perplexity needs a language model: name one with perplexity_lm=…, e.g. gpt2")
     of_references = [metric for metric in metrics if metric in SCORERS]
     parts: dict[str, list[ImageId]] = {}
     for image_id, domain in (domains or {}).items():
@@ -174,11 +205,7 @@ def evaluate(
         scores, of_parts = score_captions(captions, references, of_references), {}
     texts = [captions[image_id] for image_id in references]
     extra: dict[str, dict[str, float]] = {}
-    if "CLIPScore" in metrics:
-        if encoder is None or embeddings is None:
-            raise InputError("CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data=…")
-        from prefixcap.metrics.clip_score import clip_scores_of_texts
-
+    if encoder is not None and embeddings is not None and "CLIPScore" in metrics:
         of_texts = clip_scores_of_texts(encoder, embeddings, texts, list(references.values()))
         for name, values in of_texts.items():
             _add(scores, name, dict(zip(references, values.tolist(), strict=True)))
@@ -191,22 +218,29 @@ def evaluate(
         diversity = Diversity(training_captions)
         diversity.update(texts)
         extra["diversity"] = {name: float(value) for name, value in diversity.compute().items()}
-    if "perplexity" in metrics:
-        if language_model is None:
-            raise InputError("perplexity needs a language model: name one with perplexity_lm=…, e.g. gpt2")
+    if language_model is not None and "perplexity" in metrics:
         from prefixcap.metrics.perplexity import Perplexity
 
         perplexity = Perplexity(language_model)
-        perplexity.update(texts)
+        with name_rows(references):
+            perplexity.update(texts)
         extra["perplexity"] = {f"under {language_model.name}": float(perplexity.compute())}
     humans = score_humans(references, of_references)
-    of_domains = {domain: of_part.corpus for domain, of_part in of_parts.items()}
-    return Evaluation(captions, references, scores, humans, of_domains, extra, files or {})
+    return Evaluation(captions, references, scores, humans, of_parts, extra, files or {})
 
 
 def how_to_score(metric: str) -> tuple[Sequence[str], Score]:
     """The names of what a metric gives, and the function from sums of its statistics to that."""
     return (SCORERS[metric].scores, SCORERS[metric].score) if metric in SCORERS else ((metric,), mean)
+
+
+def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:
+    found: dict[str, tuple[float, float]] = {}
+    for metric, statistics in scores.statistics.items():
+        names, score = how_to_score(metric)
+        bounds = confidence_interval(over_folds(score) if statistics.ndim == 3 else score, statistics).tolist()
+        found |= {name: (low, high) for name, (low, high) in zip(names, bounds, strict=True)}
+    return found
 
 
 def _add(scores: Scores, name: str, of_images: dict[ImageId, float]) -> None:

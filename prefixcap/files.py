@@ -11,6 +11,16 @@ from typing import Any
 
 from prefixcap.errors import InputError
 
+_REASONS: dict[int | None, str] = {
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the disk can only be read",
+    errno.ENOTDIR: "a file stands where its folder belongs",
+    errno.EEXIST: "a file stands where its folder belongs",
+    errno.EISDIR: "a folder stands there",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
@@ -19,23 +29,25 @@ def write_whole(path: Path) -> Iterator[Path]:
     A reader therefore sees the old file or the new one, never a half of either.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written to; what stood at `path` before is untouched.
+        InputError: the disk is full, or the folder cannot be made or written to; what stood at `path` before is
+            untouched.
     """
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
-        if not no_space(error) and not isinstance(error, PermissionError):
+        reason = "no space left on the disk" if no_space(error) else _REASONS.get(error.errno)
+        if reason is None:
             raise
-        reason = "no space left on the disk" if no_space(error) else "no permission to write there"
         raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,12 +1,25 @@
 """How much of the machine this process may use; a job scheduler or a container often grants less than there is."""
 
+import math
 import os
 from pathlib import Path
 
 
 def processors() -> int:
     """How many processors."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    file = Path("/sys/fs/cgroup/cpu.max")
+    return min(granted, processors_of_quota(file.read_text() if file.is_file() else "max") or granted)
+
+
+def processors_of_quota(text: str) -> int | None:
+    """The processors that a control group's `cpu.max` grants, rounded up; None if it sets no limit.
+
+    The file holds two numbers, microseconds of all processors together and of the clock in which they may be used:
+    https://docs.kernel.org/admin-guide/cgroup-v2.html.
+    """
+    quota, _, period = text.partition(" ")
+    return math.ceil(int(quota) / int(period)) if quota.strip() != "max" else None
 
 
 def memory() -> int:

@@ -1,6 +1,6 @@
 """A random order of any number of items that takes no memory: a keyed permutation, computed where it is asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch.distributed
@@ -53,17 +53,20 @@ class ShuffledSampler(DistributedSampler[int]):
     Args:
         size: how many items there are.
         seed: of the order.
+        taken: asked whenever an epoch begins: how many items of its share of this epoch the process already had. They
+            are skipped; nothing is computed for them.
     """
 
-    def __init__(self, size: int, seed: int = 0) -> None:
+    def __init__(self, size: int, seed: int = 0, taken: Callable[[], int] = lambda: 0) -> None:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         processes = torch.distributed.get_world_size() if together else 1
         rank = torch.distributed.get_rank() if together else 0
         super().__init__(range(size), processes, rank, seed=seed)  # type: ignore[arg-type]
-        self.size = size
+        self.size, self.taken = size, taken
 
     def __iter__(self) -> Iterator[int]:
-        for start in range(self.rank, self.total_size, self.num_replicas * BLOCK):
+        first = self.rank + self.taken() * self.num_replicas
+        for start in range(first, self.total_size, self.num_replicas * BLOCK):
             stop = min(start + self.num_replicas * BLOCK, self.total_size)
             positions = np.arange(start, stop, self.num_replicas) % self.size
             yield from permuted(positions, self.size, (self.seed, self.epoch)).tolist()

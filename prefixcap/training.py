@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from prefixcap.captioner import IGNORE, Captioner
-from prefixcap.data import Batch
+from prefixcap.batches import Batch
+from prefixcap.captioner import Captioner
+from prefixcap.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
 from prefixcap.files import write_text_whole
 from prefixcap.metrics import cider
 from prefixcap.store import StoreSplit
@@ -56,64 +57,85 @@ class CaptionTraining(L.LightningModule):
         self.samples = samples
         self.val_loss = MeanMetric()
         self.val_captions: dict[int | str, str] = {}
+        self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        losses, count = self._losses(batch)
-        loss = losses.sum() / count
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.tokens))
+        total = self.captioner.loss(batch)
+        loss = self._a_token(total, batch)
+        mean = mean_of_processes(total.detach() / self._tokens[-1])
+        self.log("train_loss", mean, prog_bar=True, batch_size=len(batch.targets))
         return loss
 
+    def _a_token(self, total: Tensor, batch: Batch) -> Tensor:
+        """A sum over the caption tokens of a batch, divided so that gradients become those for each token of the step.
+
+        Processes' gradients are averaged, so it is divided by the mean of their tokens. Of batches that are accumulated
+        only the first is known yet: `on_before_optimizer_step` does the rest.
+        """
+        tokens = torch.full((), float(len(batch.targets)), device=self.device)
+        self._tokens.append(mean_of_processes(tokens))
+        return total / self._tokens[0]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            scale = batches * self._tokens[0] / sum(self._tokens)
+            for weight in self.captioner.parameters():
+                if weight.grad is not None:
+                    own_share(weight.grad).mul_(scale)
+        self._tokens = []
+
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        losses, count = self._losses(batch)
-        self.val_loss.update(losses.sum() / count, weight=count)
-        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=len(batch.tokens))
-        captions = self.captioner.caption(batch.embeddings, "greedy", len(batch.rows), max_tokens=self.max_tokens)
-        ids = [self.val_split.ids[row] for row in batch.rows]
+        # Lightning gives the first images again to some processes, if it cannot share them evenly.
+        own = torch.tensor(batch.image_rows) % self.trainer.world_size == self.global_rank
+        counted = own.to(self.device)[batch.images.flatten()[batch.sources]].float()  # (targets,)
+        count = counted.sum()
+        self.val_loss.update(self.captioner.loss(batch, counted) / count.clamp(min=1), weight=count)
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=len(batch.image_rows))
+        with whole(self.captioner):
+            captions = self.captioner.caption(
+                batch.embeddings, "greedy", len(batch.image_rows), max_tokens=self.max_tokens
+            )
+        ids = [self.val_split.ids[row] for row in batch.image_rows]
         self.val_captions |= dict(zip(ids, captions, strict=True))
 
     def on_validation_epoch_end(self) -> None:
+        found: dict[int | str, str] = {}
+        for of_process in gathered(self.val_captions):
+            found |= of_process
         references = self.val_split.references()
-        captioned = {image_id: references[image_id] for image_id in self.val_captions if references[image_id]}
-        score = cider({image_id: self.val_captions[image_id] for image_id in captioned}, captioned)
-        self.log("val_cider", score, prog_bar=True)
-        if self.samples is not None:
+        captioned = {image_id: captions for image_id, captions in references.items() if captions and image_id in found}
+        score = cider({image_id: found[image_id] for image_id in captioned}, captioned)
+        self.log("val_cider", score, prog_bar=True, sync_dist=True)
+        if self.samples is not None and self.trainer.is_global_zero:
             sample = [
-                {"image_id": image_id, "caption": self.val_captions[image_id], "references": captions}
+                {"image_id": image_id, "caption": found[image_id], "references": captions}
                 for image_id, captions in list(captioned.items())[:10]
             ]
             text = json.dumps(sample, indent=1, ensure_ascii=False)
             write_text_whole(self.samples / f"step-{self.global_step:07d}.json", text + "\n")
         self.val_captions = {}
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses of all caption tokens, and how many there are."""
-        embeddings = batch.embeddings[batch.image_of_caption]
-        return self.captioner.token_losses(embeddings, batch.tokens), (batch.tokens != IGNORE).sum()
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.captioner)
 
     def configure_optimizers(self) -> Any:
         trained = [weight for weight in self.captioner.parameters() if weight.requires_grad]
-        optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimizer._step_supports_amp_scaling = False  # or Lightning could not clip its gradients in mixed precision
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, self.warmup_steps, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["prefixcap"] = self.captioner.describe()
-        checkpoint["state_dict"] = {
-            f"captioner.{name}": weight for name, weight in self.captioner.own_weights().items()
-        }
+        own = {f"captioner.{name}" for name in self.captioner.own_weights()}
+        checkpoint["state_dict"] = {name: weight for name, weight in checkpoint["state_dict"].items() if name in own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        weights = {name.removeprefix("captioner."): weight for name, weight in checkpoint["state_dict"].items()}
-        self.captioner.load_own_weights(weights, "the checkpoint to resume from")
-
-
-def best_and_last(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Callbacks that keep `best.ckpt`, by CIDEr on the validation images, and `last.ckpt`, of the latest epoch."""
-    best = ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False)
-    # `save_last` would write only when there is a new best one.
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    return best, last
+        if "state_dict" in checkpoint:  # strategies that shard a model take it out, and load it by themselves
+            weights = {name.removeprefix("captioner."): weight for name, weight in checkpoint["state_dict"].items()}
+            self.captioner.load_own_weights(weights, "the checkpoint to resume from")
 
 
 def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:

@@ -69,3 +69,12 @@ def small_captioner(tuning: Tuning = "frozen", mapper: str = "transformer", seed
         {"clip_length": 3, "layers": 2} if mapper == "transformer" else {}
     )
     return Captioner(lm, IDENTITY, options)
+
+
+def plain_loss(captioner: Captioner, embedding: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """Negative log-probability of a caption's tokens, read alone after its own prefix, by transformers' own head."""
+    model = captioner.language_model.model
+    words = model.get_input_embeddings()(torch.tensor([tokens[:-1]], dtype=torch.long))
+    prefix = captioner.prefix(embedding.view(1, -1))
+    logits = model(inputs_embeds=torch.cat((prefix, words), dim=1)).logits[0, prefix.shape[1] - 1 :]
+    return -logits.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()

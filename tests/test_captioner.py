@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import prefixcap
-from prefixcap.captioner import IGNORE, Captioner
+from prefixcap.batches import pack
+from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from tests.conftest import small_captioner
@@ -36,23 +37,15 @@ def demo_captioner(tuning: str = "frozen") -> Captioner:
     ).eval()
 
 
-def test_loss_is_that_of_a_plain_loop() -> None:
-    captioner = small_captioner().eval()
-    embeddings = torch.randn(3, 16)
-    captions = [[5, 0, 0, 9], [0, 3], [8, 7, 6, 5, 4, 0]]  # token 0 is a token like any other
-    tokens = torch.full((3, 6), IGNORE)
-    for row, caption in enumerate(captions):
-        tokens[row, : len(caption)] = torch.tensor(caption)
-    losses = captioner.token_losses(embeddings, tokens)
-
-    model = captioner.language_model.model
-    for row, caption in enumerate(captions):
-        read = captioner.prefix(embeddings[row : row + 1])
-        for place, token in enumerate(caption):
-            logits = model(inputs_embeds=read).logits[0, -1]
-            torch.testing.assert_close(losses[row, place], -F.log_softmax(logits, -1)[token])
-            read = torch.cat((read, model.transformer.wte(torch.tensor([[token]]))), dim=1)
-        assert (losses[row, len(caption) :] == 0).all()
+@pytest.mark.parametrize("decode", ["greedy", "beam", "nucleus"])
+def test_embeddings_that_are_no_numbers_are_refused(decode: str) -> None:
+    captioner = small_captioner()
+    embeddings = torch.randn(5, 16)
+    embeddings[1, 3], embeddings[4, 0] = torch.nan, -torch.inf
+    for given in (embeddings, embeddings.numpy(), embeddings.half()):
+        with pytest.raises(InputError, match=r"^embeddings: rows 1, 4 NaN or infinite: embed again$"):
+            captioner.caption(given, decode, batch_size=2, max_tokens=3)
+    assert len(captioner.caption(embeddings[2:4], decode, max_tokens=3)) == 2
 
 
 def test_normalized_embeddings_make_scale_irrelevant() -> None:
@@ -66,7 +59,7 @@ def test_normalized_embeddings_make_scale_irrelevant() -> None:
 
 def test_a_frozen_language_model_takes_no_gradient_and_stays_in_eval_mode() -> None:
     captioner = small_captioner("frozen").train()
-    captioner.token_losses(torch.randn(2, 16), torch.tensor([[1, 2], [3, 4]])).sum().backward()
+    captioner.loss(pack(torch.randn(2, 16), [[1, 2], [3, 4]], [0, 1], 4)).backward()
     assert not captioner.language_model.model.training
     assert captioner.mapper.training
     assert all(weight.grad is None for weight in captioner.language_model.parameters())
@@ -76,7 +69,7 @@ def test_a_frozen_language_model_takes_no_gradient_and_stays_in_eval_mode() -> N
 
 def test_a_tuned_language_model_is_trained_and_saved() -> None:
     captioner = small_captioner("full").train()
-    captioner.token_losses(torch.randn(2, 16), torch.tensor([[1, 2], [3, 4]])).sum().backward()
+    captioner.loss(pack(torch.randn(2, 16), [[1, 2], [3, 4]], [0, 1], 4)).backward()
     assert captioner.language_model.model.training
     assert all(weight.grad is not None for weight in captioner.language_model.parameters())
     assert captioner.own_weights().keys() == captioner.state_dict().keys()
@@ -190,7 +183,7 @@ def test_bad_images_and_embeddings_are_told(tmp_path: Path) -> None:
         captioner.caption("a.jpg")
     with pytest.raises(InputError, match=r"nowhere\.pt"):
         captioner.caption([tmp_path / "absent.jpg"])  # the encoder comes first, and cannot be found
-    with pytest.raises(InputError, match="unknown lm_tuning 'half': choose one of frozen, full"):
+    with pytest.raises(InputError, match="unknown lm_tuning 'half': choose one of frozen, lora, full"):
         load_language_model("demo", "half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cannot load language model"):
         load_language_model(str(tmp_path))

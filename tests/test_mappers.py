@@ -1,16 +1,32 @@
 """The mapping networks against the paper's parameter counts and a plain reading of the published layers."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import prefixcap
+from data_prep.embedding import embed
+from data_prep.records import ImageRecord, of_files
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.demo.drawing import draw
+from prefixcap.demo.scenes import random_scene
+from prefixcap.encoders import EncoderIdentity, load_encoder
 from prefixcap.errors import InputError
+from prefixcap.images import open_image
 from prefixcap.language import LanguageModel, Tuning, load_language_model
-from prefixcap.mappers import MLPMapper, TransformerMapper, build_mapper
+from prefixcap.mappers import MLPMapper, QueryMapper, TransformerMapper, build_mapper
+from prefixcap.mappers.transformer import Attention
+from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.training import trainable_parameters
+from tests.conftest import IDENTITY, small_lm
+
+QUERY: dict[str, Any] = {"name": "query", "prefix_length": 4, "width": 24, "layers": 2, "heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +73,134 @@ def test_mlp_mapper_has_one_hidden_layer_with_tanh() -> None:
     torch.testing.assert_close(mapper(embedding), expected.reshape(5, 3, 8))
 
 
+def small_query_mapper() -> QueryMapper:
+    """A query mapper with random weights; as it is made, norms would be the identity and most biases small."""
+    torch.manual_seed(0)
+    mapper = QueryMapper(embedding_dim=6, lm_dim=10, prefix_length=3, width=16, layers=2, heads=4)
+    with torch.no_grad():
+        for weight in mapper.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return mapper
+
+
+def torch_attention(attention: Attention, hidden: Tensor, context: Tensor) -> Tensor:
+    """The same attention by torch's own module."""
+    dim = hidden.shape[-1]
+    module = nn.MultiheadAttention(dim, attention.heads, batch_first=True)
+    module.load_state_dict(
+        {
+            "in_proj_weight": torch.cat((attention.to_queries.weight, attention.to_keys_values.weight)),
+            "in_proj_bias": torch.zeros(3 * dim),
+            "out_proj.weight": attention.project.weight,
+            "out_proj.bias": attention.project.bias,
+        }
+    )
+    gathered: Tensor = module(hidden, context, context)[0]
+    return gathered
+
+
+def test_query_mapper_computes_the_layers_written_out_with_torch_attention() -> None:
+    mapper = small_query_mapper()
+    patches = torch.randn(5, 7, 6)
+    linear, norm = mapper.project
+    image = F.layer_norm(patches @ linear.weight.T + linear.bias, (16,), norm.weight, norm.bias)
+    hidden = torch.stack([mapper.queries] * 5)
+    for layer in mapper.layers:
+        normed = F.layer_norm(hidden, (16,), layer.norm1.weight, layer.norm1.bias)
+        hidden = hidden + torch_attention(layer.self_attn, normed, normed)
+        normed = F.layer_norm(hidden, (16,), layer.norm2.weight, layer.norm2.bias)
+        hidden = hidden + torch_attention(layer.cross_attn, normed, image)
+        normed = F.layer_norm(hidden, (16,), layer.norm3.weight, layer.norm3.bias)
+        first, _, second = layer.mlp
+        hidden = hidden + F.gelu(normed @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    norm, linear = mapper.to_prefix
+    expected = F.layer_norm(hidden, (16,), norm.weight, norm.bias) @ linear.weight.T + linear.bias
+    assert expected.shape == (5, 3, 10)
+    torch.testing.assert_close(mapper(patches), expected)
+
+
+def test_query_mapper_reads_any_number_of_patches_in_any_order() -> None:
+    mapper = small_query_mapper()
+    patches = torch.randn(2, 9, 6)
+    prefix = mapper(patches)
+    torch.testing.assert_close(mapper(patches[:, torch.randperm(9)]), prefix)
+    torch.testing.assert_close(mapper(patches.repeat(1, 3, 1)), prefix)  # each three times: their mean is the same
+    patches[0, 4] += 1
+    changed = (mapper(patches) - prefix).abs().amax(dim=(1, 2))
+    assert changed[0] > 0.01 and changed[1] == 0
+
+
+def test_gradients_reach_every_weight_of_the_query_mapper_through_a_frozen_language_model() -> None:
+    captioner = Captioner(small_lm("frozen"), IDENTITY, QUERY).train()
+    logits = captioner.language_model.model(inputs_embeds=captioner.prefix(torch.randn(2, 5, 16))).logits
+    F.cross_entropy(logits[:, -1], torch.tensor([3, 4])).backward()
+    for name, weight in captioner.mapper.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+
+
+def test_patches_are_normalized_one_by_one() -> None:
+    captioner = Captioner(small_lm(), IDENTITY, QUERY, normalize_embeddings=True)
+    patches = torch.randn(2, 5, 16)
+    scales = 0.1 + 9 * torch.rand(2, 5, 1)
+    torch.testing.assert_close(captioner.prefix(patches * scales), captioner.prefix(patches))
+
+
+def store_of_pictures(folder: Path, features: list[str]) -> StoreSplit:
+    """Five pictures of the small world, embedded by its encoder without rounding."""
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        draw(random_scene(generator, "in-domain"), generator).save(folder / f"{number}.jpg")
+    records = [ImageRecord(number, f"{number}.jpg", "train", ("A star.",)) for number in range(5)]
+    data = of_files(records, [], folder, "five pictures")
+    embed(data, load_encoder("demo"), folder / "store", features, store_dtype=torch.float32, progress=False)
+    return FeatureStore(folder / "store").split("train")
+
+
+@pytest.mark.parametrize(("features", "places"), [("patches", 49), ("regions", 10)])
+def test_image_files_pictures_and_stored_features_give_the_same_prefix(
+    features: str, places: int, tmp_path: Path
+) -> None:
+    split = store_of_pictures(tmp_path, ["image", features])
+    torch.manual_seed(0)
+    made = Captioner(
+        load_language_model("demo"), load_encoder("demo").identity, QUERY | {"features": features}, True
+    ).eval()
+    made.save_pretrained(tmp_path / "exported")
+    captioner = prefixcap.load(tmp_path / "exported")
+    assert captioner.describe() == made.describe()
+
+    stored = split.feature(captioner.features)[:]
+    assert stored.shape == (5, places, 128)
+    prefixes: list[Tensor] = []
+    captioner.mapper.register_forward_hook(lambda _module, _read, prefix: prefixes.append(prefix))
+    captions = [
+        captioner.caption(images, "greedy", max_tokens=10)
+        for images in (stored, split.files, [open_image(file) for file in split.files])
+    ]
+    assert captions[0] == captions[1] == captions[2]
+    expected = made.prefix(torch.from_numpy(stored))
+    assert (expected[0] - expected[1]).abs().max() > 0.01  # pictures differ
+    for prefix in prefixes:
+        torch.testing.assert_close(prefix, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_that_a_query_mapper_cannot_read_are_told(tmp_path: Path) -> None:
+    captioner = Captioner(small_lm(), IDENTITY, QUERY)
+    for shape in ((3, 16), (3, 5, 8)):
+        with pytest.raises(InputError) as told:
+            captioner.caption(torch.randn(shape))
+        assert str(told.value) == (
+            f"embeddings of shape {shape}, but this captioner reads (batch, patches, 16): "
+            "embed the images with clip:nowhere.pt and features=[image,patches]"
+        )
+    mlp = Captioner(small_lm(), IDENTITY, {"name": "mlp"})
+    with pytest.raises(InputError, match=r"shape \(3, 5, 16\), but this captioner reads \(batch, 16\): embed the "):
+        mlp.prefix(torch.randn(3, 5, 16))
+    split = store_of_pictures(tmp_path, ["image"])
+    with pytest.raises(InputError, match=r"has no images/patches; it has images/embedding: embed .*features="):
+        split.feature(captioner.features)
+
+
 def test_unknown_names_and_options_are_told() -> None:
     with pytest.raises(InputError, match="unknown mapper 'rnn': choose one of mlp, transformer"):
         build_mapper("rnn", 4, 8)
@@ -64,3 +208,7 @@ def test_unknown_names_and_options_are_told() -> None:
         build_mapper("mlp", 4, 8, layers=2)
     with pytest.raises(InputError, match="width 10 cannot be split into 8 heads"):
         build_mapper("transformer", 4, 10)
+    with pytest.raises(InputError, match="width 512 cannot be split into 7 heads"):
+        build_mapper("query", 4, 10, heads=7)
+    with pytest.raises(InputError, match=r"does not read 'embedding': set .* to patches or regions"):
+        build_mapper("query", 4, 10, features="embedding")

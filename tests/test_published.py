@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefixcap
 from prefixcap import cli
-from prefixcap.captioner import read_checkpoint
+from prefixcap.checkpoints import read_checkpoint
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.published import ENCODERS

@@ -43,6 +43,12 @@ def test_processes_share_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set().union(*shares)) == 200_000
 
 
+def test_what_was_taken_before_is_skipped() -> None:
+    order = list(ShuffledSampler(200_000, seed=1))
+    for taken in (0, 7, 70_000, 200_000):
+        assert list(ShuffledSampler(200_000, seed=1, taken=lambda taken=taken: taken)) == order[taken:]
+
+
 def test_a_hundred_million_items_take_no_list() -> None:
     order = iter(ShuffledSampler(100_000_000, seed=1))
     first = [next(order) for _ in range(1000)]

@@ -1,12 +1,14 @@
 """CLIP back ends behind one protocol. `load_encoder` opens one by name."""
 
 import torch
+from torch import Tensor
 
 from prefixcap.demo import ASSETS
 from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
+from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
 
-__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "load_encoder"]
+__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "encode_feature", "load_encoder"]
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
@@ -46,6 +48,26 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
         "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), or 'demo'"
     )
+
+
+def encode_feature(encoder: Encoder, pixels: Tensor, name: str) -> Tensor:
+    """What a feature store holds of images as "images/embedding", "images/patches" or "images/regions".
+
+    Args:
+        encoder: makes it.
+        pixels: (batch, 3, height, width), as its `preprocess` gives them.
+        name: of the feature.
+
+    Returns:
+        (batch, dim); or (batch, patches, dim), or (batch, regions, dim).
+
+    Raises:
+        InputError: the encoder has no patches or regions.
+    """
+    if name == "images/embedding":
+        return encoder.encode_images(pixels)
+    features = encoder.encode_patches(pixels)
+    return features.patches if name == "images/patches" else aggregate_regions(features)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -1,23 +1,24 @@
-"""Mapping networks: an embedding in, a prefix for the language model out."""
+"""Mapping networks: what an encoder sees of an image in, a prefix for the language model out.
+
+Each has an attribute `features`, the name of what it reads: "embedding", "patches" or "regions".
+"""
 
 from typing import Any
 
-from torch import nn
-
 from prefixcap.errors import InputError
 from prefixcap.mappers.mlp import MLPMapper
+from prefixcap.mappers.query import QueryMapper
 from prefixcap.mappers.transformer import TransformerMapper
 
-MAPPERS: dict[str, type[MLPMapper] | type[TransformerMapper]] = {
-    "mlp": MLPMapper,
-    "transformer": TransformerMapper,
-}
+Mapper = MLPMapper | TransformerMapper | QueryMapper
 
-__all__ = ["MAPPERS", "MLPMapper", "TransformerMapper", "build_mapper"]
+MAPPERS: dict[str, type[Mapper]] = {"mlp": MLPMapper, "transformer": TransformerMapper, "query": QueryMapper}
+
+__all__ = ["MAPPERS", "MLPMapper", "Mapper", "QueryMapper", "TransformerMapper", "build_mapper"]
 
 
-def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> nn.Module:
-    """The mapper called `name` ("mlp" or "transformer") between the two widths.
+def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> Mapper:
+    """The mapper called `name` ("mlp", "transformer" or "query") between the two widths.
 
     Raises:
         InputError: no mapper has this name, or it does not take one of the options.

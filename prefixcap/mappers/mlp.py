@@ -12,6 +12,8 @@ class MLPMapper(nn.Module):
         prefix_length: K, how many prefix vectors to make.
     """
 
+    features = "embedding"
+
     def __init__(self, embedding_dim: int, lm_dim: int, prefix_length: int = 10) -> None:
         super().__init__()
         self.prefix_length = prefix_length

@@ -25,6 +25,8 @@ class TransformerMapper(nn.Module):
         InputError: `lm_dim` is not a multiple of `heads`.
     """
 
+    features = "embedding"
+
     def __init__(
         self,
         embedding_dim: int,
@@ -72,7 +74,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; keys and values come from one linear layer, laid out as (2, heads, head dim)."""
+    """Multi-head attention; keys and values come from one linear layer, laid out as (2, heads, head dim)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -81,10 +83,11 @@ class Attention(nn.Module):
         self.to_keys_values = nn.Linear(dim, 2 * dim, bias=False)
         self.project = nn.Linear(dim, dim)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, dim) -> the same shape."""
+    def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """(batch, length, dim) -> the same shape; attends to (batch, places, dim) `context`, or to `hidden` itself."""
+        context = hidden if context is None else context
         queries = self.to_queries(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        keys, values = self.to_keys_values(hidden).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = self.to_keys_values(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         gathered = F.scaled_dot_product_attention(queries, keys, values)  # (batch, heads, length, head dim)
         projected: Tensor = self.project(gathered.transpose(1, 2).flatten(2))
         return projected

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -64,6 +64,10 @@ def _write(file: Path, arrays: Arrays) -> None:
 
 @cache
 def _code() -> bytes:
-    """A digest of this package's source: results of other code are other results."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
+    """A digest of this package's code: results of other code are other results."""
+    return digest_of(file for pattern in ("*.py", "assets/*.class") for file in Path(__file__).parent.glob(pattern))
+
+
+def digest_of(files: Iterable[Path]) -> bytes:
+    """Of what is in them, whichever order they are named in."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).digest()

@@ -23,6 +23,7 @@ from prefixcap.metrics.ptb import tokenize
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
 from prefixcap.metrics.rouge import RougeL
 from prefixcap.metrics.scorer import MetricUnavailable, Scorer
+from prefixcap.metrics.significance import Score
 from prefixcap.metrics.spice import Spice
 
 ImageId: TypeAlias = int | str
@@ -34,7 +35,6 @@ Statistics: TypeAlias = NDArray[np.float64]
 
 _SCORERS: tuple[Scorer, ...] = (Bleu(), Meteor(), RougeL(), Cider(), Spice())
 SCORERS = {scorer.name: scorer for scorer in _SCORERS}
-METRICS = tuple(SCORERS)
 
 _IN_JAVA = {"METEOR", "SPICE"}  # they wait for other processes, which take some seconds to start
 _OF_ALL_IMAGES = {"CIDEr"}  # the statistics of an image depend on which others it is scored with
@@ -51,9 +51,9 @@ class Scores:
         corpus: the scores of all images together.
         per_image: the scores of each image by itself, in the order of the references.
         missing: metrics that could not be computed: why, and what to do about it, in one line each.
-        empty: images whose caption has no word: they score 0.
-        statistics: (images, k) of each metric, in the order of the references; `SCORERS[metric].score` of their sum
-            is the corpus score. The human row, a mean over folds, has none.
+        empty: images whose caption has no word.
+        statistics: of each metric, in the order of the references. Of captions (images, k): `SCORERS[metric].score`
+            of their sum is the corpus score. Of people (images, folds, k + 1): `over_folds` of that is.
     """
 
     corpus: dict[str, float] = field(default_factory=dict)
@@ -63,16 +63,16 @@ class Scores:
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
-def score_captions(captions: Captions, references: References, metrics: Sequence[str] = METRICS) -> Scores:
+def score_captions(captions: Captions, references: References, metrics: Sequence[str] = tuple(SCORERS)) -> Scores:
     """Scores one caption per image against the references of that image.
 
     A metric that cannot be computed on this machine (METEOR and SPICE are Java programs) goes into `missing`, and the
-    others are computed. A caption without words scores 0 and goes into `empty`.
+    others are computed. An image whose caption has no word goes into `empty`.
 
     Raises InputError if an image has a caption or references only, a list of references is empty, a caption is no
     string, there is nothing to score, or a metric is unknown.
     """
-    _check_metrics(metrics)
+    check_metrics(metrics)
     _check_captions(captions, references)
     whole = _tokenized(captions, references)
     statistics, missing = _run(metrics, lambda scorer: _statistics(scorer, [whole]))
@@ -83,7 +83,7 @@ def score_parts(
     captions: Captions,
     references: References,
     parts: Mapping[str, Collection[ImageId]],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = tuple(SCORERS),
 ) -> dict[str, Scores]:
     """Scores of parts of a data set, such as the in-, near- and out-of-domain images of nocaps, and "overall" of all.
 
@@ -99,7 +99,7 @@ def score_parts(
     Raises:
         InputError: as `score_captions` does, or a part is empty or has images that have no references.
     """
-    _check_metrics(metrics)
+    check_metrics(metrics)
     _check_captions(captions, references)
     for name, members in parts.items():
         if not members:
@@ -125,7 +125,7 @@ def score_parts(
     return scores | {"overall": _scores_of_corpus(whole, statistics, missing)}
 
 
-def score_humans(references: References, metrics: Sequence[str] = METRICS) -> Scores | None:
+def score_humans(references: References, metrics: Sequence[str] = tuple(SCORERS)) -> Scores | None:
     """Scores people as if they were a captioner: each reference against the others of its image.
 
     Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is
@@ -138,7 +138,7 @@ def score_humans(references: References, metrics: Sequence[str] = METRICS) -> Sc
 
     None if no image has two references. Raises InputError as `score_captions` does.
     """
-    _check_metrics(metrics)
+    check_metrics(metrics)
     _check_references(references)
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
     tokenized = tokenized_references(list(compared.values()))
@@ -222,16 +222,38 @@ def _scores_of_corpus(fold: _Fold, statistics: dict[str, list[Statistics]], miss
     return replace(_scores([fold], statistics, missing), empty=empty, statistics=of_metrics)
 
 
+def over_folds(score: Score) -> Score:
+    """The mean of the scores of folds, weighted by their numbers of images.
+
+    Returns:
+        A function from (..., folds, k + 1) sums over images to (..., scores). The last of the k + 1 columns is how many
+        images the fold has.
+    """
+
+    def mean_of_folds(totals: Statistics) -> Statistics:
+        sizes = totals[..., -1:]
+        with np.errstate(invalid="ignore"):  # a sample of the bootstrap may have no image of a small fold
+            of_folds = np.where(sizes > 0, score(totals[..., :-1]), 0)
+        mean: Statistics = (of_folds * sizes).sum(axis=-2) / sizes.sum(axis=-2)
+        return mean
+
+    return mean_of_folds
+
+
 def _scores(folds: Sequence[_Fold], statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
     """Means over folds; the first has all images."""
     scores = Scores(missing=dict(missing))
     images = folds[0].images
     numbers = {image: number for number, image in enumerate(images)}
-    of_captions = np.array([numbers[image] for fold in folds for image in fold.images])
-    sizes = [len(fold.images) for fold in folds]
+    rows = [np.array([numbers[image] for image in fold.images]) for fold in folds]
+    of_captions = np.concatenate(rows)
     for metric, of_folds in statistics.items():
         scorer = SCORERS[metric]
-        corpus = np.average([scorer.score(array.sum(axis=0)) for array in of_folds], axis=0, weights=sizes)
+        of_images = np.zeros((len(images), len(folds), of_folds[0].shape[1] + 1))
+        for fold, (own, array) in enumerate(zip(rows, of_folds, strict=True)):
+            of_images[own, fold] = np.insert(array, array.shape[1], 1, axis=1)
+        scores.statistics[metric] = of_images
+        corpus = over_folds(scorer.score)(of_images.sum(axis=0))
         per_caption = np.concatenate([scorer.score(array) for array in of_folds])
         for name, score, column in zip(scorer.scores, corpus, per_caption.T, strict=True):
             scores.corpus[name] = float(score)
@@ -243,16 +265,17 @@ def _scores(folds: Sequence[_Fold], statistics: dict[str, list[Statistics]], mis
 # ---- checks ------------------------------------------------------------------------------------------
 
 
-def _check_metrics(metrics: Sequence[str]) -> None:
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(METRICS)}")
+def check_metrics(metrics: Sequence[str], known: Collection[str] = tuple(SCORERS)) -> None:
+    """Refuse names of metrics that are not `known`."""
+    if unknown := [metric for metric in metrics if metric not in known]:
+        raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
 
 
 def _check_captions(captions: Captions, references: References) -> None:
     _check_references(references)
     if not references and not captions:
         raise InputError("there are no captions to score")
+    _check_kind_of_ids(captions, references)
     _refuse(
         [i for i in captions if i not in references],
         "images with a caption but no references",
@@ -264,6 +287,17 @@ def _check_captions(captions: Captions, references: References) -> None:
         "captions that are no strings",
         "give one each",
     )
+
+
+def _check_kind_of_ids(captions: Captions, references: References) -> None:
+    """Tell 1 from "1", which look alike in a list of ids."""
+    alike = {str(image): image for image in references}
+    for image in captions:
+        if image not in references and str(image) in alike:
+            raise InputError(
+                f"the captions have an image {image!r}, the references an image {alike[str(image)]!r}: write ids as "
+                "numbers in both or as texts in both"
+            )
 
 
 def _check_references(references: References) -> None:

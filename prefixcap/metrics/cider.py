@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.metrics.ngrams import ORDERS, Integers, count_captions, grams_of, shared
+from prefixcap.metrics.ngrams import ORDERS, Integers, ReferenceGrams, count_captions, grams_of, shared
 from prefixcap.metrics.scorer import mean, mean_of
 
 _SIGMA = 6.0  # of the penalty for another length, in words
@@ -27,34 +27,51 @@ class Cider:
 
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """(images, 2); see `prefixcap.metrics.scorer.Scorer`."""
-        of_references = grams_of(references)
-        images = of_references.images
-        lengths, of_captions = count_captions(captions, of_references)
-        cosines = np.zeros(len(images))
-        for in_captions, in_references, documents in zip(
-            of_captions, of_references.grams, of_references.documents, strict=True
-        ):
-            # An n-gram that no reference has weighs as much as one that one image has.
-            commonness = np.zeros(max(len(documents), in_captions.number.max(initial=0) + 1))
-            commonness[: len(documents)] = np.log(np.maximum(documents, 1))
-            rarity = np.log(float(len(captions))) - commonness
-            caption_weights = in_captions.times * rarity[in_captions.number]
-            reference_weights = in_references.times * rarity[in_references.number]
-            caption_norms = _norms(in_captions.text, caption_weights, len(captions))
-            norms = caption_norms[images] * _norms(in_references.text, reference_weights, len(images))
-            caption_entry, reference_entry = shared(in_captions, in_references, images)
-            weights = reference_weights[reference_entry]
-            products = np.minimum(caption_weights[caption_entry], weights) * weights
-            sums = np.bincount(in_references.text[reference_entry], products, len(images))
-            cosines += np.divide(sums, norms, out=np.zeros(len(images)), where=norms != 0)
-        # The tools take the number of pairs of words for the length.
-        difference = np.maximum(lengths - 1, 0)[images] - np.maximum(of_references.lengths - 1, 0)
-        similarities = cosines / len(ORDERS) * np.exp(-(difference**2) / (2 * _SIGMA**2))
-        return mean_of(10 * np.bincount(images, similarities) / np.bincount(images))
+        return mean_of(consensus(captions, grams_of(references), len(captions)))
 
     def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., 2) -> (..., 1): the mean over images."""
         return mean(totals)
+
+
+def consensus(captions: Sequence[str], references: ReferenceGrams, counted: int) -> NDArray[np.float64]:
+    """CIDEr-D of tokenized captions, one for each image of the references.
+
+    Args:
+        captions: of as many images as the references.
+        references: of at least one text an image.
+        counted: of how many images' references `references.documents` tells.
+
+    Returns:
+        (captions,) scores.
+    """
+    images = references.images
+    lengths, of_captions = count_captions(captions, references)
+    cosines = np.zeros(len(images))
+    for in_captions, in_references, documents in zip(of_captions, references.grams, references.documents, strict=True):
+        caption_weights = in_captions.times * _rarity(in_captions.number, documents, counted)
+        reference_weights = in_references.times * _rarity(in_references.number, documents, counted)
+        caption_norms = _norms(in_captions.text, caption_weights, len(captions))
+        norms = caption_norms[images] * _norms(in_references.text, reference_weights, len(images))
+        caption_entry, reference_entry = shared(in_captions, in_references, images)
+        weights = reference_weights[reference_entry]
+        products = np.minimum(caption_weights[caption_entry], weights) * weights
+        sums = np.bincount(in_references.text[reference_entry], products, len(images))
+        cosines += np.divide(sums, norms, out=np.zeros(len(images)), where=norms != 0)
+    # The tools take the number of pairs of words for the length.
+    difference = np.maximum(lengths - 1, 0)[images] - np.maximum(references.lengths - 1, 0)
+    similarities = cosines / len(ORDERS) * np.exp(-(difference**2) / (2 * _SIGMA**2))
+    scores: NDArray[np.float64] = 10 * np.bincount(images, similarities) / np.bincount(images)
+    return scores
+
+
+def _rarity(numbers: Integers, documents: Integers, counted: int) -> NDArray[np.float64]:
+    """Weights of n-grams. One that no reference has weighs as much as one that one image has."""
+    frequencies = np.ones(len(numbers))
+    known = numbers < len(documents)
+    frequencies[known] = np.maximum(documents[numbers[known]], 1)
+    rarity: NDArray[np.float64] = np.log(float(counted)) - np.log(frequencies)
+    return rarity
 
 
 def _norms(texts: Integers, weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:

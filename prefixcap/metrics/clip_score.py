@@ -17,8 +17,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from prefixcap.encoders import Encoder
-from prefixcap.errors import InputError
-from prefixcap.metrics.texts import check_texts, rows
+from prefixcap.errors import InputError, RowsError
+from prefixcap.metrics.texts import check_texts
 
 PROMPT = "A photo depicts"
 _WEIGHT = 2.5  # w of the paper: stretches the cosines of ViT-B/32 to about 0 to 1
@@ -193,7 +193,7 @@ def clip_scores_of_texts(
     check_texts(captions, references)
     if not len(captions) or len(captions) != len(images):
         raise InputError(f"{len(images)} image embeddings, {len(captions)} captions: give as many, at least one")
-    _norms(images, "image embeddings")  # here, because a batch has row numbers of its own
+    require_directions(images)  # here, because a batch has row numbers of its own
     names = ["CLIPScore"] if references is None else ["CLIPScore", "RefCLIPScore"]
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(images), batch_size):
@@ -207,6 +207,11 @@ def clip_scores_of_texts(
             of_references = torch.split(embedded, [len(of_image) for of_image in texts])
             scores["RefCLIPScore"].append(ref_clip_score(of_images, of_captions, of_references).float().cpu())
     return {name: torch.cat(batches) for name, batches in scores.items()}
+
+
+def require_directions(images: Tensor) -> None:
+    """Refuse (n, dim) embeddings of images that no score can come from: RowsError if one is NaN, infinite or zero."""
+    _norms(images, "image embeddings")
 
 
 def _embed(encoder: Encoder, texts: Sequence[str], batch_size: int) -> Tensor:
@@ -242,5 +247,5 @@ def _norms(embeddings: Tensor, what: str) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=dtype)
     bad = [row for row, norm in enumerate(norms.flatten().tolist()) if not 0 < norm < math.inf]
     if bad:
-        raise InputError(f"{what}: {rows(bad)} NaN, infinite or all zero: embed again")
+        raise RowsError(what, bad, "NaN, infinite or all zero: embed again")
     return norms

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixcap.machine import memory
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.paraphrases import paraphrases_of
 
@@ -17,6 +18,7 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
 _COUNTS = 23
 _CHUNKS = 20
+_MOST_HEAP = 2 << 30  # what the COCO tools ask for
 
 
 class Meteor:
@@ -35,7 +37,8 @@ class Meteor:
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
         classes = os.pathsep.join(map(str, (ASSETS, tools_folder("meteor") / "meteor-1.5.jar")))
         # So short a run does not repay the better of Java's two compilers: it takes half of the time.
-        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx2g", "-cp", classes, "MeteorStatistics"]
+        heap = f"-Xmx{min(_MOST_HEAP, memory() // 2)}"
+        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", heap, "-cp", classes, "MeteorStatistics"]
         with paraphrases_of(captions, references) as table:
             arguments = [*java, "-", "-", "-l", "en", "-norm", "-a", str(table)]
             printed = run_java(self.name, arguments, "".join(lines)).splitlines()

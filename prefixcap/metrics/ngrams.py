@@ -86,6 +86,21 @@ def count_captions(captions: Sequence[str], references: ReferenceGrams) -> tuple
     return lengths, grams
 
 
+def take_images(references: ReferenceGrams, rows: Integers) -> ReferenceGrams:
+    """The references of some images, as those of images 0, 1, …; `documents` still tells of all.
+
+    Args:
+        references: of all images.
+        rows: (n,) images in any order; one may be there several times.
+    """
+    images, texts = _runs(references.images, rows)
+    grams = []
+    for of_order in references.grams:
+        text, entries = _runs(of_order.text, texts)
+        grams.append(Grams(text, of_order.number[entries], of_order.times[entries]))
+    return references._replace(images=images, lengths=references.lengths[texts], grams=grams)
+
+
 def images_of(references: Integers) -> Integers:
     """(images,) numbers of references -> (texts,) the image of each."""
     return np.repeat(np.arange(len(references)), references)
@@ -122,13 +137,12 @@ def _count(
     for order in ORDERS:
         start = np.flatnonzero(left >= order)
         if order > 1:
-            pairs = (number[start] << 32) | words[start + order - 1]
+            pairs, rank = np.unique((number[start] << 32) | words[start + order - 1], return_inverse=True)
             place, found = _find(pairs, known[order - 1])
-            new, rank = np.unique(pairs[~found], return_inverse=True)
-            place[~found] = len(known[order - 1]) + rank
+            place[~found] = len(known[order - 1]) + np.arange(np.count_nonzero(~found))
             number = np.zeros_like(words)
-            number[start] = place
-            new_pairs.append(new)
+            number[start] = place[rank]
+            new_pairs.append(pairs[~found])
         size = _size(number[start])
         keys, times = np.unique(text[start] * size + number[start], return_counts=True)
         grams.append(Grams(keys // size, keys % size, times))
@@ -141,6 +155,14 @@ def _find(wanted: Integers, rising: Integers) -> tuple[Integers, NDArray[np.bool
     found = place < len(rising)
     found[found] = rising[place[found]] == wanted[found]
     return place, found
+
+
+def _runs(rising: Integers, wanted: Integers) -> tuple[Integers, Integers]:
+    """Where each wanted number stands in an array that does not fall: its place in `wanted`, and there."""
+    first = np.searchsorted(rising, wanted)
+    counts = np.searchsorted(rising, wanted, "right") - first
+    owner = images_of(counts)
+    return owner, np.arange(len(owner)) + (first - np.cumsum(counts) + counts)[owner]
 
 
 def _size(numbers: Integers) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
+from prefixcap.metrics.java import ASSETS, run_java, tools_folder
+from prefixcap.metrics.references import WORTH_A_FILE
 
 _RUN = re.compile(r"[^\W_]+")
 
@@ -24,7 +25,7 @@ _RUN = re.compile(r"[^\W_]+")
 def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[Path]:
     """A file for METEOR's option `-a`, removed afterwards.
 
-    The pairs that have a phrase of the references are kept from one call to the next (`prefixcap.metrics.cache`).
+    The pairs that have a phrase of many references are kept from one call to the next (`prefixcap.metrics.cache`).
 
     Raises:
         MetricUnavailable: there is no Java, or it cannot read the table.
@@ -37,7 +38,10 @@ def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]])
             _keep_phrases_of(chain.from_iterable(references), whole, of_references)
             return {"table": np.fromfile(of_references, np.uint8)}
 
-        cached("paraphrases", [list(texts) for texts in references], search)["table"].tofile(of_references)
+        content = [list(texts) for texts in references]
+        few = sum(map(len, content)) < WORTH_A_FILE
+        found = search() if few else cached("paraphrases", content, search)
+        found["table"].tofile(of_references)
         _keep_phrases_of(captions, of_references, of_both)
         yield of_both
 
@@ -46,9 +50,7 @@ def _keep_phrases_of(texts: Iterable[str], table: Path, kept: Path) -> None:
     """Write the pairs of a table of which a phrase stands in one of the texts."""
     lines = "".join(f"{form}\n" for text in texts for form in _forms(text))
     options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(table), str(kept)]
-    printed = run_java("METEOR", options, lines)
-    if not kept.is_file():
-        raise failure("METEOR", "".join(printed.splitlines()[-1:]))
+    run_java("METEOR", options, lines)
 
 
 def _forms(text: str) -> list[str]:

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, RowsError
 from prefixcap.language import LanguageModel
-from prefixcap.metrics.texts import check_texts, rows
+from prefixcap.metrics.texts import check_texts
 
 _POSITIONS = 1024  # read at once: (1024, 50257) float32 logits of GPT-2 take 200 MB
 _PADDING = -100
@@ -57,9 +57,11 @@ def negative_log_likelihood(language_model: LanguageModel, captions: Sequence[st
     if language_model.context is not None:
         long = [row for row, caption in enumerate(tokens) if len(caption) > language_model.context]
         if long:
-            raise InputError(
-                f"captions: {rows(long)} longer than the {language_model.context} tokens that language model "
-                f"'{language_model.name}' reads: shorten them"
+            raise RowsError(
+                "captions",
+                long,
+                f"longer than the {language_model.context} tokens that language model '{language_model.name}' reads: "
+                "shorten them",
             )
     nats = torch.zeros(len(tokens))
     training = language_model.training

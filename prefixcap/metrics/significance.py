@@ -44,7 +44,7 @@ def confidence_interval(
 
     Args:
         score: a scorer's: (..., k) sums over images -> (..., scores).
-        statistics: (images, k) of that scorer.
+        statistics: (images, k) of that scorer; or (images, …), of which the score takes the sums.
         samples: how many to draw.
         level: of confidence, between 0 and 1.
         seed: of the draw; the same images are drawn for every metric.
@@ -57,7 +57,7 @@ def confidence_interval(
     """
     _check(len(statistics), samples, level)
     counts = _counts(len(statistics), samples, seed)
-    return _percentiles(np.concatenate([score(part @ statistics) for part in counts]), level)
+    return _percentiles(np.concatenate([score(np.tensordot(part, statistics, 1)) for part in counts]), level)
 
 
 def paired_test(

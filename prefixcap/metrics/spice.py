@@ -5,16 +5,19 @@ the Java program of the COCO caption tools and the parser of Stanford CoreNLP 3.
 the time, so that the parse of every text is kept, in the user's cache folder.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefixcap.machine import memory, processors
+from prefixcap.metrics.cache import digest_of
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
 from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
@@ -41,18 +44,18 @@ class Spice:
             [_well_formed(text) for text in (caption, *texts)]
             for caption, texts in zip(captions, references, strict=True)
         ]
-        file = spice_folder() / "parses.sqlite"
+        file = spice_folder() / f"parses-{_parser()}.sqlite"
         scores = []
         try:
-            with closing(sqlite3.connect(file, timeout=600)) as cache:
-                cache.execute("CREATE TABLE IF NOT EXISTS parses (text TEXT PRIMARY KEY, tuples TEXT NOT NULL)")
+            with closing(sqlite3.connect(file, timeout=600)) as kept:
+                kept.execute("CREATE TABLE IF NOT EXISTS parses (text TEXT PRIMARY KEY, tuples TEXT NOT NULL)")
                 for start in range(0, len(images), _IMAGES_AT_ONCE):
                     part = images[start : start + _IMAGES_AT_ONCE]
-                    part_scores, new = _run(part, _known(cache, {text for image in part for text in image}))
+                    part_scores, new = _run(part, _known(kept, {text for image in part for text in image}))
                     scores += part_scores
-                    with cache:  # one transaction; another process may have parsed the same texts meanwhile
+                    with kept:  # one transaction; another process may have parsed the same texts meanwhile
                         rows = [(text, json.dumps(tuples)) for text, tuples in new.items()]
-                        cache.executemany("INSERT OR IGNORE INTO parses VALUES (?, ?)", rows)
+                        kept.executemany("INSERT OR IGNORE INTO parses VALUES (?, ?)", rows)
         except sqlite3.Error as error:
             raise MetricUnavailable(
                 f"SPICE cannot keep its parses in {file} ({error}): see that you may write to that folder, or delete "
@@ -63,6 +66,13 @@ class Spice:
     def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., 2) sums of statistics -> (..., 1)."""
         return mean(totals)
+
+
+@cache
+def _parser() -> str:
+    """A digest of what parses: other code, or another release of CoreNLP, gives other parses."""
+    code = digest_of(ASSETS.glob("SpiceScores*.class"))
+    return hashlib.sha256(code + "".join(CORENLP_FILES).encode()).hexdigest()[:16]
 
 
 def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float], _Parses]:
@@ -80,10 +90,10 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
     return result["scores"], result["parses"]
 
 
-def _known(cache: sqlite3.Connection, texts: Collection[str]) -> _Parses:
+def _known(kept: sqlite3.Connection, texts: Collection[str]) -> _Parses:
     found = {}
     for text in texts:
-        row = cache.execute("SELECT tuples FROM parses WHERE text = ?", (text,)).fetchone()
+        row = kept.execute("SELECT tuples FROM parses WHERE text = ?", (text,)).fetchone()
         if row is not None:
             found[text] = json.loads(row[0])
     return found

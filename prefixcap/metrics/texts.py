@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, listed
 
 # Bytes that never occur in UTF-8: what ends a text, and what ends the texts of an image.
 _END_OF_TEXT, _END_OF_IMAGE = b"\xff", b"\xfe"
@@ -74,15 +74,9 @@ def check_texts(captions: Sequence[str], references: Sequence[Sequence[str]] | N
         raise InputError(f"{len(captions)} captions, but references of {len(references)} images: give as many")
     wrong = [row for row, texts in enumerate(references) if isinstance(texts, str) or not texts]
     if wrong:
-        raise InputError(f"references in {rows(wrong)}: give each image a list of at least one reference")
+        raise InputError(f"references in {listed('row', wrong)}: give each image a list of at least one reference")
     for row, texts in enumerate(references):
         _refuse_other_than_strings(texts, f"references of row {row}")
-
-
-def rows(numbers: Sequence[int]) -> str:
-    """`row 3`, or `rows 3, 7, …` with the first five."""
-    named = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-    return f"row{'s' if len(numbers) > 1 else ''} {named}"
 
 
 def _refuse_other_than_strings(texts: Sequence[str], what: str) -> None:
@@ -90,4 +84,4 @@ def _refuse_other_than_strings(texts: Sequence[str], what: str) -> None:
         raise InputError(f"{what}: one string where a list of strings belongs: write [{texts[:40]!r}]")
     wrong = [row for row, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
-        raise InputError(f"{what}: {rows(wrong)}: no string")
+        raise InputError(f"{what}: {listed('row', wrong)}: no string")

@@ -1,5 +1,6 @@
 """Reading a finished feature store."""
 
+import hashlib
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -69,10 +70,12 @@ class StoreSplit:
         name: of the split.
         captions: C texts.
         caption_images: C rows of images, never falling.
+        digest: of all that the split's files hold.
     """
 
     def __init__(self, name: str, parts: list[Part], entries: list[dict[str, Any]], image_root: Path) -> None:
         self.name, self._parts, self._image_root = name, parts, image_root
+        self.digest = hashlib.sha256(" ".join(entry["digest"] for entry in entries).encode()).hexdigest()
         self._counts = [entry["splits"][name] for entry in entries]
         # Where all of a part belongs to the split, its rows need no list.
         self._whole = [entry["images"] == of["images"] for entry, of in zip(entries, self._counts, strict=True)]
@@ -97,7 +100,8 @@ class StoreSplit:
         if name not in self._parts[0].features:
             raise InputError(
                 f"the store of {self._parts[0].path.parent} has no {name}; it has "
-                f"{', '.join(self._parts[0].features) or 'no features'}: embed with features=[...] that ask for it"
+                f"{', '.join(self._parts[0].features) or 'no features'}: embed into another folder (data.store=...) "
+                "with features=[image,patches,...], and name that one"
             )
         kind = name.partition("/")[0]
         read = partial(self._features, name, kind)

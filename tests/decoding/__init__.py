@@ -16,19 +16,19 @@ from transformers import (
 from prefixcap.language import LanguageModel, load_language_model
 
 
-def random_lm(kind: str, seed: int) -> LanguageModel:
-    """A language model of 40 words that has strong opinions."""
+def random_lm(kind: str, seed: int, words: int = 40, width: int = 32) -> LanguageModel:
+    """A language model of so many words that has strong opinions."""
     torch.manual_seed(seed)
-    common: dict[str, Any] = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": words, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     model: PreTrainedModel
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+        model = GPT2LMHeadModel(GPT2Config(**common, n_embd=width, n_layer=2, n_head=2, n_positions=64))
     elif kind == "opt":
-        options = {"ffn_dim": 64, "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
-        model = OPTForCausalLM(OPTConfig(**common, hidden_size=32, num_hidden_layers=2, **options))
+        options = {"ffn_dim": 64, "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": width}
+        model = OPTForCausalLM(OPTConfig(**common, hidden_size=width, num_hidden_layers=2, **options))
     else:
         options = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-        model = LlamaForCausalLM(LlamaConfig(**common, hidden_size=32, num_hidden_layers=2, **options))
+        model = LlamaForCausalLM(LlamaConfig(**common, hidden_size=width, num_hidden_layers=2, **options))
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3)  # far from uniform, so that nothing hangs on rounding

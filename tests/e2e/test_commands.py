@@ -124,17 +124,27 @@ def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Ca
     references = Path(next(option for option in world if "root" in option).partition("=")[2]) / "dataset_coco.json"
     elsewhere = folder.parent.parent / "elsewhere"
     captions = folder / "captions.json"
-    message = mistake("eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
+    message = mistake("eval.py", f"captions={captions}", f"references={references}", "split=null")
     assert "68" in message  # the split file also has the train and val images, which have no captions here
-    karpathy = json.loads(references.read_text())
-    karpathy["images"] = [image for image in karpathy["images"] if image["split"] == "test"]
-    (folder.parent.parent / "test.json").write_text(json.dumps(karpathy))
-    references = folder.parent.parent / "test.json"
     succeed(ROOT / "eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
     again = json.loads((elsewhere / "metrics.json").read_text())
     assert again == {name: value for name, value in metrics.items() if name not in ("right attributes", "domains")}
     printed = succeed(ROOT / "eval.py", f"compare=[{folder},{elsewhere}]")
     assert re.search(r"CIDEr\n", printed) and re.search(r"p-value( +1\.0000){7}", printed)
+
+
+def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake: Callable[..., str]) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    before, new = best.read_bytes(), trained.parent / "scst"
+    options = ["model.objective=scst", f"run_dir={new}", "trainer.max_epochs=1", "scst.sample_tokens=12"]
+    succeed(ROOT / "train.py", f"ckpt={best}", *options, "optimizer.learning_rate=1e-5")
+    assert best.read_bytes() == before and "scst" in (new / "config.yaml").read_text()
+    succeed(ROOT / "train.py", f"ckpt={new / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=2")
+    with (new / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val_cider"]] == ["0", "1"]
+    assert prefixcap.load(new / "checkpoints" / "last.ckpt").caption(torch.randn(1, 128), "greedy", max_tokens=3)
+    assert "choose cider or clip" in mistake("train.py", f"ckpt={best}", "model.objective=scst", "scst.reward=bleu")
+    assert "choose cross_entropy or scst" in mistake("train.py", f"ckpt={best}", "model.objective=rl")
 
 
 def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
@@ -174,7 +184,7 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
     [
         (["train.py", "model.mapper.lenght=3"], r"model\.mapper\.lenght"),
         (["train.py", "model=rnn"], r"model=rnn.*mlp.*transformer"),
-        (["train.py", "model.lm_tuning=lora", "{world}", "lm=demo", "encoder=demo"], "lm_tuning 'lora'.*frozen, full"),
+        (["train.py", "model.lm_tuning=half", "{world}", "lm=demo", "encoder=demo"], "'half'.*frozen, lora, full"),
         (["train.py", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
         (["train.py", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
         (
@@ -192,6 +202,12 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         ),
         (["eval.py", "compare=[absent,absent]"], "absent holds no evaluation.*two folders that eval.py wrote"),
         (["eval.py", "compare=[absent]"], "compare takes two folders of evaluations, not 1"),
+        (["eval.py", "compare=runs/a"], "compare takes two folders of evaluations, not 1"),
+        (["eval.py", "compare=[absent,absent]", "out=elsewhere"], "compare= prints a table and writes nothing"),
+        (["eval.py", "captions=absent.json", "data=coco", "references=absent.json"], "references= is for captions="),
+        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
+        (["eval.py", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
+        (["eval.py", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
         (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"], "top_p=2"),
         (["eval.py", "captions=absent.json"], "cannot read absent.json: No such file"),
         (["eval.py", "captions=pyproject.toml"], "is not JSON"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import prefixcap.metrics.cache
 from prefixcap.metrics.cache import cached
 from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
@@ -78,6 +79,20 @@ def test_without_a_place_for_files_everything_works(tmp_path: Path, monkeypatch:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path / "file"))
     assert_made("x", 2)
+
+
+def test_other_code_makes_it_again(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a package of one file in Python and one in Java in place of ours."""
+    (tmp_path / "code" / "assets").mkdir(parents=True)
+    monkeypatch.setattr(prefixcap.metrics.cache, "__file__", str(tmp_path / "code" / "cache.py"))
+    try:
+        for changed in ("cache.py", "assets/Program.class"):
+            prefixcap.metrics.cache._code.cache_clear()
+            (tmp_path / "code" / changed).write_text("other code")
+            assert_made("x", 1)
+            assert_made("x", 0)
+    finally:
+        prefixcap.metrics.cache._code.cache_clear()
 
 
 def test_what_cannot_be_made_is_not_kept(files: Path) -> None:

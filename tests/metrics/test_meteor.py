@@ -92,6 +92,16 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert f"failed ({reason})" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("memory", "heap"), [(3 << 30, 3 << 29), (64 << 30, 2 << 30)])
+def test_java_takes_half_of_a_small_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: int, heap: int
+) -> None:
+    fake_java(tmp_path, monkeypatch, 'echo "$*"')
+    monkeypatch.setattr("prefixcap.metrics.meteor.memory", lambda: memory)
+    with pytest.raises(MetricUnavailable, match=f" -Xmx{heap} "):
+        Meteor().statistics(["a dog"], [REFERENCES])
+
+
 def test_an_interrupt_ends_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_java(tmp_path, monkeypatch, f"echo >> {tmp_path}/started; exec sleep 600")
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from prefixcap.files import user_cache
 from prefixcap.metrics import paraphrases
 from prefixcap.metrics.paraphrases import paraphrases_of
+from prefixcap.metrics.references import WORTH_A_FILE
 from prefixcap.metrics.scorer import MetricUnavailable
 
 Pair = tuple[str, str, str]
@@ -60,12 +62,19 @@ def test_words_with_signs_find_their_phrases(table: Path) -> None:
 
 
 def test_the_table_is_read_once_for_the_same_references(table: Path) -> None:
+    many = [["hound", "cat"]] * (WORTH_A_FILE // 2)
     write(table, [("1", "dog", "hound"), ("2", "cat", "pet")])
-    assert read(["dog"], [["hound", "cat"]]) == [("1", "dog", "hound")]
+    assert read(["dog"], many) == [("1", "dog", "hound")]
     table.unlink()
-    assert read(["pet"], [["hound", "cat"]]) == [("2", "cat", "pet")]
+    assert read(["pet"], many) == [("2", "cat", "pet")]
     with pytest.raises(MetricUnavailable, match=r"paraphrase-en\.gz"):
-        read(["pet"], [["cat", "hound"]])
+        read(["pet"], [["cat", "hound"], *many])
+
+
+def test_of_few_references_nothing_is_kept(table: Path) -> None:
+    write(table, [("1", "dog", "hound")])
+    assert read(["dog"], [["hound"]]) == [("1", "dog", "hound")]
+    assert not (user_cache() / "references").exists()
 
 
 def test_the_longest_phrases_have_seven_words(table: Path) -> None:

@@ -168,12 +168,27 @@ print(json.dumps({{"scores": scores, "parses": {{text: [[text]] for text in text
     assert Spice().statistics(captions[:3], [["x"]] * 3)[:, 0].tolist() == [0, 1, 2]
     with pytest.raises(MetricUnavailable, match="here it ends"):
         Spice().statistics(captions, [["x"]] * 6)
-    with closing(sqlite3.connect(cache / "parses.sqlite")) as database:
+    (file,) = cache.glob("parses-*.sqlite")
+    with closing(sqlite3.connect(file)) as database:
         rows = database.execute("SELECT * FROM parses ORDER BY text").fetchall()
     assert rows == [(text, f'[["{text}"]]') for text in ("0", "1", "2", "3", "x")]
 
 
-def test_a_damaged_cache_is_told(cache: Path) -> None:
-    (cache / "parses.sqlite").write_bytes(b"no database" * 100)
+def test_parses_of_another_parser_are_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = set()
+    for code, release in (("a", "4.0"), ("b", "4.0"), ("b", "4.1")):
+        (tmp_path / "SpiceScores.class").write_text(code)
+        monkeypatch.setattr(prefixcap.metrics.spice, "ASSETS", tmp_path)
+        monkeypatch.setattr(prefixcap.metrics.spice, "CORENLP_FILES", (f"corenlp-{release}.jar",))
+        names.add(prefixcap.metrics.spice._parser.__wrapped__())
+    assert len(names) == 3
+
+
+def test_a_damaged_cache_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MetricUnavailable, match="needs Java"):
+        Spice().statistics(["a dog"], [["a dog"]])
+    (file,) = cache.glob("parses-*.sqlite")
+    file.write_bytes(b"no database" * 100)
     with pytest.raises(MetricUnavailable, match=r"^SPICE cannot keep its parses in .*not a database.*$"):
         Spice().statistics(["a dog"], [["a dog"]])

@@ -1,0 +1,163 @@
+"""Training steps beside the published recipe: captions a second, and peak memory.
+
+(a) a frozen GPT-2 with the transformer mapper, (b) a fine-tuned one with the MLP; GPT-2 small's architecture with
+random weights, random embeddings of 512 numbers, captions as long as COCO's. The published recipe, written out here:
+batches of 40 captions, each with a prefix of its own, padded to 40 tokens; logits at every position; gradients of all
+weights, also of those that are frozen; fp32. Ours: `Captioner.loss` on the batches of `prefixcap.data`, with the
+captions of an image together, and alone. Turns alternate; a ratio is the median over turns.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import in_own_process, memory
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefixcap.batches import pack
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.mappers import build_mapper
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+BATCH, LONGEST, PREFIX, DIM = 40, 40, 10, 512
+MAPPERS = {"frozen": "transformer", "full": "mlp"}
+NAMES = {"frozen": "(a) frozen LM, transformer mapper", "full": "(b) fine-tuned LM, MLP"}
+
+Step = Callable[[], Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="of each kind in a turn")
+    parser.add_argument("--tuning", choices=MAPPERS, nargs="+", default=list(MAPPERS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="of ours; default: by device")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    precision = getattr(torch, given.precision or ("bfloat16" if device.type == "cuda" else "float32"))
+    for tuning in given.tuning:
+        kinds = {
+            "published recipe": plain_recipe(tuning, device),
+            "ours, captions of an image together": ours(tuning, device, precision, grouped=True),
+            "ours, captions alone": ours(tuning, device, precision, grouped=False),
+        }
+        took: dict[str, list[float]] = {name: [] for name in kinds}
+        for step in kinds.values():
+            run(step, 1)
+        for _ in range(given.turns):
+            for name, step in kinds.items():
+                start = time.perf_counter()
+                run(step, given.steps)
+                took[name].append((time.perf_counter() - start) / given.steps)
+        print(f"\n{NAMES[tuning]}, {device}, ours in {str(precision).removeprefix('torch.')}")
+        plain = took["published recipe"]
+        for name, times in took.items():
+            ratios = [of_plain / of_this for of_plain, of_this in zip(plain, times, strict=True)]
+            print(
+                f"  {name:36} {BATCH / median(times):8.1f} captions/s   ratio {median(ratios):5.2f}"
+                f"   ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        kinds.clear()
+        for name, kind in (("published recipe", plain_recipe), ("ours", partial(ours, precision=precision))):
+            in_own_process(print_peak_memory, name, kind, tuning, device)
+
+
+def run(step: Step, steps: int) -> None:
+    for _ in range(steps):
+        loss = step()
+    loss.item()  # a GPU is waited for
+
+
+def plain_recipe(tuning: str, device: torch.device) -> Step:
+    """A step of ClipCap's train.py: `ClipCaptionPrefix` (frozen) or `ClipCaptionModel`, with transformers' GPT-2."""
+    model = gpt2().to(device).train(tuning == "full")
+    mapper = build_mapper(MAPPERS[tuning], DIM, model.config.n_embd, prefix_length=PREFIX).to(device)
+    parameters = [*mapper.parameters(), *(model.parameters() if tuning == "full" else ())]
+    optimizer = AdamW(parameters, lr=2e-5)
+    batches = captions()
+
+    def step() -> Tensor:
+        model.zero_grad()
+        mapper.zero_grad()
+        tokens = torch.zeros(BATCH, LONGEST, dtype=torch.long)
+        rows = [row for of_image in next(batches) for row in of_image]
+        for place, row in enumerate(rows):
+            tokens[place, : len(row)] = torch.from_numpy(row)
+        tokens = tokens.to(device)
+        mask = torch.cat((torch.ones(BATCH, PREFIX, device=device), (tokens > 0).float()), dim=1)
+        words = model.transformer.wte(tokens)
+        prefix = mapper(torch.randn(BATCH, DIM, device=device))
+        logits = model(inputs_embeds=torch.cat((prefix, words), dim=1), attention_mask=mask).logits[:, PREFIX - 1 : -1]
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.flatten(), ignore_index=0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def ours(tuning: str, device: torch.device, precision: torch.dtype, grouped: bool = True) -> Step:
+    """A step of `prefixcap.training`, without Lightning around it."""
+    tokenizer = load_language_model("demo").tokenizer
+    language_model = LanguageModel(gpt2(), tokenizer, "random", tuning)  # type: ignore[arg-type]
+    options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
+    captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), options).to(device).train()
+    optimizer = AdamW([weight for weight in captioner.parameters() if weight.requires_grad], lr=2e-5, fused=True)
+    batches = captions()
+
+    def step() -> Tensor:
+        of_images = next(batches)
+        rows = [row for of_image in of_images for row in of_image]
+        owners = np.repeat(np.arange(len(of_images)), [len(of_image) for of_image in of_images])
+        if not grouped:
+            owners = np.arange(len(rows))
+        batch = pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX).to(device)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            loss = captioner.loss(batch) / len(batch.targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config())
+
+
+def captions() -> Iterator[list[list[np.ndarray]]]:
+    """Batches of random tokens, of 8 images with 5 captions each, as long as COCO's (words and signs, and the end)."""
+    images = json.loads((SHARED / "captions" / "coco_karpathy_val.json").read_text())
+    generator = np.random.default_rng(0)
+    for start in range(0, len(images), 8):
+        texts = [image["captions"][:5] for image in images[start : start + 8]]
+        lengths = [[len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in of_image] for of_image in texts]
+        yield [[generator.integers(1, 50_000, min(length, LONGEST)) for length in of_image] for of_image in lengths]
+
+
+def print_peak_memory(name: str, kind: Callable[..., Step], tuning: str, device: torch.device) -> None:
+    """Of a process that does nothing but two steps of a kind."""
+    run(kind(tuning, device), 2)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else memory("VmHWM")
+    print(f"  peak memory, {name:22} {peak / 1e9:6.2f} GB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

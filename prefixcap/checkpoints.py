@@ -1,0 +1,89 @@
+"""Files that captioners are loaded from: checkpoints of training, exported folders, weights that ClipCap published."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefixcap.captioner import Captioner
+from prefixcap.errors import InputError
+from prefixcap.published import is_published, read_published
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    tokenizer: str | None = None,
+    normalize_embeddings: bool | None = None,
+) -> Captioner:
+    """Load a captioner, in eval mode, ready to caption.
+
+    Args:
+        path: a checkpoint (`….ckpt`) that training wrote, a folder that `save_pretrained` wrote, or weights (`….pt`)
+            that the authors of ClipCap published. Pickled code in a file is never run.
+        device: where to put it.
+        tokenizer: only for published weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
+        normalize_embeddings: only for published weights: whether to scale embeddings to length one; None: as their
+            authors do, yes for the transformer and no for the MLP.
+
+    Raises:
+        InputError: there is no such file, it is no captioner's, its language model or tokenizer cannot be found, or it
+            does not take an argument.
+
+    Example:
+        >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
+        >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
+    """
+    path = _file_with_weights(Path(path))
+    content: Any = None if path.is_dir() else _read(path)
+    if is_published(content):
+        parts = read_published(content, path, tokenizer or "gpt2", normalize_embeddings)
+        captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
+        captioner.load_own_weights(parts.weights, path)
+    elif tokenizer is not None or normalize_embeddings is not None:
+        given = "normalize_embeddings" if tokenizer is None else "tokenizer"
+        raise InputError(f"{path} says by itself what it needs, as no file that ClipCap published: leave out {given}")
+    elif path.is_dir():
+        captioner = Captioner.from_pretrained(path)
+    else:
+        checkpoint = _require_checkpoint(content, path)
+        captioner = Captioner.build(checkpoint["prefixcap"])
+        weights = {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        captioner.load_own_weights(weights, path)
+    return captioner.to(device).eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a training checkpoint holds, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: there is no such file, or it is not a checkpoint of a captioner.
+    """
+    path = _file_with_weights(path)
+    return _require_checkpoint(_read(path), path)
+
+
+def _file_with_weights(path: Path) -> Path:
+    """A checkpoint is a file, or DeepSpeed's folder, where all but the optimizer's state is in this one."""
+    of_deepspeed = path / "checkpoint" / "mp_rank_00_model_states.pt"
+    return of_deepspeed if of_deepspeed.is_file() else path
+
+
+def _read(path: Path) -> Any:
+    """What torch saved to a file, on the CPU, without running pickled code."""
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
+
+
+def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+    if isinstance(content, dict) and "shared_params" in content:  # DeepSpeed's; of frozen weights the second names stay
+        weights, first_name = content["module"], content["shared_params"]
+        content["state_dict"] = {name: weights[name] for name in weights if first_name.get(name, name) in weights}
+    if not isinstance(content, dict) or "prefixcap" not in content or "state_dict" not in content:
+        raise InputError(f"{path} is not a checkpoint of prefixcap: give one that train.py wrote")
+    return content

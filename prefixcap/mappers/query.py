@@ -1,0 +1,87 @@
+"""A query mapping network: learned queries gather the prefix from what the encoder sees of each part of an image.
+
+A layer is one of the Q-Former of Li et al. ("BLIP-2", ICML 2023, section 3.1): the queries attend to each other, and
+then to the image. So do the Perceiver (Jaegle et al., ICML 2021) and the resampler of Flamingo (Alayrac et al., NeurIPS
+2022) read inputs of any size into a fixed number of vectors.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from prefixcap.errors import InputError
+from prefixcap.mappers.transformer import Attention
+
+FEATURES = ("patches", "regions")
+
+
+class QueryMapper(nn.Module):
+    """Learned queries, each of which becomes a prefix vector, attend over the patches or regions of an image.
+
+    The order of the patches does not matter: where each one lies is in its embedding, as the encoder made it.
+
+    Args:
+        embedding_dim: width of a patch's or region's embedding.
+        lm_dim: width of the language model's word embeddings.
+        prefix_length: how many queries there are, and prefix vectors to make.
+        features: what is read of an image, by its name in a feature store: "patches" or "regions".
+        width: of the queries.
+        layers: number of layers.
+        heads: attention heads in each.
+
+    Raises:
+        InputError: `features` is none of these, or `width` is not a multiple of `heads`.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        lm_dim: int,
+        prefix_length: int = 10,
+        features: str = "patches",
+        width: int = 512,
+        layers: int = 4,
+        heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if features not in FEATURES:
+            raise InputError(
+                f"mapper 'query' does not read '{features}': set model.mapper.features to {' or '.join(FEATURES)}"
+            )
+        if width % heads:
+            raise InputError(
+                f"queries of width {width} cannot be split into {heads} heads: set model.mapper.width or .heads"
+            )
+        self.prefix_length = prefix_length
+        self.features = features
+        self.project = nn.Sequential(nn.Linear(embedding_dim, width), nn.LayerNorm(width))
+        self.queries = nn.Parameter(torch.randn(prefix_length, width))
+        self.layers = nn.ModuleList(QueryLayer(width, heads) for _ in range(layers))
+        self.to_prefix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, lm_dim))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(batch, patches, embedding_dim), of any number of patches -> (batch, prefix_length, lm_dim)."""
+        image = self.project(patches)  # (batch, patches, width)
+        hidden = self.queries.expand(len(image), -1, -1)  # (batch, prefix_length, width)
+        for layer in self.layers:
+            hidden = layer(hidden, image)
+        prefix: Tensor = self.to_prefix(hidden)
+        return prefix
+
+
+class QueryLayer(nn.Module):
+    """A pre-norm layer: self-attention of the queries, their attention to the image, and an MLP."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.cross_attn = Attention(dim, heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
+        """(batch, length, dim) queries and (batch, patches, dim) image -> the shape of the queries."""
+        hidden = hidden + self.self_attn(self.norm1(hidden))
+        hidden = hidden + self.cross_attn(self.norm2(hidden), image)
+        return torch.add(hidden, self.mlp(self.norm3(hidden)))

@@ -1,0 +1,154 @@
+"""eval.py, in this process: where results go, what is told before anything takes long, and what is new in captions."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import Encoder, load_encoder
+from prefixcap.language import load_language_model
+from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
+from tests.conftest import ROOT
+
+REFERENCES = {7: ["a red circle", "a red ball"], 8: ["a blue square"], 9: ["a green star", "one green star"]}
+QUICK = ("decode.max_tokens=4", "metrics=CIDEr")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("demo")
+
+
+def make_store(path: Path, encoder: Encoder, training: str = "a dog", wrong: int | None = None) -> str:
+    """A store of three test images, embedded by their references, and one of training with this caption."""
+    records = [ImageRecord(1, "1.jpg", "train", (training,))]
+    records += [ImageRecord(image, f"{image}.jpg", "test", (*texts,)) for image, texts in REFERENCES.items()]
+    embeddings = encoder.encode_texts([record.captions[0] for record in records]).half().numpy().copy()
+    embeddings[[record.id == wrong for record in records]] = np.nan
+    made = StoreWriter(path, encoder.identity, "words", path.parent, "job", 1)
+    made.write_piece(0, 0, 1, records, {"images/embedding": embeddings}, ())
+    join(path)
+    return FeatureStore(path).location
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that made two checkpoints of an untrained captioner; the test runs beside it."""
+    torch.manual_seed(0)
+    learned_from = make_store(tmp_path / "learned", encoder)
+    mapper = {"name": "mlp", "prefix_length": 4}
+    captioner = Captioner(
+        load_language_model("demo"), encoder.identity, mapper, trained_on={"store": learned_from}
+    ).eval()
+    weights = {f"captioner.{name}": weight for name, weight in captioner.own_weights().items()}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("best", "last"):
+        file = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        torch.save({"prefixcap": captioner.describe(), "state_dict": weights}, file)
+    monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def evaluate(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py", *options])
+    runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+
+
+def test_each_checkpoint_and_way_of_decoding_has_a_folder(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in (
+        ["ckpt=run/checkpoints/best.ckpt"],
+        ["ckpt=run/checkpoints/last.ckpt"],
+        ["ckpt=run/checkpoints/best.ckpt", "decode.beams=3"],
+        ["ckpt=run/checkpoints/best.ckpt", "decode=diverse_beam", "decode.prompt='a photo of'"],
+    ):
+        evaluate(monkeypatch, *options, *QUICK)
+    written = {folder.name for folder in (run_folder / "eval").iterdir() if (folder / "statistics.npz").is_file()}
+    assert written == {
+        "learned-test-beam-max_tokens-4",
+        "learned-test-beam-max_tokens-4-last",
+        "learned-test-beam-beams-3-max_tokens-4",
+        "learned-test-diverse_beam-prompt-a-photo-of-max_tokens-4",
+    }
+
+
+def test_captions_of_one_name_in_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored against one split of a Karpathy file; half a surrogate pair in them harms nobody."""
+    monkeypatch.chdir(tmp_path)
+    images = [
+        {"cocoid": image, "split": "test", "sentences": [{"raw": text} for text in texts]}
+        for image, texts in REFERENCES.items()
+    ]
+    images.append({"cocoid": 1, "split": "restval", "sentences": [{"raw": "a dog"}]})
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        entries = [{"image_id": image, "caption": f"{name} \ud83d"} for image in REFERENCES]
+        (tmp_path / name / "captions.json").write_text(json.dumps(entries))
+        evaluate(monkeypatch, f"captions={name}/captions.json", "references=dataset.json", "metrics=[ROUGE-L]")
+    for name in ("x", "y"):
+        written = json.loads((tmp_path / "runs" / "eval" / name / "captions" / "captions.json").read_text())
+        assert written[0]["caption"] == f"{name} \ufffd"
+
+
+def test_the_image_of_a_damaged_embedding_is_named(
+    run_folder: Path, encoder: Encoder, tmp_path: Path, mistake: Callable[..., str]
+) -> None:
+    data = ["data=coco", f"data.store={make_store(tmp_path / 'damaged', encoder, wrong=8)}"]
+    printed = mistake("eval.py", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *data, "metrics=[CIDEr]")
+    assert "embeddings: image 8 NaN or infinite" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["metrics=[CIDEr,METEO]"], "unknown metric 'METEO'"),
+        (["metrics=[CLIPScore]"], "the demo encoder is gone"),
+        (["metrics=[perplexity]", "perplexity_lm=/no/such/folder"], "cannot load language model '/no/such/folder'"),
+    ],
+)
+def test_what_metrics_lack_is_told_before_captions_are_written(
+    options: list[str], message: str, run_folder: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(captioner: Captioner) -> Encoder:
+        from prefixcap.errors import InputError
+
+        raise InputError("the demo encoder is gone")
+
+    monkeypatch.setattr(Captioner, "encoder", gone)
+    monkeypatch.setattr(Captioner, "caption", None)
+    assert message in mistake("eval.py", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *options)
+
+
+def test_new_captions_are_those_that_the_captioner_did_not_learn_from(
+    run_folder: Path,
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The training captions of the evaluated store are all that is written; the captioner learned from another."""
+    monkeypatch.setattr(Captioner, "caption", lambda self, images, *_, **options: ["a red star"] * len(images))
+    data = ["data=coco", f"data.store={make_store(tmp_path / 'evaluated', encoder, 'A red star.')}", "out=scores"]
+    checkpoint = [f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", "metrics=[diversity]"]
+    given = [{"image_id": image, "caption": "a red star"} for image in REFERENCES]
+    (tmp_path / "captions.json").write_text(json.dumps(given))
+
+    def novel(*options: str) -> tuple[float | None, str]:
+        evaluate(monkeypatch, *options, *data)
+        scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+        return scores["diversity"].get("Novel"), capsys.readouterr().out
+
+    share, printed = novel(*checkpoint)
+    assert share == 1 and "Novel:" not in printed
+    share, printed = novel("captions=captions.json", "metrics=diversity")
+    assert share == 0 and f"Novel: not in the split 'train' of {tmp_path / 'evaluated'}" in printed
+    (tmp_path / "learned").rename(tmp_path / "moved")
+    share, printed = novel(*checkpoint)
+    assert share is None and f"Novel is missing: there is no feature store at {tmp_path / 'learned'}" in printed

@@ -1,0 +1,42 @@
+"""Files that cannot be written, and how much of the machine may be used."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from prefixcap import machine
+from prefixcap.errors import InputError
+from prefixcap.files import write_text_whole, write_whole
+
+
+def test_what_stands_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (
+        ("file/new", "a file stands where its folder belongs"),
+        ("file/below/new", "a file stands where its folder belongs"),
+        ("folder", "a folder stands there"),
+        ("x" * 250, "the name is too long"),
+    ):
+        with pytest.raises(InputError, match=f"^cannot write {tmp_path / name}: {reason}; .*again$"):
+            write_text_whole(tmp_path / name, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_disk_that_can_only_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the disk can only be read"), write_whole(tmp_path / "new"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with pytest.raises(OSError, match="Input/output"), write_whole(tmp_path / "new"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    ("text", "processors"),
+    [("max 100000\n", None), ("max", None), ("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1)],
+)
+def test_processors_that_a_container_grants(text: str, processors: int | None) -> None:
+    assert machine.processors_of_quota(text) == processors
+    assert 1 <= machine.processors() <= (os.cpu_count() or 1)
