@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--tuning", choices=MAPPERS, nargs="+", default=list(MAPPERS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="of ours; default: by device")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile, too")
     given = parser.parse_args()
     device = torch.device(given.device)
     precision = getattr(torch, given.precision or ("bfloat16" if device.type == "cuda" else "float32"))
@@ -54,9 +55,11 @@ def main() -> None:
             "ours, captions of an image together": ours(tuning, device, precision, grouped=True),
             "ours, captions alone": ours(tuning, device, precision, grouped=False),
         }
+        if given.compile:
+            kinds["ours, together and compiled"] = ours(tuning, device, precision, compiled=True)
         took: dict[str, list[float]] = {name: [] for name in kinds}
         for step in kinds.values():
-            run(step, 1)
+            run(step, 2)  # of two shapes, so that what is compiled for any shape is
         for _ in range(given.turns):
             for name, step in kinds.items():
                 start = time.perf_counter()
@@ -110,12 +113,16 @@ def plain_recipe(tuning: str, device: torch.device) -> Step:
     return step
 
 
-def ours(tuning: str, device: torch.device, precision: torch.dtype, grouped: bool = True) -> Step:
+def ours(
+    tuning: str, device: torch.device, precision: torch.dtype, grouped: bool = True, compiled: bool = False
+) -> Step:
     """A step of `prefixcap.training`, without Lightning around it."""
     tokenizer = load_language_model("demo").tokenizer
     language_model = LanguageModel(gpt2(), tokenizer, "random", tuning)  # type: ignore[arg-type]
     options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
     captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), options).to(device).train()
+    if compiled:
+        language_model.compile_training("default")
     optimizer = AdamW([weight for weight in captioner.parameters() if weight.requires_grad], lr=2e-5, fused=True)
     batches = captions()
 
