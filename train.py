@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from data_prep.embed import open_store
 from launch import run
@@ -108,9 +107,12 @@ def main(config: DictConfig) -> float | None:
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopped_epoch:
         say(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
+    if best.best_model_score is None:
+        say(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
+        return None
     say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
     say(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
-    return float(cast(Tensor, best.best_model_score))
+    return float(best.best_model_score)
 
 
 def found(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:

@@ -47,7 +47,7 @@ class CaptionDataset(Dataset[Batch]):
             images, owner = self.split.caption_images[captions], np.arange(len(items))
         else:
             images = np.array(items)
-            counts = np.diff(self.ends, prepend=0)[images]
+            counts = self.ends[images] - np.where(images > 0, self.ends[images - 1], 0)
             owner = np.repeat(np.arange(len(items)), counts)
             captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
         features = torch.from_numpy(self.features[images]).float()

@@ -133,6 +133,12 @@ def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Ca
     assert re.search(r"CIDEr\n", printed) and re.search(r"p-value( +1\.0000){7}", printed)
 
 
+def test_a_run_that_ends_before_its_first_validation(world: list[str], tmp_path: Path) -> None:
+    options = ["lm=demo", "encoder=demo", "model=mlp", f"run_dir={tmp_path / 'run'}", "+trainer.max_steps=1"]
+    printed = succeed(ROOT / "train.py", *world, *options)
+    assert "ended before the first validation" in printed and (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
 def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake: Callable[..., str]) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     before, new = best.read_bytes(), trained.parent / "scst"
