@@ -9,15 +9,15 @@ from omegaconf import DictConfig, ListConfig
 
 from data_prep.embed import open_store
 from launch import run
-from prefixcap.caption_files import read_captions, read_references
 from prefixcap.checkpoints import load
-from prefixcap.comparison import compare
 from prefixcap.data import require_match
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError, name_rows
 from prefixcap.evaluation import METRICS, Evaluation, evaluate
+from prefixcap.evaluation.caption_files import read_captions, read_references
+from prefixcap.evaluation.comparison import compare
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.metrics import check_metrics
 from prefixcap.store import FeatureStore

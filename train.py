@@ -18,19 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
 from launch import run
-from prefixcap.callbacks import FiniteLoss, RandomState, Stopped, WholeCheckpoints, best_and_last, out_of_memory
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load, read_checkpoint
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
-from prefixcap.finders import find_batch_size, find_learning_rate
 from prefixcap.language import load_language_model
-from prefixcap.lora import Lora
-from prefixcap.rewards import CiderReward, ClipReward, Reward
-from prefixcap.self_critical import SelfCriticalTraining
+from prefixcap.language.lora import Lora
 from prefixcap.store import FeatureStore
 from prefixcap.training import CaptionTraining, trainable_parameters
+from prefixcap.training.callbacks import (
+    FiniteLoss,
+    RandomState,
+    Stopped,
+    WholeCheckpoints,
+    best_and_last,
+    out_of_memory,
+)
+from prefixcap.training.finders import find_batch_size, find_learning_rate
+from prefixcap.training.rewards import CiderReward, ClipReward, Reward
+from prefixcap.training.self_critical import SelfCriticalTraining
 
 say = rank_zero_only(print)  # of several processes the first speaks
 

@@ -17,7 +17,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from prefixcap.files import read_json
 from prefixcap.metrics.ptb import tokenize
-from prefixcap.rewards import CiderReward
+from prefixcap.training.rewards import CiderReward
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 IMAGES, SAMPLES, CALLS = 8, 5, 50

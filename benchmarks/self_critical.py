@@ -22,8 +22,8 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.files import read_json
 from prefixcap.language import LanguageModel, load_language_model
-from prefixcap.rewards import CiderReward
-from prefixcap.self_critical import SelfCriticalTraining
+from prefixcap.training.rewards import CiderReward
+from prefixcap.training.self_critical import SelfCriticalTraining
 from train import DIM, PREFIX, gpt2
 
 

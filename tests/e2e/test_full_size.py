@@ -12,13 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import prefixcap
 from data_prep.embedding import embed
 from data_prep.records import ImageRecord, of_files
-from prefixcap.callbacks import best_and_last
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.encoders import load_encoder
 from prefixcap.language import load_language_model
 from prefixcap.store import FeatureStore
 from prefixcap.training import CaptionTraining
+from prefixcap.training.callbacks import best_and_last
 
 
 @pytest.fixture(scope="module")

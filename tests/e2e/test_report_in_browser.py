@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefixcap.report import CaptionedImage, Table, html_report
+from prefixcap.evaluation.report import CaptionedImage, Table, html_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefixcap import ablation
 from prefixcap.demo.scenes import DOMAINS
+from prefixcap.training import ablation
 from tests.conftest import ROOT
 
 Train = Callable[..., str]

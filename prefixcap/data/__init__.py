@@ -1,0 +1,5 @@
+"""From a feature store to batches of features and caption tokens."""
+
+from prefixcap.data.module import CaptionData, CaptionDataset, require_match
+
+__all__ = ["CaptionData", "CaptionDataset", "require_match"]

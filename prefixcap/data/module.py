@@ -1,0 +1,167 @@
+"""Batches of features and caption tokens from a feature store."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from prefixcap.batches import Batch, pack
+from prefixcap.captioner import Captioner
+from prefixcap.data.shuffle import ShuffledSampler
+from prefixcap.data.tokens import CaptionTokens
+from prefixcap.errors import InputError
+from prefixcap.store import FeatureStore, StoreSplit
+
+
+class CaptionDataset(Dataset[Batch]):
+    """One split, from which whole batches are drawn: of captions, each with its image, or of images with all theirs.
+
+    Args:
+        split: features and captions.
+        features: which of the images' features the mapper reads.
+        tokens: of the captions.
+        prefix_length: vectors that the mapper makes of an image.
+        by_image: whether an item is an image.
+    """
+
+    def __init__(
+        self, split: StoreSplit, features: str, tokens: CaptionTokens, prefix_length: int, by_image: bool
+    ) -> None:
+        self.split, self.features = split, split.feature(features)
+        self.tokens, self.prefix_length = tokens, prefix_length
+        self.ends: NDArray[np.int64] | None = None
+        if by_image:
+            self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(self.features)))
+
+    def __len__(self) -> int:
+        return len(self.split.captions if self.ends is None else self.ends)
+
+    def __getitems__(self, items: list[int]) -> Batch:
+        """The batch of these items."""
+        if self.ends is None:
+            captions = np.array(items)
+            images, owner = self.split.caption_images[captions], np.arange(len(items))
+        else:
+            images = np.array(items)
+            counts = self.ends[images] - np.where(images > 0, self.ends[images - 1], 0)
+            owner = np.repeat(np.arange(len(items)), counts)
+            captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
+        features = torch.from_numpy(self.features[images]).float()
+        return pack(features, self.tokens[captions], owner, self.prefix_length, captions.tolist(), images.tolist())
+
+
+class CaptionData(L.LightningDataModule):
+    """Training and validation batches from a feature store.
+
+    Training draws captions at random, each with its image's embedding; validation goes through the images, each with
+    all its captions. Embeddings and captions stay on disk: start-up and memory do not grow with the store.
+
+    Args:
+        store: a store, its folder or its URL.
+        captioner: whose encoder, tokenizer and context the batches must fit.
+        batch_size: captions a training batch, images a validation batch.
+        num_workers: processes that make batches beside the training; 0: it makes them itself. None: 2 where there is a
+            GPU to keep busy, else 0.
+        max_caption_tokens: cut longer captions (the end token is kept); None never cuts.
+        seed: of the order of training captions.
+        group_captions: draw images at random, each with all its captions, as many as have together about `batch_size`
+            captions: then a prefix is computed once for all captions of its image.
+        keep_tokens: tokenize all captions once, and keep the tokens beside the store; otherwise, as they are drawn.
+
+    Raises:
+        InputError: the store is none, was made by another encoder, lacks the split "train" or "val" or the features
+            that the mapper reads, has embeddings on another scale than the captioner reads, or a caption does not fit
+            the language model's context.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore | str | Path,
+        captioner: Captioner,
+        batch_size: int = 40,
+        num_workers: int | None = None,
+        max_caption_tokens: int | None = None,
+        seed: int = 0,
+        group_captions: bool = False,
+        keep_tokens: bool = True,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
+        self.seed = seed
+        self.group_captions = group_captions
+        self.prefix_length, self.features = captioner.prefix_length, captioner.features
+        opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
+        require_match(opened, captioner)
+        self.train_split = opened.split("train")
+        self.val_split = opened.split("val")
+        for split in (self.train_split, self.val_split):
+            if not len(split.captions):
+                raise InputError(f"split '{split.name}' of {store} has no captions to train on")
+            split.feature(self.features)  # now, rather than when the first batch is drawn
+        folder = opened.path / "tokens" if keep_tokens else None
+        self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder)
+        self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""
+        dataset: Dataset[Batch] = self._dataset(self.train_split, self.train_tokens, by_image=self.group_captions)
+        size = self.batch_size
+        if self.group_captions:
+            captioned = np.unique(self.train_split.caption_images[:])
+            size = max(1, round(size * len(captioned) / len(self.train_split.captions)))
+            dataset = Subset(dataset, captioned)  # type: ignore[arg-type]  # an array is indexed as a list is
+        taken = lambda: size * self._batches_taken()  # noqa: E731
+        return self._loader(dataset, size, ShuffledSampler(len(dataset), self.seed, taken))  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Images in the store's order."""
+        return self._loader(self._dataset(self.val_split, self.val_tokens, by_image=True), self.batch_size, None)
+
+    def _batches_taken(self) -> int:
+        """Training batches of this epoch before a run was stopped, from where it now goes on."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
+
+    def _dataset(self, split: StoreSplit, tokens: CaptionTokens, by_image: bool) -> CaptionDataset:
+        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image)
+
+    def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
+        return _Loader(
+            dataset,
+            size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # torch's own would be where dropout draws, too
+        )
+
+
+class _Loader(DataLoader[Batch]):
+    """Begins when the first batch is asked for: only then do samplers know the epoch, and where in it to begin."""
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
+def require_match(store: FeatureStore, captioner: Captioner) -> None:
+    """Check that a captioner can read a store's embeddings.
+
+    Raises:
+        InputError: another encoder made them, or they are scaled to length one and the captioner reads them unscaled.
+    """
+    store.require_encoder(captioner.encoder_identity)
+    if store.made_with.get("normalized") and not captioner.normalize_embeddings:
+        raise InputError(
+            f"the embeddings of {store.location} are scaled to length one, but the captioner does not scale those of "
+            "its encoder: train one with model.normalize_embeddings=true"
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

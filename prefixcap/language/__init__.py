@@ -1,0 +1,21 @@
+"""Any causal language model of transformers: frozen, with adapters, or tuned; in less memory, if wanted."""
+
+from prefixcap.language.model import (
+    Dtype,
+    LanguageModel,
+    Tuning,
+    load_language_model,
+    load_tokenizer,
+    rebuild_language_model,
+    tokenize_captions,
+)
+
+__all__ = [
+    "Dtype",
+    "LanguageModel",
+    "Tuning",
+    "load_language_model",
+    "load_tokenizer",
+    "rebuild_language_model",
+    "tokenize_captions",
+]

@@ -1,0 +1,319 @@
+"""Any causal language model of transformers: embeddings in, logits out, with a key/value cache."""
+
+import inspect
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from prefixcap.demo import ASSETS
+from prefixcap.errors import InputError
+from prefixcap.language.lean import (
+    Quantization,
+    checkpoint_layers,
+    keep_differentiable,
+    quantization_config,
+    quantization_of,
+)
+from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+Tuning = Literal["frozen", "lora", "full"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class LanguageModel(nn.Module):
+    """A causal language model, its tokenizer, and whether training may change it.
+
+    Args:
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer; must have an end token, with which every caption ends.
+        name: where it came from: a name on the hub, a folder, or "demo".
+        tuning: "frozen": its weights take no gradient and it stays in eval mode; "lora": adapters are put into it, and
+            they alone are trained; "full": it is trained.
+        lora: options of the adapters, if tuning is "lora"; None: the defaults.
+
+    Attributes:
+        dtype: of its word embeddings, and so of all that it reads.
+        quantization: "8bit" or "4bit" if its linear layers are quantized, otherwise None.
+        dim: width of its word embeddings.
+        context: most positions that it can read; None if it knows no limit.
+        end_token: id of the end token.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        name: str,
+        tuning: Tuning = "frozen",
+        lora: Lora | None = None,
+    ) -> None:
+        super().__init__()
+        self.dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        self.quantization = quantization_of(model)
+        _require_trainable(tuning, self.dtype, self.quantization)
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokenizer of language model '{name}' has no end token (eos_token): captions need one"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.tuning: Tuning = tuning
+        self.dim: int = model.get_input_embeddings().embedding_dim
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.end_token: int = tokenizer.eos_token_id
+        self.model.requires_grad_(tuning == "full")
+        _fuse_activations(self.model)
+        self.lora = (lora or Lora()) if tuning == "lora" else None
+        if self.lora is not None:
+            add_adapters(model, self.lora)
+        self._read = self._read_plainly
+        self.train(tuning != "frozen")
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """As `nn.Module.train`, but a frozen model stays in eval mode."""
+        return super().train(mode and self.tuning != "frozen")
+
+    def tokenize(self, captions: list[str]) -> list[list[int]]:
+        """Token ids of each caption, with the end token and no other special token."""
+        return tokenize_captions(self.tokenizer, captions)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """The caption that the tokens spell, on one line, without special tokens."""
+        return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(…) token ids -> (…, dim) word embeddings."""
+        embedded: Tensor = self.model.get_input_embeddings()(tokens)
+        return embedded
+
+    def forward(self, embeddings: Tensor, last: int) -> Tensor:
+        """(batch, length, dim) embeddings -> (batch, last, vocabulary) logits at the last positions only."""
+        logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
+        return logits[:, -last:]  # not every model knows logits_to_keep
+
+    def hidden_states(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """(rows, length, dim) embeddings -> (rows, length, width) last hidden states, of which `head` makes logits.
+
+        Args:
+            embeddings: of words and prefixes.
+            positions: (rows, length) where each stands in its own text.
+            visible: (rows, 1, length, length) bool, which positions (last) each position sees.
+
+        Raises:
+            InputError: this kind of model cannot read texts that lie in a row.
+        """
+        if "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:
+            raise InputError(
+                f"language model '{self.name}' counts positions by itself: training needs one that is told"
+            )
+        if self.model.config._attn_implementation == "eager":  # it adds what the others select by
+            visible = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
+                ~visible, torch.finfo(embeddings.dtype).min
+            )
+        return self._read(embeddings, positions, visible)
+
+    def _read_plainly(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        states: Tensor = self.model.base_model(
+            inputs_embeds=embeddings, attention_mask=visible, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def compile_training(self, mode: str) -> None:
+        """Let `hidden_states` run in kernels of torch.compile, for batches of any shape; decoding stays as it is.
+
+        Args:
+            mode: torch.compile's, e.g. "default", or "reduce-overhead" for CUDA graphs.
+        """
+        self._read = torch.compile(self._read_plainly, dynamic=True, mode=mode)
+
+    @property
+    def head(self) -> nn.Linear:
+        """Makes (…, vocabulary) logits of (…, width) last hidden states.
+
+        Raises:
+            InputError: the model does something else with them, too.
+        """
+        for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(self.model.config, changed, None) not in (None, 1.0):
+                raise InputError(f"language model '{self.name}' has {changed}, which training does not know")
+        head: nn.Linear = self.model.get_output_embeddings()
+        return head
+
+    def step(self, embeddings: Tensor, cache: "Cache") -> Tensor:
+        """Read (batch, length, dim) more embeddings -> (batch, vocabulary) float32 logits of the next token.
+
+        `cache` holds the keys and values of all that was read before and takes in those of `embeddings`.
+        """
+        output = self.model(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
+        """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
+        output = self.model(
+            inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, output_hidden_states=True
+        )
+        return output.logits[:, -1].float(), output.hidden_states[-1].float()
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint needs to rebuild the model, beside weights: its name; if it is tuned whole, its files."""
+        description: dict[str, Any] = {"name": self.name, "tuning": self.tuning, "dtype": self.dtype}
+        if self.quantization is not None:
+            description["quantization"] = self.quantization
+        if self.lora is not None:
+            description["lora"] = asdict(self.lora)
+        if self.tuning == "full":
+            with tempfile.TemporaryDirectory() as folder:
+                self.model.config.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+                description["files"] = {
+                    file.name: file.read_text(encoding="utf-8")
+                    for file in sorted(Path(folder).iterdir())
+                    if file.is_file()
+                }
+        return description
+
+    def is_own_weight(self, name: str) -> bool:
+        """Whether a weight, by its name in `state_dict`, is not among those that the model's name stands for."""
+        return self.tuning == "full" or (self.tuning == "lora" and is_adapter(name))
+
+    def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
+        """Write model and tokenizer as transformers opens them, adapters merged into a copy of the model.
+
+        Returns:
+            What `describe` says of the model as it lies in the folder, but for its files.
+
+        Raises:
+            InputError: it has adapters on quantized layers.
+        """
+        if self.lora is not None and self.quantization is not None:
+            raise InputError(
+                f"adapters cannot be merged into the {self.quantization} weights of language model '{self.name}', only "
+                "into unquantized ones: keep the checkpoint, or train with lm.quantization=null"
+            )
+        (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"name": self.name, "tuning": "full", "dtype": self.dtype}
+
+
+def _fuse_activations(model: "PreTrainedModel") -> None:
+    """Put torch's one operation in the place of GPT-2's activation, which transformers writes out in seven."""
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str]) -> list[list[int]]:
+    """Token ids of each caption, with the end token and no other special token."""
+    return [[*row, tokenizer.eos_token_id] for row in tokenizer(captions, add_special_tokens=False)["input_ids"]]
+
+
+def load_language_model(
+    name: str,
+    tuning: Tuning = "frozen",
+    dtype: Dtype = "float32",
+    quantization: Quantization | None = None,
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+) -> LanguageModel:
+    """The causal LM called `name`.
+
+    Args:
+        name: a folder, a name on the model hub, or "demo" for the small world's own.
+        tuning: "frozen", "lora" or "full", see `LanguageModel`.
+        dtype: of its weights.
+        quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.lean`; None: none.
+        lora: options of adapters, see `LanguageModel`.
+        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.lean`.
+
+    Raises:
+        InputError: there is no such model, it is no causal LM, an option does not exist or not for this tuning, or a
+            package that it takes is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if dtype not in get_args(Dtype):
+        raise InputError(f"unknown lm.dtype '{dtype}': choose one of {', '.join(get_args(Dtype))}")
+    if quantization not in (None, *get_args(Quantization)):
+        choices = ", ".join(get_args(Quantization))
+        raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
+    _require_trainable(tuning, dtype, quantization)  # before a large model is loaded
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, options["dtype"])
+    logging.disable_progress_bar()  # one for each shard says little and tears the page
+    try:
+        model = AutoModelForCausalLM.from_pretrained(_source(name), **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("language model", name, error) from error
+    keep_differentiable(model)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    return LanguageModel(model, load_tokenizer(name), name, tuning, lora)
+
+
+def _require_trainable(tuning: Tuning, dtype: str, quantization: Quantization | None) -> None:
+    """Raise InputError if there is no such tuning, or none in such weights."""
+    if tuning not in get_args(Tuning):
+        raise InputError(f"unknown lm_tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
+    if tuning == "full" and quantization is not None:
+        raise InputError(f"lm_tuning=full cannot train {quantization} weights: set model.lm_tuning=lora or frozen")
+    if tuning == "full" and dtype == "float16":
+        raise InputError("lm_tuning=full takes steps too small for float16 weights: set lm.dtype=float32 or bfloat16")
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the causal LM called `name`, see `load_language_model`.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        raise _cannot_load("the tokenizer of language model", name, error) from error
+    return tokenizer
+
+
+def _source(name: str) -> str:
+    """What transformers is to open for a name."""
+    return str(ASSETS / "language_model") if name == "demo" else name
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> InputError:
+    return InputError(
+        f"cannot load {what} '{name}': {' '.join(str(error).split())[:300]}; "
+        "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
+    )
+
+
+def rebuild_language_model(description: dict[str, Any]) -> LanguageModel:
+    """The model that `LanguageModel.describe` described; if it was tuned, with weights still to be loaded."""
+    name, tuning = description["name"], description["tuning"]
+    dtype = description.get("dtype", "float32")  # an older checkpoint does not say
+    if tuning != "full":
+        lora = Lora(**description["lora"]) if tuning == "lora" else None
+        return load_language_model(name, tuning, dtype, description.get("quantization"), lora)
+
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in description["files"].items():
+            (Path(folder) / Path(file).name).write_text(text, encoding="utf-8")
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).to(getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return LanguageModel(model, tokenizer, name, tuning)

@@ -1,0 +1,153 @@
+"""Training with cross-entropy (Mokady et al. 2021, equation 5)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from prefixcap.batches import Batch
+from prefixcap.captioner import Captioner
+from prefixcap.files import write_text_whole
+from prefixcap.metrics import cider
+from prefixcap.store import StoreSplit
+from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
+
+
+class CaptionTraining(L.LightningModule):
+    """Trains a captioner's mapper, and its language model if that is tuned.
+
+    Logs `train_loss`, `val_loss` (nats a caption token) and `val_cider` (CIDEr of greedy captions of the validation
+    images), and writes the captions of the first validation images to `samples/` after every validation.
+
+    Args:
+        captioner: the model.
+        val_split: the validation images, in the order in which validation goes through them.
+        learning_rate: peak of AdamW's learning rate.
+        weight_decay: AdamW's.
+        warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last.
+        max_tokens: most tokens of a validation caption.
+        samples: folder for sample captions; None writes none.
+    """
+
+    strict_loading = False  # a frozen language model's weights are not in the checkpoint; `load_own_weights` checks
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        val_split: StoreSplit,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 5000,
+        max_tokens: int = 67,
+        samples: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.val_split = val_split
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.max_tokens = max_tokens
+        self.samples = samples
+        self.val_loss = MeanMetric()
+        self.val_captions: dict[int | str, str] = {}
+        self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        total = self.captioner.loss(batch)
+        loss = self._a_token(total, batch)
+        mean = mean_of_processes(total.detach() / self._tokens[-1])
+        self.log("train_loss", mean, prog_bar=True, batch_size=len(batch.targets))
+        return loss
+
+    def _a_token(self, total: Tensor, batch: Batch) -> Tensor:
+        """A sum over the caption tokens of a batch, divided so that gradients become those for each token of the step.
+
+        Processes' gradients are averaged, so it is divided by the mean of their tokens. Of batches that are accumulated
+        only the first is known yet: `on_before_optimizer_step` does the rest.
+        """
+        tokens = torch.full((), float(len(batch.targets)), device=self.device)
+        self._tokens.append(mean_of_processes(tokens))
+        return total / self._tokens[0]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            scale = batches * self._tokens[0] / sum(self._tokens)
+            for weight in self.captioner.parameters():
+                if weight.grad is not None:
+                    own_share(weight.grad).mul_(scale)
+        self._tokens = []
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        # Lightning gives the first images again to some processes, if it cannot share them evenly.
+        own = torch.tensor(batch.image_rows) % self.trainer.world_size == self.global_rank
+        counted = own.to(self.device)[batch.images.flatten()[batch.sources]].float()  # (targets,)
+        count = counted.sum()
+        self.val_loss.update(self.captioner.loss(batch, counted) / count.clamp(min=1), weight=count)
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=len(batch.image_rows))
+        with whole(self.captioner):
+            captions = self.captioner.caption(
+                batch.embeddings, "greedy", len(batch.image_rows), max_tokens=self.max_tokens
+            )
+        ids = [self.val_split.ids[row] for row in batch.image_rows]
+        self.val_captions |= dict(zip(ids, captions, strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        found: dict[int | str, str] = {}
+        for of_process in gathered(self.val_captions):
+            found |= of_process
+        references = self.val_split.references()
+        captioned = {image_id: captions for image_id, captions in references.items() if captions and image_id in found}
+        score = cider({image_id: found[image_id] for image_id in captioned}, captioned)
+        self.log("val_cider", score, prog_bar=True, sync_dist=True)
+        if self.samples is not None and self.trainer.is_global_zero:
+            sample = [
+                {"image_id": image_id, "caption": found[image_id], "references": captions}
+                for image_id, captions in list(captioned.items())[:10]
+            ]
+            text = json.dumps(sample, indent=1, ensure_ascii=False)
+            write_text_whole(self.samples / f"step-{self.global_step:07d}.json", text + "\n")
+        self.val_captions = {}
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.captioner)
+
+    def configure_optimizers(self) -> Any:
+        trained = [weight for weight in self.captioner.parameters() if weight.requires_grad]
+        optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimizer._step_supports_amp_scaling = False  # or Lightning could not clip its gradients in mixed precision
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, self.warmup_steps, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["prefixcap"] = self.captioner.describe()
+        own = {f"captioner.{name}" for name in self.captioner.own_weights()}
+        checkpoint["state_dict"] = {name: weight for name, weight in checkpoint["state_dict"].items() if name in own}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" in checkpoint:  # strategies that shard a model take it out, and load it by themselves
+            weights = {name.removeprefix("captioner."): weight for name, weight in checkpoint["state_dict"].items()}
+            self.captioner.load_own_weights(weights, "the checkpoint to resume from")
+
+
+def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:
+    """Share of the peak learning rate at a step: from 0 up to 1 over `warmup` steps, then down to 0 at `total`."""
+    if step < warmup:
+        return step / warmup
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def trainable_parameters(captioner: Captioner) -> tuple[int, int]:
+    """How many parameters are trained, and how many are frozen."""
+    counts = [0, 0]
+    for weight in captioner.parameters():
+        counts[0 if weight.requires_grad else 1] += weight.numel()
+    return counts[0], counts[1]

@@ -1,0 +1,105 @@
+"""Captions and references that others wrote: what is read of each form, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefixcap.errors import InputError
+from prefixcap.evaluation.caption_files import read_captions, read_references
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "given.json"
+
+
+def karpathy(split: str, number: int, **entry: Any) -> dict[str, Any]:
+    sentences = [{"raw": f"a dog {number}"}, {"raw": "a dog"}]
+    return {"filename": f"{number}.jpg", "cocoid": number, "split": split, "sentences": sentences} | entry
+
+
+def test_the_forms_of_captions(file: Path) -> None:
+    entries = [{"image_id": 7, "caption": "a dog"}, {"image_name": "a.jpg", "prediction": "a cat", "captions": []}]
+    file.write_text(json.dumps(entries))
+    assert read_captions(file) == {7: "a dog", "a.jpg": "a cat"}
+
+
+def test_the_forms_of_references(file: Path) -> None:
+    file.write_text(json.dumps([{"image_name": "a.jpg", "captions": ["a cat", "a pet"]}]))
+    assert read_references(file, "test") == {"a.jpg": ["a cat", "a pet"]}
+    annotations = [{"image_id": 7, "caption": "a dog"}, {"image_id": 8, "caption": "x"}, {"image_id": 7, "caption": ""}]
+    file.write_text(json.dumps({"images": [{"id": 7}], "annotations": annotations}))
+    assert read_references(file, "test") == {7: ["a dog", ""], 8: ["x"]}
+
+
+def test_a_split_of_a_karpathy_file(file: Path) -> None:
+    images = [karpathy("train", 1), karpathy("restval", 2), karpathy("test", 3)]
+    del images[2]["cocoid"]
+    file.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    assert read_references(file, "test") == {"3.jpg": ["a dog 3", "a dog"]}
+    assert list(read_references(file, "train")) == [1, 2]
+    assert list(read_references(file)) == [1, 2, "3.jpg"]
+    with pytest.raises(InputError, match=r"given.json has no images of split 'val', but of test, train: .*split="):
+        read_references(file, "val")
+
+
+def test_half_a_surrogate_pair_becomes_a_character_that_can_be_written(file: Path) -> None:
+    file.write_text(r'[{"image_id": "a\udc00", "caption": "a \ud83d dog \ud83d\ude00"}]')
+    assert read_captions(file) == {"a\ufffd": "a \ufffd dog \U0001f600"}
+    file.write_text(r'[{"image_name": 1, "captions": ["\ud83d"]}]')
+    assert read_references(file) == {1: ["\ufffd"]}
+
+
+def test_an_image_that_comes_twice_is_refused(file: Path) -> None:
+    entry = {"image_name": "a.jpg", "captions": ["a dog"]}
+    for content in ([entry, entry], {"images": [karpathy("val", 1), karpathy("test", 1)]}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"given.json: image .* comes twice \(entry 1 is the second\)"):
+            read_references(file)
+    file.write_text(json.dumps([{"image_id": image, "caption": "a dog"} for image in (7, 8, 7)]))
+    with pytest.raises(InputError, match=r"given\.json: image 7 has two captions \(entry 2 is the second\)"):
+        read_captions(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"caption": "a dog"}, "no list of captions, but {'caption': 'a dog'}"),
+        (["a dog"], "entry 0 of the captions is no object, but 'a dog'"),
+        ([{"image_id": 1}], "entry 0 has neither 'image_id' and 'caption'"),
+        ([{"image_id": [1], "caption": "a"}], r"the image id of entry 0 is \[1\]: give a number or a text"),
+        ([{"image_id": None, "caption": "a"}], "the image id of entry 0 is missing"),
+        ([{"image_id": True, "caption": "a"}], "the image id of entry 0 is True"),
+        ([{"image_id": 1, "caption": None}], "a caption of image 1 is missing: give a text"),
+        ([{"image_id": 1, "caption": ["a"]}], r"a caption of image 1 is \['a'\]"),
+    ],
+)
+def test_mistakes_in_captions(file: Path, content: Any, message: str) -> None:
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"given.json: {message}"):
+        read_captions(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([{"image_name": "a", "captions": "a dog"}], ": the references of image 'a' are 'a dog': give a list of texts"),
+        ([{"image_name": "a", "captions": ["a", 1]}], ": a caption of image 'a' is 1: give a text"),
+        ([{"image_id": 1, "caption": "a dog"}], r" holds no references \(entry 0\): give COCO annotations, a Karp"),
+        ("a dog", " holds no references: give COCO annotations"),
+        ({"dog": 1}, " holds no references: give COCO annotations"),
+        ({"images": [["a"]]}, r": entry 0 of the images is no object, but \['a'\]"),
+        ({"images": {"a": 1}}, r": no list of images, but {'a': 1}; is it the right file\?"),
+        ({"images": [karpathy("test", 1, sentences=None)]}, ": image '1.jpg': no list of sentences, but missing"),
+        ({"images": [karpathy("test", 1, cocoid=[1])]}, r": the image id of entry 0 is \[1\]"),
+        ({"images": [karpathy("test", 1, sentences=[{}])]}, ": a caption of image 1 is missing: give a text"),
+        ({"annotations": [{"caption": "a"}]}, ": the image id of entry 0 is missing"),
+        ({"annotations": [{"image_id": 1}]}, ": a caption of image 1 is missing"),
+    ],
+)
+def test_mistakes_in_references(file: Path, content: Any, message: str) -> None:
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"given.json{message}"):
+        read_references(file)

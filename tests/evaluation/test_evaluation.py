@@ -1,0 +1,195 @@
+"""Evaluations as they are read again: tables, files, comparisons; and what each metric needs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prefixcap.encoders import load_encoder
+from prefixcap.errors import InputError
+from prefixcap.evaluation import Evaluation, evaluate
+from prefixcap.evaluation.comparison import compare
+from prefixcap.language import load_language_model
+from prefixcap.metrics import Scores
+from prefixcap.metrics.clip_score import PROMPT
+
+WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
+COLOURS = ["red", "blue", "green", "yellow", "white", "black", "grey", "brown"]
+REFERENCES = {
+    f"{n}.jpg": [f"a {colour} circle at the top", f"one {colour} ball {n}", f"the ball is {colour}"]
+    for n, colour in enumerate(COLOURS)
+}
+GOOD = {image: texts[0] for image, texts in REFERENCES.items()}
+POOR = {image: f"a {COLOURS[n // 2]} square at the top" for n, image in enumerate(REFERENCES)}
+DOMAINS = {image: "near-domain" if n % 3 else "in-domain" for n, image in enumerate(REFERENCES)}
+
+
+def written(captions: dict[str, str], folder: Path, metrics: list[str] = WITHOUT_JAVA) -> Evaluation:
+    evaluation = evaluate(captions, REFERENCES, metrics)
+    evaluation.write(folder, "test")
+    return evaluation
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    evaluation = written(POOR, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: metrics[name] for name in evaluation.scores.corpus} == evaluation.scores.corpus
+    for name, (low, high) in metrics["intervals"].items():
+        assert low <= metrics[name] <= high
+    assert evaluation.humans is not None
+    ratio = evaluation.scores.corpus["CIDEr"] / evaluation.humans.corpus["CIDEr"]
+    assert metrics["captions / humans"]["CIDEr"] == ratio
+    printed = evaluation.table().splitlines()
+    assert [line.split("  ")[0] for line in printed[1:6]] == [
+        "captions", "captions ±", "humans", "humans ±", "captions / humans",
+    ]  # fmt: skip
+
+
+def test_intervals_of_people_and_of_domains(tmp_path: Path) -> None:
+    """Against a bootstrap in a plain loop over references with as many captions for each image, and not."""
+    uneven = {image: texts[: 2 + n % 2] for n, (image, texts) in enumerate(REFERENCES.items())}
+    for references in (REFERENCES, uneven):
+        evaluation = evaluate(POOR, references, ["ROUGE-L", "CIDEr"], domains=DOMAINS)
+        assert evaluation.humans is not None
+        generator = np.random.default_rng(1)
+        of_images = evaluation.humans.per_image["CIDEr"]  # the mean over the captions of an image
+        captions = np.array([len(references[image]) for image in of_images])
+        drawn = generator.integers(len(of_images), size=(20000, len(of_images)))
+        sums = (np.array(list(of_images.values())) * captions)[drawn].sum(axis=1)
+        expected = np.quantile(sums / captions[drawn].sum(axis=1), (0.025, 0.975))
+        low, high = evaluation.human_intervals["CIDEr"]
+        assert low <= evaluation.humans.corpus["CIDEr"] <= high
+        assert (low, high) == pytest.approx(expected, rel=0.05)
+    own = {image: POOR[image] for image in REFERENCES if DOMAINS[image] == "in-domain"}
+    alone = evaluate(own, {image: uneven[image] for image in own}, ["ROUGE-L", "CIDEr"])
+    assert evaluation.domain_intervals["in-domain"] == alone.intervals
+    assert evaluation.domain_intervals["overall"] == evaluation.intervals
+    evaluation.write(tmp_path, "test")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert tuple(metrics["humans"]["intervals"]["CIDEr"]) == evaluation.human_intervals["CIDEr"]
+    assert metrics["domains"]["in-domain"]["CIDEr"] == alone.scores.corpus["CIDEr"]
+    assert tuple(metrics["domains"]["in-domain"]["intervals"]["CIDEr"]) == alone.intervals["CIDEr"]
+
+
+def test_a_metric_that_only_people_have_is_no_ratio() -> None:
+    """METEOR of people came from a file, and Java is gone."""
+    scores = Scores({"CIDEr": 0.5}, missing={"METEOR": "no Java"})
+    evaluation = Evaluation(GOOD, REFERENCES, scores, Scores({"CIDEr": 1.0, "METEOR": 0.5}))
+    line = next(line for line in evaluation.table().splitlines() if line.startswith("captions / humans"))
+    assert line.split()[3:] == ["0.5000", "-"]
+
+
+def test_captions_without_words_are_named() -> None:
+    one = evaluate(GOOD | {"3.jpg": "..."}, REFERENCES, ["ROUGE-L"]).table()
+    assert "\n1 caption has no word: image '3.jpg'\n" in one
+    references = {number: ["a dog"] for number in range(12)}
+    many = evaluate(dict.fromkeys(references, ""), references, ["ROUGE-L"]).table()
+    assert "\n12 captions have no word: images 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more\n" in many
+
+
+def test_domains_are_scored_alone() -> None:
+    evaluation = evaluate(POOR, REFERENCES, WITHOUT_JAVA, domains=DOMAINS)
+    assert list(evaluation.domains) == ["in-domain", "near-domain", "overall"]
+    for domain in ("in-domain", "near-domain"):
+        own = [image for image in REFERENCES if DOMAINS[image] == domain]
+        alone = evaluate({i: POOR[i] for i in own}, {i: REFERENCES[i] for i in own}, WITHOUT_JAVA)
+        assert evaluation.domains[domain].corpus == pytest.approx(alone.scores.corpus)
+    assert evaluation.domains["overall"].corpus == evaluation.scores.corpus
+    assert "in-domain" in evaluation.table()
+
+
+def test_metrics_that_need_models(tmp_path: Path) -> None:
+    encoder, lm = load_encoder("demo"), load_language_model("demo")
+    images = encoder.encode_texts([texts[0] for texts in REFERENCES.values()])  # for want of pictures
+    everything = {
+        "domains": DOMAINS, "encoder": encoder, "embeddings": images, "language_model": lm,
+        "training_captions": [GOOD["0.jpg"]],
+    }  # fmt: skip
+    metrics = ["CIDEr", "CLIPScore", "diversity", "perplexity"]
+    good, poor = (evaluate(captions, REFERENCES, metrics, **everything) for captions in (GOOD, POOR))  # type: ignore[arg-type]
+    texts = encoder.encode_texts([f"{PROMPT} {caption}" for caption in POOR.values()])
+    expected = 2.5 * torch.cosine_similarity(images, texts).clamp(min=0)
+    assert list(poor.scores.per_image["CLIPScore"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert poor.scores.corpus["CLIPScore"] == pytest.approx(float(expected.mean()), abs=1e-5)
+    of_first = [score for score, domain in zip(expected.tolist(), DOMAINS.values(), strict=True) if domain[0] == "i"]
+    assert poor.domains["in-domain"].corpus["CLIPScore"] == pytest.approx(float(np.mean(of_first)), abs=1e-5)
+    assert poor.scores.corpus["RefCLIPScore"] < good.scores.corpus["RefCLIPScore"]
+    assert good.extra["diversity"]["Novel"] == 7 / 8 and poor.extra["diversity"]["Novel"] == 1.0
+    assert good.extra["perplexity"]["under demo"] > 1
+    good.write(tmp_path / "good", "test")
+    poor.write(tmp_path / "poor", "test")
+    assert "CLIPScore" in compare(tmp_path / "good", tmp_path / "poor").difference
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["CIDEr", "bleu"], "unknown metric 'bleu': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore"),
+        (["CLIPScore"], "CLIPScore needs the images' embeddings"),
+        (["perplexity"], "perplexity needs a language model"),
+    ],
+)
+def test_metrics_that_cannot_be_had(metrics: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefixcap.evaluation.evaluation.score_captions", None)  # which may take long
+    with pytest.raises(InputError, match=message):
+        evaluate(GOOD, REFERENCES, ["CIDEr", *metrics])
+
+
+def test_images_and_captions_that_a_model_cannot_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, lm = load_encoder("demo"), load_language_model("demo")
+    images = encoder.encode_texts([texts[0] for texts in REFERENCES.values()])
+    long = {"4.jpg": "a red ball " * 100}
+    with pytest.raises(InputError, match=r"^captions: image '4.jpg' longer than the \d+ tokens"):
+        evaluate(GOOD | long, REFERENCES, ["ROUGE-L", "perplexity"], language_model=lm)
+    images = images * torch.tensor([1.0, 1.0, torch.nan, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
+    monkeypatch.setattr("prefixcap.evaluation.evaluation.score_captions", None)
+    with pytest.raises(InputError, match=r"^image embeddings: images '2.jpg', '5.jpg' NaN, infinite or all zero: embe"):
+        evaluate(GOOD, REFERENCES, ["ROUGE-L", "CLIPScore"], encoder=encoder, embeddings=images)
+
+
+def test_comparison(tmp_path: Path) -> None:
+    good, poor = written(GOOD, tmp_path / "good"), written(POOR, tmp_path / "poor")
+    found = compare(tmp_path / "good", tmp_path / "poor")
+    assert found.scores == (pytest.approx(good.scores.corpus), pytest.approx(poor.scores.corpus))
+    assert list(found.difference) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
+    assert found.difference["CIDEr"] == pytest.approx(good.scores.corpus["CIDEr"] - poor.scores.corpus["CIDEr"])
+    assert found.p_values["CIDEr"] < 0.01 and found.intervals["CIDEr"][0] > 0
+    same = compare(tmp_path / "good", tmp_path / "good")
+    assert set(same.difference.values()) == {0.0} and set(same.p_values.values()) == {1.0}
+    assert f"A: {tmp_path / 'good'}" in found.table() and "p-value" in found.table()
+    assert "diversity and perplexity, which no image has by itself, are not compared" in found.table()
+
+
+def test_a_comparison_does_not_depend_on_the_order_of_images(tmp_path: Path) -> None:
+    written(GOOD, tmp_path / "good")
+    written(POOR, tmp_path / "poor")
+    backwards = {image: REFERENCES[image][::-1] for image in reversed(REFERENCES)}
+    evaluate(POOR, backwards, WITHOUT_JAVA).write(tmp_path / "backwards", "test")
+    expected, found = (compare(tmp_path / "good", tmp_path / other) for other in ("poor", "backwards"))
+    for attribute in ("difference", "p_values"):
+        assert getattr(found, attribute) == pytest.approx(getattr(expected, attribute))
+    for name, interval in expected.intervals.items():
+        assert found.intervals[name] == pytest.approx(interval)
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    written(GOOD, tmp_path / "good")
+    with pytest.raises(InputError, match=r"absent holds no evaluation \(statistics.npz: .*give two folders"):
+        compare(tmp_path / "good", tmp_path / "absent")
+    few = {image: GOOD[image] for image in list(GOOD)[:5]}
+    evaluate(few, {image: REFERENCES[image] for image in few}, WITHOUT_JAVA).write(tmp_path / "few", "test")
+    with pytest.raises(InputError, match=r"different images, '5.jpg' for one \(3 in all\)"):
+        compare(tmp_path / "good", tmp_path / "few")
+    others = {image: [*texts, "a ball"] for image, texts in REFERENCES.items()}
+    evaluate(GOOD, others, WITHOUT_JAVA).write(tmp_path / "others", "test")
+    with pytest.raises(InputError, match="different references"):
+        compare(tmp_path / "good", tmp_path / "others")
+    written(GOOD, tmp_path / "rouge", ["ROUGE-L"])
+    written(GOOD, tmp_path / "cider", ["CIDEr"])
+    with pytest.raises(InputError, match="no metric in common"):
+        compare(tmp_path / "rouge", tmp_path / "cider")
+    (tmp_path / "good" / "statistics.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="holds no evaluation"):
+        compare(tmp_path / "good", tmp_path / "cider")

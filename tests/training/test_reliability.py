@@ -1,0 +1,349 @@
+"""Runs that are killed, stopped, sent NaN, or out of memory: what they did is kept, and resuming changes nothing."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from prefixcap.batches import Batch
+from prefixcap.captioner import Captioner
+from prefixcap.data import CaptionData
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.errors import InputError
+from prefixcap.training import CaptionTraining, callbacks, linear_warmup_and_decay
+from prefixcap.training.callbacks import FiniteLoss, LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
+from tests.conftest import ROOT, small_captioner
+from tests.training.test_training import make_store
+
+DEMO = EncoderIdentity("demo", "0" * 64, "none", 16)
+
+
+def assert_equal(one: Any, other: Any, place: str) -> None:
+    """Equal bit for bit, all the way down."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for name in one:
+            assert_equal(one[name], other[name], f"{place}/{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{place}/{number}")
+    else:
+        assert one == other, place
+
+
+class Kill(L.Callback):
+    """Writes which captions every batch has, and how validations end; sends a signal to this process at a batch and a
+    place in it."""
+
+    def __init__(self, run: Path, batch: int, place: str, number: int) -> None:
+        self.run, self.batch, self.place, self.number, self.trained = run, batch, place, number, 0
+
+    def _at(self, place: str) -> None:
+        if (self.trained, place) == (self.batch, self.place):
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.trained = trainer.fit_loop.total_batch_idx
+        with (self.run / "drawn").open("a") as file:
+            print(json.dumps([self.trained, *batch.caption_rows]), file=file)
+
+    def on_after_backward(self, *_: Any) -> None:
+        self._at("backward")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._at("end")
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._at("validation")
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        with (self.run / "scores").open("a") as file:
+            print(json.dumps([trainer.global_step, trainer.callback_metrics["val_cider"].item()]), file=file)
+
+
+def train(
+    store: Path, run: Path, options: dict[str, Any], batch: int, place: str, number: int, rank: int, port: int
+) -> None:
+    """Train a small captioner with dropout; go on from last.ckpt if there is one. The last process sends the signal."""
+    run.mkdir(exist_ok=True)
+    if options["processes"] > 1:
+        os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    batch = batch if rank == options["processes"] - 1 else -1
+    L.seed_everything(5, verbose=False)
+    captioner = small_captioner("full", "mlp")  # GPT-2's dropout is 0.1
+    last = run / "last.ckpt"
+    if place == "save":
+        save = torch.save
+
+        def half(content: Any, file: Any) -> None:
+            save(content, file)
+            file.truncate(file.tell() // 2)
+            file.flush()
+            os.kill(os.getpid(), number)
+
+        torch.save = half if last.exists() else save
+    data = CaptionData(store, captioner, **options["data"])
+    training = CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2, max_tokens=3)
+    trainer = L.Trainer(
+        max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        gradient_clip_val=1.0, accelerator="cpu", deterministic=True, plugins=[WholeCheckpoints()],
+        devices=options["processes"], strategy="ddp" if options["processes"] > 1 else "auto",
+        accumulate_grad_batches=options["accumulate"], default_root_dir=run,
+        callbacks=[*best_and_last(run, 2), RandomState(), FiniteLoss(), Kill(run, batch, place, number)],
+    )  # fmt: skip
+    trainer.fit(training, data, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Run a function in a process of its own, that has nothing to import."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        torch.cuda.is_available = lambda: False  # if the process that forks has used a GPU, this one cannot
+        function(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+PLAIN: dict[str, Any] = {"data": {"batch_size": 3}, "accumulate": 1, "processes": 1}
+GROUPED = PLAIN | {"data": {"batch_size": 3, "num_workers": 2, "group_captions": True}, "accumulate": 2}
+SMALL = PLAIN | {"data": {"batch_size": 2}}  # two batches of validation
+TWO = SMALL | {"processes": 2}
+KILL, TERM, CTRL_C = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+PLACES = [
+    *((batch, place) for batch in range(12) for place in ("backward", "end")),
+    (3, "validation"),
+    (7, "validation"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        (PLAIN, [(batch, place, KILL) for batch, place in sorted(random.Random(0).sample(PLACES, 3))]),
+        (PLAIN, [(5, "backward", KILL), (-1, "save", KILL)]),
+        (SMALL, [(1, "backward", TERM), (5, "backward", CTRL_C), (11, "validation", TERM), (13, "end", TERM)]),
+        (GROUPED, [(4, "backward", KILL), (8, "backward", TERM)]),
+        (TWO, [(1, "backward", TERM), (4, "backward", KILL)]),
+    ],
+    ids=["anywhere", "while a checkpoint is written", "by signals", "workers and summed gradients", "two processes"],
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(
+    options: dict[str, Any], ends: list[tuple[int, str, int]], tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "store")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, end in [(whole, (-1, "", 0)), *((parts, end) for end in ends), (parts, (-1, "", 0))]:
+        port = free_port()
+        processes = [start(train, store, folder, options, *end, rank, port) for rank in range(options["processes"])]
+        processes[-1].join()
+        for process in processes[:-1]:
+            if end[2] == KILL:
+                process.kill()
+            process.join()
+        expected = -end[2] if end[2] == KILL else end[2] and 128 + end[2]
+        assert {process.exitcode for process in processes} == {expected}, ends
+    one, other = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, parts))
+    for checkpoint in (one, other):  # what the other callbacks keep has the folder's name in it
+        checkpoint["callbacks"] = checkpoint["callbacks"]["RandomState"]
+    assert_equal(one, other, f"killed at {ends}")
+    written = {
+        name: [
+            [tuple(json.loads(line)) for line in (folder / name).read_text().splitlines()] for folder in (whole, parts)
+        ]
+        for name in ("drawn", "scores")
+    }
+    for of_whole, of_parts in written.values():
+        assert set(of_whole) == set(of_parts)
+    assert sorted(row for _, *rows in set(written["drawn"][0]) for row in rows) == sorted([*range(12)] * 3)
+    if all(number != KILL for _, _, number in ends):  # nothing had to be done again
+        assert sorted(written["drawn"][0]) == sorted(written["drawn"][1])
+
+
+def poisoned(tmp_path: Path, images: slice) -> Path:
+    """A store with embeddings that are NaN; images 0 to 8 are those of training."""
+    store = make_store(tmp_path / "store")
+    with h5py.File(store / "part-00000.h5", "r+") as file:
+        file["images/embedding"][images] = np.nan
+    return store
+
+
+def fit(data: CaptionData, captioner: Captioner, run: Path, choice: str, epochs: int = 1, accumulate: int = 1) -> None:
+    trainer = L.Trainer(
+        max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        gradient_clip_val=1.0, accelerator="cpu", default_root_dir=run, accumulate_grad_batches=accumulate,
+        limit_val_batches=0, callbacks=[LastCheckpoint(run / "last.ckpt", 1), FiniteLoss(choice)],
+    )  # fmt: skip
+    trainer.fit(CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2), data)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(tmp_path: Path) -> None:
+    captioner = small_captioner("frozen", "mlp")
+    data = CaptionData(poisoned(tmp_path, slice(4, 5)), captioner, batch_size=3)
+    batches = list(data.train_dataloader())
+    step, batch = next((number, batch) for number, batch in enumerate(batches, 1) if 4 in batch.image_rows)
+    captions = ", ".join(map(str, sorted(batch.caption_rows)))
+    with pytest.raises(InputError) as stopped:
+        fit(data, captioner, tmp_path, "stop")
+    named = f"captions {captions} of split 'train'; the embedding of image 4 is, too"
+    assert str(stopped.value).startswith(f"the loss is NaN or infinite in step {step}: {named}")
+    assert "nonfinite_loss=skip" in str(stopped.value)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == step - 1
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("poison", ["embedding", "loss"])
+def test_skipped_steps_change_nothing(
+    poison: str, accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are those of a plain loop without the poisoned steps.
+
+    An infinite number added to the loss has no gradient, so that only the loss shows it.
+    """
+    store = poisoned(tmp_path, slice(4, 5)) if poison == "embedding" else make_store(tmp_path / "store")
+    captioner, plain = small_captioner("frozen", "mlp"), small_captioner("frozen", "mlp")
+    data = CaptionData(store, captioner, batch_size=3)
+    batches = list(data.train_dataloader())
+    if poison == "loss":
+        loss = captioner.loss
+        monkeypatch.setattr(captioner, "loss", lambda batch: loss(batch) + (torch.inf if 4 in batch.image_rows else 0))
+    with pytest.warns(UserWarning, match="is NaN or infinite.*the step is left out"):
+        fit(data, captioner, tmp_path, "skip", accumulate=accumulate)
+
+    optimizer = torch.optim.AdamW(plain.mapper.parameters(), lr=0.0, weight_decay=0.01)
+    total = len(batches) // accumulate
+    for step in range(total):
+        of_step = batches[step * accumulate : (step + 1) * accumulate]
+        if any(4 in batch.image_rows for batch in of_step):
+            continue
+        optimizer.zero_grad()
+        for batch in of_step:
+            (plain.loss(batch) / len(batch.targets) / accumulate).backward()
+        torch.nn.utils.clip_grad_norm_(plain.mapper.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-2 * linear_warmup_and_decay(step, 2, total)
+        optimizer.step()
+    for trained, expected in zip(captioner.mapper.parameters(), plain.mapper.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected)
+
+
+def test_too_many_skipped_steps_in_a_row_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "MOST_SKIPPED", 6)
+    captioner = small_captioner("frozen", "mlp")
+    data = CaptionData(poisoned(tmp_path, slice(0, 9)), captioner, batch_size=3)
+    with (
+        pytest.warns(UserWarning, match="step is left out") as warned,
+        pytest.raises(InputError, match=r"in step 6: .*the last of 6 such steps in a row.*learning_rate"),
+    ):
+        fit(data, captioner, tmp_path, "skip", epochs=2)
+    assert sum("left out" in str(warning.message) for warning in warned) == 5
+    with pytest.raises(InputError, match="nonfinite_loss is stop or skip, not 'ignore'"):
+        FiniteLoss("ignore")
+
+
+def test_out_of_memory_names_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loss(captioner: Captioner, batch: Batch) -> torch.Tensor:
+        return captioner.mapper(batch.embeddings).sum() * torch.ones(1 << 50).sum()
+
+    monkeypatch.setattr(Captioner, "loss", loss)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *run_of(make_store(tmp_path / "store", DEMO), tmp_path / "run")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    knobs = re.findall(r"([\w.]+=[\w.-]+)", line.partition(": try ")[2])
+    assert {"batch_size=2", "trainer.accumulate_grad_batches=2", "lm.gradient_checkpointing=true"} < set(knobs)
+    assert {"trainer.precision=bf16-mixed", "data.group_captions=true"} < set(knobs) and "(it is 4)" in line
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose("train", knobs)  # there are such options
+
+
+def run_of(store: Path, run: Path) -> list[str]:
+    """Options of train.py for a run that takes long, and writes last.ckpt after each step."""
+    return [
+        "data=coco", f"data.store={store}", "encoder=demo", "lm=demo", "model=mlp", f"run_dir={run}", "batch_size=4",
+        "trainer.max_epochs=100000", "trainer.check_val_every_n_epoch=100000", "checkpoint_every_n_steps=1",
+        "trainer.accelerator=cpu",
+    ]  # fmt: skip
+
+
+def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    """What SLURM does, done by hand: its variables, the signal before the time is over, and the start after it."""
+    asked = tmp_path / "asked"
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    environment = {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+    }  # fmt: skip
+    options = [option for option in run_of(make_store(tmp_path / "store", DEMO), tmp_path) if "run_dir" not in option]
+
+    def job(more: dict[str, str]) -> None:
+        os.chdir(tmp_path)
+        os.environ.update(environment | more)
+        sys.argv = ["train.py", *options]
+        sys.stderr = Path("errors").open("w")  # noqa: SIM115  # as long as the process lives
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+    last = tmp_path / "runs" / "coco-mlp" / "77" / "checkpoints" / "last.ckpt"
+    steps = [0]
+    for number, more in ((signal.SIGUSR1, {}), (signal.SIGTERM, {"SLURM_RESTART_COUNT": "1"})):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = start(job, more)
+        while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns > before):
+            time.sleep(0.05)
+        os.kill(process.pid or 0, number)
+        process.join()
+        told = (tmp_path / "errors").read_text()
+        assert process.exitcode == 128 + number, told
+        steps.append(torch.load(last, weights_only=True)["global_step"])
+        said, _, path = told.splitlines()[-1].rpartition("=")
+        assert said == f"{number.name} stopped training after step {steps[-1]}: go on with python train.py ckpt"
+        assert tmp_path / path == last
+        assert "Traceback" not in told
+    assert steps == sorted(set(steps))
+    assert asked.read_text() == "requeue 77\n"
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: Callable[..., str]) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    assert f"holds a run: go on with it by ckpt={last}" in mistake("train.py", f"run_dir={tmp_path}")

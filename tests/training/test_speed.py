@@ -1,0 +1,124 @@
+"""What makes training quick leaves its course as it is: losses over 50 steps beside fp32, eager and unfused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prefixcap.batches import pack
+from prefixcap.captioner import Captioner
+from prefixcap.data import CaptionData
+from prefixcap.training import CaptionTraining
+from tests.conftest import plain_loss, small_captioner
+from tests.training.test_training import make_store
+
+STEPS = 50
+
+
+def captions(step: int) -> tuple[torch.Tensor, list[list[int]], list[int]]:
+    """Embeddings, tokens and images of a batch. What is to be learned: the sum of the embedding decides the words."""
+    generator = torch.Generator().manual_seed(step)
+    embeddings = torch.randn(4, 16, generator=generator)
+    owners = [image for image in range(4) for _ in range(2)]
+    lengths = torch.randint(3, 12, (8,), generator=generator).tolist()
+    words = np.where(embeddings.numpy().sum(1) > 0, 10, 20)[owners].tolist()
+    return (
+        embeddings,
+        [[word + place % 5 for place in range(n)] for word, n in zip(words, lengths, strict=True)],
+        owners,
+    )
+
+
+def course(step_loss: Callable[[Captioner, int], torch.Tensor], tuning: str, fused: bool = True) -> torch.Tensor:
+    captioner = small_captioner(tuning, "mlp").eval()  # type: ignore[arg-type]  # without dropout
+    trained = [weight for weight in captioner.parameters() if weight.requires_grad]
+    optimizer = AdamW(trained, lr=3e-3, fused=fused)
+    losses = []
+    for step in range(STEPS):
+        loss = step_loss(captioner, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def plain(captioner: Captioner, step: int) -> torch.Tensor:
+    embeddings, tokens, owners = captions(step)
+    of_each = [plain_loss(captioner, embeddings[image], row) for image, row in zip(owners, tokens, strict=True)]
+    return torch.stack(of_each).sum() / sum(map(len, tokens))
+
+
+def ours(captioner: Captioner, step: int) -> torch.Tensor:
+    batch = pack(*captions(step), captioner.prefix_length)
+    return captioner.loss(batch) / len(batch.targets)
+
+
+def in_bfloat16(captioner: Captioner, step: int) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return ours(captioner, step)
+
+
+def compiled(captioner: Captioner, step: int) -> torch.Tensor:
+    if step == 0:
+        captioner.language_model.compile_training("default")
+    return ours(captioner, step)
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_the_course_of_training_stays_as_it_is(tuning: str) -> None:
+    expected = course(plain, tuning, fused=False)
+    assert tuning == "frozen" or expected[-5:].mean() < 0.5 * expected[0]  # a frozen random model cannot learn it
+    torch.testing.assert_close(course(ours, tuning), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(course(in_bfloat16, tuning), expected, rtol=0.05, atol=0.05)
+
+
+def test_compiled_training_takes_the_same_course_without_compiling_for_ever() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(course(compiled, "full"), course(ours, "full"), rtol=1e-3, atol=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what makes the program wait for a GPU: a number that is asked for, a shape that depends on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing(tmp_path: Path) -> None:
+    """From the batch to the optimizer, logging included."""
+    captioner, syncs = small_captioner("full"), Syncs()
+    data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=4, group_captions=True)
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, *given: Any) -> None:
+            syncs.__enter__()
+
+        def on_train_batch_end(self, *given: Any) -> None:
+            syncs.__exit__(None, None, None)
+
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", callbacks=[Watch()], logger=CSVLogger(tmp_path), log_every_n_steps=100,
+        gradient_clip_val=1.0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(CaptionTraining(captioner, data.val_split, max_tokens=4), data)
+    assert trainer.global_step == 3 and syncs.found == []
+    with syncs:
+        ours(captioner, 0).item()
+    assert syncs.found == ["aten._local_scalar_dense.default"]

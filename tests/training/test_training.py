@@ -1,0 +1,149 @@
+"""Batches, the schedule, and runs of the Lightning module on a store of random embeddings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+import prefixcap
+from prefixcap.captioner import Captioner
+from prefixcap.data import CaptionData
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.errors import InputError
+from prefixcap.language import load_language_model
+from prefixcap.store import ImageRecord, StoreWriter, join
+from prefixcap.training import CaptionTraining, linear_warmup_and_decay
+from prefixcap.training.callbacks import RandomState, best_and_last
+from tests.conftest import IDENTITY, plain_loss, small_captioner
+
+CAPTIONS = (("A red star.", "A star at night."), ("A blue ring in the snow.",), ("A large green heart on the left.",))
+
+
+def make_store(
+    path: Path, identity: EncoderIdentity = IDENTITY, captions: tuple[tuple[str, ...], ...] = CAPTIONS
+) -> Path:
+    """A store with random embeddings: each image three times in train, once in val."""
+    images = [
+        ImageRecord(number, f"{number}.jpg", split, own)
+        for number, (split, own) in enumerate(
+            [("train", own) for own in captions * 3] + [("val", own) for own in captions]
+        )
+    ]
+    embeddings = np.random.default_rng(0).normal(size=(len(images), identity.dim)).astype(np.float16)
+    writer = StoreWriter(path, identity, "test", path, job="test", shards=1)
+    writer.write_piece(0, 0, 1, images, {"images/embedding": embeddings}, [])
+    join(path)
+    return path
+
+
+def test_a_caption_beyond_the_context_is_named_or_cut(tmp_path: Path) -> None:
+    captioner = small_captioner()  # context 96, prefix 4
+    store = make_store(tmp_path / "store", captions=(("A star.",), ("many stars " * 60,)))
+    with pytest.raises(
+        InputError, match=r"'many stars .* of image 1 \(train\) has \d+ tokens; .* takes 92.*max_caption"
+    ):
+        CaptionData(store, captioner)
+    data = CaptionData(store, captioner, max_caption_tokens=9)
+    tokens = data.train_tokens[np.arange(len(data.train_split.captions))]
+    assert max(map(len, tokens)) == 9
+    assert all(row[-1] == captioner.language_model.end_token for row in tokens)
+
+
+def test_a_store_of_another_encoder_is_refused_with_both_names(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", EncoderIdentity("clip:ViT-B/32", "1" * 64, "", 16))
+    with pytest.raises(InputError, match=r"clip:ViT-B/32.*clip:nowhere\.pt"):
+        CaptionData(store, small_captioner())
+
+
+def test_schedule_is_that_of_transformers() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 7, 40)
+    for step in range(45):
+        assert schedule.get_last_lr()[0] == pytest.approx(linear_warmup_and_decay(step, 7, 40))
+        optimizer.step()
+        schedule.step()
+
+
+def fit(
+    captioner: Captioner,
+    store: Path,
+    run: Path,
+    epochs: int,
+    resume: Path | None = None,
+    total_epochs: int = 4,
+    precision: Any = "32-true",
+) -> tuple[Captioner, L.Trainer]:
+    """Train; the schedule is that of `total_epochs`, of which `epochs` are done."""
+
+    class StopAfter(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch + 1 >= epochs
+
+    L.seed_everything(3, verbose=False)
+    data = CaptionData(store, captioner, batch_size=4)
+    training = CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2, max_tokens=10, samples=run / "samples")
+    trainer = L.Trainer(
+        max_epochs=total_epochs, callbacks=[*best_and_last(run), RandomState(), StopAfter()], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, gradient_clip_val=1.0,
+        accelerator="cpu", precision=precision,
+    )  # fmt: skip
+    trainer.fit(training, data, ckpt_path=resume, weights_only=True)
+    return captioner, trainer
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_training_learns_saves_and_resumes(tuning: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+
+    def fresh() -> Captioner:
+        torch.manual_seed(1)
+        lm = load_language_model("demo", tuning)  # type: ignore[arg-type]
+        return Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4})
+
+    whole, trainer = fit(fresh(), store, tmp_path / "whole", 4)
+    assert trainer.callback_metrics["train_loss"] < 3.5  # of about 5 before
+    fit(fresh(), store, tmp_path / "parts", 2)
+    parts, trainer = fit(fresh(), store, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt")
+    assert trainer.global_step == 12
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other)  # tests/test_reliability.py asks for more, on one thread
+
+    checkpoint = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
+    names = checkpoint["state_dict"].keys()
+    assert any(name.startswith("captioner.language_model.") for name in names) == (tuning == "full")
+    loaded = prefixcap.load(tmp_path / "whole" / "last.ckpt")
+    embeddings = torch.randn(4, 16)
+    assert loaded.caption(embeddings, max_tokens=12) == whole.caption(embeddings, max_tokens=12)
+    samples = json.loads(sorted((tmp_path / "whole" / "samples").iterdir())[-1].read_text())
+    assert [sample["references"] for sample in samples] == [list(own) for own in CAPTIONS]
+
+
+def test_bf16_training_learns_and_keeps_full_weights(tmp_path: Path) -> None:
+    captioner = small_captioner("full", "mlp")
+    _, trainer = fit(captioner, make_store(tmp_path / "store"), tmp_path / "run", 4, precision="bf16-mixed")
+    assert trainer.callback_metrics["train_loss"] < 5.5  # of 6.9 before
+    loaded = prefixcap.load(tmp_path / "run" / "last.ckpt")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> None:
+    captioner = small_captioner().eval()
+    data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=2)
+    training = CaptionTraining(captioner, data.val_split, max_tokens=5)
+    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+    logged = trainer.validate(training, data, verbose=False)[0]
+    total, count = 0.0, 0
+    for caption, text in enumerate(data.val_split.captions[:]):
+        tokens = captioner.language_model.tokenize([text])[0]
+        row = data.val_split.caption_images[caption]
+        embedding = torch.from_numpy(data.val_split.embeddings[row : row + 1]).float()
+        with torch.no_grad():
+            total += plain_loss(captioner, embedding, tokens).item()
+        count += len(tokens)
+    assert logged["val_loss"] == pytest.approx(total / count, rel=1e-5)
