@@ -1,56 +1,41 @@
 """Train a captioner: `python train.py [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
-import csv
-import os
 import sys
 import warnings
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
 from launch import run
 from prefixcap.captioner import Captioner
-from prefixcap.checkpoints import load, read_checkpoint
+from prefixcap.checkpoints import load_weights
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
+from prefixcap.machine import out_of_memory
 from prefixcap.store import FeatureStore
 from prefixcap.training import CaptionTraining, trainable_parameters
-from prefixcap.training.callbacks import (
-    FiniteLoss,
-    RandomState,
-    Stopped,
-    WholeCheckpoints,
-    best_and_last,
-    out_of_memory,
-)
+from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints, best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
+from prefixcap.training.finite_loss import FiniteLoss
 from prefixcap.training.rewards import CiderReward, ClipReward, Reward
 from prefixcap.training.self_critical import SelfCriticalTraining
+from runs import keep_config, keep_metrics, settled
 
 say = rank_zero_only(print)  # of several processes the first speaks
 
 
 def main(config: DictConfig) -> float | None:
     """The best val_cider, which a sweep may maximise; None where something was to be found instead of trained."""
-    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    if config.ckpt:
-        config = resumed(config, Path(config.ckpt), HydraConfig.get().overrides.task)
-    elif last.exists() and "SLURM_RESTART_COUNT" in os.environ:
-        config = resumed(config, last, [f"ckpt={last}"])
-    elif last.exists():
-        raise InputError(f"{config.run_dir} holds a run: go on with it by ckpt={last}, or give another run_dir")
+    config = settled(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
 
@@ -65,7 +50,7 @@ def main(config: DictConfig) -> float | None:
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
     )
     if config.start and not config.ckpt:
-        captioner.load_own_weights(load(config.start).own_weights(), config.start)
+        load_weights(captioner, Path(config.start))
     if config.compile:
         captioner.language_model.compile_training(config.compile)
     data = CaptionData(
@@ -87,17 +72,16 @@ def main(config: DictConfig) -> float | None:
             *instantiate(config.callbacks).values(),
         ],
         plugins=[WholeCheckpoints()],
-        logger=[keep_metrics(logger) for logger in instantiate(config.logger).values()],
+        logger=[keep_metrics(logger, config.ckpt) for logger in instantiate(config.logger).values()],
         default_root_dir=str(run_dir),
     )
-    if trainer.is_global_zero:
-        write_text_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
     warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
     if config.find:
         say(found(config.find, trainer, training, data, run_dir))
         return None
+    keep_config(config)
     trained, frozen = trainable_parameters(captioner)
     say(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
     try:
@@ -138,7 +122,9 @@ def less_memory(config: DictConfig, error: BaseException) -> str:
     knobs = []
     if config.trainer.precision == "32-true":
         knobs.append("trainer.precision=bf16-mixed")
-    if not config.data.group_captions:
+    if config.model.objective == "scst":
+        knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")
+    elif not config.data.group_captions:
         knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
     if config.batch_size > 1:
         half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)
@@ -157,14 +143,13 @@ def objective(config: DictConfig, captioner: Captioner, data: CaptionData, **opt
         raise InputError(f"unknown model.objective '{config.model.objective}': choose cross_entropy or scst")
     scst = cast(dict[str, Any], OmegaConf.to_container(config.scst))
     name = scst.pop("reward")
-    if name not in ("cider", "clip"):
-        raise InputError(f"unknown scst.reward '{name}': choose cider or clip")
-    reward: Reward
-    if name == "cider":
-        reward = CiderReward(list(data.train_split.references().values()))
-    else:
-        reward = ClipReward(captioner.encoder())
-    return SelfCriticalTraining(captioner, data.val_split, reward, **scst, **options)
+    rewards: dict[str, Callable[[], Reward]] = {
+        "cider": lambda: CiderReward(list(data.train_split.references().values())),
+        "clip": lambda: ClipReward(captioner),
+    }
+    if name not in rewards:
+        raise InputError(f"unknown scst.reward '{name}': choose {' or '.join(rewards)}")
+    return SelfCriticalTraining(captioner, data.val_split, rewards[name](), **scst, **options)
 
 
 def require_encoder_name(store: FeatureStore, name: str) -> None:
@@ -174,43 +159,6 @@ def require_encoder_name(store: FeatureStore, name: str) -> None:
             f"the feature store {store.location} was made by encoder '{store.encoder.name}', but '{name}' is "
             f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
         )
-
-
-def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
-
-    Where these turn cross-entropy into self-critical training, it is that of a new run, which starts from its weights.
-    """
-    read_checkpoint(checkpoint)
-    run_dir = checkpoint.resolve().parent.parent
-    if not (run_dir / "config.yaml").is_file():
-        raise InputError(
-            f"{checkpoint} lies in no run's folder ({run_dir} has no config.yaml): resume where it was written"
-        )
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key in HydraConfig.get().runtime.choices:
-            raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
-    before = OmegaConf.load(run_dir / "config.yaml")
-    for option in composed:  # those that have come since
-        before.setdefault(option, composed[option])
-    changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
-    config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
-    if config.model.objective != before.model.objective:
-        new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        loggers = {name: {"save_dir": new} for name, logger in before.logger.items() if "save_dir" in logger}
-        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint), "logger": loggers})
-    return cast(DictConfig, config)
-
-
-def keep_metrics(logger: Logger) -> Logger:
-    """Let a resumed run's CSV logger go on in its file; by itself it would start an empty one."""
-    if isinstance(logger, CSVLogger):
-        file = Path(logger.log_dir) / "metrics.csv"
-        rows = list(csv.DictReader(file.open())) if file.exists() else []
-        logger.experiment.metrics = rows
-        logger.save()
-    return logger
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, EncoderIdentity, encode_feature, load_encoder
 from prefixcap.errors import InputError, RowsError
-from prefixcap.files import write_text_whole, write_whole
+from prefixcap.files import write_folder_whole, write_text_whole, write_whole
 from prefixcap.images import open_image
 from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
@@ -173,8 +173,8 @@ class Captioner(nn.Module):
         if isinstance(images, str | Path | Image.Image):
             raise InputError("captions are written for a list of images: give [image]")
         if isinstance(images, Tensor | np.ndarray):
-            wrong = [row for row, values in enumerate(images) if not torch.as_tensor(values).isfinite().all()]
-            if wrong:
+            finite = torch.as_tensor(images).flatten(1).isfinite().all(1).tolist()
+            if wrong := [row for row, is_finite in enumerate(finite) if not is_finite]:
                 raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
         if by_similarity and self.features != "images/embedding":
             raise InputError(
@@ -311,7 +311,8 @@ class Captioner(nn.Module):
         folder = Path(folder)
         description = self.describe()
         if self.language_model.tuning != "frozen":
-            description["language_model"] = self.language_model.save_pretrained(folder / "language_model")
+            with write_folder_whole(folder / "language_model") as temporary:
+                description["language_model"] = self.language_model.save_pretrained(temporary)
         with write_whole(folder / "mapper.safetensors") as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self.mapper.state_dict().items()}, temporary)
         write_text_whole(folder / "config.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")

@@ -48,8 +48,7 @@ def load(
     else:
         checkpoint = _require_checkpoint(content, path)
         captioner = Captioner.build(checkpoint["prefixcap"])
-        weights = {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        captioner.load_own_weights(weights, path)
+        captioner.load_own_weights(_weights(checkpoint), path)
     return captioner.to(device).eval()
 
 
@@ -61,6 +60,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = _file_with_weights(path)
     return _require_checkpoint(_read(path), path)
+
+
+def load_weights(captioner: Captioner, path: Path) -> None:
+    """Let a captioner have the weights of a training checkpoint, without building its captioner beside.
+
+    Raises:
+        InputError: as `read_checkpoint`, or the captioners differ; a weight is named.
+    """
+    captioner.load_own_weights(_weights(read_checkpoint(path)), path)
+
+
+def _weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
 
 
 def _file_with_weights(path: Path) -> Path:

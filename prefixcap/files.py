@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,38 @@ def write_whole(path: Path) -> Iterator[Path]:
         if reason is None:
             raise
         raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
+
+
+@contextmanager
+def write_folder_whole(path: Path) -> Iterator[Path]:
+    """Yield the path of a folder to make beside `path`; on success it takes its place, on failure it is removed.
+
+    Raises:
+        InputError: as `write_whole`.
+    """
+    temporary = temporary_path(path)
+    try:
+        try:
+            yield temporary
+            replace_folder(path, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except Exception as error:
+        reason = "no space left on the disk" if no_space(error) else _REASONS.get(getattr(error, "errno", None))
+        if reason is None:
+            raise
+        raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
+
+
+def replace_folder(path: Path, by: Path) -> None:
+    """Let a folder take the place of `path`. What stood there is kept as `.<name>.old` until it has."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    by.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

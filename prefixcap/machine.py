@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+import torch
+
 
 def processors() -> int:
     """How many processors."""
@@ -29,3 +31,11 @@ def memory() -> int:
         limit = Path(file).read_text() if Path(file).is_file() else ""
         sizes += [int(limit)] if limit.strip().isdigit() else []
     return min(sizes)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True if `error` means that a GPU or the machine has no more memory (torch has several ways to say so)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from prefixcap import losses
-from prefixcap.batches import Batch, pack
+from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
@@ -117,9 +117,8 @@ def test_cross_entropy_under_autocast() -> None:
 def test_a_language_model_that_cannot_be_trained_is_named() -> None:
     captioner = small_captioner()
     captioner.language_model.model.config.logit_scale = 0.5
-    batch: Batch = pack(torch.randn(1, 16), [[1, 2]], [0], 4)
     with pytest.raises(InputError, match="'random' has logit_scale"):
-        captioner.loss(batch)
+        captioner.language_model.require_trainable()
     model: PreTrainedModel = captioner.language_model.model
     del model.config.logit_scale
 
@@ -128,4 +127,4 @@ def test_a_language_model_that_cannot_be_trained_is_named() -> None:
 
     model.base_model.forward = forward  # type: ignore[method-assign]
     with pytest.raises(InputError, match="'random' counts positions by itself"):
-        captioner.loss(batch)
+        captioner.language_model.require_trainable()

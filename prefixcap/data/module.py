@@ -93,6 +93,7 @@ class CaptionData(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
+        self._before: dict[str, Any] = {}  # the run was stopped
         self.group_captions = group_captions
         self.prefix_length, self.features = captioner.prefix_length, captioner.features
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
@@ -106,6 +107,18 @@ class CaptionData(L.LightningDataModule):
         folder = opened.path / "tokens" if keep_tokens else None
         self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder)
         self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of training captions depends on, for a checkpoint."""
+        return {
+            "batch_size": self.batch_size,
+            "data.group_captions": self.group_captions,
+            "processes": 1 if self.trainer is None else self.trainer.world_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave: within an epoch, a run goes on only with the same batches."""
+        self._before = state_dict
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""
@@ -124,7 +137,15 @@ class CaptionData(L.LightningDataModule):
 
     def _batches_taken(self) -> int:
         """Training batches of this epoch before a run was stopped, from where it now goes on."""
-        return 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
+        taken = 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
+        changed = [f"{name}={value}" for name, value in self._before.items() if self.state_dict()[name] != value]
+        if taken and changed:
+            raise InputError(
+                f"the run was stopped within an epoch, after {taken} batches with {', '.join(changed)}: go on with "
+                "that, or captions would be left out or come twice"
+            )
+        self._before = {}
+        return taken
 
     def _dataset(self, split: StoreSplit, tokens: CaptionTokens, by_image: bool) -> CaptionDataset:
         return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image)

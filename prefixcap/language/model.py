@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         self.quantization = quantization_of(model)
-        _require_trainable(tuning, self.dtype, self.quantization)
+        _require_trainable(tuning, self.quantization)
         if tokenizer.eos_token_id is None:
             raise InputError(
                 f"the tokenizer of language model '{name}' has no end token (eos_token): captions need one"
@@ -106,14 +106,7 @@ class LanguageModel(nn.Module):
             embeddings: of words and prefixes.
             positions: (rows, length) where each stands in its own text.
             visible: (rows, 1, length, length) bool, which positions (last) each position sees.
-
-        Raises:
-            InputError: this kind of model cannot read texts that lie in a row.
         """
-        if "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:
-            raise InputError(
-                f"language model '{self.name}' counts positions by itself: training needs one that is told"
-            )
         if self.model.config._attn_implementation == "eager":  # it adds what the others select by
             visible = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
                 ~visible, torch.finfo(embeddings.dtype).min
@@ -126,24 +119,44 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return states
 
+    def require_trainable(self) -> None:
+        """Check that captions can be trained with this language model.
+
+        Raises:
+            InputError: it cannot read texts that lie in a row, it does more with its last hidden states than `head`,
+                or all of it is to be trained and its weights are too coarse for the steps.
+        """
+        if "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:
+            raise InputError(
+                f"language model '{self.name}' counts positions by itself: training needs one that is told"
+            )
+        for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(self.model.config, changed, None) not in (None, 1.0):
+                raise InputError(f"language model '{self.name}' has {changed}, which training does not know")
+        if self.tuning == "full" and self.dtype != "float32":
+            raise InputError(
+                f"lm_tuning=full takes steps too small for {self.dtype} weights: set lm.dtype=float32, with "
+                "trainer.precision=bf16-mixed to compute in bfloat16, or train adapters with model.lm_tuning=lora"
+            )
+
     def compile_training(self, mode: str) -> None:
         """Let `hidden_states` run in kernels of torch.compile, for batches of any shape; decoding stays as it is.
 
         Args:
-            mode: torch.compile's, e.g. "default", or "reduce-overhead" for CUDA graphs.
+            mode: torch.compile's, e.g. "default", or "reduce-overhead" for CUDA graphs, one for each shape: rows are
+                about as long as each other, and a batch has about as many as the others.
+
+        Raises:
+            InputError: there is no such mode.
         """
+        modes = list(torch._inductor.list_mode_options())
+        if mode not in modes:
+            raise InputError(f"unknown compile '{mode}': choose one of {', '.join(modes)}")
         self._read = torch.compile(self._read_plainly, dynamic=True, mode=mode)
 
     @property
     def head(self) -> nn.Linear:
-        """Makes (…, vocabulary) logits of (…, width) last hidden states.
-
-        Raises:
-            InputError: the model does something else with them, too.
-        """
-        for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(self.model.config, changed, None) not in (None, 1.0):
-                raise InputError(f"language model '{self.name}' has {changed}, which training does not know")
+        """Makes (…, vocabulary) logits of (…, width) last hidden states."""
         head: nn.Linear = self.model.get_output_embeddings()
         return head
 
@@ -249,7 +262,7 @@ def load_language_model(
     if quantization not in (None, *get_args(Quantization)):
         choices = ", ".join(get_args(Quantization))
         raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
-    _require_trainable(tuning, dtype, quantization)  # before a large model is loaded
+    _require_trainable(tuning, quantization)  # before a large model is loaded
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization, options["dtype"])
@@ -264,14 +277,12 @@ def load_language_model(
     return LanguageModel(model, load_tokenizer(name), name, tuning, lora)
 
 
-def _require_trainable(tuning: Tuning, dtype: str, quantization: Quantization | None) -> None:
-    """Raise InputError if there is no such tuning, or none in such weights."""
+def _require_trainable(tuning: Tuning, quantization: Quantization | None) -> None:
+    """Raise InputError if there is no such tuning, or none of such weights."""
     if tuning not in get_args(Tuning):
         raise InputError(f"unknown lm_tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
     if tuning == "full" and quantization is not None:
         raise InputError(f"lm_tuning=full cannot train {quantization} weights: set model.lm_tuning=lora or frozen")
-    if tuning == "full" and dtype == "float16":
-        raise InputError("lm_tuning=full takes steps too small for float16 weights: set lm.dtype=float32 or bfloat16")
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,10 +15,12 @@ from torchmetrics import MeanMetric
 
 from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
+from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.metrics import cider
 from prefixcap.store import StoreSplit
 from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
+from prefixcap.training.metrics_log import MetricsLog
 
 
 class CaptionTraining(L.LightningModule):
@@ -33,6 +37,9 @@ class CaptionTraining(L.LightningModule):
         warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last.
         max_tokens: most tokens of a validation caption.
         samples: folder for sample captions; None writes none.
+
+    Raises:
+        InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`.
     """
 
     strict_loading = False  # a frozen language model's weights are not in the checkpoint; `load_own_weights` checks
@@ -48,6 +55,7 @@ class CaptionTraining(L.LightningModule):
         samples: Path | None = None,
     ) -> None:
         super().__init__()
+        captioner.language_model.require_trainable()
         self.captioner = captioner
         self.val_split = val_split
         self.learning_rate = learning_rate
@@ -59,12 +67,20 @@ class CaptionTraining(L.LightningModule):
         self.val_captions: dict[int | str, str] = {}
         self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [MetricsLog()]
+
+    def on_fit_start(self) -> None:
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.accumulate_grad_batches > 1:
+            raise InputError(
+                "DeepSpeed sums gradients of batches by itself, so that captions of small ones would count more: set "
+                "trainer.accumulate_grad_batches=1, or trainer=ddp or fsdp"
+            )
+
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         total = self.captioner.loss(batch)
         loss = self._a_token(total, batch)
-        mean = mean_of_processes(total.detach() / self._tokens[-1])
-        self.log("train_loss", mean, prog_bar=True, batch_size=len(batch.targets))
-        return loss
+        return {"loss": loss, "train_loss": mean_of_processes(total.detach() / self._tokens[-1])}
 
     def _a_token(self, total: Tensor, batch: Batch) -> Tensor:
         """A sum over the caption tokens of a batch, divided so that gradients become those for each token of the step.
@@ -124,6 +140,11 @@ class CaptionTraining(L.LightningModule):
         optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         optimizer._step_supports_amp_scaling = False  # or Lightning could not clip its gradients in mixed precision
         total = int(self.trainer.estimated_stepping_batches)
+        if self.warmup_steps > total:
+            rank_zero_warn(
+                f"training takes {total} steps, and optimizer.warmup_steps={self.warmup_steps}: the learning rate ends "
+                f"at {total / self.warmup_steps:.0%} of its peak. Fewer warm-up steps may be what you want"
+            )
         schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, self.warmup_steps, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,9 +1,11 @@
 """Training in several processes: what they tell each other, and models that are sharded over them."""
 
 import importlib.util
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
+from prefixcap.files import replace_folder
 
 Value = TypeVar("Value")
 
@@ -90,13 +93,31 @@ def whole(model: nn.Module) -> Iterator[None]:
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.unshard()
-    yield
-    for shard in shards:
-        shard.reshard()
-        shard.set_reshard_after_forward(shard is not model, recurse=False)
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.reshard()
+            shard.set_reshard_after_forward(shard is not model, recurse=False)
 
 
-def deepspeed(stage: int = 2, **options: Any) -> DeepSpeedStrategy:
+class ShardedOptimizer(DeepSpeedStrategy):
+    """DeepSpeed, with checkpoints that are written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        new = path.with_name(f".{path.name}.new")
+        if self.is_global_zero:
+            shutil.rmtree(new, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, new, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(path, new)
+        self.barrier()
+
+
+def deepspeed(stage: int = 2, **options: Any) -> ShardedOptimizer:
     """Lightning's strategy for DeepSpeed (ZeRO; Rajbhandari et al. 2020), see there for other options.
 
     Args:
@@ -109,7 +130,7 @@ def deepspeed(stage: int = 2, **options: Any) -> DeepSpeedStrategy:
         raise InputError(f"trainer.strategy.stage is 1 or 2, not {stage}: weights are sharded by trainer=fsdp")
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("trainer=deepspeed needs DeepSpeed: pip install 'prefixcap[deepspeed]'")
-    return DeepSpeedStrategy(stage=stage, exclude_frozen_parameters=True, **options)
+    return ShardedOptimizer(stage=stage, exclude_frozen_parameters=True, **options)
 
 
 def own_share(weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefixcap.encoders import Encoder
+from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError, RowsError
 from prefixcap.metrics.cider import consensus
 from prefixcap.metrics.clip_score import clip_scores_of_texts
@@ -82,11 +82,19 @@ class ClipReward:
     """CLIPScore of a caption and its image (Hessel et al. 2021), which needs no references.
 
     Args:
-        encoder: the one that made the embeddings of the images.
+        captioner: whose encoder judges; it is loaded for the first captions, onto the captioner's device.
+
+    Raises:
+        InputError: the captioner reads patches or regions of images, and no embedding to compare captions with.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, captioner: Captioner) -> None:
+        if captioner.features != "images/embedding":
+            raise InputError(
+                "CLIPScore compares captions with an image's embedding, and this captioner reads "
+                f"{captioner.features}: set scst.reward=cider"
+            )
+        self.captioner = captioner
 
     def __call__(self, captions: Sequence[str], images: Sequence[int], embeddings: Tensor) -> NDArray[np.float64]:
         """(captions,) CLIPScore, 0 to 2.5; see `Reward`.
@@ -100,7 +108,7 @@ class ClipReward:
             InputError: there are not as many embeddings as captions, they are of another width than the encoder's, or
                 one is NaN, infinite or all zero.
         """
-        scores = clip_scores_of_texts(self.encoder, embeddings, captions)["CLIPScore"]
+        scores = clip_scores_of_texts(self.captioner.encoder(), embeddings, captions)["CLIPScore"]
         return scores.double().numpy()
 
 

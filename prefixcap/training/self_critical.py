@@ -46,7 +46,7 @@ class SelfCriticalTraining(CaptionTraining):
         self.reward, self.draws, self.sample_tokens, self.temperature = reward, draws, sample_tokens, temperature
         self._thread = ThreadPoolExecutor(1)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """-1 / tokens * the sum over samples of (reward - mean reward of the image's others) * log-probability."""
         images = np.repeat(np.arange(len(batch.embeddings)), self.draws)
         tokens = self._sample(batch.embeddings)
@@ -62,8 +62,7 @@ class SelfCriticalTraining(CaptionTraining):
         weights = advantages.repeat_interleave(torch.tensor(list(map(len, tokens)))).to(self.device, non_blocking=True)
         head = self.captioner.language_model.head
         loss = token_cross_entropy(states, head.weight, head.bias, sampled.targets, weights)
-        self.log("train_reward", float(rewards.mean()), prog_bar=True, batch_size=len(rewards))
-        return self._a_token(loss, sampled)
+        return {"loss": self._a_token(loss, sampled), "train_reward": torch.tensor(rewards.mean())}
 
     @torch.no_grad()
     def _sample(self, embeddings: Tensor) -> list[list[int]]:

@@ -77,15 +77,22 @@ def test_the_folder_of_a_run(trained: Path) -> None:
 
 
 def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[..., str]) -> None:
-    with (trained / "metrics.csv").open() as file:
-        rows = len(list(csv.DictReader(file)))
+    with (trained / "metrics.csv").open("r+") as file:
+        table = csv.DictReader(file)
+        before = list(table)
+        csv.DictWriter(file, table.fieldnames or ()).writerow(before[-1] | {"step": 9999})  # after the checkpoint
     succeed(ROOT / "train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=3")
     with (trained / "metrics.csv").open() as file:
-        epochs = [row["epoch"] for row in csv.DictReader(file)]
-    assert len(epochs) > rows and {"0", "1", "2"} <= set(epochs)
+        after = list(csv.DictReader(file))
+    assert after[: len(before)] == before and len(after) > len(before)
+    assert {row["epoch"] for row in after} >= {"0", "1", "2"} and "9999" not in {row["step"] for row in after}
     assert len(list((trained / "samples").iterdir())) == 3
     message = mistake("train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
     assert "a resumed run keeps its model" in message
+    message = mistake("train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
+    assert "find= begins with new weights, and ckpt= goes on" in message
+    taken = [f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "model.objective=scst", f"run_dir={trained}"]
+    assert f"{trained} holds a run" in mistake("train.py", *taken)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:

@@ -18,7 +18,7 @@ from prefixcap.encoders import load_encoder
 from prefixcap.language import load_language_model
 from prefixcap.store import FeatureStore
 from prefixcap.training import CaptionTraining
-from prefixcap.training.callbacks import best_and_last
+from prefixcap.training.checkpoints import best_and_last
 
 
 @pytest.fixture(scope="module")

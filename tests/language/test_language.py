@@ -162,7 +162,6 @@ def test_quantization_and_bitsandbytes_are_asked_for_by_name(
         ({"dtype": "bf16"}, "unknown lm.dtype 'bf16': choose one of float32, bfloat16, float16"),
         ({"quantization": 4}, "unknown lm.quantization '4': choose one of 8bit, 4bit, or null"),
         ({"tuning": "full", "quantization": "8bit"}, "lm_tuning=full cannot train 8bit weights"),
-        ({"tuning": "full", "dtype": "float16"}, "steps too small for float16 weights"),
     ],
 )
 def test_options_that_do_not_fit_are_told(options: dict[str, Any], message: str, folders: dict[str, str]) -> None:

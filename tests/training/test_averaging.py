@@ -16,7 +16,7 @@ from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.training import CaptionTraining
 from prefixcap.training.averaging import AveragedWeights, trained_weights
-from prefixcap.training.callbacks import RandomState, best_and_last
+from prefixcap.training.checkpoints import RandomState, best_and_last
 from tests.conftest import IDENTITY
 from tests.training.test_training import make_store
 

@@ -20,14 +20,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 import prefixcap
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
+from prefixcap.errors import InputError
 from prefixcap.language import Tuning, load_language_model
 from prefixcap.training import CaptionTraining
-from prefixcap.training.callbacks import FiniteLoss, RandomState, WholeCheckpoints, best_and_last
+from prefixcap.training.checkpoints import RandomState, WholeCheckpoints, best_and_last
+from prefixcap.training.distributed import ShardedOptimizer
+from prefixcap.training.finite_loss import FiniteLoss
 from tests.conftest import IDENTITY, ROOT
 from tests.training.test_training import make_store
 
@@ -71,8 +75,8 @@ class Losses(L.Callback):
     def __init__(self, file: Path) -> None:
         self.file, self.found = file, json.loads(file.read_text()) if file.exists() else []
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.found.append(trainer.callback_metrics["train_loss"].item())
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        self.found.append(outputs["train_loss"].item())
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.found += [trainer.callback_metrics[name].item() for name in ("val_loss", "val_cider")]
@@ -199,6 +203,46 @@ def test_deepspeed_is_asked_for_by_name(mistake: Callable[..., str], folder: Pat
     printed = mistake("train.py", "trainer=deepspeed", "data=coco", *options)
     assert "pip install 'prefixcap[deepspeed]'" in printed
     assert "trainer=fsdp" in mistake("train.py", "trainer=deepspeed", "trainer.strategy.stage=3", "data=coco", *options)
+
+
+@pytest.fixture
+def strategy(monkeypatch: pytest.MonkeyPatch) -> ShardedOptimizer:
+    """One that has no DeepSpeed: its engine writes a file."""
+    strategy = ShardedOptimizer.__new__(ShardedOptimizer)
+
+    def save(self: DeepSpeedStrategy, checkpoint: dict[str, Any], folder: Path, storage_options: Any) -> None:
+        folder.mkdir()
+        (folder / "state").write_text(checkpoint["text"])
+        if checkpoint["text"] == "killed":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DeepSpeedStrategy, "save_checkpoint", save)
+    monkeypatch.setattr(ShardedOptimizer, "broadcast", lambda self, value: value)
+    monkeypatch.setattr(ShardedOptimizer, "barrier", lambda self: None)
+    monkeypatch.setattr(ShardedOptimizer, "is_global_zero", True)
+    return strategy
+
+
+def test_a_checkpoint_of_deepspeed_is_written_whole(strategy: ShardedOptimizer, tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    for text in ("one", "two"):
+        strategy.save_checkpoint({"text": text}, last)
+        assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] and (last / "state").read_text() == text
+    with pytest.raises(KeyboardInterrupt):
+        strategy.save_checkpoint({"text": "killed"}, last)
+    assert (last / "state").read_text() == "two"
+    strategy.save_checkpoint({"text": "three"}, last)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] and (last / "state").read_text() == "three"
+
+
+def test_deepspeed_sums_no_batches_of_unlike_length(strategy: ShardedOptimizer, folder: Path) -> None:
+    captioner = Captioner(load_language_model("demo"), IDENTITY, {"name": "mlp", "prefix_length": 4})
+    training = CaptionTraining(captioner, CaptionData(folder / "store", captioner).val_split)
+    training.trainer = L.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
+    training.on_fit_start()
+    training.trainer._accelerator_connector.strategy = strategy
+    with pytest.raises(InputError, match="accumulate_grad_batches=1, or trainer=ddp or fsdp"):
+        training.on_fit_start()
 
 
 def test_a_folder_of_deepspeed_loads(folder: Path, tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_the_learning_rate_is_where_the_loss_falls_fastest(tmp_path: Path) -> No
 class Broken(CaptionTraining):
     """Has a loss that is NaN."""
 
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
-        return super().training_step(batch, batch_index) * float("nan")
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, torch.Tensor]:
+        return {"loss": super().training_step(batch, batch_index)["loss"] * float("nan")}
 
 
 def test_a_loss_that_is_nan_gives_no_learning_rate(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_loss_that_is_nan_gives_no_learning_rate(tmp_path: Path) -> None:
 class Small(CaptionTraining):
     """Stands in for a GPU whose memory is too small for more than 37 captions."""
 
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, torch.Tensor]:
         if len(batch.caption_rows) > 37:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return super().training_step(batch, batch_index)

@@ -27,8 +27,9 @@ from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.training import CaptionTraining, callbacks, linear_warmup_and_decay
-from prefixcap.training.callbacks import FiniteLoss, LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
+from prefixcap.training import CaptionTraining, finite_loss, linear_warmup_and_decay
+from prefixcap.training.checkpoints import LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
+from prefixcap.training.finite_loss import FiniteLoss
 from tests.conftest import ROOT, small_captioner
 from tests.training.test_training import make_store
 
@@ -207,6 +208,36 @@ def fit(data: CaptionData, captioner: Captioner, run: Path, choice: str, epochs:
     trainer.fit(CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2), data)
 
 
+def test_within_an_epoch_a_run_goes_on_with_the_same_batches_alone(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+
+    class Interrupt(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, index: int) -> None:
+            if trainer.global_step == steps:
+                raise InterruptedError
+
+    def go_on(batch_size: int, start: Path | None) -> None:
+        captioner = small_captioner("frozen", "mlp")
+        data = CaptionData(store, captioner, batch_size)
+        trainer = L.Trainer(
+            max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+            num_sanity_val_steps=0, default_root_dir=tmp_path,
+            callbacks=[LastCheckpoint(tmp_path / "last.ckpt", 1), Interrupt()],
+        )  # fmt: skip
+        trainer.fit(CaptionTraining(captioner, data.val_split, max_tokens=4), data, ckpt_path=start, weights_only=True)
+
+    steps = 2  # of an epoch's four
+    with pytest.raises(InterruptedError):
+        go_on(3, None)
+    with pytest.raises(InputError, match="after 2 batches with batch_size=3: go on with that"):
+        go_on(2, tmp_path / "last.ckpt")
+    steps = 4
+    with pytest.raises(InterruptedError):
+        go_on(3, tmp_path / "last.ckpt")
+    steps = 99
+    go_on(2, tmp_path / "last.ckpt")  # from the next epoch on
+
+
 def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(tmp_path: Path) -> None:
     captioner = small_captioner("frozen", "mlp")
     data = CaptionData(poisoned(tmp_path, slice(4, 5)), captioner, batch_size=3)
@@ -259,7 +290,7 @@ def test_skipped_steps_change_nothing(
 
 
 def test_too_many_skipped_steps_in_a_row_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "MOST_SKIPPED", 6)
+    monkeypatch.setattr(finite_loss, "MOST_SKIPPED", 6)
     captioner = small_captioner("frozen", "mlp")
     data = CaptionData(poisoned(tmp_path, slice(0, 9)), captioner, batch_size=3)
     with (
@@ -315,31 +346,43 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
     }  # fmt: skip
     options = [option for option in run_of(make_store(tmp_path / "store", DEMO), tmp_path) if "run_dir" not in option]
 
-    def job(more: dict[str, str]) -> None:
+    def job(command: list[str], more: dict[str, str]) -> None:
         os.chdir(tmp_path)
         os.environ.update(environment | more)
-        sys.argv = ["train.py", *options]
+        sys.argv = ["train.py", *command]
         sys.stderr = Path("errors").open("w")  # noqa: SIM115  # as long as the process lives
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
-    last = tmp_path / "runs" / "coco-mlp" / "77" / "checkpoints" / "last.ckpt"
-    steps = [0]
-    for number, more in ((signal.SIGUSR1, {}), (signal.SIGTERM, {"SLURM_RESTART_COUNT": "1"})):
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        process = start(job, more)
-        while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns > before):
+    def stopped(number: signal.Signals, command: list[str], more: dict[str, str]) -> tuple[Path, int]:
+        """A job that gets a signal when it has written a checkpoint: where that is, and of which step."""
+        began = time.time()
+        process = start(job, command, more)
+        while process.is_alive() and not any(
+            of.stat().st_mtime > began for of in tmp_path.glob("runs/*/*/*/last.ckpt")
+        ):
             time.sleep(0.05)
         os.kill(process.pid or 0, number)
         process.join()
         told = (tmp_path / "errors").read_text()
-        assert process.exitcode == 128 + number, told
-        steps.append(torch.load(last, weights_only=True)["global_step"])
+        assert process.exitcode == 128 + number and "Traceback" not in told, told
         said, _, path = told.splitlines()[-1].rpartition("=")
-        assert said == f"{number.name} stopped training after step {steps[-1]}: go on with python train.py ckpt"
-        assert tmp_path / path == last
-        assert "Traceback" not in told
-    assert steps == sorted(set(steps))
+        step = torch.load(tmp_path / path, weights_only=True)["global_step"]
+        assert said == f"{number.name} stopped training after step {step}: go on with python train.py ckpt"
+        return tmp_path / path, step
+
+    again = {"SLURM_RESTART_COUNT": "1"}
+    first, step = stopped(signal.SIGUSR1, options, {})
     assert asked.read_text() == "requeue 77\n"
+    last, later = stopped(signal.SIGTERM, options, again)
+    assert last == first and later > step
+    other, _ = stopped(signal.SIGTERM, [*options, "seed=1"], again)  # another command of the same job
+    assert other != first
+    reward = [f"ckpt={first}", "model.objective=scst", "scst.sample_tokens=4"]
+    rewarded, step = stopped(signal.SIGTERM, reward, {})
+    assert rewarded.parents[2].name == "coco-mlp-scst"
+    last, later = stopped(signal.SIGTERM, reward, again)
+    assert last == rewarded and later > step
+    assert len(list(tmp_path.glob("runs/*/*/config.yaml"))) == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: Callable[..., str]) -> None:

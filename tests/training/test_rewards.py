@@ -14,8 +14,10 @@ from pycocoevalcap.cider.cider import Cider as CocoCider
 
 import prefixcap.metrics.references
 import prefixcap.training.rewards
-from prefixcap.encoders import load_encoder
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError, RowsError
+from prefixcap.language import load_language_model
 from prefixcap.training.rewards import CiderReward, ClipReward, Reward, self_critical_weights
 from tests.metrics.coco_tools import java_tokenize, needs_java, shared_json
 
@@ -123,17 +125,28 @@ def test_clip_reward_follows_the_paper() -> None:
         (text,) = encoder.encode_texts([f"A photo depicts {caption}"]).tolist()
         cosine = math.fsum(a * b for a, b in zip(text, image, strict=True)) / (math.hypot(*text) * math.hypot(*image))
         expected.append(2.5 * max(cosine, 0))
-    rewards = ClipReward(encoder)(captions, [0, 1, 2, 3], embeddings)
+    reward = ClipReward(reader_of(encoder))
+    rewards = reward(captions, [0, 1, 2, 3], embeddings)
     assert rewards.dtype == np.float64 and rewards == pytest.approx(np.array(expected), abs=1e-5)
     assert expected[2] == 0 and len(set(expected)) == 4
     with pytest.raises(InputError, match="4 captions"):
-        ClipReward(encoder)(captions, [0, 1, 2, 3], embeddings[:3])
+        reward(captions, [0, 1, 2, 3], embeddings[:3])
+
+
+def reader_of(encoder: Encoder, mapper: str = "mlp") -> Captioner:
+    """A captioner of images that an encoder embeds."""
+    return Captioner(load_language_model("demo"), encoder.identity, {"name": mapper, "prefix_length": 2})
+
+
+def test_clip_judges_no_captions_of_patches() -> None:
+    with pytest.raises(InputError, match=r"reads images/patches: set scst\.reward=cider"):
+        ClipReward(reader_of(load_encoder("demo"), "query"))
 
 
 def test_training_calls_either_reward() -> None:
     encoder = load_encoder("demo")
     captions = ["a red circle", "a blue square"]
-    rewards: list[Reward] = [CiderReward([["a red circle"], ["a blue ring", "a ring"]]), ClipReward(encoder)]
+    rewards: list[Reward] = [CiderReward([["a red circle"], ["a blue ring", "a ring"]]), ClipReward(reader_of(encoder))]
     for reward in rewards:
         right, wrong = reward(captions, [0, 0], encoder.encode_texts(["a red circle"] * 2))
         assert right > wrong

@@ -1,5 +1,6 @@
 """What makes training quick leaves its course as it is: losses over 50 steps beside fp32, eager and unfused."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
+from prefixcap.errors import InputError
 from prefixcap.training import CaptionTraining
+from prefixcap.training.finite_loss import FiniteLoss
 from tests.conftest import plain_loss, small_captioner
 from tests.training.test_training import make_store
 
@@ -66,6 +69,11 @@ def in_bfloat16(captioner: Captioner, step: int) -> torch.Tensor:
         return ours(captioner, step)
 
 
+def test_modes_of_compilation_are_told() -> None:
+    with pytest.raises(InputError, match=r"unknown compile 'quick': choose one of default, .*reduce-overhead"):
+        small_captioner().language_model.compile_training("quick")
+
+
 def compiled(captioner: Captioner, step: int) -> torch.Tensor:
     if step == 0:
         captioner.language_model.compile_training("default")
@@ -101,24 +109,32 @@ class Syncs(TorchDispatchMode):
 
 
 def test_a_step_waits_for_nothing(tmp_path: Path) -> None:
-    """From the batch to the optimizer, logging included."""
-    captioner, syncs = small_captioner("full"), Syncs()
+    """From the batch to the optimizer, with the progress bar, logging, and the look for losses that are no number."""
+    captioner, syncs, losses = small_captioner("full"), Syncs(), []
     data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=4, group_captions=True)
 
     class Watch(L.Callback):
-        def on_train_batch_start(self, *given: Any) -> None:
-            syncs.__enter__()
+        """From the first batch to the end of the last, with what comes between them."""
 
-        def on_train_batch_end(self, *given: Any) -> None:
-            syncs.__exit__(None, None, None)
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 0:
+                syncs.__enter__()
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+            losses.append(outputs["train_loss"])
+            if trainer.global_step == 3:
+                syncs.__exit__(None, None, None)
 
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=[Watch()], logger=CSVLogger(tmp_path), log_every_n_steps=100,
-        gradient_clip_val=1.0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=1, accelerator="cpu", callbacks=[Watch(), FiniteLoss()], logger=CSVLogger(tmp_path),
+        log_every_n_steps=2, gradient_clip_val=1.0, enable_checkpointing=False, enable_model_summary=False,
         num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(CaptionTraining(captioner, data.val_split, max_tokens=4), data)
     assert trainer.global_step == 3 and syncs.found == []
+    with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        logged = [(row["step"], float(row["train_loss"])) for row in csv.DictReader(file) if row["train_loss"]]
+    assert logged == [("1", pytest.approx(losses[1]))]
     with syncs:
         ours(captioner, 0).item()
     assert syncs.found == ["aten._local_scalar_dense.default"]

@@ -18,7 +18,7 @@ from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.training import CaptionTraining, linear_warmup_and_decay
-from prefixcap.training.callbacks import RandomState, best_and_last
+from prefixcap.training.checkpoints import RandomState, best_and_last
 from tests.conftest import IDENTITY, plain_loss, small_captioner
 
 CAPTIONS = (("A red star.", "A star at night."), ("A blue ring in the snow.",), ("A large green heart on the left.",))
@@ -130,6 +130,17 @@ def test_bf16_training_learns_and_keeps_full_weights(tmp_path: Path) -> None:
     assert trainer.callback_metrics["train_loss"] < 5.5  # of 6.9 before
     loaded = prefixcap.load(tmp_path / "run" / "last.ckpt")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_trained_well_is_told(tmp_path: Path) -> None:
+    split = CaptionData(make_store(tmp_path / "store"), small_captioner()).val_split
+    coarse = Captioner(load_language_model("demo", "full", "bfloat16"), IDENTITY, {"name": "mlp", "prefix_length": 4})
+    with pytest.raises(InputError, match=r"too small for bfloat16 weights: set lm\.dtype=float32, with trainer.prec"):
+        CaptionTraining(coarse, split)
+    training = CaptionTraining(small_captioner(), split, warmup_steps=400)
+    training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=100)
+    with pytest.warns(UserWarning, match=r"100 steps, and optimizer.warmup_steps=400: .* at 25% of its peak"):
+        training.configure_optimizers()
 
 
 def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> None:

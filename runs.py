@@ -1,0 +1,119 @@
+"""A training run's folder: a new one, or that of a run which goes on; what is kept in it."""
+
+import csv
+import io
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from prefixcap.checkpoints import read_checkpoint
+from prefixcap.errors import InputError
+from prefixcap.files import write_text_whole
+
+
+def _sweep_number() -> str:
+    hydra = HydraConfig.get()
+    return f"-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else ""
+
+
+OmegaConf.register_new_resolver("sweep_number", _sweep_number, replace=True)
+
+
+def settled(composed: DictConfig) -> DictConfig:
+    """The configuration of the run that a command line asks for: a new one, or one that goes on.
+
+    Raises:
+        InputError: there is no such run to go on with, it cannot be changed so, or the folder of a new run is taken.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    command = {"slurm_job": os.environ.get("SLURM_JOB_ID"), "overrides": overrides}
+    config = resumed(composed, Path(composed.ckpt), overrides) if composed.ckpt else composed
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    if interrupted := _interrupted(Path(config.run_dir).parent, command):
+        config = resumed(composed, interrupted, [f"ckpt={interrupted}"])
+    elif last.exists() and not config.ckpt:
+        raise InputError(f"{config.run_dir} holds a run: go on with it by ckpt={last}, or give another run_dir")
+    if config.find and config.ckpt:
+        raise InputError("find= begins with new weights, and ckpt= goes on with a run: leave one of them out")
+    return cast(DictConfig, OmegaConf.merge(config, {"command": command}))
+
+
+def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if SLURM has started this job again, and this command wrote one before."""
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        return None
+    for file in sorted(runs.glob("*/config.yaml")):
+        last = file.parent / "checkpoints" / "last.ckpt"
+        if _command(file) != command or not last.exists():
+            continue
+        if last.stat().st_mtime_ns > file.stat().st_mtime_ns:  # the command's own, not one that it went on from
+            return last
+    return None
+
+
+def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
+
+    Where these turn cross-entropy into self-critical training, it is that of a new run, which starts from its weights.
+    """
+    read_checkpoint(checkpoint)
+    run_dir = checkpoint.resolve().parent.parent
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"{checkpoint} lies in no run's folder ({run_dir} has no config.yaml): resume where it was written"
+        )
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in HydraConfig.get().runtime.choices:
+            raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
+    before = OmegaConf.load(run_dir / "config.yaml")
+    for option in composed:  # those that have come since
+        before.setdefault(option, composed[option])
+    changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+    config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
+    if config.model.objective != before.model.objective:
+        new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}")
+        loggers = {name: {"save_dir": new} for name, logger in before.logger.items() if "save_dir" in logger}
+        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint), "logger": loggers})
+    return cast(DictConfig, config)
+
+
+@rank_zero_only
+def keep_config(config: DictConfig) -> None:
+    """Write `config.yaml`, but where the same command wrote it before (see `_interrupted`)."""
+    file = Path(config.run_dir) / "config.yaml"
+    if not file.exists() or _command(file) != OmegaConf.to_container(config.command):
+        write_text_whole(file, OmegaConf.to_yaml(config, resolve=True))
+
+
+def keep_metrics(logger: Logger, checkpoint: str | None) -> Logger:
+    """Let a resumed run's CSV logger go on in its file, from the step of the checkpoint; by itself it would start an
+    empty one."""
+    if isinstance(logger, CSVLogger) and checkpoint:
+        _keep_rows(logger, read_checkpoint(Path(checkpoint))["global_step"])
+    return logger
+
+
+@rank_zero_only
+def _keep_rows(logger: CSVLogger, steps: int) -> None:
+    file = Path(logger.log_dir) / "metrics.csv"
+    rows = list(csv.DictReader(file.open())) if file.exists() else []
+    if rows:
+        logger.experiment.metrics_keys = list(rows[0])  # it empties the file
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for row in rows if int(row["step"]) < steps)
+        write_text_whole(file, text.getvalue())
+
+
+def _command(file: Path) -> Any:
+    """Which command wrote a `config.yaml`; None: it is an older one."""
+    return OmegaConf.to_container(OmegaConf.load(file)).get("command")  # type: ignore[union-attr]
