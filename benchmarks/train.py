@@ -4,7 +4,8 @@
 random weights, random embeddings of 512 numbers, captions as long as COCO's. The published recipe, written out here:
 batches of 40 captions, each with a prefix of its own, padded to 40 tokens; logits at every position; gradients of all
 weights, also of those that are frozen; fp32. Ours: `Captioner.loss` on the batches of `prefixcap.data`, with the
-captions of an image together, and alone. Turns alternate; a ratio is the median over turns.
+captions of an image together, and alone. Turns alternate; a ratio is the median over turns. Beside it: the operations
+of a step's matrix products, and the rate at which it does them as a share of that of one large product.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from measure import in_own_process, memory
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefixcap.batches import pack
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="of ours; default: by device")
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile, too")
+    parser.add_argument("--profile", action="store_true", help="show where the time of ours goes")
     given = parser.parse_args()
     device = torch.device(given.device)
     precision = getattr(torch, given.precision or ("bfloat16" if device.type == "cuda" else "float32"))
@@ -73,6 +76,17 @@ def main() -> None:
                 f"  {name:36} {BATCH / median(times):8.1f} captions/s   ratio {median(ratios):5.2f}"
                 f"   ({min(ratios):.2f} to {max(ratios):.2f})"
             )
+        together = kinds["ours, captions of an image together"]
+        with FlopCounterMode(display=False) as counter:
+            run(together, 1)
+        operations, rate = counter.get_total_flops(), matrix_rate(device, precision)
+        share = operations / median(took["ours, captions of an image together"]) / rate
+        print(f"  ours, together: {operations / 1e9:.0f} GFLOP a step, {share:.0%} of {rate / 1e12:.2f} TFLOP/s")
+        if given.profile:
+            with torch.profiler.profile() as profile:
+                run(together, 3)
+            kind = "device" if device.type == "cuda" else "cpu"
+            print(profile.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=15))
         kinds.clear()
         for name, kind in (("published recipe", plain_recipe), ("ours", partial(ours, precision=precision))):
             in_own_process(print_peak_memory, name, kind, tuning, device)
@@ -82,6 +96,17 @@ def run(step: Step, steps: int) -> None:
     for _ in range(steps):
         loss = step()
     loss.item()  # a GPU is waited for
+
+
+def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Operations a second in the product of two large matrices."""
+    size, took = (8192 if device.type == "cuda" else 2048), []
+    one, other = torch.randn(2, size, size, device=device, dtype=precision)
+    for _ in range(5):
+        start = time.perf_counter()
+        (one @ other)[0, 0].item()
+        took.append(time.perf_counter() - start)
+    return 2 * size**3 / min(took)
 
 
 def plain_recipe(tuning: str, device: torch.device) -> Step:

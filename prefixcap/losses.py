@@ -48,14 +48,16 @@ class _CrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), size):
                 rows = slice(start, start + size)
                 target, share = targets[rows, None], weights[rows, None]
-                logits = (states[rows] @ head.T).float()
+                logits = states[rows] @ head.T
                 if bias is not None:
-                    logits += bias.float()
-                norm = logits.logsumexp(-1, keepdim=True)
-                total += ((norm - logits.gather(1, target)) * share).sum()
+                    logits = logits.float() + bias.float()
+                # torch's softmax is one kernel; logsumexp and exp are a dozen passes over the logits. The greatest
+                # probability is at least 1 / vocabulary, so that its logarithm is exact.
+                error = logits.softmax(-1, torch.float32)
+                norm = logits.amax(-1, keepdim=True).float() - error.amax(-1, keepdim=True).log()
+                total += ((norm - logits.gather(1, target).float()) * share).sum()
                 if not any(ctx.needs_input_grad):
                     continue
-                error = logits.sub_(norm).exp_()  # probabilities, of which 1 is taken at the target
                 error.scatter_add_(1, target, torch.full_like(norm, -1.0))
                 error = error.mul_(share).to(precision)
                 if of_hidden is not None:
