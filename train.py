@@ -60,6 +60,10 @@ def main(config: DictConfig) -> float | None:
     training = objective(
         config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples"
     )
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
     trainer: L.Trainer = instantiate(
         config.trainer,
@@ -75,9 +79,6 @@ def main(config: DictConfig) -> float | None:
         logger=[keep_metrics(logger, config.ckpt) for logger in instantiate(config.logger).values()],
         default_root_dir=str(run_dir),
     )
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
-    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
-    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
     if config.find:
         say(found(config.find, trainer, training, data, run_dir))
         return None
