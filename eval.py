@@ -7,6 +7,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
+from captioning import open_images, open_memory, write_captions
 from data_prep.embed import open_store
 from launch import run
 from prefixcap.checkpoints import load
@@ -24,12 +25,12 @@ from prefixcap.store import FeatureStore
 
 
 def main(config: DictConfig) -> None:
-    if sum(bool(given) for given in (config.ckpt, config.captions, config.compare)) != 1:
+    if sum(bool(given) for given in (config.ckpt, config.method, config.captions, config.compare)) != 1:
         raise InputError(
-            "give ckpt=PATH, to caption and score, or captions=FILE, to score captions made elsewhere, or "
-            "compare=[FOLDER,FOLDER], to compare two evaluations"
+            "give ckpt=PATH or method=clipre, to caption and score, or captions=FILE, to score captions made "
+            "elsewhere, or compare=[FOLDER,FOLDER], to compare two evaluations"
         )
-    if config.references and (config.ckpt or config.compare or config.get("data")):
+    if config.references and (config.ckpt or config.method or config.compare or config.get("data")):
         raise InputError(
             "references= is for captions=FILE without data=, which has references of its own: leave it out"
         )
@@ -40,7 +41,8 @@ def main(config: DictConfig) -> None:
         raise InputError(f"out={config.out} is a file: name a folder for the results")
     config.metrics = _names(config, "metrics")
     check_metrics(config.metrics, METRICS)
-    evaluation, folder, title = evaluate_checkpoint(config) if config.ckpt else evaluate_file(config)
+    way = evaluate_checkpoint if config.ckpt else evaluate_retrieval if config.method else evaluate_file
+    evaluation, folder, title = way(config)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
     print(evaluation.table())
@@ -62,28 +64,51 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     captioner = load(config.ckpt, _device(config), config.tokenizer)
     learned_from = captioner.trained_on.get("store")
     if config.get("data"):
-        reads = captioner.features.removeprefix("images/")
-        store = open_store(config.data, captioner.encoder_identity.name, "image" if reads == "embedding" else reads)
+        store = open_images(config.data, captioner)
     elif learned_from is not None:
         store = FeatureStore(learned_from)
+        require_match(store, captioner)
     else:
         raise InputError(f"{config.ckpt} does not say what it was trained on: name the images, e.g. data=coco")
-    require_match(store, captioner)
     split = store.split(config.split)
     # What the metrics need is loaded first: writing captions takes long.
     encoder = captioner.encoder() if "CLIPScore" in config.metrics else None
     language_model = _language_model(config) or captioner.language_model
-    options = {name: value for name, value in config.decode.items() if name != "method"}
-    features = split.feature(captioner.features)[:]
-    with name_rows(split.ids):
-        written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
-    captions = dict(zip(split.ids, written, strict=True))
+    captions = write_captions(config, captioner, split)
     evaluation = evaluate_split(config, store, captions, encoder, language_model, learned_from)
+    _look_at_attributes(evaluation, store, captions)
+    return evaluation, *_folder_and_title(config, store)
+
+
+def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Give each image of a split the caption of a corpus that is closest to it (CLIPRe), and score these."""
+    if config.method != "clipre":
+        raise InputError(f"unknown method '{config.method}': choose clipre")
+    if not config.memory or not config.get("data"):
+        raise InputError(
+            "method=clipre needs memory=STORE, the captions to choose from, and the images, e.g. data=coco"
+        )
+    learned_from = FeatureStore(config.memory)
+    store = open_store(config.data, learned_from.encoder.name)
+    encoder = load_encoder(store.encoder.name, _device(config)) if "CLIPScore" in config.metrics else None
+    language_model = _language_model(config)
+    split, memory = store.split(config.split), open_memory(config, store.encoder)
+    assert memory is not None
+    with name_rows(split.ids):
+        written = memory.retrieve(torch.from_numpy(split.embeddings[:]))
+    captions = dict(zip(split.ids, written, strict=True))
+    evaluation = evaluate_split(config, store, captions, encoder, language_model, learned_from.location)
+    _look_at_attributes(evaluation, store, captions)
+    name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{learned_from.path.name}")
+    return evaluation, Path("runs/eval/clipre") / name, name
+
+
+def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: dict[int | str, str]) -> None:
+    """In the small world, see whether what captions say is true."""
     if (store.image_root / ANNOTATIONS).exists():
         scenes = read_scenes(store.image_root)
-        accuracy = attribute_accuracy(written, [scenes[int(image_id)] for image_id in split.ids])
+        accuracy = attribute_accuracy(list(captions.values()), [scenes[int(image_id)] for image_id in captions])
         evaluation.extra["right attributes"] = accuracy
-    return evaluation, *_folder_and_title(config, store)
 
 
 def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
@@ -155,6 +180,8 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
     decoding = [override.lstrip("+") for override in hydra.overrides.task if override.lstrip("+").startswith("decode.")]
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
     words += [override.removeprefix("decode.") for override in decoding]
+    words += [f"regions-{config.regions}"] if config.regions is not None else []
+    words += [f"memory-{Path(config.memory).name}"] if config.memory else []
     if of_run and ckpt.stem != "best":
         words.append(ckpt.stem)
     title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")

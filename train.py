@@ -21,7 +21,9 @@ from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.machine import out_of_memory
+from prefixcap.mappers import MAPPERS
 from prefixcap.store import FeatureStore
+from prefixcap.textonly.noise import Noise, read_offset
 from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints, best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
@@ -39,7 +41,7 @@ def main(config: DictConfig) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
 
-    store = open_store(config.data, config.encoder.name, config.model.mapper.get("features", "image"))
+    store = open_store(config.data, config.encoder.name, reads(config.model))
     require_encoder_name(store, config.encoder.name)
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     captioner = Captioner(
@@ -55,11 +57,12 @@ def main(config: DictConfig) -> float | None:
         captioner.language_model.compile_training(config.compile)
     data = CaptionData(
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
-        config.data.group_captions, config.data.keep_tokens,
+        config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text",
     )  # fmt: skip
     training = objective(
-        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples"
-    )
+        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
+        noise=noise(config.model, captioner),
+    )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
     warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
@@ -103,8 +106,37 @@ def main(config: DictConfig) -> float | None:
         say(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
         return None
     say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
-    say(f"evaluate it:     python eval.py ckpt={best.best_model_path}")
+    images = f" data={config.data.get('images', config.data.name)}" if config.model.learns_from == "text" else ""
+    say(f"evaluate it:     python eval.py ckpt={best.best_model_path}{images}")
     return float(best.best_model_score)
+
+
+def reads(model: DictConfig) -> str:
+    """What is read of a feature store, as the offline step calls it."""
+    if model.learns_from not in ("images", "text"):
+        raise InputError(f"unknown model.learns_from '{model.learns_from}': choose images or text")
+    if model.learns_from == "text":
+        return "caption"
+    own = getattr(MAPPERS.get(model.mapper.name), "features", "embedding")
+    return str(model.mapper.get("features", own)).replace("embedding", "image")
+
+
+def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
+    """What is done to embeddings in training."""
+    if model.learns_from == "text" and not captioner.normalize_embeddings:
+        raise InputError("texts and images are alike in direction, not in length: set model.normalize_embeddings=true")
+    options = {"variance": 0.0} if model.noise is None and model.learns_from == "text" else model.noise
+    if options is None:
+        return None
+    options = dict(options)
+    if offset := options.get("offset"):
+        options["offset"] = read_offset(Path(offset))
+    made = Noise(**options)
+    several = captioner.features != "images/embedding"
+    if model.learns_from == "text" and several != (made.copies is not None):
+        needed = "10: the mapper reads several" if several else "null: the mapper reads one"
+        raise InputError(f"a text has one embedding; set model.noise.copies={needed}")
+    return made
 
 
 def found(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:

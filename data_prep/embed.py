@@ -27,7 +27,7 @@ from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped")
+OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped", "regions")
 
 
 def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
@@ -75,23 +75,25 @@ def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> Fea
     Args:
         data: with `name` and `store`.
         encoder_name: as `load_encoder` takes it.
-        reads: the feature that is needed: a store with more than "image" has its name in the folder's.
+        reads: the feature that is needed: a store with more than "image" has its name in the folder's. Sentences
+            without images have "caption" alone.
 
     Raises:
         InputError: there is no such store, or it is not finished; the message names the command that makes it.
     """
     if data.store is not None and is_remote(data.store):
         return FeatureStore(data.store)
-    features = ["image"] if reads == "image" else ["image", reads]
+    sentences = data.get("sentences", False)
+    features = [reads] if reads == "image" or sentences else ["image", reads]
     path = store_path(data.name, data.store, encoder_name)
-    if data.store is None and reads != "image":
+    if data.store is None and reads != "image" and not sentences:
         path = path.with_name(f"{path.name}-{reads}")
-    if not path.exists() and data.name == "demo":
+    if not path.exists() and data.name in ("demo", "demo_other"):
         there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
         _print_summary(path, make_store(there, encoder_name, features=features))
     if not path.exists():
         command = f"python -m data_prep.embed data={data.name} encoder.name={encoder_name}"
-        if reads != "image":
+        if reads != "image" and not sentences:
             command += f" data.store={path} 'features=[{','.join(features)}]'"
         raise InputError(
             f"there is no feature store {path}: make it with `{command}` and the same data.* options, or name one with "

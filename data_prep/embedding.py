@@ -90,6 +90,7 @@ def embed(
     store: Path,
     features: Sequence[str] = ("image",),
     store_dtype: torch.dtype = torch.float16,
+    regions: int = 10,
     batch_size: int | None = None,
     num_workers: int | None = None,
     jpeg_scaling: bool = False,
@@ -111,6 +112,7 @@ def embed(
         store: the store's folder.
         features: what is stored, see `Features`; with captions alone, no image is opened.
         store_dtype: that it is stored in, float16 or float32.
+        regions: how many sub-regions of an image, if they are among the features.
         batch_size: images encoded together; None: that of the run that began the store, else as many as help and fit.
         num_workers: processes that decode images; 0: the threads that encode them do; None: as many as help.
         jpeg_scaling: let the decoder of JPEG images halve their size, once or more, as far as they stay larger than
@@ -130,13 +132,15 @@ def embed(
     _require_whole("tasks", tasks, least=1)
     if not isinstance(task, int) or not 0 <= task < tasks:
         raise InputError(f"task must be a whole number from 0 to {tasks - 1}, one less than tasks, not {task!r}")
-    chosen = Features(features, encoder, store_dtype)
+    chosen = Features(features, encoder, store_dtype, regions)
     settings: dict[str, str | int | bool] = {
         "features": ",".join(chosen.names),
         "stored_in": str(store_dtype).removeprefix("torch."),
         "computed_in": str(encoder.dtype).removeprefix("torch."),
         "jpeg_scaling": jpeg_scaling,
     }
+    if "regions" in chosen.names:
+        settings["regions"] = regions
     job = _fingerprint(dataset, encoder, [piece_size, settings])
     writer = StoreWriter(store, encoder.identity, dataset.source, dataset.image_root, job, len(dataset.shards))
     mine = [shard for shard in writer.missing() if shard % tasks == task]

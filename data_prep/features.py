@@ -26,17 +26,21 @@ class Features:
             them), "regions" (sub-region features), which need a ViT, and "caption" (the embedding of each caption).
         encoder: makes them.
         dtype: to store them in.
+        regions: how many sub-regions of an image. They lie in the order of the class token's attention, so that the
+            first few of many are what few would have been.
 
     Raises:
         InputError: a name is unknown, or there is none.
     """
 
-    def __init__(self, chosen: Sequence[str], encoder: Encoder, dtype: torch.dtype = torch.float16) -> None:
+    def __init__(
+        self, chosen: Sequence[str], encoder: Encoder, dtype: torch.dtype = torch.float16, regions: int = 10
+    ) -> None:
         if not chosen or (unknown := [name for name in chosen if name not in FEATURES]):
             what = f"{', '.join(map(repr, unknown))} is none of the features" if chosen else "features is empty"
             raise InputError(f"{what}: choose of {', '.join(FEATURES)}, e.g. features=[image,caption]")
         self.names = [name for name in FEATURES if name in chosen]
-        self.encoder, self.dtype = encoder, dtype
+        self.encoder, self.dtype, self.regions = encoder, dtype, regions
 
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
         """(batch, 3, height, width) -> the columns of the store, left on the device: nothing waits for them.
@@ -65,7 +69,7 @@ class Features:
         if "patches" in self.names:
             columns |= {"images/patches": features.patches, "images/attention": features.attention}
         if "regions" in self.names:
-            columns["images/regions"] = aggregate_regions(features)
+            columns["images/regions"] = aggregate_regions(features, self.regions)
         return columns
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:

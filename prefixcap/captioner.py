@@ -1,7 +1,8 @@
 """The captioner: a mapper and a language model, from CLIP embeddings to captions (Mokady et al. 2021, section 3)."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from prefixcap.language import LanguageModel, load_language_model, rebuild_langu
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
 from prefixcap.published import require_shapes
+from prefixcap.textonly.noise import gaussian_noise
 
 FORMAT_VERSION = 1
 
@@ -36,7 +38,7 @@ class Captioner(nn.Module):
     Args:
         language_model: writes the captions.
         encoder: whose embeddings the mapper reads.
-        mapper: `{"name": "mlp" | "transformer" | "query", "prefix_length": …, …}`, see `prefixcap.mappers`.
+        mapper: `{"name": "mlp" | "transformer" | "query" | "adaptor", "prefix_length": …, …}`, see `prefixcap.mappers`.
         normalize_embeddings: scale each embedding to length one before it is mapped.
         trained_on: what the captioner was trained on, kept for whoever loads it (plain JSON values).
 
@@ -131,7 +133,7 @@ class Captioner(nn.Module):
             progress: show a progress bar.
             rerank: write so many candidates and give the one that the encoder finds closest to the image; 0: the
                 decoder's best.
-            options: the decoder's.
+            options: the decoder's, and the others of `candidates`.
 
         Raises:
             InputError: as `candidates`.
@@ -147,6 +149,9 @@ class Captioner(nn.Module):
         batch_size: int = 32,
         progress: bool = False,
         by_similarity: bool = False,
+        embeddings: Tensor | NDArray[np.floating[Any]] | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
+        noise: float = 0.0,
         prompt: str = "",
         seed: int | None = None,
         **options: Any,
@@ -161,8 +166,14 @@ class Captioner(nn.Module):
             batch_size: images that are captioned together.
             progress: show a progress bar on stderr, if it takes longer than a second.
             by_similarity: the best is the one whose text embedding has the highest cosine with the image's.
+            embeddings: (batch, dim) of the images, for `by_similarity` where the captioner reads patches or regions of
+                them; None: the encoder makes them of images that are given as such.
+            project: done to embeddings before they are mapped, e.g. `MemoryBank.project` (DeCap).
+            noise: each candidate is the decoder's best for the image with Gaussian noise of this variance on its
+                features, scaled to length one before ("multiple sampling and filtering" of MacCap, Qiu et al. 2024,
+                section 4.3); 0: candidates are the decoder's best ones.
             prompt: how every caption begins, e.g. "a photo of".
-            seed: of what the nucleus decoder draws.
+            seed: of the noise, or of what the nucleus decoder draws.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
@@ -172,18 +183,22 @@ class Captioner(nn.Module):
         """
         if isinstance(images, str | Path | Image.Image):
             raise InputError("captions are written for a list of images: give [image]")
-        if isinstance(images, Tensor | np.ndarray):
+        given = isinstance(images, Tensor | np.ndarray)
+        if given:
             finite = torch.as_tensor(images).flatten(1).isfinite().all(1).tolist()
             if wrong := [row for row, is_finite in enumerate(finite) if not is_finite]:
                 raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
-        if by_similarity and self.features != "images/embedding":
+        if by_similarity and embeddings is None and self.features != "images/embedding" and given:
             raise InputError(
-                f"rerank compares captions with the image's embedding, not with {self.features}: leave it out"
+                f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
             )
-        if seed is not None:
-            if decode != "nucleus":
-                raise InputError(f"seed is for decoders that draw at random, and '{decode}' does not: leave it out")
-            options["generator"] = torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        if decode == "nucleus":
+            options["generator"] = generator
+        elif seed is not None and not noise:
+            raise InputError(f"seed is for what is drawn at random, and '{decode}' does not draw: leave it out")
+        if noise:  # each candidate takes a row of a batch
+            batch_size = max(1, batch_size // count)
         beginning = self.language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         training = self.training
         self.eval()
@@ -192,15 +207,24 @@ class Captioner(nn.Module):
             bar = tqdm(total=len(images), unit=" images", disable=not progress, delay=1)
             with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
-                    embeddings = self._embed(images[start : start + batch_size])
-                    prefix = self._prompted(self.prefix(embeddings), beginning)
-                    tokens = decode_tokens(self.language_model, prefix, decode, count, **options)
-                    captions = [
-                        [self.language_model.detokenize(beginning + caption) for caption in of_image]
-                        for of_image in tokens
-                    ]
-                    found += self._by_similarity(embeddings, captions) if by_similarity else captions
-                    bar.update(len(prefix))
+                    part = slice(start, start + batch_size)
+                    features = self._embed(images[part])
+                    reads = features if project is None else project(features)
+                    if noise:
+                        scaled = F.normalize(reads.to("cpu", torch.float32), dim=-1)
+                        reads = gaussian_noise(scaled.repeat_interleave(count, 0), noise, generator)
+                    prefix = self._prompted(self.prefix(reads), beginning)
+                    tokens = decode_tokens(self.language_model, prefix, decode, 1 if noise else count, **options)
+                    written = [self.language_model.detokenize(beginning + row) for of_row in tokens for row in of_row]
+                    captions = [written[first : first + count] for first in range(0, len(written), count)]
+                    if by_similarity:
+                        if embeddings is not None:
+                            features = torch.as_tensor(embeddings[part])
+                        elif self.features != "images/embedding":
+                            features = self._embed(images[part], "images/embedding")
+                        captions = self._by_similarity(features, captions)
+                    found += captions
+                    bar.update(len(features))
             return found
         finally:
             self.train(training)
@@ -213,21 +237,24 @@ class Captioner(nn.Module):
     def _by_similarity(self, embeddings: Tensor, captions: list[list[str]]) -> list[list[str]]:
         """The captions of each image, the closest to its embedding first."""
         encoder = self.encoder()
-        ordered = []
-        for embedding, of_image in zip(embeddings.to(encoder.device), captions, strict=True):
-            similarity = F.cosine_similarity(encoder.encode_texts(of_image).float(), embedding.float(), dim=-1)
-            ordered.append([of_image[place] for place in similarity.argsort(descending=True, stable=True).tolist()])
-        return ordered
+        different = {caption: place for place, caption in enumerate(dict.fromkeys(itertools.chain(*captions)))}
+        texts = F.normalize(encoder.encode_texts(list(different)).float(), dim=-1)
+        similarity = (F.normalize(embeddings.to(texts), dim=-1) @ texts.T).cpu().numpy()
+        return [
+            sorted(of_image, key=lambda caption: -row[different[caption]])  # it is called at once
+            for of_image, row in zip(captions, similarity, strict=True)
+        ]
 
-    def _embed(self, images: Images) -> Tensor:
-        """What `prefix` reads of images; embeddings stay as they are."""
+    def _embed(self, images: Images, features: str | None = None) -> Tensor:
+        """What `prefix` reads of images, or another feature of them; embeddings stay as they are."""
         if isinstance(images, Tensor):
             return images
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images)
         encoder = self.encoder()
         opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-        return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), self.features)
+        pixels = torch.stack([encoder.preprocess(image) for image in opened])
+        return encode_feature(encoder, pixels, features or self.features)
 
     def encoder(self) -> Encoder:
         """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.

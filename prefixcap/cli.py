@@ -33,6 +33,14 @@ def main() -> None:
         help="a folder with stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (default: fetch them)",
     )  # fmt: skip
     setup.set_defaults(run=lambda given: prepare_spice(given.source))
+    gap = commands.add_parser("gap", help="measure the gap between the embeddings of images and of their captions")
+    gap.add_argument("store", help="a feature store made with features=[image,regions,caption]: a folder or a URL")
+    gap.add_argument("--split", default="val", help="which images (default: %(default)s)")
+    gap.add_argument("--out", type=Path, metavar="FOLDER", help="for numbers and figures (default: below runs/gap)")
+    gap.add_argument("--pairs", type=int, metavar="N", help="draw so many pairs of image and caption (default: all)")
+    gap.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    gap.add_argument("--projection", default="pca", help="pca, or umap, which needs umap-learn (default: %(default)s)")
+    gap.set_defaults(run=print_gap)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)
@@ -60,6 +68,13 @@ def prepare_spice(source: Path | None) -> None:
 
     setup_spice(source)
     print(f"SPICE is set up in {spice_folder()}")
+
+
+def print_gap(given: argparse.Namespace) -> None:
+    """Print the gap in a store. Raises InputError as `report_gap` does."""
+    from prefixcap.textonly.gap_report import report_gap  # slow to import, too
+
+    print(report_gap(given.store, given.split, given.out, given.pairs, given.seed, given.projection))
 
 
 if __name__ == "__main__":

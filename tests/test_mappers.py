@@ -212,3 +212,57 @@ def test_unknown_names_and_options_are_told() -> None:
         build_mapper("query", 4, 10, heads=7)
     with pytest.raises(InputError, match=r"does not read 'embedding': set .* to patches or regions"):
         build_mapper("query", 4, 10, features="embedding")
+
+
+def test_adaptor_mapper_computes_the_layers_of_its_equations() -> None:
+    """Equations 5 to 8 of MacCap, each layer written out with torch's own attention."""
+    torch.manual_seed(0)
+    mapper = build_mapper("adaptor", 16, 12, prefix_length=3, heads=4).eval()
+    regions = F.normalize(torch.randn(2, 5, 16), dim=-1)
+    weights = dict(mapper.named_parameters())
+
+    def attend(name: str, queries: Tensor, context: Tensor) -> Tensor:
+        of = {part: weights[f"decoder.layers.0.{name}.{part}"] for part in ("in_proj_weight", "in_proj_bias")}
+        projected = [
+            F.linear(rows, weight, bias)
+            for rows, weight, bias in zip(
+                (queries, context, context), of["in_proj_weight"].chunk(3), of["in_proj_bias"].chunk(3), strict=True
+            )
+        ]
+        heads = [rows.unflatten(-1, (4, 4)).transpose(1, 2) for rows in projected]
+        scores = (heads[0] @ heads[1].transpose(2, 3) / 2).softmax(-1) @ heads[2]
+        out = scores.transpose(1, 2).flatten(2)
+        return F.linear(
+            out, weights[f"decoder.layers.0.{name}.out_proj.weight"], weights[f"decoder.layers.0.{name}.out_proj.bias"]
+        )
+
+    def norm(name: str, rows: Tensor) -> Tensor:
+        return F.layer_norm(rows, (16,), weights[f"decoder.{name}.weight"], weights[f"decoder.{name}.bias"])
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        return F.linear(rows, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    queries = weights["queries"].expand(2, -1, -1)
+    queries = norm("layers.0.norm1", queries + attend("self_attn", queries, queries))
+    queries = norm("layers.0.norm2", queries + attend("multihead_attn", queries, regions))
+    inside = linear("decoder.layers.0.linear1", queries).relu()
+    queries = norm("norm", norm("layers.0.norm3", queries + linear("decoder.layers.0.linear2", inside)))
+    expected = linear("to_prefix.4", linear("to_prefix.2", linear("to_prefix.0", queries).relu()).relu())
+    torch.testing.assert_close(mapper(regions), expected)
+    torch.testing.assert_close(mapper(regions.flip(1)), expected)  # regions have no order
+
+
+def test_text_only_mappers_have_the_published_size() -> None:
+    """MacCap's Table 6 with ViT-B/32 and OPT-1.3B: 5.7M, 1.5M for its CapDec and DeCap; cut, not rounded."""
+    mlp = {"prefix_length": 1, "hidden": [512, 512], "activation": "relu"}
+    sizes = [
+        sum(weight.numel() for weight in build_mapper(name, 512, 2048, **options).parameters())
+        for name, options in (("adaptor", {}), ("mlp", mlp))
+    ]
+    assert sizes == [5_797_376, 1_575_936]
+    linear = build_mapper("mlp", 512, 768, prefix_length=1, hidden=[])  # DeCap's: one layer
+    assert [tuple(weight.shape) for weight in linear.parameters()] == [(768, 512), (768,)]
+    with pytest.raises(InputError, match="unknown activation 'gelu'"):
+        build_mapper("mlp", 4, 10, activation="gelu")
+    with pytest.raises(InputError, match="cannot be split into 7 heads"):
+        build_mapper("adaptor", 16, 10, heads=7)

@@ -20,9 +20,11 @@ from prefixcap.store import FeatureStore, StoreSplit
 class CaptionDataset(Dataset[Batch]):
     """One split, from which whole batches are drawn: of captions, each with its image, or of images with all theirs.
 
+    Where features are those of captions, a caption stands in for its image, and the first of an image for it.
+
     Args:
         split: features and captions.
-        features: which of the images' features the mapper reads.
+        features: what the mapper reads, by its name in the store.
         tokens: of the captions.
         prefix_length: vectors that the mapper makes of an image.
         by_image: whether an item is an image.
@@ -32,10 +34,11 @@ class CaptionDataset(Dataset[Batch]):
         self, split: StoreSplit, features: str, tokens: CaptionTokens, prefix_length: int, by_image: bool
     ) -> None:
         self.split, self.features = split, split.feature(features)
+        self.of_captions = features.startswith("captions/")
         self.tokens, self.prefix_length = tokens, prefix_length
         self.ends: NDArray[np.int64] | None = None
         if by_image:
-            self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(self.features)))
+            self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(split)))
 
     def __len__(self) -> int:
         return len(self.split.captions if self.ends is None else self.ends)
@@ -45,12 +48,15 @@ class CaptionDataset(Dataset[Batch]):
         if self.ends is None:
             captions = np.array(items)
             images, owner = self.split.caption_images[captions], np.arange(len(items))
+            rows = captions if self.of_captions else images
         else:
             images = np.array(items)
             counts = self.ends[images] - np.where(images > 0, self.ends[images - 1], 0)
             owner = np.repeat(np.arange(len(items)), counts)
             captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
-        features = torch.from_numpy(self.features[images]).float()
+            # Of an image without captions that of any other is read, and nothing is learned from it.
+            rows = np.minimum(self.ends[images] - counts, len(self.features) - 1) if self.of_captions else images
+        features = torch.from_numpy(self.features[rows]).float()
         return pack(features, self.tokens[captions], owner, self.prefix_length, captions.tolist(), images.tolist())
 
 
@@ -71,11 +77,13 @@ class CaptionData(L.LightningDataModule):
         group_captions: draw images at random, each with all its captions, as many as have together about `batch_size`
             captions: then a prefix is computed once for all captions of its image.
         keep_tokens: tokenize all captions once, and keep the tokens beside the store; otherwise, as they are drawn.
+        from_text: give each caption's own embedding in place of its image's features; in validation, that of an image's
+            first caption.
 
     Raises:
         InputError: the store is none, was made by another encoder, lacks the split "train" or "val" or the features
-            that the mapper reads, has embeddings on another scale than the captioner reads, or a caption does not fit
-            the language model's context.
+            that the mapper reads, has embeddings on another scale than the captioner reads, a caption does not fit
+            the language model's context, or captions are to be grouped though each has an embedding of its own.
     """
 
     def __init__(
@@ -88,14 +96,21 @@ class CaptionData(L.LightningDataModule):
         seed: int = 0,
         group_captions: bool = False,
         keep_tokens: bool = True,
+        from_text: bool = False,
     ) -> None:
         super().__init__()
+        if from_text and group_captions:
+            raise InputError(
+                "data.group_captions=true is for captions that share an image's features, and in training on text each "
+                "has its own: leave it out"
+            )
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
         self._before: dict[str, Any] = {}  # the run was stopped
         self.group_captions = group_captions
-        self.prefix_length, self.features = captioner.prefix_length, captioner.features
+        self.prefix_length = captioner.prefix_length
+        self.features = "captions/embedding" if from_text else captioner.features
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
         require_match(opened, captioner)
         self.train_split = opened.split("train")

@@ -7,7 +7,7 @@ do not, though both words do) and an out-of-domain part (a colour or a shape tha
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -65,6 +65,12 @@ _SHORT = (
     "A {size} {texture} {colour} {shape} {place}.",
     "There is a {colour} {texture} {shape} {place}.",
 )
+_OTHER = (
+    "The {shape} {where} is {colour}, {place}.",
+    "We see a {texture} {shape} {place}.",
+    "{Where} there is a {size} {shape}, {colour} and {texture}.",
+    "{Place} the {shape} is {size} and {colour}.",
+)
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,18 @@ def captions(scene: Scene, generator: np.random.Generator) -> list[str]:
         *generator.choice(np.array(_FULL), 3, replace=False),
         *generator.choice(np.array(_SHORT), 2, replace=False),
     ]
+    return _filled(scene, map(str, templates))
+
+
+def other_captions(scene: Scene) -> list[str]:
+    """Four captions of the scene in the style of another corpus: none has the form of one of `captions`."""
+    return _filled(scene, _OTHER)
+
+
+def _filled(scene: Scene, templates: Iterable[str]) -> list[str]:
     where, place = _WHERE[scene.position], _PLACE[scene.place]
     words = {**asdict(scene), "where": where, "place": place}
-    sentences = [t.format(**words, Where=where.capitalize(), Place=place.capitalize()) for t in map(str, templates)]
+    sentences = [t.format(**words, Where=where.capitalize(), Place=place.capitalize()) for t in templates]
     return [re.sub(r"\b([Aa]) (?=orange)", r"\1n ", sentence) for sentence in sentences]
 
 

@@ -239,6 +239,7 @@ def load_language_model(
     quantization: Quantization | None = None,
     lora: Lora | None = None,
     gradient_checkpointing: bool = False,
+    scratch: dict[str, Any] | None = None,
 ) -> LanguageModel:
     """The causal LM called `name`.
 
@@ -249,12 +250,14 @@ def load_language_model(
         quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.lean`; None: none.
         lora: options of adapters, see `LanguageModel`.
         gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.lean`.
+        scratch: random weights in place of its own, in an architecture that differs by these values of its
+            configuration, e.g. `{"n_layer": 4}`; for "full" alone.
 
     Raises:
         InputError: there is no such model, it is no causal LM, an option does not exist or not for this tuning, or a
             package that it takes is not installed.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     if dtype not in get_args(Dtype):
@@ -263,12 +266,17 @@ def load_language_model(
         choices = ", ".join(get_args(Quantization))
         raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
     _require_trainable(tuning, quantization)  # before a large model is loaded
+    if scratch is not None and tuning != "full":
+        raise InputError(f"lm.scratch knows nothing, and lm_tuning={tuning} keeps it so: set lm_tuning=full")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization, options["dtype"])
     logging.disable_progress_bar()  # one for each shard says little and tears the page
     try:
-        model = AutoModelForCausalLM.from_pretrained(_source(name), **options)
+        if scratch is None:
+            model = AutoModelForCausalLM.from_pretrained(_source(name), **options)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_source(name), **scratch), **options)
     except (OSError, ValueError) as error:
         raise _cannot_load("language model", name, error) from error
     keep_differentiable(model)

@@ -6,19 +6,25 @@ Each has an attribute `features`, the name of what it reads: "embedding", "patch
 from typing import Any
 
 from prefixcap.errors import InputError
+from prefixcap.mappers.adaptor import AdaptorMapper
 from prefixcap.mappers.mlp import MLPMapper
 from prefixcap.mappers.query import QueryMapper
 from prefixcap.mappers.transformer import TransformerMapper
 
-Mapper = MLPMapper | TransformerMapper | QueryMapper
+Mapper = MLPMapper | TransformerMapper | QueryMapper | AdaptorMapper
 
-MAPPERS: dict[str, type[Mapper]] = {"mlp": MLPMapper, "transformer": TransformerMapper, "query": QueryMapper}
+MAPPERS: dict[str, type[Mapper]] = {
+    "mlp": MLPMapper,
+    "transformer": TransformerMapper,
+    "query": QueryMapper,
+    "adaptor": AdaptorMapper,
+}
 
-__all__ = ["MAPPERS", "MLPMapper", "Mapper", "QueryMapper", "TransformerMapper", "build_mapper"]
+__all__ = ["MAPPERS", "AdaptorMapper", "MLPMapper", "Mapper", "QueryMapper", "TransformerMapper", "build_mapper"]
 
 
 def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> Mapper:
-    """The mapper called `name` ("mlp", "transformer" or "query") between the two widths.
+    """The mapper called `name` ("mlp", "transformer", "query" or "adaptor") between the two widths.
 
     Raises:
         InputError: no mapper has this name, or it does not take one of the options.

@@ -86,6 +86,10 @@ class StoreSplit:
         self.captions = Column(captions, self._texts)
         self.caption_images = Column(captions, self._images_of_captions, (), np.int64)
 
+    def __len__(self) -> int:
+        """How many images; in a store of sentences, how many of these."""
+        return sum(of["images"] for of in self._counts)
+
     @cached_property
     def embeddings(self) -> Column:
         """N rows of (dim,), as the encoder gave them: not normalised. Raises as `feature` does."""
@@ -97,11 +101,15 @@ class StoreSplit:
         Raises:
             InputError: the store has no such feature.
         """
-        if name not in self._parts[0].features:
+        features, folder = self._parts[0].features, self._parts[0].path.parent
+        if name not in features:
+            if name.startswith("images/") and features and all(of.startswith("captions/") for of in features):
+                raise InputError(f"{folder} has sentences and no images: give a store with {name}, data.store=...")
+            kind, _, what = name.partition("/")
+            wanted = "caption" if kind == "captions" else "image" if what == "embedding" else f"image,{what}"
             raise InputError(
-                f"the store of {self._parts[0].path.parent} has no {name}; it has "
-                f"{', '.join(self._parts[0].features) or 'no features'}: embed into another folder (data.store=...) "
-                "with features=[image,patches,...], and name that one"
+                f"the store of {folder} has no {name}; it has {', '.join(features) or 'no features'}: embed into "
+                f"another folder (data.store=...) with features=[{wanted},...], and name that one"
             )
         kind = name.partition("/")[0]
         read = partial(self._features, name, kind)

@@ -1,6 +1,7 @@
 """Training with cross-entropy (Mokady et al. 2021, equation 5)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.metrics import cider
 from prefixcap.store import StoreSplit
+from prefixcap.textonly.noise import Noise
 from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
 from prefixcap.training.metrics_log import MetricsLog
 
@@ -37,6 +39,7 @@ class CaptionTraining(L.LightningModule):
         warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last.
         max_tokens: most tokens of a validation caption.
         samples: folder for sample captions; None writes none.
+        noise: done to embeddings before they are mapped; in validation always the same. None: nothing.
 
     Raises:
         InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`.
@@ -53,6 +56,7 @@ class CaptionTraining(L.LightningModule):
         warmup_steps: int = 5000,
         max_tokens: int = 67,
         samples: Path | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
         captioner.language_model.require_trainable()
@@ -63,6 +67,7 @@ class CaptionTraining(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.max_tokens = max_tokens
         self.samples = samples
+        self.noise = noise
         self.val_loss = MeanMetric()
         self.val_captions: dict[int | str, str] = {}
         self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
@@ -78,9 +83,16 @@ class CaptionTraining(L.LightningModule):
             )
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        total = self.captioner.loss(batch)
+        total = self.captioner.loss(self.with_noise(batch))
         loss = self._a_token(total, batch)
         return {"loss": loss, "train_loss": mean_of_processes(total.detach() / self._tokens[-1])}
+
+    def with_noise(self, batch: Batch, seed: int | None = None) -> Batch:
+        """A batch with noise on its embeddings, drawn by torch's own generator, or by one with a seed."""
+        if self.noise is None:
+            return batch
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        return replace(batch, embeddings=self.noise(batch.embeddings, generator))
 
     def _a_token(self, total: Tensor, batch: Batch) -> Tensor:
         """A sum over the caption tokens of a batch, divided so that gradients become those for each token of the step.
@@ -101,6 +113,7 @@ class CaptionTraining(L.LightningModule):
         self._tokens = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        batch = self.with_noise(batch, seed=batch.image_rows[0])
         # Lightning gives the first images again to some processes, if it cannot share them evenly.
         own = torch.tensor(batch.image_rows) % self.trainer.world_size == self.global_rank
         counted = own.to(self.device)[batch.images.flatten()[batch.sources]].float()  # (targets,)

@@ -49,12 +49,13 @@ class SelfCriticalTraining(CaptionTraining):
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """-1 / tokens * the sum over samples of (reward - mean reward of the image's others) * log-probability."""
         images = np.repeat(np.arange(len(batch.embeddings)), self.draws)
-        tokens = self._sample(batch.embeddings)
+        embeddings = self.with_noise(batch).embeddings
+        tokens = self._sample(embeddings)
         captions = [self.captioner.language_model.detokenize(row) for row in tokens]
         # The reward is computed while the language model reads the samples.
         rows = [batch.image_rows[image] for image in images]
         judged = self._thread.submit(self.reward, captions, rows, batch.embeddings[torch.from_numpy(images)])
-        sampled = pack(batch.embeddings, tokens, images, self.captioner.prefix_length, image_rows=batch.image_rows)
+        sampled = pack(embeddings, tokens, images, self.captioner.prefix_length, image_rows=batch.image_rows)
         sampled = sampled.to(self.device)
         states = self.captioner.states(sampled)
         rewards = judged.result()

@@ -1,0 +1,65 @@
+"""Captions of a feature store's images, as a configuration says; for the scripts that write some."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from data_prep.embed import open_store
+from prefixcap.captioner import Captioner
+from prefixcap.data import require_match
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.errors import InputError, name_rows
+from prefixcap.store import FeatureStore, StoreSplit
+from prefixcap.textonly.memory import MemoryBank
+
+
+def open_images(data: DictConfig, captioner: Captioner) -> FeatureStore:
+    """The store of a data set that has what a captioner reads of its images. Raises InputError as `open_store`."""
+    reads = captioner.features.removeprefix("images/")
+    store = open_store(data, captioner.encoder_identity.name, "image" if reads == "embedding" else reads)
+    require_match(store, captioner)
+    return store
+
+
+def open_memory(config: DictConfig, encoder: EncoderIdentity) -> MemoryBank | None:
+    """The captions in the training split of `memory`, with embeddings of this encoder; None: there is no memory."""
+    if not config.memory:
+        return None
+    store = FeatureStore(config.memory)
+    store.require_encoder(encoder)
+    return MemoryBank.from_store(store.split("train"), size=config.memory_size)
+
+
+def write_captions(
+    config: DictConfig, captioner: Captioner, split: StoreSplit, rows: NDArray[np.int64] | None = None
+) -> dict[int | str, str]:
+    """A caption of each image of a split, or of those in some rows of it, by its id.
+
+    Raises:
+        InputError: the store lacks what the captioner reads or `regions` asks for, or `Captioner.caption` raises it.
+    """
+    chosen = np.arange(len(split)) if rows is None else rows
+    options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
+    features = _features(config.regions, split, captioner.features, chosen)
+    if options.get("rerank") and captioner.features != "images/embedding":
+        options["embeddings"] = split.embeddings[chosen]
+    if memory := open_memory(config, captioner.encoder_identity):
+        options["project"] = partial(memory.project, temperature=config.memory_temperature)
+    ids = [split.ids[row] for row in chosen.tolist()]
+    with name_rows(ids):
+        written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
+    return dict(zip(ids, written, strict=True))
+
+
+def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """What a captioner reads of images; of regions, the first few of each, or (0) the whole image alone."""
+    column = split.feature(name)
+    if regions is not None and name != "images/regions":
+        raise InputError(f"regions={regions} is for captioners that read regions, and this one reads {name}")
+    if regions is not None and not 0 <= regions <= column.shape[1]:
+        raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: take so many or fewer")
+    found: NDArray[Any] = split.embeddings[rows][:, None] if regions == 0 else column[rows]
+    return found if not regions else found[:, :regions]

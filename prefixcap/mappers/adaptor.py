@@ -1,0 +1,50 @@
+"""The adaptor decoder of MacCap (Qiu et al., "Mining Fine-Grained Image-Text Alignment for Zero-Shot Captioning via
+Text-Only Training", 2024, section 4.2, equations 5 to 8)."""
+
+import torch
+from torch import Tensor, nn
+
+from prefixcap.errors import InputError
+
+
+class AdaptorMapper(nn.Module):
+    """Learned queries attend to each other and then to the regions of a text or an image; an MLP makes the prefix.
+
+    One layer of a transformer decoder as PyTorch has it (post-norm, ReLU, dropout 0.1, 2048 wide inside), a layer norm,
+    and an MLP of three layers with ReLU. With ViT-B/32 and OPT-1.3B it has 5,797,376 parameters, the paper's 5.7M.
+
+    Args:
+        embedding_dim: width of a region's embedding.
+        lm_dim: width of the language model's word embeddings.
+        prefix_length: N_q, how many queries there are, and prefix vectors to make; 32 in the released code.
+        layers: of the decoder.
+        heads: attention heads in each.
+
+    Raises:
+        InputError: the embeddings cannot be split into so many heads.
+    """
+
+    features = "regions"
+
+    def __init__(
+        self, embedding_dim: int, lm_dim: int, prefix_length: int = 32, layers: int = 1, heads: int = 8
+    ) -> None:
+        super().__init__()
+        if embedding_dim % heads:
+            raise InputError(
+                f"embeddings of width {embedding_dim} cannot be split into {heads} heads: set model.mapper.heads"
+            )
+        self.prefix_length = prefix_length
+        self.queries = nn.Parameter(torch.randn(prefix_length, embedding_dim))
+        layer = nn.TransformerDecoderLayer(embedding_dim, heads, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, layers, nn.LayerNorm(embedding_dim))
+        self.to_prefix = nn.Sequential(
+            nn.Linear(embedding_dim, embedding_dim), nn.ReLU(),
+            nn.Linear(embedding_dim, embedding_dim), nn.ReLU(),
+            nn.Linear(embedding_dim, lm_dim),
+        )  # fmt: skip
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(batch, regions, embedding_dim), of any number of regions -> (batch, prefix_length, lm_dim)."""
+        prefix: Tensor = self.to_prefix(self.decoder(self.queries.expand(len(regions), -1, -1), regions))
+        return prefix
