@@ -55,11 +55,13 @@ def write_captions(
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """What a captioner reads of images; of regions, the first few of each, or (0) the whole image alone."""
+    """What a captioner reads of images; of regions, the first few of each, or (0) the whole image in place of each."""
     column = split.feature(name)
     if regions is not None and name != "images/regions":
         raise InputError(f"regions={regions} is for captioners that read regions, and this one reads {name}")
     if regions is not None and not 0 <= regions <= column.shape[1]:
         raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: take so many or fewer")
-    found: NDArray[Any] = split.embeddings[rows][:, None] if regions == 0 else column[rows]
-    return found if not regions else found[:, :regions]
+    if regions == 0:
+        return np.repeat(split.embeddings[rows][:, None], column.shape[1], axis=1)
+    found: NDArray[Any] = column[rows][:, :regions]
+    return found

@@ -48,7 +48,7 @@ SYSTEMS = {
     "MacCap": System("maccap", (), ("decode=maccap",)),
     "MacCap without noise": System("maccap", ("model.noise.variance=0.0",), ("decode=maccap",)),
     "MacCap, whole image": System("maccap", (), ("decode=maccap", "regions=0")),
-    "MacCap, one candidate": System("maccap", (), BEAMS),
+    "MacCap, one candidate": System("maccap", (), ("decode=maccap", "decode.rerank=1")),
     "supervised": System("capdec_frozen", ("model.learns_from=images", "model.noise=null"), BEAMS),
 }
 

@@ -1,0 +1,326 @@
+"""Draw how well MacCap does over the noise it is trained with, and over the image patches that it is shown:
+`python -m prefixcap.textonly.figures FOLDER --images STORE` (Qiu et al., "Mining Fine-Grained Image-Text Alignment for
+Zero-Shot Captioning via Text-Only Training", 2024, supplement 2, Figures 4 and 5).
+
+The best checkpoint of every run below the folder captions images of the store, with as many patches of each as a text
+had copies in training; the scores go to `noise_variance.csv` there, and are drawn in `noise_variance.png`. One of the
+runs captions them with other numbers of patches, too: `patches.csv` and `patches.png`. What a table has is not computed
+again, unless the checkpoint is newer. Drawing needs matplotlib: pip install "prefixcap[plot]"
+"""
+
+import argparse
+import csv
+import importlib.util
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from prefixcap.captioner import Captioner
+from prefixcap.checkpoints import load
+from prefixcap.data import require_match
+from prefixcap.errors import InputError, name_rows
+from prefixcap.files import read_text, write_text_whole, write_whole
+from prefixcap.metrics import score_captions
+from prefixcap.store import FeatureStore
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REGIONS = "images/regions"  # one for each patch, the most looked at first
+PUBLISHED_VARIANCE = 0.016  # where the paper has its best scores
+EMBED = "python -m data_prep.embed data=... data.store=FOLDER 'features=[image,regions]' regions="
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of train.py.
+
+    Attributes:
+        name: its folder, below that of all runs.
+        checkpoint: its best.
+        variance: of the noise that it was trained with.
+        copies: of each text in training, each with noise of its own.
+    """
+
+    name: str
+    checkpoint: Path
+    variance: float
+    copies: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images to caption.
+
+    Attributes:
+        store: that they are in.
+        split: its name.
+        digest: of the split's files.
+        regions: (images, regions, dim), the most looked at first.
+        references: by image id, in the same order.
+    """
+
+    store: FeatureStore
+    split: str
+    digest: str
+    regions: NDArray[np.floating[Any]]
+    references: dict[int | str, list[str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The scores of a run.
+
+    Attributes:
+        run, variance: see `Run`.
+        patches: of each image that it was shown.
+        store: how the digest of the images' files begins.
+        split: theirs.
+        images: how many.
+        decode: name of the decoder.
+        bleu_4: 0 to 1.
+        cider: from 0.
+    """
+
+    run: str
+    variance: float
+    patches: int
+    store: str
+    split: str
+    images: int
+    decode: str
+    bleu_4: float
+    cider: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prefixcap.textonly.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="of the runs, e.g. runs/noise_variance")
+    parser.add_argument("--images", required=True, metavar="STORE", help=f"made by {EMBED}20")
+    parser.add_argument("--split", default="test", help="of the store (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=5000, help="most images of it (default: %(default)s)")
+    parser.add_argument("--decode", default="beam", help="name of a decoder (default: %(default)s)")
+    parser.add_argument(
+        "--patches", type=int, nargs="+", default=[1, 3, 5, 10, 20], metavar="N",
+        help="numbers of patches to compare (default: 1 3 5 10 20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", metavar="NAME", help=f"which run compares them (default: that with variance {PUBLISHED_VARIANCE})"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
+        runs = find_runs(given.folder)
+        chosen = _choose(runs, given.run)
+        sample = read_sample(FeatureStore(given.images), given.split, given.count)
+        _require_regions(sample, [*given.patches, *(run.copies for run in runs)])
+        with_copies = {run: [run.copies] for run in runs}
+        variances = evaluate_runs(with_copies, sample, given.decode, given.folder / "noise_variance.csv")
+        numbers = evaluate_runs({chosen: given.patches}, sample, given.decode, given.folder / "patches.csv")
+        figures = {"noise_variance.png": draw_variances(variances), "patches.png": draw_patches(numbers, chosen.copies)}
+        for name, figure in figures.items():
+            with write_whole(given.folder / name) as temporary:
+                figure.savefig(temporary, format="png", dpi=150)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{table(variances)}\n\n{table(numbers)}\n")
+    print(f"results: {given.folder}/ (noise_variance.csv, noise_variance.png, patches.csv, patches.png)")
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The runs below a folder, at any depth, that have a best checkpoint.
+
+    Raises:
+        InputError: there is none, or its config.yaml is missing or names no noise.
+    """
+    checkpoints = sorted(folder.glob("**/checkpoints/best.ckpt"))
+    if not checkpoints:
+        raise InputError(f"no run below {folder} has checkpoints/best.ckpt: name the folder of a sweep's runs")
+    runs = []
+    for checkpoint in checkpoints:
+        config = checkpoint.parent.parent / "config.yaml"
+        try:
+            noise = yaml.safe_load(read_text(config))["model"]["noise"]
+            variance, copies = float(noise["variance"]), int(noise["copies"])
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{config} has no model.noise with variance and copies: name a folder that has only runs of MacCap, "
+                "e.g. those of train.py --multirun experiment=noise_variance"
+            ) from error
+        runs.append(Run(str(config.parent.relative_to(folder)), checkpoint, variance, copies))
+    return runs
+
+
+def read_sample(store: FeatureStore, name: str, most: int) -> Sample:
+    """The images of a split that have captions; of more than `most`, so many are drawn, always the same.
+
+    Raises:
+        InputError: there is no such split, it has no regions or no captions, or `most` is below 1.
+    """
+    if most < 1:
+        raise InputError(f"--count is at least 1, not {most}")
+    split = store.split(name)
+    regions, rows = split.feature(REGIONS), np.unique(split.caption_images[:])
+    if not len(rows):
+        raise InputError(f"the images of {store.location}, {name}, have no captions to compare with: name another")
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    references = split.references()
+    ids = [split.ids[row] for row in rows.tolist()]
+    return Sample(store, name, split.digest, regions[rows], {image_id: references[image_id] for image_id in ids})
+
+
+def evaluate_runs(wanted: Mapping[Run, Sequence[int]], sample: Sample, decode: str, file: Path) -> list[Point]:
+    """The scores of runs, each with some numbers of patches, also written to a table after each.
+
+    Args:
+        wanted: the numbers of patches for each run.
+        sample: the images.
+        decode: name of a decoder.
+        file: the table. What it has of these is not computed again, unless the run's checkpoint is newer.
+
+    Raises:
+        InputError: the file is no such table, a checkpoint cannot be loaded, or its captioner does not read regions of
+            this encoder.
+    """
+    runs = {run.name: run for run in wanted}
+    setting = (sample.digest[:12], sample.split, len(sample.references), decode)
+    points = [
+        point
+        for point in (_read(file) if file.exists() else [])
+        if (point.store, point.split, point.images, point.decode) == setting
+        and (run := runs.get(point.run)) is not None
+        and (point.variance == run.variance and point.patches in wanted[run])
+        and run.checkpoint.stat().st_mtime < file.stat().st_mtime
+    ]
+    for run, numbers in wanted.items():
+        missing = sorted({*numbers} - {point.patches for point in points if point.run == run.name})
+        if not missing:
+            continue
+        captioner = _open(run, sample.store)
+        for number in missing:
+            print(f"captioning with {run.checkpoint}, {number} patches", file=sys.stderr)
+            with name_rows(sample.references):
+                captions = captioner.caption(sample.regions[:, :number], decode, progress=True)
+            written = dict(zip(sample.references, captions, strict=True))
+            scores = score_captions(written, sample.references, ["BLEU", "CIDEr"]).corpus
+            points.append(Point(run.name, run.variance, number, *setting, scores["BLEU-4"], scores["CIDEr"]))
+            points.sort(key=lambda point: (point.variance, point.run, point.patches))
+            _write(file, points)
+    return points
+
+
+def table(points: Sequence[Point]) -> str:
+    """The scores as text, a line for each."""
+    width = max(len("run"), *(len(point.run) for point in points))
+    lines = [f"{'run':{width}}  noise variance  patches   BLEU-4    CIDEr"]
+    for point in points:
+        scores = f"{point.bleu_4:7.3f}  {point.cider:7.3f}"
+        lines.append(f"{point.run:{width}}  {point.variance:14g}  {point.patches:7}  {scores}")
+    return "\n".join(lines)
+
+
+def draw_variances(points: Sequence[Point]) -> "Figure":
+    """BLEU-4 and CIDEr over the variance of the noise in training, on a log axis, to the left of which 0 lies."""
+    variances = sorted({point.variance for point in points})
+    figure, panels = _draw(points, "variance", "variance of the noise in training")
+    for panel in panels:
+        panel.axvline(PUBLISHED_VARIANCE, color="grey", linestyle=":", label=f"the paper's, {PUBLISHED_VARIANCE}")
+        panel.set_xscale("symlog", linthresh=min(filter(None, variances), default=1.0), linscale=0.5)
+        panel.set_xticks(variances, [f"{variance:g}" for variance in variances], rotation=45)
+        panel.minorticks_off()
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def draw_patches(points: Sequence[Point], copies: int) -> "Figure":
+    """BLEU-4 and CIDEr over the number of patches, of a captioner that learned from so many copies of each text."""
+    figure, panels = _draw(points, "patches", "patches of an image at inference")
+    for panel in panels:
+        panel.axvline(copies, color="grey", linestyle=":", label=f"copies of a text in training, {copies}")
+        panel.set_xticks(sorted({point.patches for point in points}))
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def _draw(points: Sequence[Point], over: str, label: str) -> "tuple[Figure, list[Axes]]":
+    """A figure with a panel for each score."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = list(figure.subplots(1, 2))
+    for panel, score, name, colour in zip(
+        panels, ("bleu_4", "cider"), ("BLEU-4", "CIDEr"), ("tab:red", "tab:blue"), strict=True
+    ):
+        drawn = sorted((getattr(point, over), getattr(point, score)) for point in points)
+        panel.plot(*zip(*drawn, strict=True), color=colour, marker="o")
+        panel.set(xlabel=label, ylabel=name)
+        panel.grid(axis="y", alpha=0.3)
+    return figure, panels
+
+
+def _choose(runs: Sequence[Run], name: str | None) -> Run:
+    """The run of a name, or the one that was trained with the paper's variance."""
+    found = [run for run in runs if (run.variance == PUBLISHED_VARIANCE if name is None else run.name == name)]
+    if len(found) != 1:
+        wanted = f"have noise of variance {PUBLISHED_VARIANCE}" if name is None else f"are named '{name}'"
+        names = ", ".join(run.name for run in runs)
+        raise InputError(f"{len(found)} runs {wanted}, where one is needed: give --run NAME, one of {names}")
+    return found[0]
+
+
+def _require_regions(sample: Sample, numbers: Sequence[int]) -> None:
+    there, least, most = sample.regions.shape[1], min(numbers), max(numbers)
+    if least < 1:
+        raise InputError(f"--patches are at least 1, not {least}")
+    if most > there:
+        raise InputError(
+            f"{sample.store.location} has {there} regions of each image, and {most} are asked for: embed the images "
+            f"again with {EMBED}{most}, or give fewer as --patches"
+        )
+
+
+def _open(run: Run, store: FeatureStore) -> Captioner:
+    captioner = load(run.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    if captioner.features != REGIONS:
+        raise InputError(
+            f"{run.checkpoint} reads {captioner.features}, not {REGIONS}: name a folder that has only runs of MacCap"
+        )
+    require_match(store, captioner)
+    return captioner
+
+
+def _read(file: Path) -> list[Point]:
+    rows = csv.DictReader(io.StringIO(read_text(file)))
+    try:
+        return [Point(**{field.name: field.type(row[field.name]) for field in fields(Point)}) for row in rows]  # type: ignore[operator]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is not a table that this command wrote: move it away") from error
+
+
+def _write(file: Path, points: Sequence[Point]) -> None:
+    text = io.StringIO()
+    rows = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(asdict(point) for point in points)
+    write_text_whole(file, text.getvalue())
+
+
+if __name__ == "__main__":
+    main()

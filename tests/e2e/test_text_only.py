@@ -1,0 +1,114 @@
+"""Captioners that learn from text alone, by the scripts, on a small world of a few pictures."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefixcap.demo.scenes import DOMAINS
+from tests.conftest import ROOT
+
+Script = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture
+def script(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """Run a script in this process, in a folder with few pictures; give what it prints."""
+    sizes = {"train": {"in-domain": 40}, "val": {"in-domain": 6}, "test": dict.fromkeys(DOMAINS, 3)}
+    monkeypatch.setattr("prefixcap.demo.world.SPLITS", sizes)
+    monkeypatch.chdir(folder)
+
+    def run(name: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def train(script: Script, *options: str) -> str:
+    few = ["batch_size=40", "val_max_tokens=8", "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
+    return script("train.py", "data=demo", *options, *few)
+
+
+def evaluate(script: Script, *options: str) -> None:
+    script("eval.py", "data=demo", *options, "decode.max_tokens=8", "metrics=[BLEU]")
+
+
+def captions(folder: Path) -> dict[int, str]:
+    found = json.loads((folder / "captions.json").read_text())
+    return {result["image_id"]: result["caption"] for result in found}
+
+
+def test_maccap_from_captions_to_captions_of_pictures(script: Script, folder: Path) -> None:
+    printed = train(script, "model=maccap", "run_dir=maccap", "model.mapper.prefix_length=4")
+    assert printed.rstrip().endswith(
+        "python eval.py ckpt=" + str(folder / "maccap/checkpoints/best.ckpt") + " data=demo"
+    )
+    best = "ckpt=maccap/checkpoints/best.ckpt"
+    evaluate(script, best, "decode=maccap", "decode.rerank=3", "out=sampled")
+    evaluate(script, best, "decode=greedy", "regions=0", "out=whole")
+    assert len(captions(folder / "sampled")) == len(captions(folder / "whole")) == 9
+    assert "right attributes" in json.loads((folder / "sampled" / "metrics.json").read_text())
+    weights = torch.load(folder / "maccap/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(name.startswith("captioner.mapper.") for name in weights)
+
+
+def test_a_memory_is_projected_onto_and_retrieved_from(script: Script, folder: Path) -> None:
+    train(script, "model=decap_frozen", "run_dir=decap")
+    memory = "memory=stores/demo-demo-caption"
+    evaluate(script, "ckpt=decap/checkpoints/best.ckpt", memory, "decode=greedy", "out=projected")
+    evaluate(script, "ckpt=decap/checkpoints/best.ckpt", "decode=greedy", "out=plain")
+    assert captions(folder / "projected") != captions(folder / "plain")
+    evaluate(script, "method=clipre", memory, "out=retrieved")
+    annotations = json.loads((folder / "data/demo/captions_demo.json").read_text())["annotations"]
+    learned = {annotation["caption"] for annotation in annotations}
+    assert set(captions(folder / "retrieved").values()) <= learned
+
+
+def test_a_decap_of_its_own_learns_from_nothing(script: Script, folder: Path) -> None:
+    printed = train(script, "model=decap", "run_dir=scratch", "lm=demo", "lm.scratch={n_layer: 1}")
+    assert "frozen) in scratch" in printed and "(0.0M" in printed
+    evaluate(script, "ckpt=scratch/checkpoints/best.ckpt", "decode=greedy", "out=own")
+
+
+def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Script) -> None:
+    store = f"data.store={folder}/stores/demo-demo-caption"
+    assert "normalize_embeddings=true" in mistake("train.py", "data=demo", store, "model.learns_from=text")
+    needed = mistake("train.py", "data=demo", store, "model=maccap", "model.noise.copies=null")
+    assert "set model.noise.copies=10: the mapper reads several" in needed
+    assert "lm_tuning=full" in mistake("train.py", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
+    assert "choose clipre" in mistake("eval.py", "method=magic")
+    assert "needs memory=STORE" in mistake("eval.py", "method=clipre", "data=demo")
+    resnet = mistake("train.py", "data=text", "data.files=nowhere.txt", "model=maccap", "encoder=demo", "lm=demo")
+    assert "there is no feature store" in resnet and "features" not in resnet
+
+
+def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learned from one style, evaluated on another; what is there is not done again."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str]) -> object:
+        calls.append(command)
+        monkeypatch.setattr(sys, "argv", command[1:])
+        runpy.run_path(command[1], run_name="__main__")
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", run)
+    few = ["+data.reader.scenes=30", "batch_size=40", "val_max_tokens=8", "+trainer.enable_progress_bar=false"]
+    options = ["--source", "demo_other", "--target", "demo", "--systems", "CLIPRe", "Baseline", "--seeds", "0", "1"]
+    options += ["--train", *few, "trainer.max_epochs=1", "--evaluate", "decode.max_tokens=8", "metrics=[BLEU]"]
+    printed = script("compare_systems.py", *options)
+    assert len(calls) == 2 + 4  # two trainings; for each two evaluations
+    assert "| Baseline |" in printed and "right attributes" in printed and " to " in printed
+    assert script("compare_systems.py", *options).endswith(printed[printed.index("\ndemo_other to demo") :])
+    assert len(calls) == 6
