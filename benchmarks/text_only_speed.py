@@ -149,7 +149,7 @@ def step_of(system: str, device: torch.device, from_text: bool = False, together
         if from_text:
             batch = replace(batch, embeddings=NOISE[system](batch.embeddings))
         loss = captioner.loss(batch) / len(batch.targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(captioner.mapper.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

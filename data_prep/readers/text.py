@@ -155,6 +155,7 @@ class LineShard:
         sentences: list[Sentence] = []
         skipped: list[Skipped] = []
         number = self.first
+        blank = 0
         for line in io.BytesIO(lines):
             try:
                 texts = _texts_of_line(line, self.file.suffix.lower(), self.column)
@@ -163,9 +164,10 @@ class LineShard:
                 skipped.append(Skipped(number, self.file.name, str(error)))
             sentences += [(number + place, text, None) for place, text in enumerate(texts)]
             number += max(1, len(texts))
+            blank += not line.strip()
         records, left_out = self.rules.apply(self.file.name, sentences)
-        if not sentences and not skipped:
-            skipped = [Skipped("", self.file.name, f"no sentence in {self.size} lines")]
+        if blank:
+            left_out.append(Skipped("", self.file.name, f"{blank} blank line{'s' if blank > 1 else ''}"))
         return [Sample(record, None) for record in records], [*skipped, *left_out]
 
 

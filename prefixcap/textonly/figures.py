@@ -6,6 +6,9 @@ The best checkpoint of every run below the folder captions images of the store, 
 had copies in training; the scores go to `noise_variance.csv` there, and are drawn in `noise_variance.png`. One of the
 runs captions them with other numbers of patches, too: `patches.csv` and `patches.png`. What a table has is not computed
 again, unless the checkpoint is newer. Drawing needs matplotlib: pip install "prefixcap[plot]"
+
+As in section 4.3 the patches have noise, too, always of the same variance. One caption is written for each image; the
+paper takes the best of 20, which takes 20 times as long: --rerank 20
 """
 
 import argparse
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REGIONS = "images/regions"  # one for each patch, the most looked at first
-PUBLISHED_VARIANCE = 0.016  # where the paper has its best scores
+PUBLISHED_VARIANCE = 0.016  # in training, where the paper has its best scores; in the released code at inference, too
 EMBED = "python -m data_prep.embed data=... data.store=FOLDER 'features=[image,regions]' regions="
 
 
@@ -66,6 +69,7 @@ class Sample:
         split: its name.
         digest: of the split's files.
         regions: (images, regions, dim), the most looked at first.
+        embeddings: (images, dim), of the images as a whole.
         references: by image id, in the same order.
     """
 
@@ -73,6 +77,7 @@ class Sample:
     split: str
     digest: str
     regions: NDArray[np.floating[Any]]
+    embeddings: NDArray[np.floating[Any]]
     references: dict[int | str, list[str]]
 
 
@@ -87,6 +92,7 @@ class Point:
         split: theirs.
         images: how many.
         decode: name of the decoder.
+        noise, rerank: as `Captioner.candidates` and `Captioner.caption` take them.
         bleu_4: 0 to 1.
         cider: from 0.
     """
@@ -98,6 +104,8 @@ class Point:
     split: str
     images: int
     decode: str
+    noise: float
+    rerank: int
     bleu_4: float
     cider: float
 
@@ -115,6 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=5000, help="most images of it (default: %(default)s)")
     parser.add_argument("--decode", default="beam", help="name of a decoder (default: %(default)s)")
     parser.add_argument(
+        "--noise", type=float, default=PUBLISHED_VARIANCE, metavar="VARIANCE",
+        help="on the patches, at inference (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rerank", type=int, default=0, metavar="N",
+        help="write so many candidates, of which the encoder chooses (default: 0, one is written)",
+    )  # fmt: skip
+    parser.add_argument(
         "--patches", type=int, nargs="+", default=[1, 3, 5, 10, 20], metavar="N",
         help="numbers of patches to compare (default: 1 3 5 10 20)",
     )  # fmt: skip
@@ -125,13 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
+        if not given.noise >= 0 or given.rerank < 0:
+            raise InputError(f"--noise and --rerank are at least 0, not {given.noise:g} and {given.rerank}")
         runs = find_runs(given.folder)
         chosen = _choose(runs, given.run)
         sample = read_sample(FeatureStore(given.images), given.split, given.count)
         _require_regions(sample, [*given.patches, *(run.copies for run in runs)])
+        way = (given.decode, given.noise, given.rerank)
         with_copies = {run: [run.copies] for run in runs}
-        variances = evaluate_runs(with_copies, sample, given.decode, given.folder / "noise_variance.csv")
-        numbers = evaluate_runs({chosen: given.patches}, sample, given.decode, given.folder / "patches.csv")
+        variances = evaluate_runs(with_copies, sample, given.folder / "noise_variance.csv", *way)
+        numbers = evaluate_runs({chosen: given.patches}, sample, given.folder / "patches.csv", *way)
         figures = {"noise_variance.png": draw_variances(variances), "patches.png": draw_patches(numbers, chosen.copies)}
         for name, figure in figures.items():
             with write_whole(given.folder / name) as temporary:
@@ -181,30 +200,32 @@ def read_sample(store: FeatureStore, name: str, most: int) -> Sample:
         raise InputError(f"the images of {store.location}, {name}, have no captions to compare with: name another")
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-    references = split.references()
-    ids = [split.ids[row] for row in rows.tolist()]
-    return Sample(store, name, split.digest, regions[rows], {image_id: references[image_id] for image_id in ids})
+    of_all = split.references()
+    references = {image_id: of_all[image_id] for image_id in (split.ids[row] for row in rows.tolist())}
+    return Sample(store, name, split.digest, regions[rows], split.embeddings[rows], references)
 
 
-def evaluate_runs(wanted: Mapping[Run, Sequence[int]], sample: Sample, decode: str, file: Path) -> list[Point]:
+def evaluate_runs(
+    wanted: Mapping[Run, Sequence[int]], sample: Sample, file: Path, decode: str, noise: float, rerank: int
+) -> list[Point]:
     """The scores of runs, each with some numbers of patches, also written to a table after each.
 
     Args:
         wanted: the numbers of patches for each run.
         sample: the images.
-        decode: name of a decoder.
         file: the table. What it has of these is not computed again, unless the run's checkpoint is newer.
+        decode, noise, rerank: see `Point`.
 
     Raises:
-        InputError: the file is no such table, a checkpoint cannot be loaded, or its captioner does not read regions of
-            this encoder.
+        InputError: the file is no such table, a checkpoint cannot be loaded, its captioner does not read regions of
+            this encoder, or `Captioner.caption` raises it.
     """
     runs = {run.name: run for run in wanted}
-    setting = (sample.digest[:12], sample.split, len(sample.references), decode)
+    setting = (sample.digest[:12], sample.split, len(sample.references), decode, noise, rerank)
     points = [
         point
         for point in (_read(file) if file.exists() else [])
-        if (point.store, point.split, point.images, point.decode) == setting
+        if (point.store, point.split, point.images, point.decode, point.noise, point.rerank) == setting
         and (run := runs.get(point.run)) is not None
         and (point.variance == run.variance and point.patches in wanted[run])
         and run.checkpoint.stat().st_mtime < file.stat().st_mtime
@@ -217,7 +238,10 @@ def evaluate_runs(wanted: Mapping[Run, Sequence[int]], sample: Sample, decode: s
         for number in missing:
             print(f"captioning with {run.checkpoint}, {number} patches", file=sys.stderr)
             with name_rows(sample.references):
-                captions = captioner.caption(sample.regions[:, :number], decode, progress=True)
+                captions = captioner.caption(
+                    sample.regions[:, :number], decode, progress=True, rerank=rerank, embeddings=sample.embeddings,
+                    noise=noise, seed=0 if noise else None,
+                )  # fmt: skip
             written = dict(zip(sample.references, captions, strict=True))
             scores = score_captions(written, sample.references, ["BLEU", "CIDEr"]).corpus
             points.append(Point(run.name, run.variance, number, *setting, scores["BLEU-4"], scores["CIDEr"]))
@@ -245,7 +269,7 @@ def draw_variances(points: Sequence[Point]) -> "Figure":
         panel.set_xscale("symlog", linthresh=min(filter(None, variances), default=1.0), linscale=0.5)
         panel.set_xticks(variances, [f"{variance:g}" for variance in variances], rotation=45)
         panel.minorticks_off()
-    panels[0].legend(frameon=False)
+    _explain_lines(figure)
     return figure
 
 
@@ -255,7 +279,7 @@ def draw_patches(points: Sequence[Point], copies: int) -> "Figure":
     for panel in panels:
         panel.axvline(copies, color="grey", linestyle=":", label=f"copies of a text in training, {copies}")
         panel.set_xticks(sorted({point.patches for point in points}))
-    panels[0].legend(frameon=False)
+    _explain_lines(figure)
     return figure
 
 
@@ -264,6 +288,7 @@ def _draw(points: Sequence[Point], over: str, label: str) -> "tuple[Figure, list
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(f"{points[0].images:,} images of the split {points[0].split}", fontsize="medium")
     panels = list(figure.subplots(1, 2))
     for panel, score, name, colour in zip(
         panels, ("bleu_4", "cider"), ("BLEU-4", "CIDEr"), ("tab:red", "tab:blue"), strict=True
@@ -271,8 +296,14 @@ def _draw(points: Sequence[Point], over: str, label: str) -> "tuple[Figure, list
         drawn = sorted((getattr(point, over), getattr(point, score)) for point in points)
         panel.plot(*zip(*drawn, strict=True), color=colour, marker="o")
         panel.set(xlabel=label, ylabel=name)
+        panel.set_ylim(bottom=0)  # else what is chance would look large
         panel.grid(axis="y", alpha=0.3)
     return figure, panels
+
+
+def _explain_lines(figure: "Figure") -> None:
+    """Below the panels, where no line runs through it."""
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
 
 
 def _choose(runs: Sequence[Run], name: str | None) -> Run:

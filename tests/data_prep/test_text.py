@@ -45,13 +45,14 @@ def test_lines_of_text(tmp_path: Path) -> None:
     assert skipped(dataset) == [
         Skipped(3, "a.txt", "caption is not valid UTF-8"),
         Skipped(4, "a.txt", "empty caption"),
+        Skipped("", "a.txt", "1 blank line"),
     ]
     assert [shard.size for shard in dataset.shards] == [6]
     assert not dataset.has_images
 
 
 def test_blank_lines_alone(tmp_path: Path) -> None:
-    assert skipped(read_text(write(tmp_path, "a.txt", "\n \n"))) == [Skipped("", "a.txt", "no sentence in 2 lines")]
+    assert skipped(read_text(write(tmp_path, "a.txt", "\n \n"))) == [Skipped("", "a.txt", "2 blank lines")]
 
 
 def test_there_is_no_image(tmp_path: Path) -> None:
@@ -69,6 +70,7 @@ def test_tsv_with_a_header(tmp_path: Path) -> None:
     assert skipped(dataset) == [
         Skipped(2, "a.tsv", "line without caption"),
         Skipped(3, "a.tsv", "empty caption"),
+        Skipped("", "a.tsv", "1 blank line"),
     ]
 
 
@@ -125,6 +127,7 @@ def test_json_lines(tmp_path: Path) -> None:
         (5, form),
         (6, "caption is not valid UTF-8"),
         (8, form),
+        ("", "1 blank line"),
     ]
 
 
@@ -144,7 +147,13 @@ def test_numbers_run_over_files_and_shards(tmp_path: Path, monkeypatch: pytest.M
     expected |= {26 + number: line for number, line in enumerate(lines) if line}
     assert sentences(dataset) == expected
     assert [shard.size for shard in dataset.shards] == [4, 4, 3, 4, 1, 6, 3, 4, 4, 3]
-    assert skipped(dataset) == [Skipped(12, "a.json", "caption is not text")]
+    left_out = skipped(dataset)
+    assert left_out[0] == Skipped(12, "a.json", "caption is not text")
+    blank = [sum(not line for line in lines[first : first + 4]) for first in (0, 4, 8)]
+    assert [(skip.file, int(skip.reason.split()[0])) for skip in left_out[1:]] == [
+        *(("b.txt", count) for count in blank),
+        *(("d.tsv", count) for count in blank),
+    ]
     last_alone, _ = dataset.shards[-1].read()
     assert [sample.record.id for sample in last_alone] == [34, 36]
 

@@ -12,32 +12,33 @@ from PIL import Image
 
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
+from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.textonly import figures
 from prefixcap.textonly.figures import Point, draw_patches, draw_variances, evaluate_runs, find_runs, main, read_sample
-from tests.conftest import IDENTITY
 
+IDENTITY = load_encoder("demo").identity
 CAPTIONS = ("a red star.", "a blue ring in the snow.", "a large green heart on the left.", "two small dots.")
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Three runs, of untrained captioners, beside a store of images with five regions."""
-    make_store(tmp_path / "store", "regions")
+    make_store(tmp_path / "store", regions=True)
     for variance, copies in ((0.001, 2), (0.016, 2), (0.25, 3)):
         save_run(tmp_path / "runs" / str(variance), variance, copies)
     return tmp_path / "runs"
 
 
-def make_store(path: Path, feature: str) -> None:
+def make_store(path: Path, regions: bool) -> None:
     images = [ImageRecord(number, f"{number}.jpg", "test", CAPTIONS[number % 4 :]) for number in range(6)]
     images.append(ImageRecord(6, "6.jpg", "test", ()))  # there is nothing to score its caption against
     images.append(ImageRecord(7, "7.jpg", "val", ()))
-    shape = (len(images), 5, IDENTITY.dim) if feature == "regions" else (len(images), IDENTITY.dim)
-    columns = {f"images/{feature}": np.random.default_rng(0).normal(size=shape).astype(np.float16)}
+    values = np.random.default_rng(0).normal(size=(len(images), 5, IDENTITY.dim)).astype(np.float16)
+    columns = {"images/embedding": values.mean(1)} | ({"images/regions": values} if regions else {})
     writer = StoreWriter(path, IDENTITY, "test", path, job="test", shards=1)
     writer.write_piece(0, 0, 1, images, columns, [])
     join(path)
@@ -61,7 +62,7 @@ def test_runs_are_scored_by_as_many_patches_as_wanted_and_once(runs: Path, monke
         ("0.001", 0.001, 2), ("0.016", 0.016, 2), ("0.25", 0.25, 3)
     ]  # fmt: skip
     wanted, file = {found[2]: [3], found[1]: [5, 1]}, runs / "table.csv"
-    points = evaluate_runs(wanted, read_sample(store, "test", 100), "greedy", file)
+    points = evaluate_runs(wanted, read_sample(store, "test", 100), file, "greedy", 0.5, 0)
     assert sorted(opened) == ["0.016", "0.25"]
     assert [(point.run, point.variance, point.patches) for point in points] == [
         ("0.016", 0.016, 1), ("0.016", 0.016, 5), ("0.25", 0.25, 3)
@@ -71,20 +72,34 @@ def test_runs_are_scored_by_as_many_patches_as_wanted_and_once(runs: Path, monke
     references = {image: list(CAPTIONS[image % 4 :]) for image in range(6)}
     for point in points:
         captioner = load(runs / point.run / "checkpoints" / "best.ckpt")
-        captions = captioner.caption(regions[:, : point.patches], "greedy")
+        captions = captioner.caption(regions[:, : point.patches], "greedy", noise=0.5, seed=0)
         expected = score_captions(dict(zip(range(6), captions, strict=True)), references, ["BLEU", "CIDEr"]).corpus
         assert (point.bleu_4, point.cider) == pytest.approx((expected["BLEU-4"], expected["CIDEr"]))
     assert len({point.cider for point in points}) == 3
 
     opened.clear()
-    assert evaluate_runs(wanted, read_sample(store, "test", 6), "greedy", file) == points and not opened
+    assert evaluate_runs(wanted, read_sample(store, "test", 6), file, "greedy", 0.5, 0) == points and not opened
     newer = file.stat().st_mtime + 10
     os.utime(runs / "0.25" / "checkpoints" / "best.ckpt", (newer, newer))
-    assert evaluate_runs(wanted, read_sample(store, "test", 6), "greedy", file) == points and opened == ["0.25"]
-    for sample, decode in ((read_sample(store, "test", 5), "greedy"), (read_sample(store, "test", 5), "beam")):
-        opened.clear()
-        again = evaluate_runs({found[1]: [1]}, sample, decode, file)
-        assert opened == ["0.016"] and [(point.images, point.decode) for point in again] == [(5, decode)]
+    assert evaluate_runs(wanted, read_sample(store, "test", 6), file, "greedy", 0.5, 0) == points and opened == ["0.25"]
+    (other,) = evaluate_runs({found[1]: [1]}, read_sample(store, "test", 5), file, "greedy", 0.5, 0)
+    assert opened == ["0.25", "0.016"] and other.images == 5
+
+
+def test_the_encoder_chooses_of_several_candidates(runs: Path) -> None:
+    store, (first, *_) = FeatureStore(runs.parent / "store"), find_runs(runs)
+    sample = read_sample(store, "test", 3)
+    (chosen,) = evaluate_runs({first: [2]}, sample, runs / "table.csv", "greedy", 0.5, 4)
+    candidates = load(first.checkpoint).candidates(sample.regions[:, :2], 4, "greedy", noise=0.5, seed=0)
+    encoder, captions = load_encoder("demo"), {}
+    for image_id, of_image, embedding in zip(sample.references, candidates, sample.embeddings, strict=True):
+        texts = encoder.encode_texts(of_image)
+        closest = torch.cosine_similarity(texts.float(), torch.from_numpy(embedding).float()).argmax().item()
+        captions[image_id] = of_image[int(closest)]
+    scores = score_captions(captions, sample.references, ["BLEU", "CIDEr"]).corpus
+    assert (chosen.bleu_4, chosen.cider) == pytest.approx((scores["BLEU-4"], scores["CIDEr"]))
+    (alone,) = evaluate_runs({first: [2]}, sample, runs / "table.csv", "greedy", 0.5, 0)
+    assert alone != chosen and alone.rerank == 0
 
 
 def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,8 +120,6 @@ def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.Captur
     assert [(row["run"], row["patches"]) for row in rows["patches"]] == [("0.016", number) for number in "135"]
     main([*given, "--patches", "2", "--run", "0.25"])
     assert "captioning with" in (told := capsys.readouterr().err) and "0.016" not in told
-    main([*given, "--patches", "2", "--run", "0.25"])
-    assert "captioning with" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,7 @@ def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.Captur
     [
         (["--patches", "1", "10"], "store has 5 regions of each image, and 10 are asked for: embed the images again"),
         (["--patches", "0", "5"], "--patches are at least 1, not 0"),
+        (["--noise", "-1"], "--noise and --rerank are at least 0, not -1 and 0"),
         (["--count", "0"], "--count is at least 1, not 0"),
         (["--run", "0.5"], "0 runs are named '0.5', where one is needed: give --run NAME, one of 0.001, 0.016, 0.25"),
         (["--split", "val"], "val, have no captions to compare with"),
@@ -124,7 +138,7 @@ def test_mistakes_are_told_before_anything_is_captioned(
     runs: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(runs.parent)
-    make_store(Path("whole"), "embedding")
+    make_store(Path("whole"), regions=False)
     with pytest.raises(SystemExit) as stopped:
         main(["runs", "--images", "store", "--patches", "1", *options])
     printed = capsys.readouterr().err
@@ -160,7 +174,7 @@ def test_folders_without_fitting_runs_are_told(
 
 
 def points_of(values: list[tuple[float, int]]) -> list[Point]:
-    return [Point(f"{v}-{n}", v, n, "", "test", 9, "beam", v + n / 100, 2 * v + n / 10) for v, n in values]
+    return [Point(f"{v}-{n}", v, n, "", "test", 9, "beam", 0.016, 0, v + n / 100, 2 * v + n / 10) for v, n in values]
 
 
 def test_the_figures_have_the_scores_in_order() -> None:
@@ -173,7 +187,9 @@ def test_the_figures_have_the_scores_in_order() -> None:
         assert list(published.get_xdata()) == [0.016, 0.016]
         places = panel.transData.transform([(v, 0) for v in (0.0, 0.001, 0.01, 0.1)])[:, 0]
         steps = np.diff(places)
-        assert panel.bbox.x0 < places[0] and steps[0] > 0 and steps[1] == pytest.approx(steps[2], rel=0.01)  # a log axis, with room for 0
+        assert (
+            panel.bbox.x0 < places[0] and steps[0] > 0 and steps[1] == pytest.approx(steps[2], rel=0.01)
+        )  # a log axis, with room for 0
     for panel in draw_patches(points_of([(0.016, 20), (0.016, 1), (0.016, 5)]), copies=10).axes:
         line, copies = panel.get_lines()
         assert list(line.get_xdata()) == [1, 5, 20] and list(copies.get_xdata()) == [10, 10]
