@@ -73,9 +73,12 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
         key = override.partition("=")[0]
         if key in HydraConfig.get().runtime.choices:
             raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
-    before = OmegaConf.load(run_dir / "config.yaml")
-    for option in composed:  # those that have come since
-        before.setdefault(option, composed[option])
+    before = cast(DictConfig, OmegaConf.load(run_dir / "config.yaml"))
+    for option, value in composed.items():  # those that have come since
+        before.setdefault(option, value)
+        if option in ("model", "lm"):
+            for name in value:
+                before[option].setdefault(name, value[name])
     changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
     if config.model.objective != before.model.objective:

@@ -131,7 +131,10 @@ def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     options = dict(options)
     if offset := options.get("offset"):
         options["offset"] = read_offset(Path(offset))
-    made = Noise(**options)
+    try:
+        made = Noise(**options)
+    except TypeError as error:
+        raise InputError(f"model.noise: {error}; it takes kind, variance, share, copies, offset") from error
     several = captioner.features != "images/embedding"
     if model.learns_from == "text" and several != (made.copies is not None):
         needed = "10: the mapper reads several" if several else "null: the mapper reads one"

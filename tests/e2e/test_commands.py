@@ -81,6 +81,9 @@ def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[...,
         table = csv.DictReader(file)
         before = list(table)
         csv.DictWriter(file, table.fieldnames or ()).writerow(before[-1] | {"step": 9999})  # after the checkpoint
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    del config["compile"], config["model"]["learns_from"], config["model"]["noise"]  # as if they had come since
+    (trained / "config.yaml").write_text(yaml.safe_dump(config))
     succeed(ROOT / "train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=3")
     with (trained / "metrics.csv").open() as file:
         after = list(csv.DictReader(file))
