@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from numpy.typing import NDArray
 
 from prefixcap.captioner import Captioner
@@ -35,7 +35,6 @@ from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 REGIONS = "images/regions"  # one for each patch, the most looked at first
@@ -263,47 +262,43 @@ def table(points: Sequence[Point]) -> str:
 def draw_variances(points: Sequence[Point]) -> "Figure":
     """BLEU-4 and CIDEr over the variance of the noise in training, on a log axis, to the left of which 0 lies."""
     variances = sorted({point.variance for point in points})
-    figure, panels = _draw(points, "variance", "variance of the noise in training")
-    for panel in panels:
-        panel.axvline(PUBLISHED_VARIANCE, color="grey", linestyle=":", label=f"the paper's, {PUBLISHED_VARIANCE}")
+    best = PUBLISHED_VARIANCE
+    figure = _draw(points, "variance", "variance of the noise in training", best, f"the best in the paper, {best}")
+    for panel in figure.axes:
         panel.set_xscale("symlog", linthresh=min(filter(None, variances), default=1.0), linscale=0.5)
-        panel.set_xticks(variances, [f"{variance:g}" for variance in variances], rotation=45)
+        panel.autoscale(axis="x")
+        panel.set_xticks(variances, [f"{variance:g}" for variance in variances])
         panel.minorticks_off()
-    _explain_lines(figure)
     return figure
 
 
 def draw_patches(points: Sequence[Point], copies: int) -> "Figure":
     """BLEU-4 and CIDEr over the number of patches, of a captioner that learned from so many copies of each text."""
-    figure, panels = _draw(points, "patches", "patches of an image at inference")
-    for panel in panels:
-        panel.axvline(copies, color="grey", linestyle=":", label=f"copies of a text in training, {copies}")
+    best = f"the best in the paper: as many as copies of a text in training, {copies}"
+    figure = _draw(points, "patches", "patches of an image at inference", copies, best)
+    for panel in figure.axes:
         panel.set_xticks(sorted({point.patches for point in points}))
-    _explain_lines(figure)
     return figure
 
 
-def _draw(points: Sequence[Point], over: str, label: str) -> "tuple[Figure, list[Axes]]":
-    """A figure with a panel for each score."""
+def _draw(points: Sequence[Point], over: str, label: str, best: float, best_label: str) -> "Figure":
+    """A figure with a panel for each score, and a dotted line where the paper has the best."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(f"{points[0].images:,} images of the split {points[0].split}", fontsize="medium")
-    panels = list(figure.subplots(1, 2))
+    panels = figure.subplots(1, 2)
     for panel, score, name, colour in zip(
         panels, ("bleu_4", "cider"), ("BLEU-4", "CIDEr"), ("tab:red", "tab:blue"), strict=True
     ):
+        dotted = panel.axvline(best, color="grey", linestyle=":", label=best_label)
         drawn = sorted((getattr(point, over), getattr(point, score)) for point in points)
         panel.plot(*zip(*drawn, strict=True), color=colour, marker="o")
         panel.set(xlabel=label, ylabel=name)
-        panel.set_ylim(bottom=0)  # else what is chance would look large
+        panel.set_ylim(0, 1.15 * max(height for _, height in drawn) or None)  # from 0, or chance would look large
         panel.grid(axis="y", alpha=0.3)
-    return figure, panels
-
-
-def _explain_lines(figure: "Figure") -> None:
-    """Below the panels, where no line runs through it."""
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    figure.legend(handles=[dotted], loc="outside lower center", frameon=False)
+    return figure
 
 
 def _choose(runs: Sequence[Run], name: str | None) -> Run:

@@ -181,7 +181,7 @@ def test_the_figures_have_the_scores_in_order() -> None:
     figure = draw_variances(points_of([(0.25, 10), (0.0, 10), (0.016, 10), (0.001, 10)]))
     assert [panel.get_ylabel() for panel in figure.axes] == ["BLEU-4", "CIDEr"]
     for panel, offset, slope in zip(figure.axes, (0.1, 1.0), (1, 2), strict=True):
-        line, published = panel.get_lines()
+        published, line = panel.get_lines()
         assert list(line.get_xdata()) == [0.0, 0.001, 0.016, 0.25]
         assert list(line.get_ydata()) == pytest.approx([offset + slope * v for v in (0.0, 0.001, 0.016, 0.25)])
         assert list(published.get_xdata()) == [0.016, 0.016]
@@ -191,7 +191,7 @@ def test_the_figures_have_the_scores_in_order() -> None:
             panel.bbox.x0 < places[0] and steps[0] > 0 and steps[1] == pytest.approx(steps[2], rel=0.01)
         )  # a log axis, with room for 0
     for panel in draw_patches(points_of([(0.016, 20), (0.016, 1), (0.016, 5)]), copies=10).axes:
-        line, copies = panel.get_lines()
+        copies, line = panel.get_lines()
         assert list(line.get_xdata()) == [1, 5, 20] and list(copies.get_xdata()) == [10, 10]
 
 
