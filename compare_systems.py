@@ -8,6 +8,7 @@ MacCap (Qiu et al. 2024, Tables 2 and 3), and writes it to `table.md` and `table
 import argparse
 import csv
 import io
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def main() -> None:
 def score(system: System, name: str, given: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
     """The metrics of a system, which is trained and evaluated unless it was before."""
     learner = system.learner or "decap_frozen"  # CLIPRe takes captions from the store that the others learn from
-    trained = "-".join([learner, *system.train]).replace("model.", "")
+    trained = re.sub("model[.]|[^a-z0-9._]+", "-", "-".join([learner, *system.train])).replace("--", "-")
     run = folder / f"{trained}-{seed}"
     last, evaluated = run / "checkpoints" / "last.ckpt", run / "eval" / f"{given.target} {name}"
     if not (evaluated / "metrics.json").exists():
