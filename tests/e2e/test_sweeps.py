@@ -3,40 +3,23 @@
 import csv
 import gc
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from prefixcap.demo.scenes import DOMAINS
 from prefixcap.training import ablation
-from tests.conftest import ROOT
+from tests.e2e.conftest import Script
 
 Train = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sweeps")
-
-
 @pytest.fixture
-def train(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
-    """Run train.py in this process on the few pictures; give what it prints."""
-    sizes = {"train": {"in-domain": 40}, "val": {"in-domain": 6}, "test": dict.fromkeys(DOMAINS, 3)}
-    monkeypatch.setattr("prefixcap.demo.world.SPLITS", sizes)
-    monkeypatch.chdir(folder)
+def train(script: Script) -> Train:
+    """Run train.py on the few pictures."""
     few = ["data=demo", "batch_size=16", "val_max_tokens=12", "+trainer.enable_progress_bar=false"]
-
-    def run(*options: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["train.py", *options, *few])
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+    return lambda *options: script("train.py", *options, *few)
 
 
 def val_ciders(run: Path) -> list[float]:

@@ -9,30 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefixcap.demo.scenes import DOMAINS
-from tests.conftest import ROOT
-
-Script = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("text")
-
-
-@pytest.fixture
-def script(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    """Run a script in this process, in a folder with few pictures; give what it prints."""
-    sizes = {"train": {"in-domain": 40}, "val": {"in-domain": 6}, "test": dict.fromkeys(DOMAINS, 3)}
-    monkeypatch.setattr("prefixcap.demo.world.SPLITS", sizes)
-    monkeypatch.chdir(folder)
-
-    def run(name: str, *options: str) -> str:
-        monkeypatch.setattr(sys, "argv", [name, *options])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+from tests.e2e.conftest import Script
 
 
 def train(script: Script, *options: str) -> str:
