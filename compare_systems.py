@@ -125,9 +125,8 @@ def main() -> None:
 def score(system: System, name: str, given: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
     """The metrics of a system, which is trained and evaluated unless it was before."""
     learner = system.learner or "decap_frozen"  # CLIPRe takes captions from the store that the others learn from
-    trained = re.sub("model[.]|[^a-z0-9._]+", "-", "-".join([learner, *system.train])).replace("--", "-")
-    run = folder / f"{trained}-{seed}"
-    last, evaluated = run / "checkpoints" / "last.ckpt", run / "eval" / f"{given.target} {name}"
+    run = folder / slug("-".join([learner, *system.train, str(seed)]).replace("model.", ""))
+    last, evaluated = run / "checkpoints" / "last.ckpt", run / "eval" / slug(f"{given.target}-{name}")
     if not (evaluated / "metrics.json").exists():
         if not last.exists():
             chosen = ("model" if given.source.startswith("demo") else "experiment") + f"={learner}"
@@ -145,18 +144,23 @@ def score(system: System, name: str, given: argparse.Namespace, seed: int, folde
         memory = read_checkpoint(last)["prefixcap"]["trained_on"]["store"]
         options = [option.replace("MEMORY", memory) for option in system.evaluate]
         checkpoint = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}"] if system.learner else []
-        call("eval.py", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"'out={evaluated}'")
+        call("eval.py", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"out={evaluated}")
     metrics = read_json(evaluated / "metrics.json")
     if RIGHT in metrics:
         metrics[RIGHT] = metrics[RIGHT]["overall"]
     return dict(metrics)
 
 
+def slug(name: str) -> str:
+    """A name for a folder, of signs that options can hold, too."""
+    return re.sub(r"[^\w.]+", "-", name)
+
+
 def call(script: str, *options: str) -> None:
     """Run a script of this folder. Raises InputError if it fails; it has said why."""
     print(f"\n$ python {script} {' '.join(options)}", flush=True)
     path = Path(__file__).resolve().parent / script
-    if subprocess.run([sys.executable, str(path), *(option.strip("'") for option in options)]).returncode:
+    if subprocess.run([sys.executable, str(path), *options]).returncode:
         raise InputError(f"{script} failed; mend that and run the same command again, it goes on from here")
 
 
