@@ -52,17 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", choices=("embed", "train"), nargs="+", default=["embed", "train"])
     parser.add_argument("--encoder", choices=("clip", "demo"), default="clip")
-    parser.add_argument("--captions", type=int, help="to embed (default: 1,500 on a CPU with clip, else all)")
+    parser.add_argument("--captions", type=int, help="to embed (default: 600 on a CPU with clip, else all)")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--systems", choices=MAPPERS, nargs="+", default=list(MAPPERS), help="to train")
     parser.add_argument("--steps", type=int, default=1, help="of each kind in a turn of training")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     device = torch.device(given.device)
     if "embed" in given.parts:
         few = given.encoder == "clip" and device.type == "cpu"
-        compare_embedding(given.encoder, given.captions or (1500 if few else None), given.turns, device)
+        compare_embedding(given.encoder, given.captions or (600 if few else None), given.turns, device)
     if "train" in given.parts:
-        for system in MAPPERS:
+        for system in given.systems:
             compare_training(system, given.turns, given.steps, device)
 
 
