@@ -1,9 +1,9 @@
 """Captions of a feature store's images, as a configuration says; for the scripts that write some."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -44,12 +44,12 @@ def write_captions(
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
     features = _features(config.regions, split, captioner.features, chosen)
-    if options.get("rerank") and captioner.features != "images/embedding":
+    if options.get("rerank"):
         options["embeddings"] = split.embeddings[chosen]
-    if memory := open_memory(config, captioner.encoder_identity):
-        options["project"] = partial(memory.project, temperature=config.memory_temperature)
     ids = [split.ids[row] for row in chosen.tolist()]
     with name_rows(ids):
+        if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
+            features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
         written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
     return dict(zip(ids, written, strict=True))
 

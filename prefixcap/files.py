@@ -1,16 +1,21 @@
 """Files that are written whole or not at all, and text files that are read with a clear word when they are not."""
 
+import csv
 import errno
+import io
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefixcap.errors import InputError
+
+Row = TypeVar("Row")
 
 _REASONS: dict[int | None, str] = {
     errno.EACCES: "no permission to write there",
@@ -125,6 +130,24 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
+
+
+def read_table(file: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a CSV file that `write_table` wrote. Raises InputError if it holds something else."""
+    rows = csv.DictReader(io.StringIO(read_text(file)))
+    try:
+        return [kind(**{field.name: field.type(row[field.name]) for field in fields(kind)}) for row in rows]  # type: ignore
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is not a table that this command wrote: move it away") from error
+
+
+def write_table(file: Path, rows: Sequence[Any]) -> None:
+    """Write instances of one dataclass, at least one, as CSV, whole or not at all. Raises as `write_whole`."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in rows)
+    write_text_whole(file, text.getvalue())
 
 
 def no_space(error: BaseException) -> bool:

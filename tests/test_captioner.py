@@ -244,7 +244,7 @@ def test_candidates_are_ranked_by_similarity_to_the_image() -> None:
         assert sorted(before) == sorted(after) and len(set(after)) > 1
     assert captioner.caption(embeddings, rerank=6, **drawn) == [captions[0] for captions in ranked]
     assert captioner.caption(embeddings, **drawn) != captioner.caption(embeddings, rerank=6, **drawn)
-    with pytest.raises(InputError, match="'beam' does not: leave it out"):
+    with pytest.raises(InputError, match="'beam' does not draw: leave it out"):
         captioner.caption(embeddings, seed=3)
 
 

@@ -12,12 +12,10 @@ paper takes the best of 20, which takes 20 times as long: --rerank 20
 """
 
 import argparse
-import csv
 import importlib.util
-import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +28,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows
-from prefixcap.files import read_text, write_text_whole, write_whole
+from prefixcap.files import read_table, read_text, write_table, write_whole
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -223,7 +221,7 @@ def evaluate_runs(
     setting = (sample.digest[:12], sample.split, len(sample.references), decode, noise, rerank)
     points = [
         point
-        for point in (_read(file) if file.exists() else [])
+        for point in (read_table(file, Point) if file.exists() else [])
         if (point.store, point.split, point.images, point.decode, point.noise, point.rerank) == setting
         and (run := runs.get(point.run)) is not None
         and (point.variance == run.variance and point.patches in wanted[run])
@@ -245,7 +243,7 @@ def evaluate_runs(
             scores = score_captions(written, sample.references, ["BLEU", "CIDEr"]).corpus
             points.append(Point(run.name, run.variance, number, *setting, scores["BLEU-4"], scores["CIDEr"]))
             points.sort(key=lambda point: (point.variance, point.run, point.patches))
-            _write(file, points)
+            write_table(file, points)
     return points
 
 
@@ -330,22 +328,6 @@ def _open(run: Run, store: FeatureStore) -> Captioner:
         )
     require_match(store, captioner)
     return captioner
-
-
-def _read(file: Path) -> list[Point]:
-    rows = csv.DictReader(io.StringIO(read_text(file)))
-    try:
-        return [Point(**{field.name: field.type(row[field.name]) for field in fields(Point)}) for row in rows]  # type: ignore[operator]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is not a table that this command wrote: move it away") from error
-
-
-def _write(file: Path, points: Sequence[Point]) -> None:
-    text = io.StringIO()
-    rows = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(asdict(point) for point in points)
-    write_text_whole(file, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ is not computed again, unless the checkpoint is newer. Drawing needs matplotlib:
 """
 
 import argparse
-import csv
 import importlib.util
-import io
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ import torch
 from prefixcap.checkpoints import load
 from prefixcap.data import require_match
 from prefixcap.errors import InputError
-from prefixcap.files import read_text, write_text_whole, write_whole
+from prefixcap.files import read_table, write_table, write_whole
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -103,7 +101,7 @@ def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
     table = folder / TABLE
     points = [
         point
-        for point in (_read(table) if table.exists() else [])
+        for point in (read_table(table, Point) if table.exists() else [])
         if (point.most_images, point.decode) == (most_images, decode)
         and point.run in runs
         and runs[point.run].stat().st_mtime < table.stat().st_mtime
@@ -113,7 +111,7 @@ def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
         if run not in known:
             print(f"captioning with {checkpoint}", file=sys.stderr)
             points += evaluate_run(checkpoint, run, most_images, decode)
-            _write(table, points)
+            write_table(table, points)
     return points
 
 
@@ -169,22 +167,6 @@ def draw(points: Sequence[Point]) -> "Figure":
         panel.set(title=setting, xlabel="prefix length", xticks=sorted({point.prefix_length for point in points}))
     figure.legend(handles=lines, loc="outside lower center", ncols=4)
     return figure
-
-
-def _read(table: Path) -> list[Point]:
-    rows = csv.DictReader(io.StringIO(read_text(table)))
-    try:
-        return [Point(**{field.name: field.type(row[field.name]) for field in fields(Point)}) for row in rows]  # type: ignore[operator]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{table} is not a table that this command wrote: move it away") from error
-
-
-def _write(table: Path, points: Sequence[Point]) -> None:
-    text = io.StringIO()
-    rows = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(asdict(point) for point in points)
-    write_text_whole(table, text.getvalue())
 
 
 if __name__ == "__main__":
