@@ -42,13 +42,12 @@ def main() -> None:
     captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), mapper).to(device).train()
     training = SelfCriticalTraining(captioner, None, reward, SAMPLES, sample_tokens=20)  # type: ignore[arg-type]
     training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    training.log = lambda *arguments, **options: None  # type: ignore[method-assign]  # no loop is there to log to
     optimizer = AdamW(captioner.parameters(), lr=1e-5, fused=True)
     batch = pack(torch.randn(given.images, DIM), [], [], PREFIX, image_rows=range(given.images)).to(device)
 
     def step() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = training.training_step(batch, 0)
+            loss = training.training_step(batch, 0)["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
         optimizer.step()

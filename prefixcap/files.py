@@ -136,7 +136,7 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
     """The rows of a CSV file that `write_table` wrote. Raises InputError if it holds something else."""
     rows = csv.DictReader(io.StringIO(read_text(file)))
     try:
-        return [kind(**{field.name: field.type(row[field.name]) for field in fields(kind)}) for row in rows]  # type: ignore
+        return [kind(**{field.name: field.type(row[field.name]) for field in fields(kind)}) for row in rows]  # type: ignore[operator, arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not a table that this command wrote: move it away") from error
 
