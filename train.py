@@ -139,6 +139,11 @@ def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     if model.learns_from == "text" and several != (made.copies is not None):
         needed = "10: the mapper reads several" if several else "null: the mapper reads one"
         raise InputError(f"a text has one embedding; set model.noise.copies={needed}")
+    if several and ":RN" in captioner.encoder_identity.name:
+        raise InputError(
+            f"{captioner.encoder_identity.name} is a ResNet, whose images have no patches to make regions of: "
+            "embed the texts with a ViT, e.g. encoder=clip_vit_b32, or choose model=capdec_frozen"
+        )
     return made
 
 

@@ -7,11 +7,13 @@ A run that was stopped goes on where it was when the same command is given again
 """
 
 import datetime
+import hashlib
 import re
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
@@ -27,6 +29,7 @@ from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CAPTIONS_AT_ONCE = 65536  # read together, where all of a store are looked at
 OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped", "regions")
 
 
@@ -122,12 +125,29 @@ def print_store(store: FeatureStore, unit: str) -> None:
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
     captions = f"; captions: {store.captions:,}" if unit == "images" else ""
     print(f"{unit}: {splits}{captions}")
+    if unit == "sentences" and (copies := copies_of_captions(store)):
+        print(f"copies: {copies:,} sentences are said a second time or more; they are kept, and count as often")
     if skipped := store.skipped():
         print(f"skipped: {len(skipped):,}, see {store.path / 'skipped.csv'}")
         for skip in skipped[:3]:
             print(f"  {skip.file or skip.id}: {skip.reason}")
     size = sum(file.stat().st_size for file in store.path.iterdir())
     print(f"store: {store.path} ({size / 1e6:.1f} MB)")
+
+
+def copies_of_captions(store: FeatureStore) -> int:
+    """How many captions repeat an earlier one, word for word; told by 64-bit hashes, 8 bytes a caption."""
+    captions = (
+        caption
+        for name in store.splits
+        for start in range(0, len(store.split(name).captions), CAPTIONS_AT_ONCE)
+        for caption in store.split(name).captions[start : start + CAPTIONS_AT_ONCE]
+    )
+    hashes = np.fromiter(
+        (int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") for caption in captions),
+        np.uint64,
+    )
+    return len(hashes) - len(np.unique(hashes))
 
 
 def main(config: DictConfig) -> None:

@@ -252,6 +252,16 @@ def test_adaptor_mapper_computes_the_layers_of_its_equations() -> None:
     torch.testing.assert_close(mapper(regions.flip(1)), expected)  # regions have no order
 
 
+def test_an_untrained_adaptor_reads_its_regions() -> None:
+    """Of what its layer gives, elements of variance one, a good part comes from regions of length one; with PyTorch's
+    own initial weights 0.018 of it did, and learning took three times as long."""
+    torch.manual_seed(0)
+    mapper = build_mapper("adaptor", 512, 64, prefix_length=8).eval()
+    regions = F.normalize(torch.randn(64, 1, 512), dim=-1).expand(-1, 10, -1)
+    decoded = mapper.decoder(mapper.queries.expand(64, -1, -1), regions)
+    assert decoded.std(0).mean() > 0.2
+
+
 def test_text_only_mappers_have_the_published_size() -> None:
     """MacCap's Table 6 with ViT-B/32 and OPT-1.3B: 5.7M, 1.5M for its CapDec and DeCap; cut, not rounded."""
     mlp = {"prefix_length": 1, "hidden": [512, 512], "activation": "relu"}

@@ -1,6 +1,9 @@
 """The adaptor decoder of MacCap (Qiu et al., "Mining Fine-Grained Image-Text Alignment for Zero-Shot Captioning via
 Text-Only Training", 2024, section 4.2, equations 5 to 8)."""
 
+import math
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,10 @@ class AdaptorMapper(nn.Module):
 
     One layer of a transformer decoder as PyTorch has it (post-norm, ReLU, dropout 0.1, 2048 wide inside), a layer norm,
     and an MLP of three layers with ReLU. With ViT-B/32 and OPT-1.3B it has 5,797,376 parameters, the paper's 5.7M.
+
+    One thing differs from the released code, and only in the beginning: the weights that make keys and values of the
+    regions start sqrt(embedding_dim) times as large. PyTorch's suit elements of variance one; a region has length one,
+    and would be lost beside the queries, so that much of the training goes into making these weights larger.
 
     Args:
         embedding_dim: width of a region's embedding.
@@ -38,6 +45,10 @@ class AdaptorMapper(nn.Module):
         self.queries = nn.Parameter(torch.randn(prefix_length, embedding_dim))
         layer = nn.TransformerDecoderLayer(embedding_dim, heads, batch_first=True)
         self.decoder = nn.TransformerDecoder(layer, layers, nn.LayerNorm(embedding_dim))
+        with torch.no_grad():
+            for one in self.decoder.layers:
+                keys_and_values = cast(nn.TransformerDecoderLayer, one).multihead_attn.in_proj_weight[embedding_dim:]
+                keys_and_values *= math.sqrt(embedding_dim)
         self.to_prefix = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim), nn.ReLU(),
             nn.Linear(embedding_dim, embedding_dim), nn.ReLU(),

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from prefixcap.encoders import EncoderIdentity
+from prefixcap.store import ImageRecord, StoreWriter, join
 from tests.e2e.conftest import Script
 
 
@@ -66,8 +69,31 @@ def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Sc
     assert "lm_tuning=full" in mistake("train.py", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
     assert "choose clipre" in mistake("eval.py", "method=magic")
     assert "needs memory=STORE" in mistake("eval.py", "method=clipre", "data=demo")
-    resnet = mistake("train.py", "data=text", "data.files=nowhere.txt", "model=maccap", "encoder=demo", "lm=demo")
-    assert "there is no feature store" in resnet and "features" not in resnet
+    assert "there is no feature store" in mistake(
+        "train.py", "data=text", "data.files=no.txt", "model=maccap", "lm=demo"
+    )
+
+
+def test_a_corpus_embedded_by_a_resnet_is_nothing_to_learn_regions_from(
+    tmp_path: Path, mistake: Callable[..., str]
+) -> None:
+    identity = EncoderIdentity("clip:RN50", "1" * 64, "", 16)
+    writer = StoreWriter(tmp_path / "store", identity, "test", tmp_path, job="test", shards=1)
+    rows = {"captions/embedding": np.ones((2, 16), np.float16)}
+    records = [ImageRecord(place, "", split, ("a star",)) for place, split in enumerate(("train", "val"))]
+    writer.write_piece(0, 0, 1, records, rows, [])
+    join(tmp_path / "store")
+    options = ["data=text", f"data.store={tmp_path}/store", "data.files=a.txt", "lm=demo", "encoder.name=clip:RN50"]
+    told = mistake("train.py", *options, "model=maccap")
+    assert "clip:RN50 is a ResNet, whose images have no patches" in told and "encoder=clip_vit_b32" in told
+
+
+def test_copies_in_a_corpus_are_counted_and_kept(script: Script, folder: Path) -> None:
+    corpus = folder / "corpus.txt"
+    corpus.write_text("a red star\na blue ring\n\na red star\na red star\na blue ring \n")
+    printed = script("data_prep/embed.py", "data=text", f"data.files={corpus}", "encoder=demo", "data.store=copies")
+    assert "sentences: train 5" in printed and "skipped: 1" in printed and "1 blank line" in printed
+    assert "copies: 3 sentences" in printed
 
 
 def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
