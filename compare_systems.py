@@ -45,11 +45,13 @@ SYSTEMS = {
     "CLIPRe": System(None, (), ("method=clipre", MEMORY)),
     "Baseline": System("decap_frozen", (), BEAMS),
     "CapDec": System("capdec_frozen", (), BEAMS),
+    "CapDec, 20 candidates": System("capdec_frozen", (), ("decode=maccap",)),
     "DeCap": System("decap_frozen", (), (*BEAMS, MEMORY)),
     "MacCap": System("maccap", (), ("decode=maccap",)),
     "MacCap without noise": System("maccap", ("model.noise.variance=0.0",), ("decode=maccap",)),
     "MacCap, whole image": System("maccap", (), ("decode=maccap", "regions=0")),
     "MacCap, one candidate": System("maccap", (), ("decode=maccap", "decode.rerank=1")),
+    "MacCap, whole image, one candidate": System("maccap", (), ("decode=maccap", "regions=0", "decode.rerank=1")),
     "supervised": System("capdec_frozen", ("model.learns_from=images", "model.noise=null"), BEAMS),
 }
 
@@ -97,7 +99,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="coco_text", help="data= to learn from (default: %(default)s)")
     parser.add_argument("--target", default="coco", help="data= whose test images are captioned (default: %(default)s)")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS)[:5], metavar="NAME")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=SYSTEMS,
+        default=["CLIPRe", "Baseline", "CapDec", "DeCap", "MacCap"],
+        metavar="NAME",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of train.py")
     parser.add_argument("--evaluate", nargs="+", default=[], metavar="OPTION", help="further options of eval.py")
