@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
-from prefixcap.encoders import Encoder, EncoderIdentity, encode_feature, load_encoder
+from prefixcap.encoders import Encoder, EncoderIdentity, embed_images, load_encoder
 from prefixcap.errors import InputError, RowsError
 from prefixcap.files import write_folder_whole, write_text_whole, write_whole
-from prefixcap.images import open_image
 from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
@@ -251,10 +250,7 @@ class Captioner(nn.Module):
             return images
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images)
-        encoder = self.encoder()
-        opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-        pixels = torch.stack([encoder.preprocess(image) for image in opened])
-        return encode_feature(encoder, pixels, features or self.features)
+        return embed_images(self.encoder(), images, features or self.features)
 
     def encoder(self) -> Encoder:
         """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.

@@ -1,14 +1,19 @@
 """CLIP back ends behind one protocol. `load_encoder` opens one by name."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from PIL import Image
 from torch import Tensor
 
 from prefixcap.demo import ASSETS
 from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
+from prefixcap.images import open_image
 
-__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "encode_feature", "load_encoder"]
+__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
@@ -68,6 +73,18 @@ def encode_feature(encoder: Encoder, pixels: Tensor, name: str) -> Tensor:
         return encoder.encode_images(pixels)
     features = encoder.encode_patches(pixels)
     return features.patches if name == "images/patches" else aggregate_regions(features)
+
+
+def embed_images(
+    encoder: Encoder, images: Sequence[str | Path | Image.Image], feature: str = "images/embedding"
+) -> Tensor:
+    """What an encoder makes of images, by the feature's name in a store, see `encode_feature`.
+
+    Raises:
+        InputError: an image cannot be read, or the encoder has no such feature.
+    """
+    opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+    return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), feature)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -8,6 +8,7 @@ between transformers 4 and 5.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from prefixcap.encoders.common import first_line, normalized, to_rgb, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
 
 # CLIP was trained on images resized by PIL; torchvision's resizing of tensors differs by some grey levels.
@@ -94,6 +96,29 @@ class TransformersEncoder:
         text = self._model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
         embeddings: Tensor = self._text_projection(text.pooler_output)
         return embeddings
+
+    @cached_property
+    def text_tower(self) -> TextTower | None:
+        if self._siglip:
+            return None
+        text, tokenizer = self._model.text_model, self._tokenizer
+
+        def layer_of(block: Any) -> TextLayer:
+            attention = block.self_attn
+            three = (attention.q_proj, attention.k_proj, attention.v_proj)
+            weight, bias = torch.cat([of.weight for of in three]), torch.cat([of.bias for of in three])
+            return TextLayer(block.layer_norm1, weight, bias, attention.out_proj, block.layer_norm2, block.mlp)
+
+        return TextTower(
+            layers=[layer_of(block) for block in text.encoder.layers],
+            heads=text.encoder.layers[0].self_attn.num_heads,
+            words=text.embeddings.token_embedding,
+            positions=text.embeddings.position_embedding.weight,
+            head=lambda states: self._text_projection(text.final_layer_norm(states)),
+            start=tokenizer.bos_token_id,
+            end=tokenizer.eos_token_id,
+            tokenize=lambda written: tokenizer(written, add_special_tokens=False)["input_ids"],
+        )
 
 
 def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:

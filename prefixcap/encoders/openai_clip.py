@@ -5,6 +5,7 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prefixcap.encoders.common import first_line, normalized, to_rgb, to_tensor, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
 
 
@@ -43,7 +45,7 @@ class OpenAIClipEncoder:
             dim=model.text_projection.shape[1],
         )
         self.device, self.dtype = device, dtype
-        self._tokenize = clip.tokenize
+        self._tokenizer = clip.clip._tokenizer
         _cast(model, dtype)
         self._model = model.to(device)
 
@@ -89,24 +91,34 @@ class OpenAIClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        model = self._model
         if not texts:
             return torch.empty(0, self.identity.dim, dtype=self.dtype, device=self.device)
-        tokens = self._tokenize(list(texts), context_length=model.context_length, truncate=True)
-        # clip's encode_text without the padding behind the batch's longest text. No token sees those behind it, so that
-        # nothing changes but the time: captions fill a sixth of the context.
-        ends = tokens.argmax(dim=1)  # the end token has the highest number
-        length = int(ends.max()) + 1
-        tokens, ends = tokens[:, :length].to(self.device), ends.to(self.device)
-        x = model.token_embedding(tokens).type(model.dtype) + model.positional_embedding[:length].type(model.dtype)
-        x = x.transpose(0, 1)  # (length, batch, width)
-        for block in model.transformer.resblocks:
-            normed, mask = block.ln_1(x), block.attn_mask[:length, :length].to(x.device, x.dtype)
-            x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
-            x = x + block.mlp(block.ln_2(x))
-        x = model.ln_final(x.transpose(0, 1)).type(model.dtype)  # (batch, length, width)
-        embeddings: Tensor = x[torch.arange(len(x), device=self.device), ends] @ model.text_projection
-        return embeddings
+        tower = self.text_tower
+        return tower.encode([tower.sentence(tower.tokenize(text)) for text in texts])
+
+    @cached_property
+    def text_tower(self) -> TextTower:
+        model = self._model
+        return TextTower(
+            layers=[
+                TextLayer(
+                    block.ln_1,
+                    block.attn.in_proj_weight,
+                    block.attn.in_proj_bias,
+                    block.attn.out_proj,
+                    block.ln_2,
+                    block.mlp,
+                )
+                for block in model.transformer.resblocks
+            ],
+            heads=model.transformer.resblocks[0].attn.num_heads,
+            words=model.token_embedding,
+            positions=model.positional_embedding.to(model.dtype),
+            head=lambda states: model.ln_final(states).to(model.dtype) @ model.text_projection,
+            start=self._tokenizer.encoder["<|startoftext|>"],
+            end=self._tokenizer.encoder["<|endoftext|>"],
+            tokenize=self._tokenizer.encode,
+        )
 
 
 def _import_clip() -> Any:

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prefixcap.encoders.text_tower import TextTower
+
 
 @dataclass(frozen=True)
 class EncoderIdentity:
@@ -94,4 +96,9 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is cut."""
+        ...
+
+    @property
+    def text_tower(self) -> TextTower | None:
+        """Its text transformer, to be read in pieces; None if that is not causal (SigLIP)."""
         ...

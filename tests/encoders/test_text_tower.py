@@ -1,0 +1,102 @@
+"""A text transformer read in pieces equals one that reads all at once."""
+
+from pathlib import Path
+
+import clip
+import pytest
+import torch
+from torch import Tensor
+
+from prefixcap.encoders import Encoder, load_encoder, text_tower
+from prefixcap.encoders.text_tower import TextTower
+
+END = 49407
+TEXTS = ["a red star", "", "A zebra, it's on the left!", "café", "one two three four five six seven", "x " * 100]
+
+
+@pytest.fixture(scope="module", params=["clip", "transformers"])
+def encoder(request: pytest.FixtureRequest, clip_file: Path, clip_folder: Path) -> Encoder:
+    return load_encoder(f"clip:{clip_file}" if request.param == "clip" else f"transformers:{clip_folder}")
+
+
+@pytest.fixture
+def tower(encoder: Encoder) -> TextTower:
+    assert encoder.text_tower is not None
+    return encoder.text_tower
+
+
+@torch.no_grad()
+def published(encoder: Encoder, sentences: list[list[int]]) -> Tensor:
+    """The model's own code on sentences of 77 tokens, of which those behind the end are padding."""
+    tokens = torch.tensor([row + [0] * (77 - len(row)) for row in sentences])
+    model = encoder._model  # type: ignore[attr-defined]
+    if encoder.identity.name.startswith("clip:"):
+        return model.encode_text(tokens)  # type: ignore[no-any-return]
+    return model.text_projection(model.text_model(tokens).pooler_output)  # type: ignore[no-any-return]
+
+
+def random_sentences(count: int, seed: int) -> list[list[int]]:
+    """Of 2 to 77 tokens, many of which begin alike."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(most: int) -> list[int]:
+        return torch.randint(
+            0, 49406, (int(torch.randint(0, most, (), generator=generator)),), generator=generator
+        ).tolist()
+
+    stem = words(40)
+    return [[49406, *stem[: len(words(41))], *words(36), END] for _ in range(count)]
+
+
+def test_sentences_equal_clips_own(encoder: Encoder, tower: TextTower) -> None:
+    sentences = [tower.sentence(tower.tokenize(text)) for text in TEXTS]
+    padded = [row + [0] * (77 - len(row)) for row in sentences]
+    assert padded == clip.tokenize(TEXTS, truncate=True).tolist()
+    torch.testing.assert_close(tower.encode(sentences), published(encoder, sentences), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.encode_texts(TEXTS), published(encoder, sentences), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1024, 5])
+def test_any_beginning_and_rest_equal_the_whole(
+    encoder: Encoder, tower: TextTower, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tower, "AT_ONCE", at_once)
+    sentences = random_sentences(40, seed=0)
+    beginnings = [row[: 1 + place * 7 % len(row)] for place, row in enumerate(sentences[:12])]
+    beginnings += [[49406], [49406, 1, 2, 3], sentences[0], [5, 6]]  # alike but for the start, whole, and not at all
+    expected = published(encoder, sentences)
+    for turn in range(3):
+        of = [(3 * place + 5 * turn) % len(beginnings) for place in range(len(sentences))]
+        torch.testing.assert_close(tower.encode(sentences, beginnings, of), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tower.encode(sentences), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_split_of_a_sentence(encoder: Encoder, tower: TextTower) -> None:
+    (sentence,) = random_sentences(1, seed=3)
+    assert len(sentence) > 9
+    beginnings = [sentence[:length] for length in range(1, len(sentence) + 1)]
+    found = tower.encode([sentence] * len(beginnings), beginnings, range(len(beginnings)))
+    torch.testing.assert_close(found, published(encoder, [sentence] * len(beginnings)), atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_differs_is_read(tower: TextTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    embed = tower.words.forward
+
+    def counted(tokens: Tensor) -> Tensor:
+        read.append(tokens.numel())
+        return embed(tokens)
+
+    monkeypatch.setattr(tower.words, "forward", counted)
+    beginning = [49406, *range(100, 120)]
+    tower.encode([[*beginning, 7, END], [*beginning, 8, 9, END], [*beginning[:-1], END]], [beginning], [0, 0, 0])
+    assert sum(read) == len(beginning) + 2 + 3 + 1
+
+
+def test_half_precision(encoder: Encoder, clip_file: Path, clip_folder: Path) -> None:
+    name = encoder.identity.name
+    half = load_encoder(name, dtype=torch.bfloat16)
+    embeddings = half.encode_texts(TEXTS)
+    assert embeddings.dtype == torch.bfloat16
+    cosines = torch.cosine_similarity(embeddings.float(), encoder.encode_texts(TEXTS), dim=1)
+    assert cosines.min() > 0.995
