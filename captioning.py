@@ -1,19 +1,24 @@
 """Captions of a feature store's images, as a configuration says; for the scripts that write some."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from data_prep.embed import open_store
 from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError, name_rows
+from prefixcap.files import Journal
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
+from prefixcap.zeroshot.magic import Magic
+from prefixcap.zeroshot.zerocap import ZeroCap
 
 
 def open_images(data: DictConfig, captioner: Captioner) -> FeatureStore:
@@ -52,6 +57,30 @@ def write_captions(
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
         written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
     return dict(zip(ids, written, strict=True))
+
+
+def write_resumably(
+    captioner: ZeroCap | Magic, split: StoreSplit, limit: int | None, batch_size: int, folder: Path, job: dict[str, Any]
+) -> dict[int | str, str]:
+    """A caption of each image of a split, or of `limit` drawn from it, by its id; kept in `folder` as they come.
+
+    Raises:
+        InputError: the folder has captions of another job, or the captioner raises it.
+    """
+    rows = np.arange(len(split))
+    if limit is not None:
+        rows = np.sort(np.random.default_rng(0).choice(rows, min(limit, len(rows)), replace=False))
+    journal = Journal(folder / "written.jsonl", job)
+    left = [row for row in rows.tolist() if split.ids[row] not in journal.found]
+    with tqdm(total=len(rows), initial=len(rows) - len(left), unit=" images", delay=1) as bar:
+        for start in range(0, len(left), batch_size):
+            part = left[start : start + batch_size]
+            ids = [split.ids[row] for row in part]
+            with name_rows(ids):
+                written = captioner.caption(torch.from_numpy(split.embeddings[part]), batch_size)
+            journal.add(dict(zip(ids, written, strict=True)))
+            bar.update(len(part))
+    return {split.ids[row]: journal.found[split.ids[row]] for row in rows.tolist()}
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from captioning import open_images, open_memory, write_captions
+from captioning import open_images, open_memory, write_captions, write_resumably
 from data_prep.embed import open_store
 from launch import run
 from prefixcap.checkpoints import load
@@ -22,15 +22,18 @@ from prefixcap.evaluation.comparison import compare
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.metrics import check_metrics
 from prefixcap.store import FeatureStore
+from prefixcap.zeroshot.magic import Magic
+from prefixcap.zeroshot.zerocap import ZeroCap
 
 
 def main(config: DictConfig) -> None:
-    if sum(bool(given) for given in (config.ckpt, config.method, config.captions, config.compare)) != 1:
+    method = config.get("method")
+    if sum(bool(given) for given in (config.ckpt, method, config.captions, config.compare)) != 1:
         raise InputError(
-            "give ckpt=PATH or method=clipre, to caption and score, or captions=FILE, to score captions made "
+            "give ckpt=PATH or method=NAME, to caption and score, or captions=FILE, to score captions made "
             "elsewhere, or compare=[FOLDER,FOLDER], to compare two evaluations"
         )
-    if config.references and (config.ckpt or config.method or config.compare or config.get("data")):
+    if config.references and (config.ckpt or method or config.compare or config.get("data")):
         raise InputError(
             "references= is for captions=FILE without data=, which has references of its own: leave it out"
         )
@@ -41,7 +44,10 @@ def main(config: DictConfig) -> None:
         raise InputError(f"out={config.out} is a file: name a folder for the results")
     config.metrics = _names(config, "metrics")
     check_metrics(config.metrics, METRICS)
-    way = evaluate_checkpoint if config.ckpt else evaluate_retrieval if config.method else evaluate_file
+    if method:
+        way = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
+    else:
+        way = evaluate_checkpoint if config.ckpt else evaluate_file
     evaluation, folder, title = way(config)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
@@ -82,8 +88,6 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
 
 def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Give each image of a split the caption of a corpus that is closest to it (CLIPRe), and score these."""
-    if config.method != "clipre":
-        raise InputError(f"unknown method '{config.method}': choose clipre")
     if not config.memory or not config.get("data"):
         raise InputError(
             "method=clipre needs memory=STORE, the captions to choose from, and the images, e.g. data=coco"
@@ -101,6 +105,33 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
     _look_at_attributes(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{learned_from.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
+
+
+def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Caption a split with a language model that CLIP steers, and score it; what was written before is kept."""
+    if not config.get("data"):
+        raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
+    options = dict(config.method)
+    name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
+    small = config.data.default_lm == "demo"
+    store = open_store(config.data, encoder_name or config.data.default_encoder)
+    encoder = load_encoder(store.encoder.name, _device(config))
+    store.require_encoder(encoder.identity)
+    lm = load_language_model(lm_name or ("demo" if small else "gpt2-medium")).to(_device(config))
+    captioner = (Magic if name == "magic" else ZeroCap)(encoder, lm, **options)
+    hydra = HydraConfig.get()
+    chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]
+    words = [store.path.name, config.split, *(override.removeprefix("method.") for override in chosen)]
+    title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
+    folder = Path(config.out or Path("runs/eval") / hydra.runtime.choices["method"] / title)
+    job = {"method": name, "encoder": encoder.identity.digest, "language model": lm.name, "images": store.location}
+    job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
+    captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
+    evaluation = evaluate_split(config, store, captions, encoder, _language_model(config) or lm)
+    if skipped := getattr(captioner, "skipped", 0):
+        evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
+    _look_at_attributes(evaluation, store, captions)
+    return evaluation, folder, title
 
 
 def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: dict[int | str, str]) -> None:
@@ -141,12 +172,13 @@ def evaluate_split(
     """Score captions of a split of a store, whose captioner learned from the store at `learned_from`."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, learned_from)
+    references, domains = split.references(), dict(zip(split.ids, split.domains, strict=True))
     evaluation = evaluate(
         captions,
-        split.references(),
+        {image_id: references[image_id] for image_id in captions},
         config.metrics,
         files=dict(zip(split.ids, split.files, strict=True)),
-        domains=dict(zip(split.ids, split.domains, strict=True)) if any(split.domains) else None,
+        domains={of: domain for of, domain in domains.items() if of in captions} if any(split.domains) else None,
         encoder=encoder,
         embeddings=torch.from_numpy(split.embeddings[:]) if encoder is not None else None,
         language_model=language_model,

@@ -5,6 +5,7 @@ captioner = prefixcap.load("runs/demo-transformer/.../checkpoints/best.ckpt")
 captioner.caption(["a.jpg", "b.jpg"])
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from prefixcap.errors import InputError
@@ -12,18 +13,23 @@ from prefixcap.errors import InputError
 if TYPE_CHECKING:
     from prefixcap.captioner import Captioner
     from prefixcap.checkpoints import load
+    from prefixcap.zeroshot.arithmetic import arithmetic
+    from prefixcap.zeroshot.magic import Magic
+    from prefixcap.zeroshot.zerocap import ZeroCap
 
-__all__ = ["Captioner", "InputError", "load"]
+__all__ = ["Captioner", "InputError", "Magic", "ZeroCap", "arithmetic", "load"]
+
+_HOMES = {
+    "Captioner": "captioner",
+    "Magic": "zeroshot.magic",
+    "ZeroCap": "zeroshot.zerocap",
+    "arithmetic": "zeroshot.arithmetic",
+    "load": "checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Looked up when first used: a program that only reads a store or scores captions loads no model code.
-    if name == "Captioner":
-        from prefixcap.captioner import Captioner
-
-        return Captioner
-    if name == "load":
-        from prefixcap.checkpoints import load
-
-        return load
-    raise AttributeError(f"module 'prefixcap' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefixcap' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"prefixcap.{_HOMES[name]}"), name)

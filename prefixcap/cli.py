@@ -33,6 +33,16 @@ def main() -> None:
         help="a folder with stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (default: fetch them)",
     )  # fmt: skip
     setup.set_defaults(run=lambda given: prepare_spice(given.source))
+    sums = commands.add_parser(
+        "arithmetic", help="put sums and differences of images and texts into words, without training (ZeroCap)",
+        epilog="""prefixcap arithmetic "img:king.jpg - img:man.jpg + txt:'a woman'" """,
+    )  # fmt: skip
+    sums.add_argument("expression", help="of img:PATH, txt:'TEXT' and emb:STORE#ID, with weights (0.5*…) and brackets")
+    sums.add_argument("--encoder", default="clip:ViT-B/32", help="a CLIP (default: %(default)s)")
+    sums.add_argument("--lm", default="gpt2-medium", help="a language model, by name or folder (default: %(default)s)")
+    sums.add_argument("--prompt", default="Image of a", help="what ZeroCap goes on from (default: %(default)s)")
+    sums.add_argument("--ckpt", help="a captioner: its encoder is taken, and it writes a second caption by its prefix")
+    sums.set_defaults(run=print_arithmetic)
     gap = commands.add_parser("gap", help="measure the gap between the embeddings of images and of their captions")
     gap.add_argument("store", help="a feature store made with features=[image,regions,caption]: a folder or a URL")
     gap.add_argument("--split", default="val", help="which images (default: %(default)s)")
@@ -60,6 +70,23 @@ def print_captions(given: argparse.Namespace) -> None:
     for image, captions in zip(given.images, found, strict=True):
         for caption in captions:
             print(f"{image}\t{caption}")
+
+
+def print_arithmetic(given: argparse.Namespace) -> None:
+    """Print what an expression comes to, in ZeroCap's words and a captioner's. Raises InputError as `arithmetic`."""
+    from prefixcap.checkpoints import load  # slow to import, too
+    from prefixcap.encoders import load_encoder
+    from prefixcap.language import load_language_model
+    from prefixcap.zeroshot.arithmetic import arithmetic, encoder_of, parse
+    from prefixcap.zeroshot.zerocap import ZeroCap
+
+    parse(given.expression)  # before models are loaded
+    captioner = load(given.ckpt) if given.ckpt else None
+    encoder = encoder_of(captioner) if captioner is not None else load_encoder(given.encoder)
+    lm = load_language_model(given.lm)
+    print(arithmetic(given.expression, ZeroCap(encoder, lm, prompt=given.prompt, end_factor=1.06, end_from=1)))
+    if captioner is not None:
+        print(f"{given.ckpt}: {arithmetic(given.expression, captioner)}")
 
 
 def prepare_spice(source: Path | None) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -148,6 +148,43 @@ def write_table(file: Path, rows: Sequence[Any]) -> None:
     table.writeheader()
     table.writerows(asdict(row) for row in rows)
     write_text_whole(file, text.getvalue())
+
+
+class Journal:
+    """Results by id, kept as they come, so that long work can be killed and goes on where it was.
+
+    The first line of the file says what the work is; each other one is `[id, result]` in JSON. A line that a kill cut
+    short is dropped.
+
+    Args:
+        file: `.jsonl`; need not be there.
+        job: all that a result depends on, in JSON values.
+
+    Attributes:
+        found: results so far, by id.
+
+    Raises:
+        InputError: the file holds results of another job, or cannot be read or written.
+    """
+
+    def __init__(self, file: Path, job: dict[str, Any]) -> None:
+        self.file, self.found = file, dict[Any, Any]()
+        head = json.dumps({"job": job}, sort_keys=True)
+        lines = read_text(file).split("\n")[:-1] if file.exists() else []
+        if lines and lines[0] != head:
+            raise InputError(f"{file} holds results with other settings: name another folder with out=, or remove it")
+        for line in lines[1:]:
+            key, result = json.loads(line)
+            self.found[key] = result
+        write_text_whole(file, "\n".join([head, *lines[1:], ""]))
+
+    def add(self, results: Mapping[Any, Any]) -> None:
+        """Keep results, by id: on the disk when this returns."""
+        self.found |= results
+        with self.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps([key, result]) + "\n" for key, result in results.items())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def no_space(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from prefixcap import machine
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole, write_whole
+from prefixcap.files import Journal, write_text_whole, write_whole
 
 
 def test_what_stands_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
@@ -31,6 +31,23 @@ def test_a_disk_that_can_only_be_read(tmp_path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     with pytest.raises(OSError, match="Input/output"), write_whole(tmp_path / "new"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    file, job = tmp_path / "new" / "written.jsonl", {"beams": 5, "forbidden": ("a", "b")}
+    Journal(file, job).add({3: "a star", "x": "é\n"})
+    assert Journal(file, job).found == {3: "a star", "x": "é\n"}
+    whole = file.read_bytes()
+    for cut in range(len(whole)):
+        file.write_bytes(whole[:cut])
+        journal = Journal(file, job)
+        assert list(journal.found.items()) == [(3, "a star"), ("x", "é\n")][: max(0, whole[:cut].count(b"\n") - 1)]
+        journal.add({"x": "é\n"})
+        assert Journal(file, job).found["x"] == "é\n"
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"written\.jsonl holds results with other settings: name another folder"):
+        Journal(file, {"beams": 4})
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Contrastive search (Su et al. 2022): likely tokens that do not repeat what the language model has in mind already."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,12 @@ from prefixcap.language import LanguageModel
 
 @torch.inference_mode()
 def contrastive(
-    language_model: LanguageModel, prefix: Tensor, rules: Rules, top_k: int = 4, penalty: float = 0.6
+    language_model: LanguageModel,
+    prefix: Tensor,
+    rules: Rules,
+    top_k: int = 4,
+    penalty: float = 0.6,
+    guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> list[list[list[int]]]:
     """Of the likeliest tokens, the one with the highest (1 - penalty) * probability - penalty * similarity.
 
@@ -25,9 +32,11 @@ def contrastive(
         rules: limits of a caption.
         top_k: how many tokens to choose from.
         penalty: 0.0 is greedy decoding.
+        guide: gives what is added to the scores, (open, top_k), of the rows of `prefix` whose captions have not ended
+            (open,), what they have written (open, length), and the tokens to choose from (open, top_k). None: nothing.
 
     Raises:
-        InputError: a value makes no sense.
+        InputError: a value makes no sense, or the language model keeps no keys and values.
     """
     if top_k < 1 or not 0 <= penalty <= 1:
         raise InputError(
@@ -37,6 +46,10 @@ def contrastive(
     end, device = language_model.end_token, prefix.device
     cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
     logits, hidden = language_model.step_with_states(prefix, cache)
+    if cache.get_seq_length() != prefix.shape[1]:
+        raise InputError(
+            f"language model '{language_model.name}' keeps no keys and values to go on from: take a transformer"
+        )
     before = F.normalize(hidden, dim=-1)  # (open, length, dim) of all positions so far
     images = torch.arange(len(prefix), device=device)  # those whose caption has not ended
     rows = images
@@ -49,7 +62,10 @@ def contrastive(
         logits, hidden = language_model.step_with_states(language_model.embed(words.reshape(-1, 1)), cache)
         states = F.normalize(hidden, dim=-1).view(len(words), top_k, -1)
         similarity = (states @ before.transpose(1, 2)).amax(-1)  # (open, top_k)
-        best = ((1 - penalty) * likeliest - penalty * similarity).argmax(-1, keepdim=True)
+        scores = (1 - penalty) * likeliest - penalty * similarity
+        if guide is not None:
+            scores = scores + guide(images, tokens, words)
+        best = scores.argmax(-1, keepdim=True)
         chosen = words.gather(1, best)
         tokens = torch.cat((tokens, chosen), dim=1)
         ended = (chosen.squeeze(1) == end) | (length == rules.max_tokens)

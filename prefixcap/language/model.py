@@ -75,6 +75,7 @@ class LanguageModel(nn.Module):
         if self.lora is not None:
             add_adapters(model, self.lora)
         self._read = self._read_plainly
+        self._pieces: dict[int, str] = {}
         self.train(tuning != "frozen")
 
     def train(self, mode: bool = True) -> "LanguageModel":
@@ -88,6 +89,21 @@ class LanguageModel(nn.Module):
     def detokenize(self, tokens: list[int]) -> str:
         """The caption that the tokens spell, on one line, without special tokens."""
         return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
+
+    def pieces(self, tokens: list[int]) -> list[str]:
+        """What each token adds to a text that goes on, its leading space included; nothing if it is a special one."""
+        special, before = (
+            set(self.tokenizer.all_special_ids),
+            self.tokenizer("a", add_special_tokens=False)["input_ids"],
+        )
+        for token in set(tokens) - self._pieces.keys():  # at the beginning of a text some tokenizers leave spaces out
+            self._pieces[token] = "" if token in special else self.spell([*before, token]).removeprefix("a")
+        return [self._pieces[token] for token in tokens]
+
+    def spell(self, tokens: list[int]) -> str:
+        """The text that tokens spell, with leading spaces and special tokens, as it will be gone on with."""
+        text: str = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return text
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(…) token ids -> (…, dim) word embeddings."""

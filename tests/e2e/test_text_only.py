@@ -67,7 +67,6 @@ def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Sc
     needed = mistake("train.py", "data=demo", store, "model=maccap", "model.noise.copies=null")
     assert "set model.noise.copies=10: the mapper reads several" in needed
     assert "lm_tuning=full" in mistake("train.py", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
-    assert "choose clipre" in mistake("eval.py", "method=magic")
     assert "needs memory=STORE" in mistake("eval.py", "method=clipre", "data=demo")
     assert "there is no feature store" in mistake(
         "train.py", "data=text", "data.files=no.txt", "model=maccap", "lm=demo"

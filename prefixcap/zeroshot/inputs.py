@@ -1,0 +1,86 @@
+"""What ZeroCap and MAGIC begin with: the directions of images, and a text to go on from."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from prefixcap.encoders import Encoder, embed_images
+from prefixcap.errors import InputError, RowsError
+from prefixcap.language import LanguageModel
+
+Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
+
+
+def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool) -> Iterator[Tensor]:
+    """Embeddings scaled to length one, (at most `batch_size`, dim) float32 at a time, on the encoder's device.
+
+    Args:
+        images: paths or PIL images, or (batch, dim) embeddings of any length, as the encoder gives them.
+        encoder: makes embeddings of images.
+        batch_size: images at a time.
+        progress: show on stderr how many were asked for and done, if it takes longer than a second.
+
+    Raises:
+        InputError: an image cannot be read, or embeddings have another width, NaN or infinite numbers.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        raise InputError("captions are written for a list of images: give [image]")
+    if isinstance(images, Tensor | np.ndarray):
+        given, dim = torch.as_tensor(images), encoder.identity.dim
+        if given.ndim != 2 or given.shape[1] != dim:
+            raise InputError(f"embeddings of shape {tuple(given.shape)}: give (batch, {dim})")
+        if wrong := (~given.isfinite().all(1)).nonzero().flatten().tolist():
+            raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
+    with tqdm(total=len(images), unit=" images", disable=not progress, delay=1) as bar:
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            embeddings = torch.as_tensor(part) if isinstance(part, Tensor | np.ndarray) else embed_images(encoder, part)
+            yield F.normalize(embeddings.to(encoder.device, torch.float32), dim=-1).clone()  # no inference tensor
+            bar.update(len(embeddings))
+
+
+def start_token(language_model: LanguageModel, text: str | None = None) -> int:
+    """The token that stands before every text: the one spelled so, or the begin token, or, if there is none, the end
+    token (GPT-2 has one for both).
+
+    Raises:
+        InputError: there is no such token.
+    """
+    tokenizer = language_model.tokenizer
+    if text is not None:
+        words: dict[str, int] = tokenizer.get_vocab()
+        if text not in words:
+            raise InputError(f"language model '{language_model.name}' has no token '{text}': leave out start")
+        return words[text]
+    return language_model.end_token if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+
+
+def prompt_tokens(
+    prompt: str, language_model: LanguageModel, encoder: Encoder, max_tokens: int, start: str | None = None
+) -> list[int]:
+    """The tokens that a caption of at most `max_tokens` goes on from: the start token and those of the prompt.
+
+    Raises:
+        InputError: they and the caption exceed the language model's context, or the prompt fills the encoder's.
+    """
+    lm, tower = language_model, encoder.text_tower
+    tokens = [start_token(lm, start), *lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    if lm.context is not None and len(tokens) + max_tokens > lm.context:
+        raise InputError(
+            f"a prompt of {len(tokens)} tokens and max_tokens={max_tokens} exceed the context of language model "
+            f"'{lm.name}' ({lm.context}): shorten them"
+        )
+    if tower is not None and len(tower.tokenize(prompt)) > len(tower.positions) - 3:
+        raise InputError(
+            f"the prompt fills the context of {encoder.identity.name} ({len(tower.positions)} tokens): "
+            "give a shorter one"
+        )
+    return tokens

@@ -1,0 +1,131 @@
+"""MAGIC (Su et al., "Language Models Can See: Plugging Visual Controls in Text Generation", 2022).
+
+Contrastive search in which a CLIP has a say: of the k tokens v that are likeliest after the text x, the one is written
+that has the highest
+
+    (1 - alpha) p(v | x) - alpha max_j cos(h_v, h_j) + beta f(v)
+
+where h are the language model's last hidden states, of v and of all positions before it, and f is the softmax over the
+k tokens of CLIP's cosines of the image with the texts [x: v], divided by a temperature. Nothing is optimized, nothing
+is learned from images; the language model is fine-tuned on captions alone, see `prefixcap.zeroshot.caption_lm`.
+
+The released code (https://github.com/yxuansu/MAGIC) writes one image at a time, on beyond the end token until it has
+16 tokens with the start token, and cuts at the first end token. Here images are written together, and one whose caption
+has ended leaves the batch; the captions are the same. A candidate that is a special token adds nothing to what CLIP
+reads, as in the released code, whose CLIP takes "<|endoftext|>" for the end of its own text.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefixcap.decoding import decode
+from prefixcap.encoders import Encoder
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+from prefixcap.zeroshot.continuations import Continuations
+from prefixcap.zeroshot.inputs import Images, directions, prompt_tokens
+
+
+class Magic:
+    """Captions images with a language model that never saw one.
+
+    Args:
+        encoder: any CLIP; one that reads texts causally is many times quicker, see `Continuations`.
+        language_model: writes; a transformer, on the encoder's device.
+        prompt: what every caption goes on from; CLIP reads it, and it is not part of the caption.
+        top_k: k, how many of the likeliest tokens to choose from. The paper's 45 is for a language model fine-tuned on
+            COCO's captions; it has 25 for Flickr30k's.
+        alpha: of staying away from what was written already; 0.0 to 1.0.
+        beta: of the image; 0.0: contrastive search, which ignores it.
+        temperature: of f. CLIP's own is 0.01, a logit scale of 100.
+        max_tokens: most tokens of a caption, the end token included. The released code's 16 count the start token.
+        start: the token that stands before every text; None: the language model's begin token, or else its end token,
+            as in `prefixcap.zeroshot.caption_lm`. The released language models have "<-start_of_text->".
+
+    Raises:
+        InputError: a value makes no sense, there is no such start token, or the prompt does not fit.
+
+    Example:
+        >>> magic = Magic(load_encoder("clip:ViT-B/32"), load_language_model("runs/lm-coco/language_model"))
+        ...                                                                                         # doctest: +SKIP
+        >>> magic.caption(["cat.jpg"])                                                              # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        language_model: LanguageModel,
+        *,
+        prompt: str = "",
+        top_k: int = 45,
+        alpha: float = 0.1,
+        beta: float = 2.0,
+        temperature: float = 0.01,
+        max_tokens: int = 15,
+        start: str | None = None,
+    ) -> None:
+        words = language_model.head.out_features
+        if not 1 <= top_k <= words:
+            raise InputError(f"top_k must lie between 1 and {words}, the words of the language model, not {top_k}")
+        if not 0 <= alpha <= 1:
+            raise InputError(f"alpha must lie between 0.0 and 1.0, not {alpha}")
+        if not 0 <= beta < math.inf:
+            raise InputError(f"beta must be at least 0.0, not {beta}")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature must be above 0.0, not {temperature}")
+        if max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {max_tokens}")
+        self.encoder, self.language_model = encoder, language_model.eval()
+        self.top_k, self.alpha, self.beta, self.temperature = top_k, alpha, beta, temperature
+        self.max_tokens = max_tokens
+        self._prompt = prompt_tokens(prompt, language_model, encoder, max_tokens, start)
+        self._continuations = Continuations(encoder)
+
+    def caption(
+        self,
+        images: Images,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> list[str]:
+        """A caption of each image, without the prompt.
+
+        Args:
+            images: paths or PIL images, or (batch, dim) embeddings of any length, as the encoder gives them.
+            batch_size: images that are captioned together.
+            progress: show a progress bar on stderr, if it takes longer than a second.
+
+        Raises:
+            InputError: an image cannot be read, embeddings have another width, NaN or infinite numbers, or the language
+                model keeps no keys and values.
+        """
+        return [
+            self.language_model.detokenize(tokens)
+            for part in directions(images, self.encoder, batch_size, progress)
+            for tokens in self._search(part)
+        ]
+
+    @torch.no_grad()
+    def _search(self, images: Tensor) -> list[list[int]]:
+        """(batch, dim) embeddings of length one -> the tokens of each image's caption, without the end token."""
+
+        def guide(rows: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
+            return self.beta * (self._cosines(images[rows], tokens, words) / self.temperature).softmax(-1)
+
+        lm = self.language_model
+        read = torch.tensor([self._prompt], device=images.device).expand(len(images), -1)
+        written = decode(
+            lm, lm.embed(read), "contrastive",
+            top_k=self.top_k, penalty=self.alpha, max_tokens=self.max_tokens, guide=guide,
+        )  # fmt: skip
+        return [tokens for (tokens,) in written]
+
+    def _cosines(self, images: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
+        """(open, top_k) cosines of each image with its text so far and each of its candidates."""
+        lm = self.language_model
+        contexts = [lm.spell([*self._prompt[1:], *row]) for row in tokens.tolist()]
+        of = np.repeat(np.arange(len(contexts)), words.shape[1]).tolist()
+        texts = self._continuations.encode(contexts, of, lm.pieces(words.flatten().tolist()))
+        return (texts.view(*words.shape, -1) @ images.unsqueeze(2)).squeeze(2)
