@@ -142,18 +142,24 @@ class MemoryBank:
         reach = temperature * math.log(len(self) / torch.finfo(torch.float32).eps)
         sums = torch.zeros_like(queries)
         nearest = queries.new_full((len(queries), 1), -math.inf)  # cosine, of what was read so far
+        space = queries.new_empty(len(queries) * min(CAPTIONS, len(self)))
         for _, memories in self._chunks(queries):
-            cosines = queries @ memories.T
-            before, nearest = nearest, torch.maximum(nearest, cosines.amax(1, keepdim=True))
+            cosines = space[: len(queries) * len(memories)].view(len(queries), len(memories))
+            torch.mm(queries, memories.T, out=cosines)
+            groups = _groups(cosines)
+            highest = groups.amax(1)  # of each group
+            before, nearest = nearest, torch.maximum(nearest, highest.amax(1, keepdim=True))
             sums *= ((before - nearest) / temperature).exp_()
-            few = _few_above(cosines, nearest - reach)
-            if few is None:
+            rows, group = (highest > nearest - reach).nonzero(as_tuple=True)
+            if len(rows) > highest.numel() / 2:  # then it is quicker to take all
                 sums += cosines.sub_(nearest).div_(temperature).exp_() @ memories
-            else:
-                rows, places, near = few
-                weights = ((near - nearest[rows, 0]) / temperature).exp_()
-                starts = torch.searchsorted(rows, torch.arange(len(queries), device=rows.device))
-                sums += F.embedding_bag(places, memories, starts, mode="sum", per_sample_weights=weights)
+                continue
+            of_groups = groups.transpose(1, 2)[rows, group]  # (found, in a group)
+            found, member = (of_groups > nearest[rows] - reach).nonzero(as_tuple=True)
+            rows, places = rows[found], member * groups.shape[2] + group[found]  # rows never fall
+            weights = ((of_groups[found, member] - nearest[rows, 0]) / temperature).exp_()
+            starts = torch.searchsorted(rows, torch.arange(len(queries), device=rows.device))
+            sums += F.embedding_bag(places, memories, starts, mode="sum", per_sample_weights=weights)
         return F.normalize(sums)
 
     def _nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -191,22 +197,13 @@ def _directions(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = 
     return embeddings.float() / norms
 
 
-def _few_above(cosines: Tensor, limits: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The cosines (n, m) above limits (n, 1), with rows, which never fall, and places before them.
+def _groups(cosines: Tensor) -> Tensor:
+    """(queries, captions) as (queries, in a group, groups), without a copy: one group, if they are not made of more.
 
-    None where it is quicker to take all: if half of the groups have one, or m is not made of groups.
+    The captions of a group lie apart, so that its maximum is quick to find.
     """
-    queries, captions = cosines.shape
-    if captions % GROUP:
-        return None
-    apart = captions // GROUP  # lie the captions of a group: so its maximum is quick to find
-    groups = cosines.view(queries, GROUP, apart)
-    rows, group = (groups.amax(1) > limits).nonzero(as_tuple=True)
-    if len(rows) > queries * apart / 2:
-        return None
-    of_groups = groups.transpose(1, 2)[rows, group]  # (found, GROUP)
-    found, member = (of_groups > limits[rows]).nonzero(as_tuple=True)
-    return rows[found], member * apart + group[found], of_groups[found, member]
+    size = cosines.shape[1] if cosines.shape[1] % GROUP else GROUP
+    return cosines.view(len(cosines), size, cosines.shape[1] // size)
 
 
 def _search(queries: Tensor, memories: Tensor, count: int) -> tuple[Tensor, Tensor]:
