@@ -46,7 +46,7 @@ def make_store(
     store_dtype: str = "float16",
     **options: Any,
 ) -> EmbedReport:
-    """Make or finish the feature store of a configured data set (`conf/data`).
+    """Make or finish the feature store of a configured data set (`prefixcap/conf/data`).
 
     Args:
         data: with `name`, `store` and a `reader` to instantiate.
@@ -177,6 +177,6 @@ def _launch(accelerator: str, devices: int | str | list[int], num_nodes: int) ->
 
 
 if __name__ == "__main__":
-    from launch import run  # lies beside conf/: the command runs from the repository
+    from prefixcap.scripts.launch import run
 
     run(main, "embed")

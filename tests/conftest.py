@@ -32,9 +32,14 @@ def shared() -> Path:
     return SHARED
 
 
+def run_script(name: str) -> None:
+    """Run "train", "eval" and others of prefixcap/scripts, or a module such as "data_prep.embed", in this process."""
+    runpy.run_module(name if "." in name else f"prefixcap.scripts.{name}", run_name="__main__")
+
+
 @pytest.fixture
 def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a script of the project with options that are a mistake; give the one line that it prints to stderr.
+    """Run a script with options that are a mistake, by its name or as a module; give its one line on stderr.
 
     In this process: starting Python anew for each mistake would take most of the time of all tests.
     """
@@ -43,7 +48,7 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", [script, *options])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            run_script(script)
         printed = capsys.readouterr().err
         assert stopped.value.code == 2 and printed.count("\n") == 1 and printed.startswith("error: "), printed
         return printed

@@ -344,8 +344,8 @@ def test_the_command_captions_images(
     weights = [f"ckpt={tmp_path / 'coco.pt'}", f"tokenizer={gpt2}"]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["embed", *data, f"encoder.name={own.identity.name}"])
-    runpy.run_path(str(ROOT / "data_prep" / "embed.py"), run_name="__main__")
+    runpy.run_module("data_prep.embed", run_name="__main__")
     monkeypatch.setattr(sys, "argv", ["eval.py", *weights, *data, "metrics=[CIDEr]", f"out={tmp_path / 'scores'}"])
-    runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    runpy.run_module("prefixcap.scripts.eval", run_name="__main__")
     scored = {entry["caption"] for entry in json.loads((tmp_path / "scores" / "captions.json").read_text())}
     assert scored == set(printed.values())

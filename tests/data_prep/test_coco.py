@@ -173,5 +173,5 @@ def test_nocaps_that_cannot_be_read(tmp_path: Path, images: list[Any], message: 
 
 
 def test_nocaps_is_configured(mistake: Callable[..., str]) -> None:
-    told = mistake("data_prep/embed.py", "data=nocaps", "data.root=nowhere", "encoder=demo")
+    told = mistake("data_prep.embed", "data=nocaps", "data.root=nowhere", "encoder=demo")
     assert told.startswith("error: no file nocaps_val_4500_captions.json in nowhere")

@@ -15,4 +15,4 @@ import pytest
     ],
 )
 def test_one_line(options: list[str], message: str, mistake: Callable[..., str]) -> None:
-    assert mistake("data_prep/embed.py", *options).startswith(message)
+    assert mistake("data_prep.embed", *options).startswith(message)

@@ -438,7 +438,7 @@ def test_a_shard_that_vanishes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cc3m", "cc12m"])
 def test_configured(name: str, mistake: Callable[..., str]) -> None:
-    told = mistake("data_prep/embed.py", f"data={name}", "data.root=no/where", "encoder=demo")
+    told = mistake("data_prep.embed", f"data={name}", "data.root=no/where", "encoder=demo")
     assert told == "error: there is no folder no/where; set data.root to the output folder of img2dataset\n"
 
 

@@ -87,5 +87,5 @@ def test_what_cannot_be_read(tmp_path: Path, images: list[Any], message: str) ->
 
 
 def test_configured(mistake: Callable[..., str]) -> None:
-    told = mistake("data_prep/embed.py", "data=flickr30k", "data.root=nowhere", "encoder=demo")
+    told = mistake("data_prep.embed", "data=flickr30k", "data.root=nowhere", "encoder=demo")
     assert told == "error: cannot read nowhere/dataset_flickr30k.json: No such file or directory\n"

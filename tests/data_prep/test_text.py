@@ -293,8 +293,8 @@ def test_values_that_make_no_sense(tmp_path: Path, options: dict[str, Any]) -> N
 
 
 def test_configured(mistake: Callable[..., str]) -> None:
-    assert mistake("data_prep/embed.py", "data=text", "encoder=demo") == (
+    assert mistake("data_prep.embed", "data=text", "encoder=demo") == (
         "error: data.files must be given: add data.files=VALUE\n"
     )
-    told = mistake("data_prep/embed.py", "data=text", "encoder=demo", "data.files=[README.md,nothing.txt]")
+    told = mistake("data_prep.embed", "data=text", "encoder=demo", "data.files=[README.md,nothing.txt]")
     assert told == "error: README.md must be a .txt, .tsv, .jsonl, .csv or .json file\n"

@@ -1,6 +1,5 @@
 """Scripts that run in the tests' own process, in a folder where the small world has few pictures."""
 
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefixcap.demo.scenes import DOMAINS
-from tests.conftest import ROOT
+from tests.conftest import run_script
 
 Script = Callable[..., str]
 
@@ -28,7 +27,7 @@ def script(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def run(name: str, *options: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *options])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
+        run_script(name)
         return capsys.readouterr().out
 
     return run

@@ -90,12 +90,12 @@ def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[...,
     assert after[: len(before)] == before and len(after) > len(before)
     assert {row["epoch"] for row in after} >= {"0", "1", "2"} and "9999" not in {row["step"] for row in after}
     assert len(list((trained / "samples").iterdir())) == 3
-    message = mistake("train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
+    message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
     assert "a resumed run keeps its model" in message
-    message = mistake("train.py", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
+    message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
     assert "find= begins with new weights, and ckpt= goes on" in message
     taken = [f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "model.objective=scst", f"run_dir={trained}"]
-    assert f"{trained} holds a run" in mistake("train.py", *taken)
+    assert f"{trained} holds a run" in mistake("train", *taken)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
@@ -134,7 +134,7 @@ def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Ca
     references = Path(next(option for option in world if "root" in option).partition("=")[2]) / "dataset_coco.json"
     elsewhere = folder.parent.parent / "elsewhere"
     captions = folder / "captions.json"
-    message = mistake("eval.py", f"captions={captions}", f"references={references}", "split=null")
+    message = mistake("eval", f"captions={captions}", f"references={references}", "split=null")
     assert "68" in message  # the split file also has the train and val images, which have no captions here
     succeed(ROOT / "eval.py", f"captions={captions}", f"references={references}", f"out={elsewhere}")
     again = json.loads((elsewhere / "metrics.json").read_text())
@@ -159,8 +159,8 @@ def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake:
     with (new / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file) if row["val_cider"]] == ["0", "1"]
     assert prefixcap.load(new / "checkpoints" / "last.ckpt").caption(torch.randn(1, 128), "greedy", max_tokens=3)
-    assert "choose cider or clip" in mistake("train.py", f"ckpt={best}", "model.objective=scst", "scst.reward=bleu")
-    assert "choose cross_entropy or scst" in mistake("train.py", f"ckpt={best}", "model.objective=rl")
+    assert "choose cider or clip" in mistake("train", f"ckpt={best}", "model.objective=scst", "scst.reward=bleu")
+    assert "choose cross_entropy or scst" in mistake("train", f"ckpt={best}", "model.objective=rl")
 
 
 def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
@@ -198,35 +198,35 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.py", "model.mapper.lenght=3"], r"model\.mapper\.lenght"),
-        (["train.py", "model=rnn"], r"model=rnn.*mlp.*transformer"),
-        (["train.py", "model.lm_tuning=half", "{world}", "lm=demo", "encoder=demo"], "'half'.*frozen, lora, full"),
-        (["train.py", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
-        (["train.py", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
+        (["train", "model.mapper.lenght=3"], r"model\.mapper\.lenght"),
+        (["train", "model=rnn"], r"model=rnn.*mlp.*transformer"),
+        (["train", "model.lm_tuning=half", "{world}", "lm=demo", "encoder=demo"], "'half'.*frozen, lora, full"),
+        (["train", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
+        (["train", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
         (
-            ["train.py", "{world}", "encoder=demo", "lm.name=/no/such/folder"],
+            ["train", "{world}", "encoder=demo", "lm.name=/no/such/folder"],
             "cannot load language model '/no/such/folder'",
         ),
-        (["train.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
-        (["eval.py"], "ckpt=PATH.*captions=FILE"),
-        (["eval.py", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
-        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "split=dev"], "no split 'dev'; it has train, val, test"),
-        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
+        (["train", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
+        (["eval"], "ckpt=PATH.*captions=FILE"),
+        (["eval", "ckpt=absent.ckpt"], "there is no checkpoint absent.ckpt"),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "split=dev"], "no split 'dev'; it has train, val, test"),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
         (
-            ["eval.py", "ckpt={run}/checkpoints/best.ckpt", "data=coco", "data.store=absent"],
+            ["eval", "ckpt={run}/checkpoints/best.ckpt", "data=coco", "data.store=absent"],
             "no feature store absent.*data_prep.embed data=coco encoder.name=demo",
         ),
-        (["eval.py", "compare=[absent,absent]"], "absent holds no evaluation.*two folders that eval.py wrote"),
-        (["eval.py", "compare=[absent]"], "compare takes two folders of evaluations, not 1"),
-        (["eval.py", "compare=runs/a"], "compare takes two folders of evaluations, not 1"),
-        (["eval.py", "compare=[absent,absent]", "out=elsewhere"], "compare= prints a table and writes nothing"),
-        (["eval.py", "captions=absent.json", "data=coco", "references=absent.json"], "references= is for captions="),
-        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
-        (["eval.py", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
-        (["eval.py", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
-        (["eval.py", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"], "top_p=2"),
-        (["eval.py", "captions=absent.json"], "cannot read absent.json: No such file"),
-        (["eval.py", "captions=pyproject.toml"], "is not JSON"),
+        (["eval", "compare=[absent,absent]"], "absent holds no evaluation.*two folders that eval.py wrote"),
+        (["eval", "compare=[absent]"], "compare takes two folders of evaluations, not 1"),
+        (["eval", "compare=runs/a"], "compare takes two folders of evaluations, not 1"),
+        (["eval", "compare=[absent,absent]", "out=elsewhere"], "compare= prints a table and writes nothing"),
+        (["eval", "captions=absent.json", "data=coco", "references=absent.json"], "references= is for captions="),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
+        (["eval", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
+        (["eval", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"], "top_p=2"),
+        (["eval", "captions=absent.json"], "cannot read absent.json: No such file"),
+        (["eval", "captions=pyproject.toml"], "is not JSON"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -19,7 +19,7 @@ Train = Callable[..., str]
 def train(script: Script) -> Train:
     """Run train.py on the few pictures."""
     few = ["data=demo", "batch_size=16", "val_max_tokens=12", "+trainer.enable_progress_bar=false"]
-    return lambda *options: script("train.py", *options, *few)
+    return lambda *options: script("train", *options, *few)
 
 
 def val_ciders(run: Path) -> list[float]:
@@ -83,5 +83,5 @@ def test_a_rate_and_a_batch_size_are_found_and_nothing_is_trained(
     gc.unfreeze()
     assert not (folder / "found_too" / "checkpoints").exists()
     assert "not 'luck'" in mistake(
-        "train.py", f"data.store={folder}/stores/demo-demo", "find=luck", f"run_dir={folder}/none"
+        "train", f"data.store={folder}/stores/demo-demo", "find=luck", f"run_dir={folder}/none"
     )

@@ -17,11 +17,11 @@ from tests.e2e.conftest import Script
 
 def train(script: Script, *options: str) -> str:
     few = ["batch_size=40", "val_max_tokens=8", "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
-    return script("train.py", "data=demo", *options, *few)
+    return script("train", "data=demo", *options, *few)
 
 
 def evaluate(script: Script, *options: str) -> None:
-    script("eval.py", "data=demo", *options, "decode.max_tokens=8", "metrics=[BLEU]")
+    script("eval", "data=demo", *options, "decode.max_tokens=8", "metrics=[BLEU]")
 
 
 def captions(folder: Path) -> dict[int, str]:
@@ -63,14 +63,12 @@ def test_a_decap_of_its_own_learns_from_nothing(script: Script, folder: Path) ->
 
 def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Script) -> None:
     store = f"data.store={folder}/stores/demo-demo-caption"
-    assert "normalize_embeddings=true" in mistake("train.py", "data=demo", store, "model.learns_from=text")
-    needed = mistake("train.py", "data=demo", store, "model=maccap", "model.noise.copies=null")
+    assert "normalize_embeddings=true" in mistake("train", "data=demo", store, "model.learns_from=text")
+    needed = mistake("train", "data=demo", store, "model=maccap", "model.noise.copies=null")
     assert "set model.noise.copies=10: the mapper reads several" in needed
-    assert "lm_tuning=full" in mistake("train.py", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
-    assert "needs memory=STORE" in mistake("eval.py", "method=clipre", "data=demo")
-    assert "there is no feature store" in mistake(
-        "train.py", "data=text", "data.files=no.txt", "model=maccap", "lm=demo"
-    )
+    assert "lm_tuning=full" in mistake("train", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
+    assert "needs memory=STORE" in mistake("eval", "method=clipre", "data=demo")
+    assert "there is no feature store" in mistake("train", "data=text", "data.files=no.txt", "model=maccap", "lm=demo")
 
 
 def test_a_corpus_embedded_by_a_resnet_is_nothing_to_learn_regions_from(
@@ -83,14 +81,14 @@ def test_a_corpus_embedded_by_a_resnet_is_nothing_to_learn_regions_from(
     writer.write_piece(0, 0, 1, records, rows, [])
     join(tmp_path / "store")
     options = ["data=text", f"data.store={tmp_path}/store", "data.files=a.txt", "lm=demo", "encoder.name=clip:RN50"]
-    told = mistake("train.py", *options, "model=maccap")
+    told = mistake("train", *options, "model=maccap")
     assert "clip:RN50 is a ResNet, whose images have no patches" in told and "encoder=clip_vit_b32" in told
 
 
 def test_copies_in_a_corpus_are_counted_and_kept(script: Script, folder: Path) -> None:
     corpus = folder / "corpus.txt"
     corpus.write_text("a red star\na blue ring\n\na red star\na red star\na blue ring \n")
-    printed = script("data_prep/embed.py", "data=text", f"data.files={corpus}", "encoder=demo", "data.store=copies")
+    printed = script("data_prep.embed", "data=text", f"data.files={corpus}", "encoder=demo", "data.store=copies")
     assert "sentences: train 5" in printed and "skipped: 1" in printed and "1 blank line" in printed
     assert "copies: 3 sentences" in printed
 
@@ -101,16 +99,16 @@ def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.
 
     def run(command: list[str]) -> object:
         calls.append(command)
-        monkeypatch.setattr(sys, "argv", command[1:])
-        runpy.run_path(command[1], run_name="__main__")
+        monkeypatch.setattr(sys, "argv", command[2:])
+        runpy.run_module(command[2], run_name="__main__")
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("subprocess.run", run)
     few = ["+data.reader.scenes=30", "batch_size=40", "val_max_tokens=8", "+trainer.enable_progress_bar=false"]
     options = ["--source", "demo_other", "--target", "demo", "--systems", "CLIPRe", "Baseline", "--seeds", "0", "1"]
     options += ["--train", *few, "trainer.max_epochs=1", "--evaluate", "decode.max_tokens=8", "metrics=[BLEU]"]
-    printed = script("compare_systems.py", *options)
+    printed = script("compare_systems", *options)
     assert len(calls) == 2 + 4  # two trainings; for each two evaluations
     assert "| Baseline |" in printed and "right attributes" in printed and " to " in printed
-    assert script("compare_systems.py", *options).endswith(printed[printed.index("\ndemo_other to demo") :])
+    assert script("compare_systems", *options).endswith(printed[printed.index("\ndemo_other to demo") :])
     assert len(calls) == 6

@@ -14,7 +14,6 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.language import load_language_model
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
-from tests.conftest import ROOT
 
 REFERENCES = {7: ["a red circle", "a red ball"], 8: ["a blue square"], 9: ["a green star", "one green star"]}
 QUICK = ("decode.max_tokens=4", "metrics=CIDEr")
@@ -58,7 +57,7 @@ def run_folder(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["eval.py", *options])
-    runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    runpy.run_module("prefixcap.scripts.eval", run_name="__main__")
 
 
 def test_each_checkpoint_and_way_of_decoding_has_a_folder(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +100,7 @@ def test_the_image_of_a_damaged_embedding_is_named(
     run_folder: Path, encoder: Encoder, tmp_path: Path, mistake: Callable[..., str]
 ) -> None:
     data = ["data=coco", f"data.store={make_store(tmp_path / 'damaged', encoder, wrong=8)}"]
-    printed = mistake("eval.py", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *data, "metrics=[CIDEr]")
+    printed = mistake("eval", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *data, "metrics=[CIDEr]")
     assert "embeddings: image 8 NaN or infinite" in printed
 
 
@@ -123,7 +122,7 @@ def test_what_metrics_lack_is_told_before_captions_are_written(
 
     monkeypatch.setattr(Captioner, "encoder", gone)
     monkeypatch.setattr(Captioner, "caption", None)
-    assert message in mistake("eval.py", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *options)
+    assert message in mistake("eval", f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}", *options)
 
 
 def test_new_captions_are_those_that_the_captioner_did_not_learn_from(

@@ -323,7 +323,7 @@ def test_the_figures_say_what_they_show(world: Path) -> None:
 
 def test_mistakes(world: Path, tmp_path: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def gap(*options: object) -> str:
-        return mistake("prefixcap/cli.py", "gap", *map(str, options))
+        return mistake("prefixcap.cli", "gap", *map(str, options))
 
     embedding = "embed both, `python -m data_prep.embed ... 'features=[image,regions,caption]'`"
     message = gap(world / "text")

@@ -24,7 +24,6 @@ from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.textonly.vqa import accuracy, ask, first_sentence, nearest_candidates, prompt, write_answers
 from prefixcap.textonly.vqa_files import Question, about, frequent_answers, read_questions, sample
-from tests.conftest import ROOT
 
 # What the small world's language model has read questions about.
 ASKED = {
@@ -107,7 +106,7 @@ def options_of(world: Path) -> dict[str, str]:
 
 def run_vqa(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     monkeypatch.setattr(sys, "argv", ["vqa.py", *(f"{name}={value}" for name, value in options.items())])
-    runpy.run_path(str(ROOT / "vqa.py"), run_name="__main__")
+    runpy.run_module("prefixcap.scripts.vqa", run_name="__main__")
     return tuple(json.loads((Path(options["out"]) / f"{name}.json").read_text()) for name in ("vqa", "answers"))
 
 
@@ -320,5 +319,5 @@ def test_mistakes(
 ) -> None:
     options = options_of(world) | {"out": str(tmp_path / "out")} | change
     given = [f"{name}={value.format(world=world)}" for name, value in options.items() if value is not None]
-    assert message in mistake("vqa.py", *given)
+    assert message in mistake("vqa", *given)
     assert not (tmp_path / "out").exists()

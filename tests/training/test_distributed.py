@@ -92,7 +92,7 @@ class StopAfterAnEpoch(L.Callback):
 def fit(run: Run, processes: int, store: Path, folder: Path) -> None:
     """Train in `folder`."""
     accumulated = run.accumulated if processes > 1 else 1
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
         config = compose("train", ["trainer=" + (run.trainer if processes > 1 else "default")]).trainer
     for resumed in (False, True) if run.parts and processes > 1 else (False,):
         L.seed_everything(3, verbose=False)
@@ -200,9 +200,9 @@ def test_deepspeed_is_asked_for_by_name(mistake: Callable[..., str], folder: Pat
     if importlib.util.find_spec("deepspeed"):
         pytest.skip("it is installed")
     options = [f"data.store={folder / 'store'}", f"encoder.name={IDENTITY.name}", "lm=demo", "model=mlp"]
-    printed = mistake("train.py", "trainer=deepspeed", "data=coco", *options)
+    printed = mistake("train", "trainer=deepspeed", "data=coco", *options)
     assert "pip install 'prefixcap[deepspeed]'" in printed
-    assert "trainer=fsdp" in mistake("train.py", "trainer=deepspeed", "trainer.strategy.stage=3", "data=coco", *options)
+    assert "trainer=fsdp" in mistake("train", "trainer=deepspeed", "trainer.strategy.stage=3", "data=coco", *options)
 
 
 @pytest.fixture

@@ -313,13 +313,13 @@ def test_out_of_memory_names_what_to_change(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py", *run_of(make_store(tmp_path / "store", DEMO), tmp_path / "run")])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        runpy.run_module("prefixcap.scripts.train", run_name="__main__")
     assert stopped.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
     knobs = re.findall(r"([\w.]+=[\w.-]+)", line.partition(": try ")[2])
     assert {"batch_size=2", "trainer.accumulate_grad_batches=2", "lm.gradient_checkpointing=true"} < set(knobs)
     assert {"trainer.precision=bf16-mixed", "data.group_captions=true"} < set(knobs) and "(it is 4)" in line
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
         compose("train", knobs)  # there are such options
 
 
@@ -351,7 +351,7 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
         os.environ.update(environment | more)
         sys.argv = ["train.py", *command]
         sys.stderr = Path("errors").open("w")  # noqa: SIM115  # as long as the process lives
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        runpy.run_module("prefixcap.scripts.train", run_name="__main__")
 
     def stopped(number: signal.Signals, command: list[str], more: dict[str, str]) -> tuple[Path, int]:
         """A job that gets a signal when it has written a checkpoint: where that is, and of which step."""
@@ -389,4 +389,4 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: 
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.touch()
-    assert f"holds a run: go on with it by ckpt={last}" in mistake("train.py", f"run_dir={tmp_path}")
+    assert f"holds a run: go on with it by ckpt={last}" in mistake("train", f"run_dir={tmp_path}")

@@ -175,13 +175,13 @@ def test_the_script(
         {"split": split, "sentences": [{"raw": text} for text in sentences(40, seed)]} for seed, split in by_split
     ]
     (tmp_path / "captions.json").write_text(json.dumps({"images": images}))
-    command = ["train_lm.py", f"run_dir={tmp_path / 'run'}", "data=text", f"data.files={tmp_path / 'captions.json'}"]
+    command = ["train_lm", f"run_dir={tmp_path / 'run'}", "data=text", f"data.files={tmp_path / 'captions.json'}"]
     command += ["lm=demo", "trainer.max_steps=6", "trainer.val_check_interval=3", "batch_size=16"]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [*command, "trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"])
     last_lines = []
     for _ in range(2):  # the second time it finds the run at its end
-        runpy.run_path(str(ROOT / "train_lm.py"), run_name="__main__")
+        runpy.run_module("prefixcap.scripts.train_lm", run_name="__main__")
         last_lines.append(capsys.readouterr().out.splitlines()[-2:])
     assert last_lines[0] == last_lines[1]
     assert re.match(r"best val_loss: \d\.\d+ nats a token, a perplexity of \d\.\d+$", last_lines[0][0])
@@ -191,4 +191,4 @@ def test_the_script(
     assert "holds a run with other options" in mistake(*command, "seed=1")
     (tmp_path / "lines.txt").write_text("\n".join(sentences(9, 0)))
     lines = ["data=text", f"data.files={tmp_path / 'lines.txt'}", "lm=demo", f"run_dir={tmp_path / 'other'}"]
-    assert "set data.reader.val_share" in mistake("train_lm.py", *lines)
+    assert "set data.reader.val_share" in mistake("train_lm", *lines)

@@ -208,7 +208,7 @@ def test_scores_made_by_hand(encoder: Encoder) -> None:
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["relations.py", *options])
-    runpy.run_path(str(ROOT / "relations.py"), run_name="__main__")
+    runpy.run_module("prefixcap.scripts.relations", run_name="__main__")
 
 
 def test_the_script_answers_by_zerocap_and_by_a_prefix(
@@ -255,5 +255,5 @@ def test_mistakes(
 ) -> None:
     given = [option.format(file=file) for option in options]
     given += [] if any(option.startswith("out=") for option in options) else [f"out={tmp_path / 'out'}"]
-    assert message in mistake("relations.py", *given)
+    assert message in mistake("relations", *given)
     assert not (tmp_path / "out").exists()

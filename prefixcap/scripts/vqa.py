@@ -1,4 +1,4 @@
-"""Zero-shot visual question answering, `python vqa.py ckpt=PATH data=coco questions=FILE …`; see conf/vqa.yaml."""
+"""Zero-shot visual question answering, `prefixcap vqa ckpt=PATH data=coco questions=FILE …`; see conf/vqa.yaml."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from captioning import open_images, write_captions
 from data_prep.embed import open_store
-from launch import run
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_captions
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.scripts.captioning import open_images, write_captions
+from prefixcap.scripts.launch import run
 from prefixcap.store import StoreSplit
 from prefixcap.textonly.vqa import ask
 from prefixcap.textonly.vqa_files import about, frequent_answers, read_questions, sample

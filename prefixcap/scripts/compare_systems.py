@@ -1,7 +1,7 @@
-"""Captioners that learn from text, side by side: `python compare_systems.py --source coco_text --target flickr30k`.
+"""Captioners that learn from text, side by side: `prefixcap compare-systems --source coco_text --target flickr30k`.
 
 Trains each system on the captions of one data set and evaluates it on the images of another (or the same), for each
-seed, by train.py and eval.py; what is there already is not done again. Prints a table, beside the published numbers of
+seed, by `train` and `eval`; what is there already is not done again. Prints a table, beside the published numbers of
 MacCap (Qiu et al. 2024, Tables 2 and 3), and writes it to `table.md` and `table.csv`.
 """
 
@@ -30,8 +30,8 @@ class System:
 
     Attributes:
         learner: what is trained: model=… in the small world, experiment=… otherwise; None: nothing.
-        train: further options of train.py.
-        evaluate: options of eval.py; MEMORY stands for the store that was learned from.
+        train: further options of `train`.
+        evaluate: options of `eval`; MEMORY stands for the store that was learned from.
     """
 
     learner: str | None
@@ -107,8 +107,8 @@ def main() -> None:
         metavar="NAME",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of train.py")
-    parser.add_argument("--evaluate", nargs="+", default=[], metavar="OPTION", help="further options of eval.py")
+    parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of `train`")
+    parser.add_argument("--evaluate", nargs="+", default=[], metavar="OPTION", help="further options of `eval`")
     parser.add_argument("--folder", type=Path, help="for all of it (default: runs/systems/SOURCE-to-TARGET)")
     given = parser.parse_args()
     folder = given.folder or Path("runs/systems") / f"{given.source}-to-{given.target}"
@@ -139,7 +139,7 @@ def score(system: System, name: str, given: argparse.Namespace, seed: int, folde
         if not last.exists():
             chosen = ("model" if given.source.startswith("demo") else "experiment") + f"={learner}"
             call(
-                "train.py",
+                "train",
                 chosen,
                 f"data={given.source}",
                 *system.train,
@@ -148,11 +148,11 @@ def score(system: System, name: str, given: argparse.Namespace, seed: int, folde
                 f"run_dir={run}",
             )
         elif not (run / "eval").exists():
-            call("train.py", f"ckpt={last}")  # it was interrupted, or else ends at once
+            call("train", f"ckpt={last}")  # it was interrupted, or else ends at once
         memory = read_checkpoint(last)["prefixcap"]["trained_on"]["store"]
         options = [option.replace("MEMORY", memory) for option in system.evaluate]
         checkpoint = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}"] if system.learner else []
-        call("eval.py", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"out={evaluated}")
+        call("eval", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"out={evaluated}")
     metrics = read_json(evaluated / "metrics.json")
     if RIGHT in metrics:
         metrics[RIGHT] = metrics[RIGHT]["overall"]
@@ -165,10 +165,9 @@ def slug(name: str) -> str:
 
 
 def call(script: str, *options: str) -> None:
-    """Run a script of this folder. Raises InputError if it fails; it has said why."""
-    print(f"\n$ python {script} {' '.join(options)}", flush=True)
-    path = Path(__file__).resolve().parent / script
-    if subprocess.run([sys.executable, str(path), *options]).returncode:
+    """Run another script. Raises InputError if it fails; it has said why."""
+    print(f"\n$ prefixcap {script} {' '.join(options)}", flush=True)
+    if subprocess.run([sys.executable, "-m", f"prefixcap.scripts.{script}", *options]).returncode:
         raise InputError(f"{script} failed; mend that and run the same command again, it goes on from here")
 
 

@@ -1,4 +1,4 @@
-"""The Visual Relations benchmark, `python relations.py method=zerocap_arithmetic`; see conf/relations.yaml."""
+"""The Visual Relations benchmark, `prefixcap relations method=zerocap_arithmetic`; see conf/relations.yaml."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from launch import run
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
 from prefixcap.demo.relations import write_relations
@@ -15,6 +14,7 @@ from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.files import Journal, write_text_whole
 from prefixcap.language import load_language_model
+from prefixcap.scripts.launch import run
 from prefixcap.zeroshot.arithmetic import encoder_of
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on captions alone: `python train_lm.py [data=…] [lm=…]`; see conf/train_lm.yaml."""
+"""Fine-tune a language model on captions alone: `prefixcap train-lm [data=…] [lm=…]`; see conf/train_lm.yaml."""
 
 import math
 import sys
@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
 from data_prep.records import Dataset
-from launch import run
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
 from prefixcap.machine import out_of_memory
+from prefixcap.scripts.launch import run
+from prefixcap.scripts.runs import keep_metrics
 from prefixcap.training.checkpoints import LastCheckpoint, RandomState, Stopped, WholeCheckpoints
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
-from runs import keep_metrics
 
 
 def main(config: DictConfig) -> None:

@@ -29,7 +29,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
     one line, `error: ...`, and ends the process with status 2; Ctrl-C with 130.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
-    conf = Path(__file__).resolve().parent / "conf"
+    conf = Path(__file__).resolve().parent.parent / "conf"
 
     @functools.wraps(main)
     def task(config: DictConfig) -> float | None:
@@ -40,6 +40,11 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
 
     with _mistakes_in_one_line():
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+
+
+def command(script: str) -> str:
+    """How to call another script: in the way that this one was called, `python eval.py` or `prefixcap eval`."""
+    return f"prefixcap {script}" if Path(sys.argv[0]).parent.name == "scripts" else f"python {script}.py"
 
 
 @contextmanager

@@ -1,0 +1,206 @@
+"""Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.embed import open_store
+from prefixcap.captioner import Captioner
+from prefixcap.checkpoints import load_weights
+from prefixcap.data import CaptionData
+from prefixcap.errors import InputError
+from prefixcap.language import load_language_model
+from prefixcap.language.lora import Lora
+from prefixcap.machine import out_of_memory
+from prefixcap.mappers import MAPPERS
+from prefixcap.scripts.launch import command, run
+from prefixcap.scripts.runs import keep_config, keep_metrics, settled
+from prefixcap.store import FeatureStore
+from prefixcap.textonly.noise import Noise, read_offset
+from prefixcap.training import CaptionTraining, trainable_parameters
+from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints, best_and_last
+from prefixcap.training.finders import find_batch_size, find_learning_rate
+from prefixcap.training.finite_loss import FiniteLoss
+from prefixcap.training.rewards import CiderReward, ClipReward, Reward
+from prefixcap.training.self_critical import SelfCriticalTraining
+
+say = rank_zero_only(print)  # of several processes the first speaks
+
+
+def main(config: DictConfig) -> float | None:
+    """The best val_cider, which a sweep may maximise; None where something was to be found instead of trained."""
+    config = settled(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    run_dir = Path(config.run_dir)
+
+    store = open_store(config.data, config.encoder.name, reads(config.model))
+    require_encoder_name(store, config.encoder.name)
+    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
+    captioner = Captioner(
+        load_language_model(tuning=config.model.lm_tuning, lora=Lora(**lm.pop("lora", {})), **lm),
+        store.encoder,
+        cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
+        config.model.normalize_embeddings,
+        trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
+    )
+    if config.start and not config.ckpt:
+        load_weights(captioner, Path(config.start))
+    if config.compile:
+        captioner.language_model.compile_training(config.compile)
+    data = CaptionData(
+        store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
+        config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text",
+    )  # fmt: skip
+    training = objective(
+        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
+        noise=noise(config.model, captioner),
+    )  # fmt: skip
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
+    best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=[
+            best,
+            last_checkpoint,
+            RandomState(),
+            FiniteLoss(config.nonfinite_loss),
+            LearningRateMonitor("step"),
+            *instantiate(config.callbacks).values(),
+        ],
+        plugins=[WholeCheckpoints()],
+        logger=[keep_metrics(logger, config.ckpt) for logger in instantiate(config.logger).values()],
+        default_root_dir=str(run_dir),
+    )
+    if config.find:
+        say(found(config.find, trainer, training, data, run_dir))
+        return None
+    keep_config(config)
+    trained, frozen = trainable_parameters(captioner)
+    say(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
+    try:
+        trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)
+    except Stopped as stopped:
+        told = f"{stopped.signal.name} stopped training after step {stopped.step}"
+        say(f"{told}: go on with {command('train')} ckpt={stopped.checkpoint}", file=sys.stderr)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(less_memory(config, error)) from error
+
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopped_epoch:
+        say(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
+    if best.best_model_score is None:
+        say(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
+        return None
+    say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
+    images = f" data={config.data.get('images', config.data.name)}" if config.model.learns_from == "text" else ""
+    say(f"evaluate it:     {command('eval')} ckpt={best.best_model_path}{images}")
+    return float(best.best_model_score)
+
+
+def reads(model: DictConfig) -> str:
+    """What is read of a feature store, as the offline step calls it."""
+    if model.learns_from not in ("images", "text"):
+        raise InputError(f"unknown model.learns_from '{model.learns_from}': choose images or text")
+    if model.learns_from == "text":
+        return "caption"
+    own = getattr(MAPPERS.get(model.mapper.name), "features", "embedding")
+    return str(model.mapper.get("features", own)).replace("embedding", "image")
+
+
+def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
+    """What is done to embeddings in training."""
+    if model.learns_from == "text" and not captioner.normalize_embeddings:
+        raise InputError("texts and images are alike in direction, not in length: set model.normalize_embeddings=true")
+    options = {"variance": 0.0} if model.noise is None and model.learns_from == "text" else model.noise
+    if options is None:
+        return None
+    options = dict(options)
+    if offset := options.get("offset"):
+        options["offset"] = read_offset(Path(offset))
+    try:
+        made = Noise(**options)
+    except TypeError as error:
+        raise InputError(f"model.noise: {error}; it takes kind, variance, share, copies, offset") from error
+    several = captioner.features != "images/embedding"
+    if model.learns_from == "text" and several != (made.copies is not None):
+        needed = "10: the mapper reads several" if several else "null: the mapper reads one"
+        raise InputError(f"a text has one embedding; set model.noise.copies={needed}")
+    if several and ":RN" in captioner.encoder_identity.name:
+        raise InputError(
+            f"{captioner.encoder_identity.name} is a ResNet, whose images have no patches to make regions of: "
+            "embed the texts with a ViT, e.g. encoder=clip_vit_b32, or choose model=capdec_frozen"
+        )
+    return made
+
+
+def found(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
+    """A learning rate or a batch size to train with, as the option that says so."""
+    if what == "learning_rate":
+        table = run_dir / "lr_find.csv"
+        rate = find_learning_rate(trainer, training, data, table)
+        return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has it at each rate"
+    if what == "batch_size":
+        return f"batch_size={find_batch_size(trainer, training, data)}   # what fits, less 5%"
+    raise InputError(f"find is learning_rate or batch_size, not {what!r}")
+
+
+def less_memory(config: DictConfig, error: BaseException) -> str:
+    """What to change after memory ran out: what costs nothing, or least, first."""
+    knobs = []
+    if config.trainer.precision == "32-true":
+        knobs.append("trainer.precision=bf16-mixed")
+    if config.model.objective == "scst":
+        knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")
+    elif not config.data.group_captions:
+        knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
+    if config.batch_size > 1:
+        half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)
+        knobs.append(f"batch_size={half} (it is {config.batch_size}) with trainer.accumulate_grad_batches={steps}")
+    if not config.lm.gradient_checkpointing:
+        knobs.append("lm.gradient_checkpointing=true")
+    reason = str(error).partition("\n")[0][:200]
+    return f"out of memory ({reason}): try {', or '.join(knobs) or 'a smaller lm.name'}"
+
+
+def objective(config: DictConfig, captioner: Captioner, data: CaptionData, **options: Any) -> CaptionTraining:
+    """What the captioner is trained by: cross-entropy, or a reward of the captions that it writes."""
+    if config.model.objective == "cross_entropy":
+        return CaptionTraining(captioner, data.val_split, **options)
+    if config.model.objective != "scst":
+        raise InputError(f"unknown model.objective '{config.model.objective}': choose cross_entropy or scst")
+    scst = cast(dict[str, Any], OmegaConf.to_container(config.scst))
+    name = scst.pop("reward")
+    rewards: dict[str, Callable[[], Reward]] = {
+        "cider": lambda: CiderReward(list(data.train_split.references().values())),
+        "clip": lambda: ClipReward(captioner),
+    }
+    if name not in rewards:
+        raise InputError(f"unknown scst.reward '{name}': choose {' or '.join(rewards)}")
+    return SelfCriticalTraining(captioner, data.val_split, rewards[name](), **scst, **options)
+
+
+def require_encoder_name(store: FeatureStore, name: str) -> None:
+    """Refuse embeddings of another encoder than the one that is asked for."""
+    if store.encoder.name != name:
+        raise InputError(
+            f"the feature store {store.location} was made by encoder '{store.encoder.name}', but '{name}' is "
+            f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
+        )
+
+
+if __name__ == "__main__":
+    run(main, "train")
