@@ -207,7 +207,7 @@ class Captioner(nn.Module):
             with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
                     part = slice(start, start + batch_size)
-                    features = self._embed(images[part])
+                    features = self.embed(images[part])
                     reads = features if project is None else project(features)
                     if noise:
                         scaled = F.normalize(reads.to("cpu", torch.float32), dim=-1)
@@ -220,7 +220,7 @@ class Captioner(nn.Module):
                         if embeddings is not None:
                             features = torch.as_tensor(embeddings[part])
                         elif self.features != "images/embedding":
-                            features = self._embed(images[part], "images/embedding")
+                            features = self.embed(images[part], "images/embedding")
                         captions = self._by_similarity(features, captions)
                     found += captions
                     bar.update(len(features))
@@ -244,8 +244,16 @@ class Captioner(nn.Module):
             for of_image, row in zip(captions, similarity, strict=True)
         ]
 
-    def _embed(self, images: Images, features: str | None = None) -> Tensor:
-        """What `prefix` reads of images, or another feature of them; embeddings stay as they are."""
+    def embed(self, images: Images, features: str | None = None) -> Tensor:
+        """What `prefix` reads of images, by the captioner's own encoder; embeddings are given back as they are.
+
+        Args:
+            images: paths or PIL images, or embeddings.
+            features: another feature than that of the attribute `features`, e.g. "images/embedding".
+
+        Raises:
+            InputError: an image cannot be read, or the encoder cannot be loaded.
+        """
         if isinstance(images, Tensor):
             return images
         if isinstance(images, np.ndarray):
