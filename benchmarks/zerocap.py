@@ -8,6 +8,7 @@ the last, with some of the candidates, whose time in CLIP is multiplied accordin
 iteration of every beam that ours had open. What else it does counts nothing.
 
     python -m benchmarks.zerocap
+    python -m benchmarks.zerocap --photographs FOLDER    # captions these, with ViT-B/32 whole: says how long it takes
 """
 
 import argparse
@@ -45,16 +46,20 @@ def main() -> None:
     parser.add_argument(
         "--busy", action="store_true", help="count a processor's seconds, of all threads, not a clock's"
     )
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="caption its JPEG files instead")
     arguments = parser.parse_args()
     now = time.process_time if arguments.busy else clock
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        # No image is read, so that the image tower is a small one.
-        torch.save(CLIP(512, 224, 1, 768, 32, 77, 49408, 512, 8, 12).state_dict(), Path(folder) / "clip.pt")
+        layers = 12 if arguments.photographs else 1  # of the image tower
+        torch.save(CLIP(512, 224, layers, 768, 32, 77, 49408, 512, 8, 12).state_dict(), Path(folder) / "clip.pt")
         encoder = load_encoder(f"clip:{folder}/clip.pt", "cuda" if on_gpu else "cpu")
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=1024, n_layer=24, n_head=16))
     lm = LanguageModel(model.to(encoder.device), word_pieces(), "GPT-2 medium, random")
     zerocap = ZeroCap(encoder, lm, max_tokens=arguments.tokens)
+    if arguments.photographs:
+        caption_photographs(zerocap, sorted(arguments.photographs.glob("*.jpg")), arguments.images)
+        return
     embeddings = torch.randn(arguments.images, 512, device=encoder.device)
 
     seconds: dict[str, float] = {}
@@ -109,6 +114,17 @@ def main() -> None:
         contexts, [contexts.index(head) for head, _, _ in parts], [space + tail for _, space, tail in parts]
     )
     print(f"embeddings differ by {(found - whole).abs().max():.1e} at most")
+
+
+def caption_photographs(zerocap: ZeroCap, files: list[Path], together: int) -> None:
+    """Caption photographs from their files, so many together, and print each caption as it comes."""
+    start = clock()
+    for first in range(0, len(files), together):
+        part = files[first : first + together]
+        for file, caption in zip(part, zerocap.caption(part, together), strict=True):
+            print(f"{file.name}\t{caption}", flush=True)
+    taken = clock() - start
+    print(f"{len(files)} photographs: {taken:.0f} s, {taken / len(files):.1f} s each; {zerocap.skipped} steps left out")
 
 
 def timed(
