@@ -12,7 +12,6 @@ paper takes the best of 20, which takes 20 times as long: --rerank 20
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows
-from prefixcap.files import read_table, read_text, write_table, write_whole
+from prefixcap.figures import command_parser, run_command, save_figure
+from prefixcap.files import read_table, read_text, write_table
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -109,11 +109,7 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixcap.textonly.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prefixcap.textonly.figures", __doc__)
     parser.add_argument("folder", type=Path, help="of the runs, e.g. runs/noise_variance")
     parser.add_argument("--images", required=True, metavar="STORE", help=f"made by {EMBED}20")
     parser.add_argument("--split", default="test", help="of the store (default: %(default)s)")
@@ -134,29 +130,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--run", metavar="NAME", help=f"which run compares them (default: that with variance {PUBLISHED_VARIANCE})"
     )
-    given = parser.parse_args(arguments)
-    try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
-        if not given.noise >= 0 or given.rerank < 0:
-            raise InputError(f"--noise and --rerank are at least 0, not {given.noise:g} and {given.rerank}")
-        runs = find_runs(given.folder)
-        chosen = _choose(runs, given.run)
-        sample = read_sample(FeatureStore(given.images), given.split, given.count)
-        _require_regions(sample, [*given.patches, *(run.copies for run in runs)])
-        way = (given.decode, given.noise, given.rerank)
-        with_copies = {run: [run.copies] for run in runs}
-        variances = evaluate_runs(with_copies, sample, given.folder / "noise_variance.csv", *way)
-        numbers = evaluate_runs({chosen: given.patches}, sample, given.folder / "patches.csv", *way)
-        figures = {"noise_variance.png": draw_variances(variances), "patches.png": draw_patches(numbers, chosen.copies)}
-        for name, figure in figures.items():
-            with write_whole(given.folder / name) as temporary:
-                figure.savefig(temporary, format="png", dpi=150)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{table(variances)}\n\n{table(numbers)}\n")
-    print(f"results: {given.folder}/ (noise_variance.csv, noise_variance.png, patches.csv, patches.png)")
+    run_command(parser, _write, arguments)
+
+
+def _write(given: argparse.Namespace) -> str:
+    if not given.noise >= 0 or given.rerank < 0:
+        raise InputError(f"--noise and --rerank are at least 0, not {given.noise:g} and {given.rerank}")
+    runs = find_runs(given.folder)
+    chosen = _choose(runs, given.run)
+    sample = read_sample(FeatureStore(given.images), given.split, given.count)
+    _require_regions(sample, [*given.patches, *(run.copies for run in runs)])
+    way = (given.decode, given.noise, given.rerank)
+    with_copies = {run: [run.copies] for run in runs}
+    variances = evaluate_runs(with_copies, sample, given.folder / "noise_variance.csv", *way)
+    numbers = evaluate_runs({chosen: given.patches}, sample, given.folder / "patches.csv", *way)
+    save_figure(draw_variances(variances), given.folder / "noise_variance.png")
+    save_figure(draw_patches(numbers, chosen.copies), given.folder / "patches.png")
+    results = f"results: {given.folder}/ (noise_variance.csv, noise_variance.png, patches.csv, patches.png)"
+    return f"{table(variances)}\n\n{table(numbers)}\n\n{results}"
 
 
 def find_runs(folder: Path) -> list[Run]:

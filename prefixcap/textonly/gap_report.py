@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefixcap.errors import InputError
+from prefixcap.figures import require_matplotlib, save_figure
 from prefixcap.files import write_text_whole, write_whole
 from prefixcap.store import FeatureStore
 from prefixcap.textonly.gap import Floats, Gap, measure_gap, sample_points
@@ -57,8 +58,7 @@ def report_gap(
         InputError: as `FeatureStore`, `measure_gap` and `project` do, matplotlib is missing, or the folder cannot be
             written to.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
+    require_matplotlib()
     opened = FeatureStore(store)
     plane, axes = project(sample_points(opened, split, pairs, seed), projection, seed)
     gap = measure_gap(opened, split, pairs, seed)
@@ -70,8 +70,7 @@ def report_gap(
     with write_whole(folder / OFFSET) as temporary, temporary.open("wb") as file:
         np.save(file, offset)
     for name, figure in ((HISTOGRAM, draw_histograms(gap)), (PROJECTION, draw_projection(plane, axes))):
-        with write_whole(folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
+        save_figure(figure, folder / name)
     written = ", ".join([NUMBERS, OFFSET, HISTOGRAM, PROJECTION])
     heading = f"{opened.location}, {split}: {gap.pairs:,} pairs of an image and a caption, {gap.dim} dimensions"
     return f"{heading}\n\n{table(gap)}\n\nwritten to {folder}: {written}"

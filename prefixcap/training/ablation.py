@@ -6,7 +6,6 @@ is not computed again, unless the checkpoint is newer. Drawing needs matplotlib:
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import torch
 from prefixcap.checkpoints import load
 from prefixcap.data import require_match
 from prefixcap.errors import InputError
-from prefixcap.files import read_table, write_table, write_whole
+from prefixcap.figures import command_parser, run_command, save_figure
+from prefixcap.files import read_table, write_table
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -62,25 +62,17 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixcap.training.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prefixcap.training.ablation", __doc__)
     parser.add_argument("folder", type=Path, help="of the runs, e.g. runs/prefix_length")
     parser.add_argument("--images", type=int, default=5000, help="most images of a split (default: 5000)")
     parser.add_argument("--decode", default="beam", help="name of a decoder (default: beam)")
-    given = parser.parse_args(arguments)
-    try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
-        points = evaluate_runs(given.folder, given.images, given.decode)
-        with write_whole(given.folder / FIGURE) as temporary:
-            draw(points).savefig(temporary, format="png", dpi=150)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"results: {given.folder / TABLE}, {given.folder / FIGURE}")
+    run_command(parser, _write, arguments)
+
+
+def _write(given: argparse.Namespace) -> str:
+    points = evaluate_runs(given.folder, given.images, given.decode)
+    save_figure(draw(points), given.folder / FIGURE)
+    return f"results: {given.folder / TABLE}, {given.folder / FIGURE}"
 
 
 def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:

@@ -8,16 +8,15 @@ folder, and are drawn in `lambda.png`. Drawing needs matplotlib: pip install "pr
 """
 
 import argparse
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError
-from prefixcap.files import read_json, read_text, write_table, write_whole
+from prefixcap.figures import command_parser, run_command, save_figure
+from prefixcap.files import read_json, read_text, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,24 +41,16 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixcap.zeroshot.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prefixcap.zeroshot.figures", __doc__)
     parser.add_argument("folder", type=Path, help="of the evaluations, e.g. runs/eval/zerocap")
-    given = parser.parse_args(arguments)
-    try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
-        points = read_points(given.folder)
-        write_table(given.folder / "lambda.csv", points)
-        with write_whole(given.folder / "lambda.png") as temporary:
-            draw(points).savefig(temporary, format="png", dpi=150)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"results: {given.folder / 'lambda.csv'}, {given.folder / 'lambda.png'}")
+    run_command(parser, _write, arguments)
+
+
+def _write(given: argparse.Namespace) -> str:
+    points = read_points(given.folder)
+    write_table(given.folder / "lambda.csv", points)
+    save_figure(draw(points), given.folder / "lambda.png")
+    return f"results: {given.folder / 'lambda.csv'}, {given.folder / 'lambda.png'}"
 
 
 def read_points(folder: Path) -> list[Point]:
