@@ -1,6 +1,5 @@
 """Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any, cast
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
@@ -19,20 +16,18 @@ from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
-from prefixcap.machine import out_of_memory
 from prefixcap.mappers import MAPPERS
+from prefixcap.scripts.fitting import fit, half_batch, make_trainer, say
 from prefixcap.scripts.launch import command, run
-from prefixcap.scripts.runs import keep_config, keep_metrics, settled
+from prefixcap.scripts.runs import keep_config, settled
 from prefixcap.store import FeatureStore
 from prefixcap.textonly.noise import Noise, read_offset
 from prefixcap.training import CaptionTraining, trainable_parameters
-from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints, best_and_last
+from prefixcap.training.checkpoints import best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from prefixcap.training.finite_loss import FiniteLoss
 from prefixcap.training.rewards import CiderReward, ClipReward, Reward
 from prefixcap.training.self_critical import SelfCriticalTraining
-
-say = rank_zero_only(print)  # of several processes the first speaks
 
 
 def main(config: DictConfig) -> float | None:
@@ -64,41 +59,17 @@ def main(config: DictConfig) -> float | None:
         noise=noise(config.model, captioner),
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
-    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
-    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
-    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
-    trainer: L.Trainer = instantiate(
-        config.trainer,
-        callbacks=[
-            best,
-            last_checkpoint,
-            RandomState(),
-            FiniteLoss(config.nonfinite_loss),
-            LearningRateMonitor("step"),
-            *instantiate(config.callbacks).values(),
-        ],
-        plugins=[WholeCheckpoints()],
-        logger=[keep_metrics(logger, config.ckpt) for logger in instantiate(config.logger).values()],
-        default_root_dir=str(run_dir),
-    )
+    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *instantiate(config.callbacks).values()]
+    trainer = make_trainer(config, callbacks, config.ckpt)
     if config.find:
         say(found(config.find, trainer, training, data, run_dir))
         return None
     keep_config(config)
     trained, frozen = trainable_parameters(captioner)
     say(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
-    try:
-        trainer.fit(training, data, ckpt_path=config.ckpt, weights_only=True)
-    except Stopped as stopped:
-        told = f"{stopped.signal.name} stopped training after step {stopped.step}"
-        say(f"{told}: go on with {command('train')} ckpt={stopped.checkpoint}", file=sys.stderr)
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(less_memory(config, error)) from error
-
+    go_on = f"go on with {command('train')} ckpt={last_checkpoint.path}"
+    fit(trainer, training, data, config.ckpt, go_on, less_memory(config))
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopped_epoch:
         say(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
@@ -158,8 +129,8 @@ def found(what: str, trainer: L.Trainer, training: CaptionTraining, data: Captio
     raise InputError(f"find is learning_rate or batch_size, not {what!r}")
 
 
-def less_memory(config: DictConfig, error: BaseException) -> str:
-    """What to change after memory ran out: what costs nothing, or least, first."""
+def less_memory(config: DictConfig) -> list[str]:
+    """Options that save memory: what costs nothing, or least, first."""
     knobs = []
     if config.trainer.precision == "32-true":
         knobs.append("trainer.precision=bf16-mixed")
@@ -167,13 +138,10 @@ def less_memory(config: DictConfig, error: BaseException) -> str:
         knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")
     elif not config.data.group_captions:
         knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
-    if config.batch_size > 1:
-        half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)
-        knobs.append(f"batch_size={half} (it is {config.batch_size}) with trainer.accumulate_grad_batches={steps}")
+    knobs += half_batch(config)
     if not config.lm.gradient_checkpointing:
         knobs.append("lm.gradient_checkpointing=true")
-    reason = str(error).partition("\n")[0][:200]
-    return f"out of memory ({reason}): try {', or '.join(knobs) or 'a smaller lm.name'}"
+    return knobs
 
 
 def objective(config: DictConfig, captioner: Captioner, data: CaptionData, **options: Any) -> CaptionTraining:

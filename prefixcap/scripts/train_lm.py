@@ -1,14 +1,12 @@
 """Fine-tune a language model on captions alone: `prefixcap train-lm [data=…] [lm=…]`; see conf/train_lm.yaml."""
 
 import math
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
@@ -16,10 +14,9 @@ from data_prep.records import Dataset
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
-from prefixcap.machine import out_of_memory
+from prefixcap.scripts.fitting import fit, half_batch, make_trainer, say
 from prefixcap.scripts.launch import run
-from prefixcap.scripts.runs import keep_metrics
-from prefixcap.training.checkpoints import LastCheckpoint, RandomState, Stopped, WholeCheckpoints
+from prefixcap.training.checkpoints import LastCheckpoint
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
 
 
@@ -35,40 +32,18 @@ def main(config: DictConfig) -> None:
         language_model, *captions(config), config.batch_size, config.max_caption_tokens, config.seed
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are made in no time
-    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
-    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
-    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
     best = BestFolder(run_dir / "language_model")
     last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
-    trainer: L.Trainer = instantiate(
-        config.trainer,
-        callbacks=[best, last, RandomState(), LearningRateMonitor("step")],
-        plugins=[WholeCheckpoints()],
-        logger=[keep_metrics(logger, checkpoint) for logger in instantiate(config.logger).values()],
-        default_root_dir=str(run_dir),
-    )
-    print(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
-    try:
-        trainer.fit(training, data, ckpt_path=checkpoint, weights_only=True)
-    except Stopped as stopped:
-        told = f"{stopped.signal.name} stopped training after step {stopped.step}"
-        print(f"{told}: the same command goes on from there", file=sys.stderr)
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        half, steps = max(1, config.batch_size // 2), 2 * config.trainer.accumulate_grad_batches
-        raise InputError(
-            f"out of memory: try batch_size={half} (it is {config.batch_size}) with "
-            f"trainer.accumulate_grad_batches={steps}"
-        ) from error
+    trainer = make_trainer(config, [best, last], checkpoint)
+    say(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
+    fit(trainer, training, data, checkpoint, "the same command goes on from there", half_batch(config))
     if not math.isfinite(best.loss):
         raise InputError(
             f"training ended before the first validation: set trainer.val_check_interval to at most "
             f"{config.trainer.max_steps}"
         )
-    print(f"best val_loss: {best.loss:.3f} nats a token, a perplexity of {math.exp(best.loss):.2f}")
-    print(f"language model: {best.folder}")
+    say(f"best val_loss: {best.loss:.3f} nats a token, a perplexity of {math.exp(best.loss):.2f}")
+    say(f"language model: {best.folder}")
 
 
 def unfinished(config: DictConfig, run_dir: Path) -> str | None:
