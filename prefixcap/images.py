@@ -1,5 +1,7 @@
-"""Opening image files."""
+"""Opening image files, and small pictures of them."""
 
+import base64
+import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,23 @@ def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
         raise InputError(f"{path}: missing file") from error
     except (OSError, InputError) as error:
         raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
+
+
+def thumbnail(path: Path, side: int) -> Image.Image | None:
+    """The image at `path`, RGB, made small enough for a square of `side` pixels; None if it cannot be read."""
+    try:
+        image = open_image(path, scaled_size=side).convert("RGB")
+    except InputError:
+        return None
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
+def data_url(image: Image.Image) -> str:
+    """A small image as a JPEG within a URL, for pages that open from disk."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=65)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def decode_image(file: BinaryIO, scaled_size: int | None = None) -> Image.Image:

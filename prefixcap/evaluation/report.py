@@ -1,8 +1,6 @@
 """How an evaluation looks: a table on the console, and one HTML page that opens from disk."""
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from prefixcap.errors import InputError
-from prefixcap.images import open_image
+from prefixcap.images import data_url, thumbnail
 
 Rows = Mapping[str, Mapping[str, float]]
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -144,7 +140,7 @@ def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
         image = images[index]
         scores = [_finite(image.scores.get(name)) for name in names]
         texts[index] = (str(image.image_id), image.caption, list(image.references), scores)
-    pictures = {index: _thumbnail(images[index].file) for index in sorted(shown)}
+    pictures = {index: _picture(images[index].file) for index in sorted(shown)}
     return {
         "metrics": metrics,
         "images": texts,
@@ -179,15 +175,7 @@ def _finite(value: float | None) -> float | None:
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
 
-def _thumbnail(file: Path | None, side: int = 300) -> str | None:
-    """The image as a data URL; None if there is none or it cannot be read."""
-    if file is None:
-        return None
-    try:
-        image = open_image(file, scaled_size=side).convert("RGB")
-    except InputError:
-        return None
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=65)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _picture(file: Path | None) -> str | None:
+    """The image, small, as a data URL; None if there is none or it cannot be read."""
+    image = None if file is None else thumbnail(file, 300)
+    return None if image is None else data_url(image)

@@ -3,31 +3,66 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from prefixcap.checkpoints import read_checkpoint
 from prefixcap.errors import InputError
+from prefixcap.figures import require_matplotlib
 from prefixcap.machine import out_of_memory
 from prefixcap.scripts.runs import keep_metrics
 from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints
+from prefixcap.training.curves import Curves
+from prefixcap.training.tracking import Trackers, finish, going_on
 
 say = rank_zero_only(print)  # of several processes the first speaks
 
 
-def make_trainer(config: DictConfig, callbacks: Sequence[Callback], checkpoint: str | None) -> L.Trainer:
-    """The trainer of a run, which goes on from `checkpoint`, if there is one."""
+def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
+    """The loggers of a run, or of one that goes on from `checkpoint`. Raises InputError if a package is missing."""
+    before = read_checkpoint(Path(checkpoint)) if checkpoint else None
+    loggers = []
+    for name, options in config.logger.items():
+        kind = options["_target_"].rpartition(".")[2]
+        try:
+            logger = instantiate(options, **({} if before is None else going_on(kind, before)))
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise InputError(
+                f'logger={name} needs a package that is not installed: pip install "prefixcap[{name}]"'
+            ) from error
+        if before is not None and isinstance(logger, CSVLogger):
+            keep_metrics(logger, before["global_step"])
+        loggers.append(logger)
+    return loggers
+
+
+def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> L.Trainer:
+    """The trainer of a run, with what every run has besides its own callbacks."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    more = [RandomState(), LearningRateMonitor("step"), Trackers(plain)]
+    try:
+        require_matplotlib()
+        more.append(Curves(Path(config.run_dir)))
+    except InputError as error:
+        say(f"no curves.png: {error}")
     warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
     warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
     warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=[*callbacks, RandomState(), LearningRateMonitor("step")],
+        callbacks=[*callbacks, *more],
         plugins=[WholeCheckpoints()],
-        logger=[keep_metrics(logger, checkpoint) for logger in instantiate(config.logger).values()],
+        logger=loggers,
         default_root_dir=config.run_dir,
     )
     return trainer
@@ -64,6 +99,8 @@ def fit(
         reason = str(error).partition("\n")[0][:200]
         tried = ", or ".join(less_memory) or "a smaller lm.name"
         raise InputError(f"out of memory ({reason}): try {tried}") from error
+    finally:
+        finish(trainer.loggers)
 
 
 def half_batch(config: DictConfig) -> list[str]:

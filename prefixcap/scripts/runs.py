@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -83,8 +83,11 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
     if config.model.objective != before.model.objective:
         new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}")
-        loggers = {name: {"save_dir": new} for name, logger in before.logger.items() if "save_dir" in logger}
-        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint), "logger": loggers})
+        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint)})
+    for logger in config.logger.values():
+        for option, value in logger.items():
+            if value == before.run_dir:
+                logger[option] = config.run_dir
     return cast(DictConfig, config)
 
 
@@ -96,16 +99,9 @@ def keep_config(config: DictConfig) -> None:
         write_text_whole(file, OmegaConf.to_yaml(config, resolve=True))
 
 
-def keep_metrics(logger: Logger, checkpoint: str | None) -> Logger:
-    """Let a resumed run's CSV logger go on in its file, from the step of the checkpoint; by itself it would start an
-    empty one."""
-    if isinstance(logger, CSVLogger) and checkpoint:
-        _keep_rows(logger, read_checkpoint(Path(checkpoint))["global_step"])
-    return logger
-
-
 @rank_zero_only
-def _keep_rows(logger: CSVLogger, steps: int) -> None:
+def keep_metrics(logger: CSVLogger, steps: int) -> None:
+    """Let a resumed run's CSV logger go on in its file, after so many steps; by itself it would start an empty one."""
     file = Path(logger.log_dir) / "metrics.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     if rows:

@@ -17,7 +17,7 @@ from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
-from prefixcap.scripts.fitting import fit, half_batch, make_trainer, say
+from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import command, run
 from prefixcap.scripts.runs import keep_config, settled
 from prefixcap.store import FeatureStore
@@ -35,6 +35,7 @@ def main(config: DictConfig) -> float | None:
     config = settled(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
+    loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
 
     store = open_store(config.data, config.encoder.name, reads(config.model))
     require_encoder_name(store, config.encoder.name)
@@ -61,7 +62,7 @@ def main(config: DictConfig) -> float | None:
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
     callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *instantiate(config.callbacks).values()]
-    trainer = make_trainer(config, callbacks, config.ckpt)
+    trainer = make_trainer(config, loggers, callbacks)
     if config.find:
         say(found(config.find, trainer, training, data, run_dir))
         return None

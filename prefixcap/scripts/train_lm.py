@@ -14,7 +14,7 @@ from data_prep.records import Dataset
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
-from prefixcap.scripts.fitting import fit, half_batch, make_trainer, say
+from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import run
 from prefixcap.training.checkpoints import LastCheckpoint
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
@@ -24,6 +24,7 @@ def main(config: DictConfig) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
     checkpoint = unfinished(config, run_dir)
+    loggers = open_loggers(config, checkpoint)
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     del lm["lora"]
     language_model = load_language_model(tuning="full", **lm)
@@ -34,7 +35,7 @@ def main(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are made in no time
     best = BestFolder(run_dir / "language_model")
     last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
-    trainer = make_trainer(config, [best, last], checkpoint)
+    trainer = make_trainer(config, loggers, [best, last])
     say(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
     fit(trainer, training, data, checkpoint, "the same command goes on from there", half_batch(config))
     if not math.isfinite(best.loss):

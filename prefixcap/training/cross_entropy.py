@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,24 @@ from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
+from prefixcap.images import thumbnail
 from prefixcap.metrics import cider
 from prefixcap.store import StoreSplit
 from prefixcap.textonly.noise import Noise
 from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
 from prefixcap.training.metrics_log import MetricsLog
+from prefixcap.training.samples import Sample, samples_page
+from prefixcap.training.tracking import log_samples
+
+SAMPLES = 10  # images whose captions are written after each validation
 
 
 class CaptionTraining(L.LightningModule):
     """Trains a captioner's mapper, and its language model if that is tuned.
 
     Logs `train_loss`, `val_loss` (nats a caption token) and `val_cider` (CIDEr of greedy captions of the validation
-    images), and writes the captions of the first validation images to `samples/` after every validation.
+    images). After every validation the captions of the first of them are written to `samples/`, as JSON and as a page
+    with the images, and logged with these.
 
     Args:
         captioner: the model.
@@ -136,13 +143,24 @@ class CaptionTraining(L.LightningModule):
         score = cider({image_id: found[image_id] for image_id in captioned}, captioned)
         self.log("val_cider", score, prog_bar=True, sync_dist=True)
         if self.samples is not None and self.trainer.is_global_zero:
-            sample = [
-                {"image_id": image_id, "caption": found[image_id], "references": captions}
-                for image_id, captions in list(captioned.items())[:10]
-            ]
-            text = json.dumps(sample, indent=1, ensure_ascii=False)
-            write_text_whole(self.samples / f"step-{self.global_step:07d}.json", text + "\n")
+            self._write_samples(self.samples, found, dict(islice(captioned.items(), SAMPLES)))
         self.val_captions = {}
+
+    def _write_samples(
+        self, folder: Path, captions: dict[int | str, str], references: dict[int | str, list[str]]
+    ) -> None:
+        """Write the captions of the images of `references` to the folder, and tell them to the loggers."""
+        files = dict(zip(self.val_split.ids, self.val_split.files, strict=True))
+        samples = [
+            Sample(image_id, captions[image_id], of_image, thumbnail(files[image_id], 224))
+            for image_id, of_image in references.items()
+        ]
+        kept = [{"image_id": of.image_id, "caption": of.caption, "references": of.references} for of in samples]
+        page = samples_page(f"Captions after step {self.global_step:,}", samples)
+        file = folder / f"step-{self.global_step:07d}"
+        write_text_whole(file.with_suffix(".json"), json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        write_text_whole(file.with_suffix(".html"), page)
+        log_samples(self.trainer.loggers, samples, page, self.global_step - 1)  # the step of this validation's metrics
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FullySharded):

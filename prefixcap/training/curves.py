@@ -1,0 +1,92 @@
+"""The curves of a run as a picture: `curves.png`, drawn from `metrics.csv`."""
+
+import csv
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from prefixcap.errors import InputError
+from prefixcap.figures import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = list[tuple[int, float]]  # steps, and values there
+
+# What each panel shows, by its names in metrics.csv; "lr" is the learning rate of whatever optimizer.
+PANELS = {
+    "loss, nats a token": ("train_loss", "val_loss"),
+    "contrastive loss": ("contrastive_loss",),
+    "reward of samples": ("train_reward",),
+    "CIDEr of validation captions": ("val_cider",),
+    "learning rate": ("lr",),
+}
+SMOOTHED = 100  # of more points, the moving average over a fiftieth of them is drawn, too
+
+
+class Curves(Callback):
+    """Draws `curves.png` in a run's folder after each validation and when training ends, also when it is stopped.
+
+    It needs matplotlib, and the `metrics.csv` of Lightning's CSVLogger in that folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(InputError):  # what ended training is what is to be told
+            self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
+        table = self.run_dir / "metrics.csv"
+        if trainer.is_global_zero and table.exists() and (series := read_series(table)):
+            save_figure(draw(series), self.run_dir / "curves.png")
+
+
+def read_series(table: Path) -> dict[str, Series]:
+    """What a `metrics.csv` holds of what `PANELS` shows, by name."""
+    shown = {name for names in PANELS.values() for name in names}
+    series: dict[str, Series] = {}
+    with table.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for column, value in row.items():
+                name = column.partition("-")[0]  # lr-AdamW
+                if value and name in shown:
+                    series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def draw(series: Mapping[str, Series]) -> "Figure":
+    """A figure with a panel for each of `PANELS` that there is something for, over the steps of training."""
+    from matplotlib.figure import Figure
+
+    shown = {label: [name for name in names if name in series] for label, names in PANELS.items()}
+    shown = {label: names for label, names in shown.items() if names}
+    figure = Figure(figsize=(4.4 * len(shown), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (label, names) in zip(panels, shown.items(), strict=True):
+        for name in names:
+            steps, values = np.array(series[name]).T
+            told, colour, marker = ("validation", "tab:orange", "o") if "val_" in name else ("training", "tab:blue", "")
+            if len(steps) > SMOOTHED:
+                panel.plot(steps, values, colour, alpha=0.25, linewidth=1)
+                window = np.full(len(steps) // 50, 1 / (len(steps) // 50))
+                steps, values = np.convolve(steps, window, "valid"), np.convolve(values, window, "valid")
+            panel.plot(steps, values, colour, marker=marker, markersize=4, label=told)
+        panel.set_title(label, fontsize="medium")
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        if len(names) > 1:
+            panel.legend(frameon=False)
+    return figure
