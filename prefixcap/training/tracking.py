@@ -55,9 +55,8 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        self.experiment.config.update(
-            params if isinstance(params, dict) else vars(params)
-        )  # it is written with the first metrics
+        # They are written with the first metrics.
+        self.experiment.config.update(params if isinstance(params, dict) else vars(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
