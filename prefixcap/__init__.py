@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prefixcap.zeroshot.magic import Magic
     from prefixcap.zeroshot.zerocap import ZeroCap
 
+__version__ = "0.1.0"
+
 __all__ = ["Captioner", "InputError", "Magic", "ZeroCap", "arithmetic", "load"]
 
 _HOMES = {
