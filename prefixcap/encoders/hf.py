@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from prefixcap.encoders.common import first_line, normalized, to_rgb, weights_digest
-from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
 
@@ -56,10 +56,13 @@ class TransformersEncoder:
             preprocessing=_describe(self._processor),
             dim=vision_width if self._siglip else model.config.projection_dim,
         )
+        self.geometry = _geometry(self._processor)
         self.device, self.dtype = device, dtype
         self._model = model.eval().to(device, dtype)
         # SigLIP's towers end in the joint space already.
-        self._image_projection = nn.Identity() if self._siglip else model.visual_projection
+        self.image_tower: nn.Module = _ImageTower(
+            model.vision_model, nn.Identity() if self._siglip else model.visual_projection
+        )
         self._text_projection = nn.Identity() if self._siglip else model.text_projection
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -72,8 +75,7 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        vision = self._model.vision_model(pixel_values=self.normalize(pixels).to(self.dtype))
-        embeddings: Tensor = self._image_projection(vision.pooler_output)
+        embeddings: Tensor = self.image_tower(self.normalize(pixels).to(self.dtype))
         return embeddings
 
     @torch.inference_mode()
@@ -119,6 +121,16 @@ class TransformersEncoder:
             end=tokenizer.eos_token_id,
             tokenize=lambda written: tokenizer(written, add_special_tokens=False)["input_ids"],
         )
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, vision_model: nn.Module, projection: nn.Module) -> None:
+        super().__init__()
+        self.vision_model, self.projection = vision_model, projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embeddings: Tensor = self.projection(self.vision_model(pixel_values=pixels).pooler_output)
+        return embeddings
 
 
 def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
@@ -199,6 +211,17 @@ def _describe(processor: Any) -> str:
     if settings.get("do_normalize"):
         steps.append(f"mean {list(settings['image_mean'])}, deviation {list(settings['image_std'])}")
     return ", ".join(steps)
+
+
+def _geometry(processor: Any) -> ImageGeometry:
+    settings = processor.to_dict()
+    size, crop = dict(settings["size"]), dict(settings.get("crop_size") or {})
+    return ImageGeometry(
+        resize=size.get("shortest_edge") or (size["height"], size["width"]),
+        resample=Image.Resampling(settings["resample"]).name.lower(),
+        crop=(crop["height"], crop["width"]) if settings.get("do_center_crop") else None,
+        crop_rounds_down=True,
+    )
 
 
 def _size(size: Any) -> str:

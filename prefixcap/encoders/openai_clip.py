@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefixcap.encoders.common import first_line, normalized, to_rgb, to_tensor, weights_digest
-from prefixcap.encoders.protocol import EncoderIdentity, PatchFeatures
+from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
 
@@ -44,10 +44,12 @@ class OpenAIClipEncoder:
             preprocessing=f"shorter side to {size} (bicubic), centre crop {size}, CLIP's mean and deviation",
             dim=model.text_projection.shape[1],
         )
+        self.geometry = ImageGeometry(size, "bicubic", (size, size), crop_rounds_down=False)
         self.device, self.dtype = device, dtype
         self._tokenizer = clip.clip._tokenizer
         _cast(model, dtype)
         self._model = model.to(device)
+        self.image_tower: nn.Module = model.visual
 
     def preprocess(self, image: Image.Image) -> Tensor:
         image = to_rgb(image)
@@ -60,7 +62,7 @@ class OpenAIClipEncoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        embeddings: Tensor = self._model.encode_image(self.normalize(pixels))
+        embeddings: Tensor = self.image_tower(self.normalize(pixels).to(self.dtype))
         return embeddings
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefixcap.encoders.text_tower import TextTower
 
@@ -58,6 +58,23 @@ class PatchFeatures:
     patch_attention: Tensor | None
 
 
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How `Encoder.preprocess` resizes and crops an RGB image, for programs that do without it.
+
+    Attributes:
+        resize: the shorter side, in pixels, or height and width.
+        resample: name of PIL's filter, e.g. "bicubic".
+        crop: height and width of the centre that is taken then; None: nothing is cropped.
+        crop_rounds_down: half a pixel to the left of the crop, or above it, counts as none; if False, as Python rounds.
+    """
+
+    resize: int | tuple[int, int]
+    resample: str
+    crop: tuple[int, int] | None
+    crop_rounds_down: bool
+
+
 class Encoder(Protocol):
     """A CLIP: images and texts into one joint space.
 
@@ -68,11 +85,15 @@ class Encoder(Protocol):
         identity: which encoder this is.
         device: where the model lives; inputs may lie anywhere.
         dtype: that the model computes in.
+        geometry: of the images that it reads.
+        image_tower: (batch, 3, height, width) normalised pixels in `dtype` -> (batch, dim) embeddings.
     """
 
     identity: EncoderIdentity
     device: torch.device
     dtype: torch.dtype
+    geometry: ImageGeometry
+    image_tower: nn.Module
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image of any mode and size -> (3, height, width) uint8, resized and cropped as the encoder wants it."""
