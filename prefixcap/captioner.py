@@ -1,7 +1,6 @@
 """The captioner: a mapper and a language model, from CLIP embeddings to captions (Mokady et al. 2021, section 3)."""
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +18,7 @@ from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, EncoderIdentity, embed_images, load_encoder
 from prefixcap.errors import InputError, RowsError
-from prefixcap.files import write_folder_whole, write_text_whole, write_whole
-from prefixcap.language import LanguageModel, load_language_model, rebuild_language_model
+from prefixcap.language import LanguageModel, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
 from prefixcap.published import require_shapes
@@ -45,6 +43,7 @@ class Captioner(nn.Module):
         features: what it reads of an image, by its name in a feature store: "images/embedding", "images/patches" or
             "images/regions".
         prefix_length: vectors that the mapper makes of an image.
+        source: the checkpoint or folder that it was loaded from, if it was; its model card is filled from there.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class Captioner(nn.Module):
         self.encoder_identity = encoder
         self.normalize_embeddings = normalize_embeddings
         self.trained_on = trained_on or {}
+        self.source: Path | None = None
         self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
 
     @property
@@ -228,6 +228,26 @@ class Captioner(nn.Module):
         finally:
             self.train(training)
 
+    def forward(
+        self, images: str | Path | Image.Image | Images, **options: Any
+    ) -> list[dict[str, str]] | list[list[dict[str, str]]]:
+        """`captioner("a.jpg")` -> `[{"generated_text": …}]`, as image-to-text pipelines of transformers had it.
+
+        Args:
+            images: one, or several as in `candidates`; several give a list for each.
+            options: as such a pipeline takes them, see `prefixcap.sharing.pipeline`, and those of `candidates`.
+
+        Raises:
+            InputError: as `candidates`, or an option has no counterpart here.
+        """
+        from prefixcap.sharing.pipeline import own_options
+
+        one = isinstance(images, str | Path | Image.Image)
+        several: Images = [images] if isinstance(images, str | Path | Image.Image) else images
+        found = self.candidates(several, **own_options(options))
+        texts = [[{"generated_text": caption} for caption in captions] for captions in found]
+        return texts[0] if one else texts
+
     def _prompted(self, prefix: Tensor, beginning: list[int]) -> Tensor:
         """(batch, length, dim) prefix and the words that follow it, in the language model's precision."""
         words = self.language_model.embed(torch.tensor(beginning, dtype=torch.long, device=prefix.device))
@@ -330,50 +350,22 @@ class Captioner(nn.Module):
         require_shapes(found, expected, source)
         self.load_state_dict(weights, strict=False)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the captioner as safetensors and JSON: `config.json`, `mapper.safetensors`, and a tuned language model
-        in `language_model/`, where transformers itself can load it, with adapters merged. A frozen one is only named.
+    def save_pretrained(self, folder: str | Path, license: str = "unknown") -> None:
+        """Write the captioner as safetensors and JSON, with a model card, see `prefixcap.sharing.pretrained.save`."""
+        from prefixcap.sharing.pretrained import save
 
-        Raises:
-            InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
-        """
-        from safetensors.torch import save_file
+        save(self, Path(folder), license)
 
-        folder = Path(folder)
-        description = self.describe()
-        if self.language_model.tuning != "frozen":
-            with write_folder_whole(folder / "language_model") as temporary:
-                description["language_model"] = self.language_model.save_pretrained(temporary)
-        with write_whole(folder / "mapper.safetensors") as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self.mapper.state_dict().items()}, temporary)
-        write_text_whole(folder / "config.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    def push_to_hub(self, name: str, license: str = "unknown", private: bool = False) -> str:
+        """Put what `save_pretrained` writes on the model hub, see `prefixcap.sharing.pretrained.push`."""
+        from prefixcap.sharing.pretrained import push
+
+        return push(self, name, license, private)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Captioner":
-        """The captioner that `save_pretrained` wrote to `folder`.
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Captioner":
+        """The captioner in a folder that `save_pretrained` wrote, or on the model hub, in eval mode; see
+        `prefixcap.sharing.pretrained.load`."""
+        from prefixcap.sharing.pretrained import load
 
-        Raises:
-            InputError: the folder holds no captioner, or a file of it is missing or damaged.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        try:
-            description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            weights = load_file(folder / "mapper.safetensors")
-            lm = description["language_model"]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"{folder} holds no captioner ({error}): give a folder that save_pretrained wrote"
-            ) from error
-        language_model = None
-        if lm["tuning"] != "frozen":
-            dtype = lm.get("dtype", "float32")  # an older folder does not say
-            language_model = load_language_model(str(folder / "language_model"), lm["tuning"], dtype)
-            language_model.name = lm["name"]
-        captioner = cls.build(description, language_model)
-        mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
-        tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
-        captioner.load_own_weights(mapper_weights | tuned_weights, folder / "mapper.safetensors")
-        return captioner
+        return load(name, revision)

@@ -8,6 +8,7 @@ import torch
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.published import is_published, read_published
+from prefixcap.sharing.pretrained import downloaded, is_hub_name
 
 
 def load(
@@ -20,7 +21,8 @@ def load(
 
     Args:
         path: a checkpoint (`….ckpt`) that training wrote, a folder that `save_pretrained` wrote, or weights (`….pt`)
-            that the authors of ClipCap published. Pickled code in a file is never run.
+            that the authors of ClipCap published; or a captioner's name on the model hub, e.g. "someone/captioner".
+            Pickled code in a file is never run.
         device: where to put it.
         tokenizer: only for published weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
         normalize_embeddings: only for published weights: whether to scale embeddings to length one; None: as their
@@ -34,7 +36,7 @@ def load(
         >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
         >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
     """
-    path = _file_with_weights(Path(path))
+    path = downloaded(str(path)) if is_hub_name(path) else _file_with_weights(Path(path))
     content: Any = None if path.is_dir() else _read(path)
     if is_published(content):
         parts = read_published(content, path, tokenizer or "gpt2", normalize_embeddings)
@@ -49,6 +51,7 @@ def load(
         checkpoint = _require_checkpoint(content, path)
         captioner = Captioner.build(checkpoint["prefixcap"])
         captioner.load_own_weights(_weights(checkpoint), path)
+        captioner.source = path
     return captioner.to(device).eval()
 
 

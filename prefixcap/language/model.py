@@ -223,11 +223,14 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: it has adapters on quantized layers.
         """
+        from transformers.utils import logging
+
         if self.lora is not None and self.quantization is not None:
             raise InputError(
                 f"adapters cannot be merged into the {self.quantization} weights of language model '{self.name}', only "
                 "into unquantized ones: keep the checkpoint, or train with lm.quantization=null"
             )
+        logging.disable_progress_bar()  # as in load_language_model
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
@@ -273,6 +276,7 @@ def load_language_model(
         InputError: there is no such model, it is no causal LM, an option does not exist or not for this tuning, or a
             package that it takes is not installed.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -293,7 +297,7 @@ def load_language_model(
             model = AutoModelForCausalLM.from_pretrained(_source(name), **options)
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_source(name), **scratch), **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load("language model", name, error) from error
     keep_differentiable(model)
     if gradient_checkpointing:

@@ -50,4 +50,4 @@ class MLPMapper(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, embedding_dim) -> (batch, prefix_length, lm_dim)."""
         prefix: Tensor = self.model(embedding)
-        return prefix.view(len(embedding), self.prefix_length, -1)
+        return prefix.view(embedding.shape[0], self.prefix_length, -1)  # len() is a constant to torch.export

@@ -50,7 +50,8 @@ class TransformerMapper(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, embedding_dim) -> (batch, prefix_length, lm_dim)."""
         image = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # (batch, clip_length, lm_dim)
-        constant = self.prefix_const.expand(len(image), -1, -1)  # (batch, prefix_length, lm_dim)
+        # len() is a constant to torch.export
+        constant = self.prefix_const.expand(image.shape[0], -1, -1)  # (batch, prefix_length, lm_dim)
         hidden = torch.cat((image, constant), dim=1)
         for layer in self.layers:
             hidden = layer(hidden)

@@ -1,0 +1,73 @@
+"""Caption images with exported models: python caption.py a.jpg b.png
+
+Needs numpy, pillow, tokenizers, and onnxruntime for models in .onnx or torch for models in .pt2. The likeliest token
+follows, one after another, until the end token.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+FOLDER = Path(__file__).parent
+
+
+def open_model(name: str) -> Callable[..., Any]:
+    """A function from arrays, in the order of the model's inputs, to a list of its outputs."""
+    if (FOLDER / f"{name}.onnx").exists():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(FOLDER / f"{name}.onnx")
+        inputs = [of.name for of in session.get_inputs()]
+        return lambda *arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))
+    import torch
+
+    # Guards say which lengths were traced; the models are right for others, too.
+    program = torch.export.load(FOLDER / f"{name}.pt2").module(check_guards=False)
+
+    def run(*arrays: Any) -> list[Any]:
+        outputs = program(*map(torch.tensor, arrays))
+        return [output.detach().numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
+
+    return run
+
+
+def read_pixels(path: str, resize: Any, resample: str, crop: list[int] | None, crop_rounds_down: bool) -> Any:
+    """(1, 3, height, width) uint8; the arguments are "image" in export.json."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    if isinstance(resize, int):  # the shorter side
+        resize = [int(resize * side / min(image.size)) for side in (image.height, image.width)]
+    image = image.resize((resize[1], resize[0]), Image.Resampling[resample.upper()])
+    if crop:
+        gaps = [(resize[0] - crop[0]) / 2, (resize[1] - crop[1]) / 2]
+        top, left = [int(gap) if crop_rounds_down else round(gap) for gap in gaps]
+        image = image.crop((left, top, left + crop[1], top + crop[0]))
+    return np.asarray(image).transpose(2, 0, 1)[None]
+
+
+def main(images: list[str], prompt: str = "", max_tokens: int = 67) -> None:
+    about = json.loads((FOLDER / "export.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    encoder, mapper, language_model = map(open_model, ("image_encoder", "mapper", "language_model"))
+    for image in images:
+        (embedding,) = encoder(read_pixels(image, **about["image"]))
+        (prefix,) = mapper(embedding)
+        new = tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
+        written, past = list(new), np.zeros(about["empty_past"], np.float32)
+        for _ in range(max_tokens):
+            logits, past = language_model(prefix, np.array([new], np.int64).reshape(1, -1), past)
+            token = int(logits[0].argmax())
+            if token == about["end_token"]:
+                break
+            written.append(token)
+            prefix, new = prefix[:, :0], [token]  # what was read before is in the past
+        print(image, " ".join(tokenizer.decode(written).split()), sep="\t")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

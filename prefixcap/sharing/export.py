@@ -1,0 +1,311 @@
+"""Captioners as ONNX models or programs of torch.export, which caption without this package.
+
+Three models: pixels -> embedding, embedding -> prefix, and a step of the language model with a key/value cache.
+"""
+
+import importlib.util
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from tqdm import tqdm
+from transformers import DynamicCache
+
+import prefixcap
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import Encoder
+from prefixcap.errors import InputError
+from prefixcap.files import write_folder_whole
+from prefixcap.language.lora import merged
+from prefixcap.sharing import caption_example
+
+ABOUT = "export.json"
+
+
+@dataclass
+class Part:
+    """One of the models.
+
+    Attributes:
+        name: of its file.
+        module: tensors in, tensors out.
+        inputs: by name, an example, and the names of the axes that may have any size.
+        outputs: by name, what they are.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, tuple[Tensor, dict[int, str]]]
+    outputs: dict[str, str]
+
+
+def export_onnx(captioner: Captioner, folder: Path, progress: bool = False) -> None:
+    """Write a captioner as `image_encoder.onnx`, `mapper.onnx` and `language_model.onnx`, in float32, with its
+    `tokenizer.json`, `export.json`, a README, and `caption.py`, which captions with them. Adapters are merged.
+
+    Args:
+        captioner: on the CPU.
+        folder: takes the place of an earlier export.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: onnx or onnxscript is not installed; the captioner reads patches or regions, its language model is
+            quantized, it is not on the CPU, or torch.export cannot trace it; the folder holds something else, or cannot
+            be written to.
+    """
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise InputError("an export to ONNX needs onnx and onnxscript: pip install 'prefixcap[onnx]'")
+    _export(captioner, folder, _save_onnx, progress)
+
+
+def export_program(captioner: Captioner, folder: Path, progress: bool = False) -> None:
+    """As `export_onnx`, but as programs that `torch.export.load` opens, with names in `.pt2`."""
+    _export(captioner, folder, _save_program, progress)
+
+
+def _export(
+    captioner: Captioner, folder: Path, save: Callable[[Part, ExportedProgram, Path], None], progress: bool
+) -> None:
+    _require_exportable(captioner)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).exists()):
+        raise InputError(f"{folder} holds something else than an export: name a new folder")
+    encoder = captioner.encoder()
+    training = captioner.training
+    captioner.eval()
+    try:
+        with write_folder_whole(folder) as temporary:
+            temporary.mkdir(parents=True)
+            tokenizer = captioner.language_model.tokenizer.backend_tokenizer
+            tokenizer.save(str(temporary / "tokenizer.json"))
+            parts = [_image_encoder(encoder), _mapper(captioner), _language_model(captioner)]
+            for part in tqdm(parts, unit=" models", disable=not progress):
+                with torch.no_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # tracing warns of what it does not need
+                    save(part, _traced(part), temporary)
+            about = _about(captioner, encoder, parts)
+            (temporary / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (temporary / "README.md").write_text(_readme(about), encoding="utf-8")
+            shutil.copyfile(caption_example.__file__, temporary / "caption.py")
+    finally:
+        captioner.train(training)
+
+
+def _require_exportable(captioner: Captioner) -> None:
+    lm = captioner.language_model
+    if captioner.features != "images/embedding":
+        raise InputError(
+            f"this captioner reads {captioner.features}, and only those that read an image's one embedding can be "
+            "exported: share it with save_pretrained"
+        )
+    if lm.quantization is not None:
+        raise InputError(
+            f"language model '{lm.name}' is quantized ({lm.quantization}), which cannot be exported: share the "
+            "captioner with save_pretrained, or train it with lm.quantization=null"
+        )
+    if captioner.device.type != "cpu":
+        raise InputError(f"the captioner is on {captioner.device}: load it on the CPU to export it")
+    if not hasattr(lm.tokenizer, "backend_tokenizer"):
+        raise InputError(f"the tokenizer of language model '{lm.name}' is not one of the package tokenizers")
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.tower, self.normalize = encoder.image_tower, encoder.normalize
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embedding: Tensor = self.tower(self.normalize(pixels))
+        return embedding
+
+
+class _Mapper(nn.Module):
+    def __init__(self, mapper: nn.Module, normalize: bool) -> None:
+        super().__init__()
+        self.mapper, self.normalize = mapper, normalize
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        prefix: Tensor = self.mapper(F.normalize(embedding, dim=-1) if self.normalize else embedding)
+        return prefix
+
+
+class _LanguageModel(nn.Module):
+    """Reads a prefix and then tokens, either of which may be empty, after what is in `past`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, prefix: Tensor, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        read = torch.cat((prefix, self.model.get_input_embeddings()(tokens)), dim=1)
+        batch, length = read.shape[:2]
+        places = past.shape[4] + torch.arange(length)
+        visible = torch.arange(past.shape[4] + length) <= places.unsqueeze(1)  # (length, past + length)
+        cache = DynamicCache([(keys, values) for keys, values in past])
+        logits = self.model(
+            inputs_embeds=read,
+            # in numbers that are added: every implementation of attention takes these
+            attention_mask=torch.where(visible, 0.0, torch.finfo(read.dtype).min).expand(batch, 1, -1, -1),
+            position_ids=places.expand(batch, -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits, torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
+
+
+def _image_encoder(encoder: Encoder) -> Part:
+    return Part(
+        "image_encoder",
+        _ImageEncoder(encoder),
+        {"pixels": (torch.stack([encoder.preprocess(Image.new("RGB", (32, 32)))] * 2), {0: "batch"})},
+        {"embedding": f"float32 (batch, {encoder.identity.dim})"},
+    )
+
+
+def _mapper(captioner: Captioner) -> Part:
+    dim, width = captioner.encoder_identity.dim, captioner.language_model.dim
+    return Part(
+        "mapper",
+        _Mapper(captioner.mapper, captioner.normalize_embeddings),
+        {"embedding": (torch.randn(2, dim), {0: "batch"})},
+        {"prefix": f"float32 (batch, {captioner.prefix_length}, {width})"},
+    )
+
+
+def _language_model(captioner: Captioner) -> Part:
+    lm = captioner.language_model
+    model = lm.model if lm.lora is None else merged(lm.model)
+    if next(model.parameters()).dtype != torch.float32:
+        model = deepcopy(model).float()
+    layers, heads, width = _cache_shape(model, lm.dim)
+    past = torch.randn(layers, 2, 2, heads, 5, width)
+    return Part(
+        "language_model",
+        _LanguageModel(model),
+        {
+            "prefix": (torch.randn(2, 3, lm.dim), {0: "batch", 1: "vectors"}),
+            "tokens": (torch.zeros(2, 4, dtype=torch.long), {0: "batch", 1: "tokens"}),
+            "past": (past, {2: "batch", 4: "past"}),
+        },
+        {
+            "logits": f"float32 (batch, {len(lm.head.weight)}) of the next token",
+            "present": "the past of the next step: it has grown by vectors + tokens",
+        },
+    )
+
+
+def _cache_shape(model: Any, dim: int) -> tuple[int, int, int]:
+    """Layers, heads, and width of a head in a language model's cache."""
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(inputs_embeds=torch.zeros(1, 1, dim), past_key_values=cache, use_cache=True)
+    return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
+
+
+def _traced(part: Part) -> ExportedProgram:
+    """The part as a program for any size of its named axes.
+
+    Raises:
+        InputError: torch.export cannot trace it.
+    """
+    axes = tuple(dict.fromkeys(named, Dim.DYNAMIC) for _, named in part.inputs.values())
+    examples = tuple(example for example, _ in part.inputs.values())
+    try:
+        program = torch.export.export(part.module.eval(), examples, dynamic_shapes=axes, strict=False)
+    except Exception as error:  # tracing a model that was not written for it makes torch raise almost anything
+        kind = type(getattr(part.module, "model", part.module)).__name__
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{part.name} ({kind}) cannot be traced by torch.export: {reason}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program
+
+
+def _save_program(part: Part, program: ExportedProgram, folder: Path) -> None:
+    torch.export.save(program, folder / f"{part.name}.pt2")
+
+
+def _save_onnx(part: Part, program: ExportedProgram, folder: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    torch.onnx.export(
+        program,
+        f=folder / f"{part.name}.onnx",
+        input_names=list(part.inputs),
+        output_names=list(part.outputs),
+        dynamic_shapes={name: axes for name, (_, axes) in part.inputs.items()},
+        verbose=False,
+    )
+
+
+def _about(captioner: Captioner, encoder: Encoder, parts: list[Part]) -> dict[str, Any]:
+    """What a program needs to know that captions with the models, in JSON values."""
+    (past,) = (part.inputs["past"][0] for part in parts if "past" in part.inputs)
+    layers, _, _, heads, _, width = past.shape
+    described = captioner.describe()
+    described["language_model"].pop("files", None)  # the tokenizer lies beside
+    return {
+        "made_by": f"prefixcap {prefixcap.__version__}",
+        "captioner": described,
+        "image": asdict(encoder.geometry),
+        "models": {
+            part.name: {
+                "inputs": {name: _described(*given) for name, given in part.inputs.items()},
+                "outputs": part.outputs,
+            }
+            for part in parts
+        },
+        "empty_past": [layers, 2, 1, heads, 0, width],
+        "end_token": captioner.language_model.end_token,
+        "context": captioner.language_model.context,
+    }
+
+
+def _described(example: Tensor, axes: dict[int, str]) -> str:
+    """Type and shape of an input, e.g. "int64 (batch, tokens)"."""
+    sizes = (axes.get(axis, str(size)) for axis, size in enumerate(example.shape))
+    return f"{str(example.dtype).removeprefix('torch.')} ({', '.join(sizes)})"
+
+
+def _readme(about: dict[str, Any]) -> str:
+    rows = [
+        f"| `{model}` | {_cells(of['inputs'])} | {_cells(of['outputs'])} |" for model, of in about["models"].items()
+    ]
+    return README.format(rows="\n".join(rows), **about)
+
+
+def _cells(values: dict[str, str]) -> str:
+    return "<br>".join(f"`{name}`: {value}" for name, value in values.items())
+
+
+README = """# An exported captioner
+
+    python caption.py photo.jpg
+
+needs numpy, pillow, tokenizers, and onnxruntime for models in `.onnx` or torch for models in `.pt2`. `caption.py` shows
+all there is to do; it writes the likeliest token, one after another. Sizes with names may be any, but those of a batch
+must agree, and `vectors` or `tokens` may be 0.
+
+| model | inputs | outputs |
+|---|---|---|
+{rows}
+
+**Image.** RGB, resized and cropped as `image` in `export.json` says; its mean and deviation are in the model.
+
+**Language model.** The first step reads the prefix, then the tokens of a prompt, if there is one, after an empty past
+(`empty_past`: layers, keys and values, batch, heads, past, width of a head). Each next step reads no prefix (0 vectors)
+and one token, after the `present` of the step before. A caption ends at `end_token`; prefix and tokens together may be
+`context` long.
+
+Made by {made_by}. What it was made of is in `export.json` under `captioner`.
+"""

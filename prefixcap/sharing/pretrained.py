@@ -1,0 +1,148 @@
+"""Captioners in folders of safetensors and JSON, and on the model hub."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import prefixcap
+from prefixcap.captioner import Captioner
+from prefixcap.encoders.common import first_line
+from prefixcap.errors import InputError
+from prefixcap.files import read_text, write_folder_whole, write_text_whole, write_whole
+from prefixcap.language import load_language_model
+from prefixcap.sharing.model_card import model_card
+
+CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
+LANGUAGE_MODEL = "language_model"
+WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is no other's
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def save(captioner: Captioner, folder: Path, license: str = "unknown", name: str | None = None) -> None:
+    """Write a captioner: `config.json`, `mapper.safetensors`, a model card, and its language model in
+    `language_model/`, where transformers itself can load it, with adapters merged. A frozen one is only named, unless
+    its name is a folder.
+
+    The card, `README.md`, is filled from the run whose checkpoint the captioner was loaded from, with the scores in
+    the run's `eval/`. One that lies in the folder already, or where the captioner was loaded from, is kept.
+
+    Args:
+        captioner: to write.
+        folder: made, if need be.
+        license: of the weights, by its name on the hub, e.g. "mit"; for the card.
+        name: of the captioner, for the card; None: the folder's.
+
+    Raises:
+        InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
+    """
+    from safetensors.torch import save_file
+
+    lm, description = captioner.language_model, captioner.describe()
+    description["trained_on"] = {key: value for key, value in captioner.trained_on.items() if key != "store"}  # a path
+    own_folder = lm.tuning == "frozen" and lm.quantization is None and Path(lm.name).is_dir()
+    if lm.tuning != "frozen" or own_folder:
+        with write_folder_whole(folder / LANGUAGE_MODEL) as temporary:
+            saved = lm.save_pretrained(temporary)
+        description["language_model"] = saved | ({"name": WITHIN, "tuning": "frozen"} if own_folder else {})
+    with write_whole(folder / MAPPER) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in captioner.mapper.state_dict().items()}, temporary)
+    if not (folder / CARD).exists():
+        kept = captioner.source / CARD if captioner.source is not None else folder / CARD
+        card = read_text(kept) if kept.is_file() else model_card(captioner, name or folder.resolve().name, license)
+        write_text_whole(folder / CARD, card)
+    write_text_whole(folder / CONFIG, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(name: str | Path, revision: str | None = None) -> Captioner:
+    """The captioner that `save` wrote to a folder, or that `push` put on the model hub, in eval mode.
+
+    Args:
+        name: of the folder; or on the hub, e.g. "someone/captioner", if there is no such folder.
+        revision: a branch, tag or commit of the hub's.
+
+    Raises:
+        InputError: the folder holds no captioner, or a file of it is missing or damaged; or it cannot be downloaded.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = downloaded(str(name), revision) if is_hub_name(name) else Path(name)
+    try:
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / MAPPER)
+        lm = description["language_model"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no captioner ({error}): give a folder that save_pretrained wrote") from error
+    language_model = None
+    if lm["tuning"] != "frozen" or lm["name"] == WITHIN:
+        dtype = lm.get("dtype", "float32")  # an older folder does not say
+        language_model = load_language_model(str(folder / LANGUAGE_MODEL), lm["tuning"], dtype)
+        if lm["tuning"] != "frozen":
+            language_model.name = lm["name"]
+    captioner = Captioner.build(description, language_model)
+    mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
+    tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
+    captioner.load_own_weights(mapper_weights | tuned_weights, folder / MAPPER)
+    captioner.source = folder
+    return captioner.eval()
+
+
+def push(captioner: Captioner, name: str, license: str = "unknown", private: bool = False) -> str:
+    """Put on the model hub what `save` writes, as one commit; the repository is made, if need be.
+
+    Args:
+        captioner: to share.
+        name: of the repository, e.g. "someone/captioner".
+        license: as in `save`.
+        private: of a repository that is made: nobody else may see it.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: that is no name of a repository, the hub cannot be reached, or it refuses (log in by
+            `hf auth login`, or set HF_TOKEN); and as `save`.
+    """
+    from huggingface_hub import HfApi
+
+    if not HUB_NAME.fullmatch(name):
+        raise InputError(f"'{name}' is no name of a repository on the model hub: give OWNER/NAME")
+    api = HfApi(library_name="prefixcap", library_version=prefixcap.__version__)
+    with tempfile.TemporaryDirectory() as folder:
+        save(captioner, Path(folder), license, name)
+        try:
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="A captioner of prefixcap")
+        except Exception as error:  # of whichever library the hub's client speaks HTTP with
+            raise InputError(
+                f"cannot push to {name} on the model hub: {first_line(error)}; is the name right, and are you logged "
+                "in (hf auth login)?"
+            ) from error
+    return str(address)
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether this may be a captioner's name on the model hub: OWNER/NAME, where no such file or folder is."""
+    return (
+        HUB_NAME.fullmatch(str(name)) is not None
+        and not Path(name).exists()
+        and Path(name).suffix not in (".ckpt", ".pt")
+    )
+
+
+def downloaded(name: str, revision: str | None = None) -> Path:
+    """The folder with a captioner of the model hub, downloaded if it is not in the hub's cache.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    files = [CONFIG, MAPPER, CARD, f"{LANGUAGE_MODEL}/*"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # of whichever library the hub's client speaks HTTP with
+        raise InputError(
+            f"there is no file or folder {name}, and from the model hub it cannot be had: {first_line(error)}"
+        ) from error
