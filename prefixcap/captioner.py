@@ -152,7 +152,7 @@ class Captioner(nn.Module):
         project: Callable[[Tensor], Tensor] | None = None,
         noise: float = 0.0,
         prompt: str = "",
-        seed: int | None = None,
+        seed: int | torch.Generator | None = None,
         **options: Any,
     ) -> list[list[str]]:
         """Several captions for each image, the best first.
@@ -172,7 +172,7 @@ class Captioner(nn.Module):
                 features, scaled to length one before ("multiple sampling and filtering" of MacCap, Qiu et al. 2024,
                 section 4.3); 0: candidates are the decoder's best ones.
             prompt: how every caption begins, e.g. "a photo of".
-            seed: of the noise, or of what the nucleus decoder draws.
+            seed: of the noise, or of what the nucleus decoder draws; or a generator, on the CPU, to go on drawing from.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
@@ -191,7 +191,7 @@ class Captioner(nn.Module):
             raise InputError(
                 f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
             )
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         if decode == "nucleus":
             options["generator"] = generator
         elif seed is not None and not noise:

@@ -1,5 +1,6 @@
 """Files that captioners are loaded from: checkpoints of training, exported folders, weights that ClipCap published."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def load(
         >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
         >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
     """
-    path = downloaded(str(path)) if is_hub_name(path) else _file_with_weights(Path(path))
-    content: Any = None if path.is_dir() else _read(path)
+    path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(Path(path))
+    content: Any = None if path.is_dir() else read_file(path)
     if is_published(content):
         parts = read_published(content, path, tokenizer or "gpt2", normalize_embeddings)
         captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
@@ -48,7 +49,7 @@ def load(
     elif path.is_dir():
         captioner = Captioner.from_pretrained(path)
     else:
-        checkpoint = _require_checkpoint(content, path)
+        checkpoint = require_checkpoint(content, path)
         captioner = Captioner.build(checkpoint["prefixcap"])
         captioner.load_own_weights(_weights(checkpoint), path)
         captioner.source = path
@@ -61,8 +62,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not a checkpoint of a captioner.
     """
-    path = _file_with_weights(path)
-    return _require_checkpoint(_read(path), path)
+    path = file_with_weights(path)
+    return require_checkpoint(read_file(path), path)
 
 
 def load_weights(captioner: Captioner, path: Path) -> None:
@@ -78,24 +79,33 @@ def _weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
 
 
-def _file_with_weights(path: Path) -> Path:
+def file_with_weights(path: Path) -> Path:
     """A checkpoint is a file, or DeepSpeed's folder, where all but the optimizer's state is in this one."""
     of_deepspeed = path / "checkpoint" / "mp_rank_00_model_states.pt"
     return of_deepspeed if of_deepspeed.is_file() else path
 
 
-def _read(path: Path) -> Any:
-    """What torch saved to a file, on the CPU, without running pickled code."""
+def read_file(path: Path, mapped: bool = False) -> Any:
+    """What torch saved to a file, on the CPU, without running pickled code.
+
+    Args:
+        path: of the file.
+        mapped: leave tensors on the disk until they are looked at, where the file's format can.
+
+    Raises:
+        InputError: there is no such file, or it is none of torch's.
+    """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
 
 
-def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+def require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+    """What `read_file` gave, if it is a training checkpoint. Raises InputError otherwise."""
     if isinstance(content, dict) and "shared_params" in content:  # DeepSpeed's; of frozen weights the second names stay
         weights, first_name = content["module"], content["shared_params"]
         content["state_dict"] = {name: weights[name] for name in weights if first_name.get(name, name) in weights}

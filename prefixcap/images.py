@@ -9,7 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prefixcap.errors import InputError
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MOST_PIXELS = 100_000_000  # a file of some kilobytes can be an image of any size, which would fill the memory
+MOST_OBLONG = 500  # the longer side over the shorter, which encoders make some hundreds of pixels: so would that
 
 
 def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
@@ -60,6 +62,8 @@ def decode_image(file: BinaryIO, scaled_size: int | None = None) -> Image.Image:
         with Image.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise InputError(f"{image.width} x {image.height} pixels are too many, the most are {MOST_PIXELS:,}")
+            if max(image.size) > MOST_OBLONG * min(image.size):
+                raise InputError(f"{image.width} x {image.height} pixels are too oblong, the most is 1 x {MOST_OBLONG}")
             if scaled_size is not None:
                 image.draft(None, (scaled_size, scaled_size))  # does nothing but to a JPEG
             image.load()

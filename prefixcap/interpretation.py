@@ -6,16 +6,27 @@ tokens are salient words of the image; where the language model was frozen, they
 steers it.
 """
 
+import importlib.util
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from prefixcap.captioner import Captioner, Images
 from prefixcap.errors import InputError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Tokens = list[list[tuple[str, float]]]  # of an image: for each prefix vector, tokens and their cosines
+
 
 @torch.inference_mode()
-def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[list[list[tuple[str, float]]]]:
+def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Tokens]:
     """The tokens whose word embeddings have the highest cosine with each prefix vector.
 
     Args:
@@ -45,3 +56,42 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[list
         ]
         for of_image, rows in zip(tokens.tolist(), values.tolist(), strict=True)
     ]
+
+
+def table(tokens: Tokens) -> str:
+    """What `interpret` says of an image as a text table, a line for each prefix vector."""
+    words = [[(_visible(token), cosine) for token, cosine in row] for row in tokens]
+    width = max(len(word) for row in words for word, _ in row)
+    heading = "vector" + f"  {'token':{width}} cosine" * len(words[0])
+    rows = ("".join(f"  {word:{width}} {cosine:6.3f}" for word, cosine in row) for row in words)
+    return "\n".join([heading, *(f"{number:6}{row}" for number, row in enumerate(rows, 1))])
+
+
+def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations: Sequence[Tokens]) -> "Figure":
+    """Images, each with its caption and the nearest token of each of its prefix vectors, in order (as Figure 6).
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.4 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 2, width_ratios=(1, 2.4), squeeze=False)
+    for (left, right), image, caption, tokens in zip(axes, images, captions, interpretations, strict=True):
+        left.imshow(image.convert("RGB"))
+        words = "  ".join(_visible(row[0][0]) for row in tokens)
+        texts = ((0.95, "caption", caption, 52, 11), (0.5, "nearest token of each prefix vector", words, 58, 10))
+        for height, heading, text, columns, size in texts:
+            right.text(0, height, heading, size=8, color="dimgrey", va="top", transform=right.transAxes)
+            wrapped = textwrap.fill(text, columns).replace("$", r"\$")  # not as mathematics
+            right.text(0, height - 0.1, wrapped, size=size, va="top", transform=right.transAxes)
+        left.axis("off")
+        right.axis("off")
+    return figure
+
+
+def _visible(token: str) -> str:
+    """A token without the space before it; of one that is nothing else, its code."""
+    return token.strip() or repr(token)[1:-1]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from prefixcap.errors import InputError
+
 
 def processors() -> int:
     """How many processors."""
@@ -31,6 +33,22 @@ def memory() -> int:
         limit = Path(file).read_text() if Path(file).is_file() else ""
         sizes += [int(limit)] if limit.strip().isdigit() else []
     return min(sizes)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, after a trial: better now than after a download; "auto": a GPU, if there is one.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}): choose another, e.g. cpu") from error
+    return torch.device(device)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -66,8 +66,39 @@ def read_published(
         normalize_embeddings: None: the transformer reads embeddings of length one, the MLP reads them unscaled.
 
     Raises:
-        InputError: a weight is missing, unknown or of another shape (it is named), no CLIP that was used has embeddings
-            of that width, or the tokenizer cannot be loaded or is another model's.
+        InputError: as `read_layout`, the two word matrices of GPT-2 differ, or the tokenizer cannot be loaded or is
+            another model's.
+    """
+    from transformers import GPT2LMHeadModel
+
+    config, encoder, mapper, weights = read_layout(content, source)
+    if not torch.equal(content.get(HEAD, content[WORDS]), content[WORDS]):
+        raise InputError(f"{source}: weight '{HEAD}' differs from '{WORDS}', but GPT-2 has one for both")
+
+    loaded = load_tokenizer(tokenizer)
+    if len(loaded) != config.vocab_size:
+        raise InputError(
+            f"tokenizer '{tokenizer}' has {len(loaded)} tokens, but the language model of {source} knows "
+            f"{config.vocab_size}: give GPT-2's tokenizer"
+        )
+    return Published(
+        language_model=LanguageModel(GPT2LMHeadModel(config), loaded, source.name, "full"),
+        encoder=encoder,
+        mapper=mapper,
+        normalize_embeddings=mapper["name"] == "transformer" if normalize_embeddings is None else normalize_embeddings,
+        weights=weights,
+    )
+
+
+def read_layout(
+    content: dict[str, Any], source: Path
+) -> tuple["GPT2Config", EncoderIdentity, dict[str, Any], dict[str, Tensor]]:
+    """Of a published file, the language model's sizes, the encoder, the options of `build_mapper`, and all weights by
+    the names that `Captioner.load_own_weights` knows. Shapes alone are looked at.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape (it is named), or no CLIP that was used has
+            embeddings of that width.
     """
     from transformers import GPT2LMHeadModel
 
@@ -79,7 +110,7 @@ def read_published(
     if dim not in ENCODERS:
         known = " or ".join(f"{width} ({name})" for width, name in ENCODERS.items())
         raise InputError(f"{source} reads embeddings of width {dim}, but what ClipCap published reads {known}")
-    with torch.device("meta"):  # shapes alone: the file is checked before a tokenizer is looked for
+    with torch.device("meta"):
         parts = {
             "language_model.model.": GPT2LMHeadModel(config),
             "mapper.": build_mapper(embedding_dim=dim, lm_dim=config.n_embd, **mapper),
@@ -87,22 +118,8 @@ def read_published(
     own = {part + name: weight.shape for part, model in parts.items() for name, weight in model.state_dict().items()}
     published_name = {name: _published_name(name) for name in own}
     require_shapes(shapes, {published_name[name]: tuple(shape) for name, shape in own.items()}, source)
-    if not torch.equal(weights[HEAD], weights[WORDS]):
-        raise InputError(f"{source}: weight '{HEAD}' differs from '{WORDS}', but GPT-2 has one for both")
-
-    loaded = load_tokenizer(tokenizer)
-    if len(loaded) != config.vocab_size:
-        raise InputError(
-            f"tokenizer '{tokenizer}' has {len(loaded)} tokens, but the language model of {source} knows "
-            f"{config.vocab_size}: give GPT-2's tokenizer"
-        )
-    return Published(
-        language_model=LanguageModel(GPT2LMHeadModel(config), loaded, source.name, "full"),
-        encoder=EncoderIdentity(name=ENCODERS[dim], digest="", preprocessing="", dim=dim),
-        mapper=mapper,
-        normalize_embeddings=mapper["name"] == "transformer" if normalize_embeddings is None else normalize_embeddings,
-        weights={name: weights[published_name[name]] for name in own},
-    )
+    encoder = EncoderIdentity(name=ENCODERS[dim], digest="", preprocessing="", dim=dim)
+    return config, encoder, mapper, {name: weights[published_name[name]] for name in own}
 
 
 def _gpt2_config(shapes: Shapes, source: Path) -> "GPT2Config":

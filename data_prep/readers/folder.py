@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.inputs import (
-    IMAGE_SUFFIXES,
     check_shares,
     clean_caption,
     draw_split,
@@ -18,6 +17,7 @@ from data_prep.readers.inputs import (
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_text
+from prefixcap.images import IMAGE_SUFFIXES
 
 
 def read_folder(

@@ -10,7 +10,7 @@ from os import scandir
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.readers.inputs import IMAGE_SUFFIXES, check_shares, clean_caption, draw_split
+from data_prep.readers.inputs import check_shares, clean_caption, draw_split
 from data_prep.readers.tar import list_tar
 from data_prep.records import (
     Dataset,
@@ -24,6 +24,7 @@ from data_prep.records import (
 )
 from prefixcap.errors import InputError
 from prefixcap.files import read_json
+from prefixcap.images import IMAGE_SUFFIXES
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}  # by the folder that holds the shards
 IMAGE_COLUMNS = ("jpg", "png", "webp", "image")

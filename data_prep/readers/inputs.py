@@ -11,7 +11,6 @@ from typing import Any
 from prefixcap.errors import InputError
 from prefixcap.files import read_text
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 INT64 = range(-(2**63), 2**63)
 
 

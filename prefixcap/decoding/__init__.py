@@ -1,6 +1,7 @@
 """Search for captions over a language model that has read a prefix, with a key/value cache, batched."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +24,24 @@ DECODERS: dict[str, Callable[..., list[list[list[int]]]]] = {
     "clipcap_greedy": clipcap_greedy,
 }
 
-__all__ = ["DECODERS", "Rules", "decode"]
+__all__ = ["DECODERS", "Rules", "decode", "decoder_options"]
+
+
+def decoder_options(method: str) -> dict[str, type]:
+    """The options of the decoder called `method`, its own and those of `Rules`: the kind of each one's value, by name.
+
+    Raises:
+        InputError: no decoder has this name.
+    """
+    own = {name: of.annotation for name, of in _parameters(method).items() if of.annotation in (int, float, str)}
+    own.pop("captions", None)  # an argument of `decode`
+    return own | {field.name: type(field.default) for field in fields(Rules)}
+
+
+def _parameters(method: str) -> Mapping[str, inspect.Parameter]:
+    if method not in DECODERS:
+        raise InputError(f"unknown decoder '{method}': choose one of {', '.join(DECODERS)}")
+    return inspect.signature(DECODERS[method]).parameters
 
 
 def decode(
@@ -48,11 +66,12 @@ def decode(
         InputError: no decoder has this name, it does not take one of the options, or the longest caption that it
             may write does not fit the language model's context.
     """
-    if method not in DECODERS:
-        raise InputError(f"unknown decoder '{method}': choose one of {', '.join(DECODERS)}")
+    parameters = _parameters(method)
     if not len(prefix):
         return []
     if captions != 1:
+        if "captions" not in parameters:
+            raise InputError(f"decoder '{method}' writes one caption of an image, not captions={captions}")
         options["captions"] = captions
     try:
         rules = Rules(**{field.name: options.pop(field.name) for field in fields(Rules) if field.name in options})

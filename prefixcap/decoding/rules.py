@@ -41,9 +41,10 @@ class Rules:
         """Raise InputError unless the prefix and `max_tokens` more fit the language model's context."""
         context, length = language_model.context, prefix.shape[1]
         if context is not None and length + self.max_tokens > context:
+            advice = f"set max_tokens to at most {context - length}" if length < context else "shorten the prompt"
             raise InputError(
-                f"a prefix of {length} and max_tokens={self.max_tokens} exceed the context of language model "
-                f"'{language_model.name}' ({context}): set max_tokens to at most {context - length}"
+                f"a prefix of {length}, with the prompt, and max_tokens={self.max_tokens} exceed the context of "
+                f"language model '{language_model.name}' ({context}): {advice}"
             )
 
     def apply(self, tokens: Tensor, scores: Tensor, end_token: int) -> Tensor:

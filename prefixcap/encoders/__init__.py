@@ -12,6 +12,7 @@ from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
 from prefixcap.images import open_image
+from prefixcap.machine import usable_device
 
 __all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
 
@@ -38,7 +39,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         >>> encoder.encode_images(encoder.preprocess(Image.open("cat.jpg"))[None]).shape    # doctest: +SKIP
         torch.Size([1, 512])
     """
-    device = _usable(device)
+    device = usable_device(device)
     backend, _, checkpoint = name.partition(":")
     # Each back end is imported only here: who uses one need not have the others, nor wait for them.
     if name == "demo" or (backend == "clip" and checkpoint):
@@ -85,13 +86,3 @@ def embed_images(
     """
     opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
     return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), feature)
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    """The device, after a trial: better now than after a download."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}): choose another, e.g. cpu") from error
-    return torch.device(device)

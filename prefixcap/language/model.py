@@ -328,6 +328,19 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def count_parameters(name: str) -> int | None:
+    """How many parameters the causal LM called `name` has, weights or not; None: it is not on this machine."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(_source(name), local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return int(sum(weight.numel() for weight in model.parameters()))
+
+
 def _source(name: str) -> str:
     """What transformers is to open for a name."""
     return str(ASSETS / "language_model") if name == "demo" else name

@@ -1,0 +1,142 @@
+"""Commands that look inside: what a checkpoint is, what a prefix says, sums of images and texts, the modality gap."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefixcap.errors import InputError
+from prefixcap.files import write_whole
+
+app = typer.Typer()
+PANEL = "Look inside"
+MOST_DRAWN = 20  # images in one picture
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""  prefixcap info runs/demo-transformer/2025-01-31_12-00-00/checkpoints/best.ckpt
+
+  prefixcap info coco_weights.pt --json""",
+)
+def info(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is: encoder, mapper, language model, parameters, data, scores of its run."""
+    from prefixcap.cli.info import describe, told
+
+    description = describe(checkpoint)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else told(description))
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""  prefixcap interpret photo.jpg --ckpt best.ckpt
+
+  prefixcap interpret a.jpg b.jpg --ckpt best.ckpt --count 3 --out prefixes.png""",
+)
+def interpret(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
+    ckpt: Annotated[
+        Path, typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Tokens for each vector, the nearest first.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE", help="Draw images, captions and tokens (.png, .pdf, .svg).", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Say what the prefix of an image says: the tokens nearest to its vectors.
+
+    By cosine with the language model's word embeddings (Mokady et al. 2021, section 4). Where the language model was
+    tuned with the mapper, the tokens are salient words of the image; where it was frozen, they are hardly readable.
+    """
+    if out is not None and len(images) > MOST_DRAWN:
+        raise InputError(f"--out draws {MOST_DRAWN} images at most, not {len(images)}: draw them apart")
+    from prefixcap import interpretation
+    from prefixcap.checkpoints import load
+    from prefixcap.images import open_image
+    from prefixcap.machine import usable_device
+
+    opened = [open_image(image) for image in images]
+    captioner = load(ckpt, usable_device(device))
+    embeddings = captioner.embed(opened)
+    captions, found = captioner.caption(embeddings), interpretation.interpret(captioner, embeddings, count)
+    for image, caption, tokens in zip(images, captions, found, strict=True):
+        print(f"{image}: {caption}\n{interpretation.table(tokens)}\n")
+    if out is not None:
+        figure = interpretation.draw(opened, captions, found)
+        with write_whole(out) as temporary:
+            figure.savefig(temporary, format=out.suffix[1:], dpi=150)
+        print(f"drawn: {out}")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""  prefixcap arithmetic "img:king.jpg - img:man.jpg + txt:'a woman'"
+
+  prefixcap arithmetic "img:circle.png - txt:'red' + txt:'blue'" --encoder demo --lm demo""",
+)
+def arithmetic(
+    expression: Annotated[
+        str, typer.Argument(help="Of img:PATH, txt:'TEXT' and emb:STORE#ID, with weights (0.5*...) and brackets.")
+    ],
+    encoder: Annotated[str, typer.Option(help="A CLIP.")] = "clip:ViT-B/32",
+    lm: Annotated[str, typer.Option(help="A language model, by name or folder.")] = "gpt2-medium",
+    prompt: Annotated[str, typer.Option(help="What ZeroCap goes on from.")] = "Image of a",
+    ckpt: Annotated[
+        Path | None,
+        typer.Option(help="A captioner: its encoder is taken, and it writes a second caption.", show_default=False),
+    ] = None,
+) -> None:
+    """Put sums and differences of images and texts into words, without training (ZeroCap)."""
+    from prefixcap.checkpoints import load
+    from prefixcap.encoders import load_encoder
+    from prefixcap.language import load_language_model
+    from prefixcap.zeroshot import arithmetic as sums
+    from prefixcap.zeroshot.zerocap import ZeroCap
+
+    sums.parse(expression)  # before models are loaded
+    captioner = load(ckpt) if ckpt else None
+    clip = sums.encoder_of(captioner) if captioner is not None else load_encoder(encoder)
+    zerocap = ZeroCap(clip, load_language_model(lm), prompt=prompt, end_factor=1.06, end_from=1)
+    print(sums.arithmetic(expression, zerocap))
+    if captioner is not None:
+        print(f"{ckpt}: {sums.arithmetic(expression, captioner)}")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""  prefixcap embed data=demo 'features=[image,regions,caption]' data.store=stores/gap
+
+  prefixcap gap stores/gap --split val""",
+)
+def gap(
+    store: Annotated[str, typer.Argument(help="A feature store with images, regions and captions: a folder or a URL.")],
+    split: Annotated[str, typer.Option(help="Which images.")] = "val",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For numbers and figures (default: below runs/gap).", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="Draw so many pairs of image and caption (default: all).", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    projection: Annotated[str, typer.Option(help="pca, or umap, which needs umap-learn.")] = "pca",
+) -> None:
+    """Measure the gap between the embeddings of images and of their captions (MacCap)."""
+    from prefixcap.textonly.gap_report import report_gap
+
+    print(report_gap(store, split, out, pairs, seed, projection))
