@@ -82,7 +82,7 @@ def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations
     for (left, right), image, caption, tokens in zip(axes, images, captions, interpretations, strict=True):
         left.imshow(image.convert("RGB"))
         words = "  ".join(_visible(row[0][0]) for row in tokens)
-        texts = ((0.95, "caption", caption, 52, 11), (0.5, "nearest token of each prefix vector", words, 58, 10))
+        texts = ((0.95, "caption", caption, 64, 11), (0.5, "nearest token of each prefix vector", words, 72, 10))
         for height, heading, text, columns, size in texts:
             right.text(0, height, heading, size=8, color="dimgrey", va="top", transform=right.transAxes)
             wrapped = textwrap.fill(text, columns).replace("$", r"\$")  # not as mathematics

@@ -75,6 +75,6 @@ def _told(mistake: str) -> int:
 def _explain(error: InputError | TyperException) -> str:
     if isinstance(error, InputError):
         return str(error)
-    message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+    message, context = error.format_message().replace("Value error, ", "").rstrip("."), getattr(error, "ctx", None)
     command = context.command_path if context is not None else "prefixcap"
     return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"

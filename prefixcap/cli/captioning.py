@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -204,7 +204,8 @@ def captions_of(
                     if not out_of_memory(error):
                         raise
                     raise InputError(f"out of memory: give a smaller --batch-size than {batch_size}") from error
-                with tqdm.external_write_mode(sys.stdout):  # the bar makes room
+                # On a terminal the bar makes room for the captions.
+                with tqdm.external_write_mode(sys.stdout) if sys.stderr.isatty() else nullcontext():
                     yield [(name, found[:count]) for name, found in zip(names, captions, strict=True)]
             bar.update(len(part))
 

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def _packages() -> Iterator[Finding]:
     for name in ("prefixcap", "torch", "transformers", "lightning", "clip-anytorch"):
         module = "clip" if name == "clip-anytorch" else name
         try:
-            importlib.import_module(module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
+                importlib.import_module(module)
             yield Finding(group, name, "ok", importlib.metadata.version(name))
         except Exception as error:  # a package that does not fit the others raises anything
             reason = " ".join(str(error).split())[:200]

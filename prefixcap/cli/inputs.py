@@ -84,15 +84,18 @@ def _below(folder: str) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a pattern matches, `**` any folders; hidden ones only where it names them, as in shells."""
+    """The files that a pattern matches, `**` any folders; hidden ones only where it has a name with a dot first."""
     path = Path(pattern)
     start = Path(path.anchor)
     try:
         found = sorted(file for file in start.glob(str(path.relative_to(start))) if file.is_file())
     except ValueError as error:
         raise InputError(f"cannot understand the pattern {pattern}: {error}") from error
-    named = {part for part in path.parts if part.startswith(".")}
-    return [str(file) for file in found if named.issuperset(part for part in file.parts if part.startswith("."))]
+    return [str(file) for file in found if _hidden(path) or not _hidden(file)]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def open_any(name: str) -> Image:

@@ -11,6 +11,7 @@ from prefixcap.files import write_whole
 
 app = typer.Typer()
 PANEL = "Look inside"
+PICTURES = (".png", ".pdf", ".svg")
 MOST_DRAWN = 20  # images in one picture
 
 
@@ -63,6 +64,8 @@ def interpret(
     By cosine with the language model's word embeddings (Mokady et al. 2021, section 4). Where the language model was
     tuned with the mapper, the tokens are salient words of the image; where it was frozen, they are hardly readable.
     """
+    if out is not None and out.suffix not in PICTURES:
+        raise InputError(f"cannot draw {out}: name a file that ends in {', '.join(PICTURES)}")
     if out is not None and len(images) > MOST_DRAWN:
         raise InputError(f"--out draws {MOST_DRAWN} images at most, not {len(images)}: draw them apart")
     from prefixcap import interpretation
