@@ -1,6 +1,6 @@
 """CLIP back ends behind one protocol. `load_encoder` opens one by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,28 @@ from prefixcap.errors import InputError
 from prefixcap.images import open_image
 from prefixcap.machine import usable_device
 
-__all__ = ["Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
+__all__ = ["BACKENDS", "Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
+
+
+# Each back end is imported only here: who uses one need not have the others, nor wait for them.
+def _clip(checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
+    from prefixcap.encoders.openai_clip import OpenAIClipEncoder
+
+    return OpenAIClipEncoder(checkpoint or str(ASSETS / "clip.pt"), name, device, dtype)
+
+
+def _transformers(checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
+    from prefixcap.encoders.hf import TransformersEncoder
+
+    return TransformersEncoder(checkpoint, name, device, dtype)
+
+
+# By how their encoders' names begin; what follows a colon is the checkpoint.
+BACKENDS: dict[str, Callable[[str, str, torch.device, torch.dtype], Encoder]] = {
+    "demo": _clip,
+    "clip:": _clip,
+    "transformers:": _transformers,
+}
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
@@ -26,7 +47,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "clip:/path/to/state_dict.pt": weights that `clip.load` of clip-anytorch opens;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
-            - "demo": the small CLIP that comes with this package.
+            - "demo": the small CLIP that comes with this package;
+            or a name that begins as one of `BACKENDS`.
         device: where the weights live and the embeddings come out.
         dtype: of the weights and the embeddings. The digest of the identity does not depend on it.
 
@@ -35,21 +57,14 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             loaded (it is missing, cannot be downloaded, or is neither a CLIP nor a SigLIP).
 
     Example:
-        >>> encoder = load_encoder("clip:ViT-B/32")                                         # doctest: +SKIP
-        >>> encoder.encode_images(encoder.preprocess(Image.open("cat.jpg"))[None]).shape    # doctest: +SKIP
-        torch.Size([1, 512])
+        >>> encoder = load_encoder("demo")                      # or "clip:ViT-B/32", which gives (1, 512)
+        >>> encoder.encode_images(encoder.preprocess(Image.new("RGB", (640, 480)))[None]).shape
+        torch.Size([1, 128])
     """
     device = usable_device(device)
-    backend, _, checkpoint = name.partition(":")
-    # Each back end is imported only here: who uses one need not have the others, nor wait for them.
-    if name == "demo" or (backend == "clip" and checkpoint):
-        from prefixcap.encoders.openai_clip import OpenAIClipEncoder
-
-        return OpenAIClipEncoder(checkpoint or str(ASSETS / "clip.pt"), name, device, dtype)
-    if backend == "transformers" and checkpoint:
-        from prefixcap.encoders.hf import TransformersEncoder
-
-        return TransformersEncoder(checkpoint, name, device, dtype)
+    backend, colon, checkpoint = name.partition(":")
+    if backend + colon in BACKENDS and bool(colon) == bool(checkpoint):
+        return BACKENDS[backend + colon](checkpoint, name, device, dtype)
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
         "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), or 'demo'"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
 
-METRICS = (*SCORERS, "CLIPScore", "diversity", "perplexity")
+OTHER_METRICS = ("CLIPScore", "diversity", "perplexity")  # beside SCORERS, which need captions and references alone
 STATISTICS = "statistics.npz"
 
 
@@ -172,7 +172,7 @@ def evaluate(
     Args:
         captions: one for each image.
         references: of the same images.
-        metrics: of `METRICS`; CLIPScore gives RefCLIPScore, too.
+        metrics: of `SCORERS` and `OTHER_METRICS`; CLIPScore gives RefCLIPScore, too.
         files: where the images lie.
         domains: of the images, e.g. "in-domain"; each is scored by itself, too.
         encoder: for CLIPScore.
@@ -184,7 +184,7 @@ def evaluate(
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`.
     """
     # All that may be wrong is told before anything is computed that takes long.
-    check_metrics(metrics, METRICS)
+    check_metrics(metrics, OTHER_METRICS)
     if "CLIPScore" in metrics:
         if encoder is None or embeddings is None:
             raise InputError("CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data=…")

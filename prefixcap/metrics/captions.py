@@ -265,8 +265,9 @@ def _scores(folds: Sequence[_Fold], statistics: dict[str, list[Statistics]], mis
 # ---- checks ------------------------------------------------------------------------------------------
 
 
-def check_metrics(metrics: Sequence[str], known: Collection[str] = tuple(SCORERS)) -> None:
-    """Refuse names of metrics that are not `known`."""
+def check_metrics(metrics: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuse names of metrics that are neither in `SCORERS` nor among `others`."""
+    known = (*SCORERS, *others)
     if unknown := [metric for metric in metrics if metric not in known]:
         raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
 

@@ -14,7 +14,7 @@ from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError, name_rows
-from prefixcap.evaluation import METRICS, Evaluation, evaluate
+from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_captions, read_references
 from prefixcap.evaluation.comparison import compare
 from prefixcap.language import LanguageModel, load_language_model
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
     if config.out and Path(config.out).is_file():
         raise InputError(f"out={config.out} is a file: name a folder for the results")
     config.metrics = _names(config, "metrics")
-    check_metrics(config.metrics, METRICS)
+    check_metrics(config.metrics, OTHER_METRICS)
     if method:
         way = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
     else:
