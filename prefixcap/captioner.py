@@ -278,7 +278,8 @@ class Captioner(nn.Module):
             return images
         if isinstance(images, np.ndarray):
             return torch.from_numpy(images)
-        return embed_images(self.encoder(), images, features or self.features)
+        # A copy is no inference tensor, which `prefix` could not be differentiated through.
+        return embed_images(self.encoder(), images, features or self.features).clone()
 
     def encoder(self) -> Encoder:
         """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.

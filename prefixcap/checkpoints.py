@@ -34,8 +34,9 @@ def load(
             does not take an argument.
 
     Example:
-        >>> captioner = prefixcap.load("runs/demo/best.ckpt")      # doctest: +SKIP
-        >>> captioner.caption(["a.jpg", "b.jpg"], decode="beam")   # doctest: +SKIP
+        >>> captioner = load("best.ckpt")  # it is `prefixcap.load`, too
+        >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
+        2
     """
     path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(Path(path))
     content: Any = None if path.is_dir() else read_file(path)

@@ -78,8 +78,8 @@ def arithmetic(expression: str, captioner: "ZeroCap | Magic | Captioner", **opti
         InputError: as `embed_expressions`, `encoder_of` or the captioner.
 
     Example:
-        >>> zerocap = ZeroCap(encoder, language_model, end_factor=1.06, end_from=1)                 # doctest: +SKIP
-        >>> arithmetic("img:king.jpg - img:man.jpg + img:woman.jpg", zerocap)                       # doctest: +SKIP
+        >>> import prefixcap
+        >>> caption = arithmetic("img:photo.jpg - img:another.png + 2*txt:'red'", prefixcap.load("best.ckpt"))
     """
     return captioner.caption(embed_expressions([expression], encoder_of(captioner)), **options)[0]
 

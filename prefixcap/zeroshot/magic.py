@@ -49,9 +49,11 @@ class Magic:
         InputError: a value makes no sense, there is no such start token, or the prompt does not fit.
 
     Example:
-        >>> magic = Magic(load_encoder("clip:ViT-B/32"), load_language_model("runs/lm-coco/language_model"))
-        ...                                                                                         # doctest: +SKIP
-        >>> magic.caption(["cat.jpg"])                                                              # doctest: +SKIP
+        >>> from prefixcap.encoders import load_encoder
+        >>> from prefixcap.language import load_language_model
+        >>> magic = Magic(load_encoder("demo"), load_language_model("demo"))  # or clip:ViT-B/32, and what train-lm made
+        >>> len(magic.caption(["photo.jpg"]))
+        1
     """
 
     def __init__(

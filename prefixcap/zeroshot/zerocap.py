@@ -116,8 +116,12 @@ class ZeroCap:
             something else than keys and values.
 
     Example:
-        >>> zerocap = ZeroCap(load_encoder("clip:ViT-B/32"), load_language_model("gpt2-medium"))    # doctest: +SKIP
-        >>> zerocap.caption(["cat.jpg"])                                                            # doctest: +SKIP
+        >>> from prefixcap.encoders import load_encoder
+        >>> from prefixcap.language import load_language_model
+        >>> encoder, lm = load_encoder("demo"), load_language_model("demo")  # the paper's: clip:ViT-B/32, gpt2-medium
+        >>> zerocap = ZeroCap(encoder, lm, prompt="A", max_tokens=4, candidates=32)
+        >>> len(zerocap.caption(["photo.jpg"]))
+        1
     """
 
     def __init__(self, encoder: Encoder, language_model: LanguageModel, **options: Any) -> None:

@@ -1,0 +1,97 @@
+"""What documents and docstrings show runs: blocks of Python, docs/examples, doctests."""
+
+import doctest
+import importlib
+import json
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefixcap
+from prefixcap.decoding import DECODERS
+from prefixcap.encoders import BACKENDS
+from prefixcap.mappers import MAPPERS
+from prefixcap.metrics import SCORERS
+from prefixcap.metrics.ptb import tokenize
+from tests.conftest import ROOT
+from tests.docs.conftest import SHORT, run_file
+from tests.docs.pages import PAGES, code_blocks, name_of
+
+EXAMPLES = ROOT / "docs" / "examples"
+REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS)
+WITH_DOCTESTS = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for file in sorted((ROOT / "prefixcap").rglob("*.py"))
+    if ">>> " in file.read_text(encoding="utf-8")
+]
+
+
+@pytest.fixture(autouse=True)
+def registers_as_before() -> Iterator[None]:
+    """Parts that an example adds are gone after it."""
+    before = [dict(register) for register in REGISTERS]
+    yield
+    for register, content in zip(REGISTERS, before, strict=True):
+        register.clear()
+        register.update(content)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)], ids=name_of)
+def test_the_blocks_of_a_page_run_in_their_order(page: Path, folder: Path) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in code_blocks(page):
+        exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("module", WITH_DOCTESTS)
+def test_docstrings_show_what_is_so(module: str, folder: Path) -> None:
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_there_are_doctests_in_many_modules() -> None:
+    assert {"prefixcap.checkpoints", "prefixcap.encoders", "prefixcap.zeroshot.zerocap"} <= set(WITH_DOCTESTS)
+
+
+def test_a_mapper_of_ones_own(folder: Path) -> None:
+    options = ("model=mlp", "model.mapper.name=linear", "model.mapper.prefix_length=8")
+    run_file(EXAMPLES / "add_mapper.py", *options, "run_dir=runs/mapper", *SHORT)
+    captioner = prefixcap.load("runs/mapper/checkpoints/best.ckpt")
+    assert type(captioner.mapper).__name__ == "LinearMapper" and captioner.prefix_length == 8
+    first, second = captioner.prefix(captioner.embed(["photo.jpg", "another.png"]))
+    assert (first[:4] == second[:4]).all() and (first[4:] != second[4:]).any()
+    assert all(captioner.caption(["photo.jpg", "another.png"]))
+
+
+def test_a_decoder_of_ones_own(folder: Path) -> None:
+    options = ("decode=greedy", "decode.method=avoiding", "metrics=[CIDEr]", "out=decoded")
+    said = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="greedy")[0].split()
+    unsaid = next(word for word in said[1:] if word.isalpha())
+    run_file(EXAMPLES / "add_decoder.py", "ckpt=best.ckpt", *options, f"+decode.words=[{unsaid}]")
+    captions = [entry["caption"] for entry in json.loads(Path("decoded/captions.json").read_text())]
+    assert len(captions) == 9 and not any(unsaid in caption.split()[1:] for caption in captions)
+    same = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="avoiding")
+    assert same == [" ".join(said)]
+
+
+def test_an_encoder_of_ones_own(folder: Path) -> None:
+    run_file(EXAMPLES / "add_encoder.py", "encoder.name=colours", "model=mlp", "run_dir=runs/encoder", *SHORT)
+    captioner = prefixcap.load("runs/encoder/checkpoints/best.ckpt")
+    assert captioner.encoder_identity.name == "colours"
+    embeddings = captioner.embed(["photo.jpg", "another.png"])
+    assert embeddings.shape == (2, 216) and embeddings.norm(dim=-1).allclose(embeddings.new_ones(2))
+    assert all(captioner.caption(["photo.jpg"]))
+    with pytest.raises(prefixcap.InputError, match="encoder 'colours' reads no texts"):
+        captioner.caption(["photo.jpg"], rerank=2)
+
+
+def test_a_metric_of_ones_own(folder: Path) -> None:
+    run_file(EXAMPLES / "add_metric.py", "ckpt=best.ckpt", "metrics=[CIDEr,repetition]", "out=scored")
+    metrics = json.loads(Path("scored/metrics.json").read_text())
+    words = [tokenize(entry["caption"]).split() for entry in json.loads(Path("scored/captions.json").read_text())]
+    repeated = sum(len(caption) - len(set(caption)) for caption in words) / sum(map(len, words))
+    low, high = metrics["intervals"]["repetition"]
+    assert metrics["repetition"] == pytest.approx(repeated) and low <= metrics["repetition"] <= high
+    assert metrics["humans"]["repetition"] < 0.3

@@ -1,0 +1,126 @@
+"""What the documents name is there: commands and their options, choices, files, links, numbers."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from typer.main import get_command
+
+from benchmarks.gpu_hours import RUNS, table
+from prefixcap.cli import app
+from prefixcap.scripts.compare_systems import PUBLISHED
+from tests.conftest import ROOT, run_script
+from tests.docs.pages import PAGES, commands, name_of
+
+CONF = ROOT / "prefixcap" / "conf"
+GROUPS = [folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "recipe")]
+CHOICE = re.compile(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z]\w*)")
+FILE = re.compile(r"`((?:prefixcap|data_prep|docs|tests|benchmarks|\.ci|\.github)/[^`*…<> ]*)`")
+LINK = re.compile(r"\]\(([^)#: ]+)(?:#[^)]*)?\)")
+CONFIGURED = ("embed", "train", "eval", "train-lm", "vqa", "relations")  # by Hydra
+PARSED = {  # by argparse
+    "compare-systems": "compare_systems",
+    "verify": "data_prep.verify",
+    "import-features": "data_prep.import_features",
+    "export-features": "data_prep.export_features",
+}
+ALIASES = {
+    "python train.py": "prefixcap train",
+    "python eval.py": "prefixcap eval",
+    "python -m data_prep.embed": "prefixcap embed",
+    "python docs/examples/add_mapper.py": "prefixcap train",
+    "python docs/examples/add_encoder.py": "prefixcap train",
+    "python docs/examples/add_decoder.py": "prefixcap eval",
+    "python docs/examples/add_metric.py": "prefixcap eval",
+}
+
+
+def calls() -> list[str]:
+    """Every call of `prefixcap` in the documents, by whatever name; what stands for something else is an x."""
+    found = {}
+    for page in PAGES:
+        for command in commands(page):
+            for alias, name in ALIASES.items():
+                command = re.sub(rf"^{re.escape(alias)}(?= |$)", name, command)
+            command = re.sub(r"\$\([^)]*\)", "x", command.partition(" && ")[0]).replace("…", "x")
+            if command.startswith("prefixcap ") and "[GROUP" not in command:
+                found[" ".join(command.split())] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_choices_files_and_links_of_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for group, choice in CHOICE.findall(text):
+        assert (CONF / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
+    for file in FILE.findall(text):
+        assert (ROOT / file).exists(), file
+    for link in LINK.findall(text):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_choice_is_in_the_documents() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for group in GROUPS:
+        for file in (CONF / group).glob("[!_]*.yaml"):
+            assert re.search(rf"(?<!\w){file.stem}(?!\w)", text), f"{group}={file.stem}"
+
+
+@pytest.mark.parametrize("call", calls())
+def test_calls_are_understood(call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, name, *options = shlex.split(call)
+    if name.startswith("-"):
+        name, options = "doctor", []  # of all commands
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    if not options or "--help" in options:
+        return
+    if name in CONFIGURED:
+        overrides = [option for option in options if not option.startswith("--")]
+        if "--multirun" in options:
+            overrides = [option for option in overrides if "range(" not in option and "hydra/" not in option]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            compose(name.replace("-", "_"), [option for option in overrides if option != "job"])
+    elif name in PARSED:
+        monkeypatch.setattr(sys, "argv", [name, "--help"])
+        with pytest.raises(SystemExit):
+            run_script(PARSED[name])
+        known = capsys.readouterr().out
+        assert all(option in known for option in options if option.startswith("--"))
+    else:
+        command.make_context(name, options)
+
+
+def test_the_papers_hours_are_those_of_the_script() -> None:
+    text = (ROOT / "docs" / "reproduce" / "index.md").read_text(encoding="utf-8")
+    assert table() in text
+    hours = {f"{run.hours:.1f}" for run in RUNS}
+    for page in (ROOT / "docs" / "reproduce").glob("*.md"):
+        for number in re.findall(r"(\d+\.\d) GPU hours", page.read_text(encoding="utf-8")):
+            assert number in hours | {"4.2"}, f"{page.name}: {number}"  # that is 5,000 times 3 seconds
+
+
+def test_published_numbers_are_those_of_compare_systems() -> None:
+    text = (ROOT / "docs" / "reproduce" / "maccap.md").read_text(encoding="utf-8")
+    sections = re.split(
+        r"compare-systems --source (\w+) --target (\w+)\n", text
+    )  # before, source, target, section, ...
+    of = dict(zip(zip(sections[1::3], sections[2::3], strict=True), sections[3::3], strict=True))
+    for command, rows in PUBLISHED.items():
+        for system, numbers in rows.items():
+            cells = " | ".join("-" if number is None else f"{number:.3f}" for number in numbers)
+            assert re.search(rf"\| {system}†? \| {re.escape(cells)} \|", of[command]), (command, system)
+
+
+def test_files_of_github_and_of_citation_can_be_read() -> None:
+    for file in [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]:
+        assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict), file
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    steps = [step.get("run", "") for step in workflow["jobs"]["tests"]["steps"]]
+    assert "make test" in steps and workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == ["3.10", "3.12"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    for work in (citation, *citation["references"]):
+        assert {"title", "authors", "type"} <= set(work)
