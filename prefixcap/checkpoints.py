@@ -33,7 +33,7 @@ def load(
         InputError: there is no such file, it is no captioner's, its language model or tokenizer cannot be found, or it
             does not take an argument.
 
-    Example:
+    Examples:
         >>> captioner = load("best.ckpt")  # it is `prefixcap.load`, too
         >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
         2

@@ -43,11 +43,13 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
 
     Args:
         name: one of
+
             - "clip:ViT-B/32": any model that `clip.available_models()` lists; `clip` downloads it;
             - "clip:/path/to/state_dict.pt": weights that `clip.load` of clip-anytorch opens;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
             - "demo": the small CLIP that comes with this package;
+
             or a name that begins as one of `BACKENDS`.
         device: where the weights live and the embeddings come out.
         dtype: of the weights and the embeddings. The digest of the identity does not depend on it.
@@ -56,7 +58,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         InputError: the name has none of these forms, the device cannot be used, or the checkpoint cannot be
             loaded (it is missing, cannot be downloaded, or is neither a CLIP nor a SigLIP).
 
-    Example:
+    Examples:
         >>> encoder = load_encoder("demo")                      # or "clip:ViT-B/32", which gives (1, 512)
         >>> encoder.encode_images(encoder.preprocess(Image.new("RGB", (640, 480)))[None]).shape
         torch.Size([1, 128])

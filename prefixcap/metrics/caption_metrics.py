@@ -66,7 +66,7 @@ class BLEU(CaptionMetric):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = BLEU()
         >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
         >>> {name: round(float(score), 3) for name, score in metric.compute().items()}
@@ -83,7 +83,7 @@ class METEOR(CaptionMetric):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = METEOR()
         >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
         >>> metric.compute()  # doctest: +SKIP
@@ -100,7 +100,7 @@ class ROUGEL(CaptionMetric):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = ROUGEL()
         >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
         >>> metric.compute()
@@ -119,7 +119,7 @@ class CIDEr(CaptionMetric):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = CIDEr()
         >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
         >>> metric.update(["A cat."], [["A cat asleep"]])
@@ -137,7 +137,7 @@ class SPICE(CaptionMetric):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = SPICE()
         >>> metric.update(["A dog runs."], [["The dog is running.", "A dog on a beach"]])
         >>> metric.compute()["SPICE"]  # doctest: +SKIP

@@ -37,7 +37,7 @@ def clip_score(images: Tensor, captions: Tensor) -> Tensor:
     Raises:
         InputError: the embeddings differ in number or width, or an embedding is NaN, infinite or all zero.
 
-    Example:
+    Examples:
         >>> clip_score(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
         tensor([1.5000])
     """
@@ -60,7 +60,7 @@ def ref_clip_score(images: Tensor, captions: Tensor, references: Sequence[Tensor
     Raises:
         InputError: as `clip_score`, or an image has no references, or these are of another shape.
 
-    Example:
+    Examples:
         >>> image, caption = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]])
         >>> ref_clip_score(image, caption, [torch.tensor([[3.0, 4.0], [1.0, 0.0]])])  # 1.5 and 1
         tensor([1.2000])
@@ -121,7 +121,7 @@ class CLIPScore(_MeanOverImages):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = CLIPScore()
         >>> metric.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0], [0.0, -1.0]]))
         >>> metric.compute()
@@ -143,7 +143,7 @@ class RefCLIPScore(_MeanOverImages):
     Args:
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = RefCLIPScore()
         >>> image, caption = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]])
         >>> metric.update(image, caption, [torch.tensor([[3.0, 4.0], [1.0, 0.0]])])
@@ -182,7 +182,7 @@ def clip_scores_of_texts(
     Raises:
         InputError: as `ref_clip_score`, or there are no images.
 
-    Example:
+    Examples:
         >>> from prefixcap.encoders import load_encoder
         >>> encoder = load_encoder("demo")
         >>> images = encoder.encode_texts(["a red circle", "a blue square"])  # for want of pictures

@@ -31,7 +31,7 @@ def diversity(captions: Sequence[str]) -> dict[str, float]:
           them, 0 to 1 (0 if there are none). They fall as captions are added: compare equal numbers of captions;
         - "Length": words in a caption, on average.
 
-    Example:
+    Examples:
         >>> diversity(["a dog runs", "a dog"])
         {'Vocabulary': 3.0, 'Distinct-1': 0.6, 'Distinct-2': 0.6666666666666666, 'Length': 2.5}
     """
@@ -56,7 +56,7 @@ class Diversity(TextMetric):
         training_captions: what the captioner learned from; without them there is no novelty.
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> metric = Diversity(training_captions=["A dog runs."])
         >>> metric.update(["a dog runs", "A dog sleeps."])
         >>> {name: round(float(value), 2) for name, value in metric.compute().items()}

@@ -43,7 +43,7 @@ def negative_log_likelihood(language_model: LanguageModel, captions: Sequence[st
     Raises:
         InputError: a caption is no string, or longer than the language model's context.
 
-    Example:
+    Examples:
         >>> from prefixcap.language import load_language_model
         >>> captions = ["A red circle in a meadow.", "A red circle a meadow in."]
         >>> nats, tokens = negative_log_likelihood(load_language_model("demo"), captions)
@@ -107,7 +107,7 @@ class Perplexity(Metric):
         language_model: moves to a device with the metric.
         options: those of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         >>> from prefixcap.language import load_language_model
         >>> metric = Perplexity(load_language_model("demo"))
         >>> metric.update(["A red circle in a meadow.", "A plain blue square at the top."])

@@ -47,7 +47,7 @@ class MemoryBank:
     Raises:
         InputError: there are no captions, or not as many as embeddings; size is below 1.
 
-    Example:
+    Examples:
         >>> bank = MemoryBank(np.eye(2, dtype=np.float32), ["a cat", "a dog"])
         >>> bank.retrieve(torch.tensor([[0.1, 0.9]]))
         ['a dog']

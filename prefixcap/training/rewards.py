@@ -43,7 +43,7 @@ class CiderReward:
     Raises:
         InputError: no image has references.
 
-    Example:
+    Examples:
         >>> reward = CiderReward([["A red circle.", "a circle in red"], ["A blue square."]])
         >>> reward(["a red circle", "a red circle", "a blue square"], [0, 1, 1]).round(2).tolist()
         [4.76, 0.0, 7.5]
@@ -127,7 +127,7 @@ def self_critical_weights(rewards: NDArray[np.float64], samples: int) -> NDArray
     Raises:
         InputError: an image has fewer than two captions, or the rewards are no whole number of images.
 
-    Example:
+    Examples:
         >>> self_critical_weights(np.array([1.0, 2.0, 6.0]), samples=3).tolist()
         [-3.0, -1.5, 4.5]
     """

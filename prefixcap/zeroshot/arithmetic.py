@@ -77,7 +77,7 @@ def arithmetic(expression: str, captioner: "ZeroCap | Magic | Captioner", **opti
     Raises:
         InputError: as `embed_expressions`, `encoder_of` or the captioner.
 
-    Example:
+    Examples:
         >>> import prefixcap
         >>> caption = arithmetic("img:photo.jpg - img:another.png + 2*txt:'red'", prefixcap.load("best.ckpt"))
     """
@@ -118,7 +118,7 @@ def embed_expressions(expressions: Sequence[str], encoder: Encoder, root: str | 
         InputError: an expression cannot be understood, an image cannot be read, a store cannot or was made with another
             encoder, it has no such image, or nothing is left of a difference.
 
-    Example:
+    Examples:
         >>> from prefixcap.encoders import load_encoder
         >>> embed_expressions(["txt:'a red ring' - txt:'a ring' + txt:'a star'"], load_encoder("demo")).shape
         torch.Size([1, 128])
@@ -209,7 +209,7 @@ def parse(expression: str) -> list[Term]:
     Raises:
         InputError: it is empty or against the grammar; the message says where.
 
-    Example:
+    Examples:
         >>> [(term.weight, term.kind, term.name) for term in parse("img:a.jpg - 2*(txt:'b' - txt:'c d')")]
         [(1.0, 'img', 'a.jpg'), (-2.0, 'txt', 'b'), (2.0, 'txt', 'c d')]
     """

@@ -48,7 +48,7 @@ class Magic:
     Raises:
         InputError: a value makes no sense, there is no such start token, or the prompt does not fit.
 
-    Example:
+    Examples:
         >>> from prefixcap.encoders import load_encoder
         >>> from prefixcap.language import load_language_model
         >>> magic = Magic(load_encoder("demo"), load_language_model("demo"))  # or clip:ViT-B/32, and what train-lm made

@@ -115,7 +115,7 @@ class ZeroCap:
         InputError: there is no such option or it makes no sense, the prompt does not fit, or the language model keeps
             something else than keys and values.
 
-    Example:
+    Examples:
         >>> from prefixcap.encoders import load_encoder
         >>> from prefixcap.language import load_language_model
         >>> encoder, lm = load_encoder("demo"), load_language_model("demo")  # the paper's: clip:ViT-B/32, gpt2-medium
