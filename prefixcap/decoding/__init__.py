@@ -63,8 +63,8 @@ def decode(
         For each image the token ids of its captions, the best first, without the end token.
 
     Raises:
-        InputError: no decoder has this name, it does not take one of the options, or the longest caption that it
-            may write does not fit the language model's context.
+        InputError: no decoder has this name, it does not take one of the options, the longest caption that it may
+            write does not fit the language model's context, or that keeps something else than keys and values.
     """
     parameters = _parameters(method)
     if not len(prefix):

@@ -36,7 +36,7 @@ def contrastive(
             (open,), what they have written (open, length), and the tokens to choose from (open, top_k). None: nothing.
 
     Raises:
-        InputError: a value makes no sense, or the language model keeps no keys and values.
+        InputError: a value makes no sense.
     """
     if top_k < 1 or not 0 <= penalty <= 1:
         raise InputError(
@@ -46,10 +46,6 @@ def contrastive(
     end, device = language_model.end_token, prefix.device
     cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
     logits, hidden = language_model.step_with_states(prefix, cache)
-    if cache.get_seq_length() != prefix.shape[1]:
-        raise InputError(
-            f"language model '{language_model.name}' keeps no keys and values to go on from: take a transformer"
-        )
     before = F.normalize(hidden, dim=-1)  # (open, length, dim) of all positions so far
     images = torch.arange(len(prefix), device=device)  # those whose caption has not ended
     rows = images

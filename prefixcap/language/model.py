@@ -180,17 +180,31 @@ class LanguageModel(nn.Module):
         """Read (batch, length, dim) more embeddings -> (batch, vocabulary) float32 logits of the next token.
 
         `cache` holds the keys and values of all that was read before and takes in those of `embeddings`.
+
+        Raises:
+            InputError: the model keeps something else than keys and values, as state-space models do.
         """
-        output = self.model(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True)
-        logits: Tensor = output.logits[:, -1].float()
+        logits: Tensor = self._go_on(embeddings, cache).logits[:, -1].float()
         return logits
 
     def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
         """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
-        output = self.model(
-            inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, output_hidden_states=True
-        )
+        output = self._go_on(embeddings, cache, output_hidden_states=True)
         return output.logits[:, -1].float(), output.hidden_states[-1].float()
+
+    def _go_on(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
+        length = cache.get_seq_length() + embeddings.shape[1]
+        output = None
+        if not _keeps_states(self.model):
+            output = self.model(
+                inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, **options
+            )
+        if output is None or cache.get_seq_length() != length:  # it would write on from the newest word alone
+            raise InputError(
+                f"language model '{self.name}' keeps no keys and values to go on from: take a transformer that keeps "
+                "them in every layer"
+            )
+        return output
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint needs to rebuild the model, beside weights: its name; if it is tuned whole, its files."""
@@ -234,6 +248,12 @@ class LanguageModel(nn.Module):
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
+
+
+def _keeps_states(model: "PreTrainedModel") -> bool:
+    """Whether layers keep something else than keys and values, as those of Mamba, Jamba or LFM2."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return model._is_stateful or not set(kinds) <= {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def _fuse_activations(model: "PreTrainedModel") -> None:

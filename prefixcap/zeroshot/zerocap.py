@@ -112,8 +112,7 @@ class ZeroCap:
             and beam that it happened to.
 
     Raises:
-        InputError: there is no such option or it makes no sense, the prompt does not fit, or the language model keeps
-            something else than keys and values.
+        InputError: there is no such option or it makes no sense, or the prompt does not fit.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
@@ -157,8 +156,8 @@ class ZeroCap:
             progress: show a progress bar on stderr, if it takes longer than a second.
 
         Raises:
-            InputError: an image cannot be read, embeddings have another width, NaN or infinite numbers, or no token
-                can be written.
+            InputError: an image cannot be read, embeddings have another width, NaN or infinite numbers, no token can
+                be written, or the language model keeps something else than keys and values.
         """
         return [
             self._by_similarity(direction, captions)
@@ -179,8 +178,6 @@ class ZeroCap:
         cache = KeyValueCache(len(self._prompt) + options.max_tokens)
         prompt = torch.tensor([self._prompt], device=device).expand(len(directions), -1)
         lm.step(lm.embed(prompt[:, :-1]), cache)
-        if not cache.layers or any(getattr(layer, "length", 0) != prompt.shape[1] - 1 for layer in cache.layers):
-            raise InputError(f"language model '{lm.name}' keeps no keys and values to be moved: take a transformer")
         # Beams that are being written, those of an image together; and what has ended, by image.
         images = torch.arange(len(directions), device=device)
         tokens = torch.empty(len(directions), 0, dtype=torch.long, device=device)

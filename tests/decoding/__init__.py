@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -33,3 +34,23 @@ def random_lm(kind: str, seed: int, words: int = 40, width: int = 32) -> Languag
         for weight in model.parameters():
             weight.mul_(3)  # far from uniform, so that nothing hangs on rounding
     return LanguageModel(model.eval(), load_language_model("demo").tokenizer, "random")
+
+
+def stateful_lm(kind: str, words: int) -> LanguageModel:
+    """A language model with random weights that keeps states: in all layers (mamba, rwkv), in some, where others keep
+    keys and values (lfm2), or beside these (falcon_h1)."""
+    common: dict[str, Any] = {"vocab_size": words, "hidden_size": 32, "num_hidden_layers": 2}
+    attends: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    scan = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+    model: PreTrainedModel
+    if kind == "mamba":
+        model = transformers.MambaForCausalLM(transformers.MambaConfig(**common, state_size=4))
+    elif kind == "rwkv":
+        model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**common, context_length=128))
+    elif kind == "lfm2":
+        model = transformers.Lfm2ForCausalLM(
+            transformers.Lfm2Config(**common, **attends, layer_types=["full_attention", "conv"])
+        )
+    else:
+        model = transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**common, **attends, **scan))
+    return LanguageModel(model.eval(), load_language_model("demo").tokenizer, kind)

@@ -10,7 +10,7 @@ from prefixcap.decoding import DECODERS, decode
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from tests.conftest import small_lm
-from tests.decoding import random_lm
+from tests.decoding import random_lm, stateful_lm
 
 SEEDED = {"nucleus": {"top_k": 1}}  # the likeliest alone can be drawn
 RULES = {"min_tokens": 3, "repetition_penalty": 1.3, "no_repeat_ngram": 2}
@@ -108,3 +108,11 @@ def test_bad_requests_are_told(method: str, options: dict[str, Any], message: st
     lm = small_lm()
     with pytest.raises(InputError, match=message):
         decode(lm, torch.randn(1, 4, lm.dim), method, **options)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("method", DECODERS)
+def test_a_language_model_that_keeps_states_is_refused(method: str, kind: str) -> None:
+    """It would read the newest word alone, and write on from that."""
+    with pytest.raises(InputError, match=f"language model '{kind}' keeps no keys and values to go on from"):
+        decode(stateful_lm(kind, words=470), torch.randn(1, 4, 32), method)

@@ -17,6 +17,7 @@ from prefixcap.encoders import embed_images, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.magic import Magic
+from tests.decoding import stateful_lm
 
 ENCODER = load_encoder("demo")
 DEMO = load_language_model("demo")
@@ -166,9 +167,6 @@ def test_mistakes_in_images(lm: LanguageModel) -> None:
 
 
 def test_a_language_model_without_keys_and_values_is_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    config = MambaConfig(vocab_size=len(DEMO.tokenizer), hidden_size=32, num_hidden_layers=1)
-    mamba = LanguageModel(MambaForCausalLM(config), DEMO.tokenizer, "mamba")
+    lm = stateful_lm("mamba", len(DEMO.tokenizer))
     with pytest.raises(InputError, match="'mamba' keeps no keys and values to go on from: take a transformer"):
-        Magic(ENCODER, mamba).caption(torch.ones(1, 128))
+        Magic(ENCODER, lm).caption(torch.ones(1, 128))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import DynamicCache, MambaConfig, MambaForCausalLM
+from transformers import DynamicCache
 
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
@@ -19,7 +19,7 @@ from prefixcap.encoders import Encoder, embed_images, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.zerocap import ZeroCap, ZeroCapOptions
-from tests.decoding import random_lm
+from tests.decoding import random_lm, stateful_lm
 from tests.zeroshot.plain_zerocap import PlainZeroCap, read
 
 QUICK: dict[str, Any] = {"max_tokens": 3, "beams": 2, "iterations": 1, "candidates": 50}
@@ -322,10 +322,10 @@ def test_no_token_left(world: World) -> None:
 
 
 def test_a_language_model_without_keys_and_values(world: World) -> None:
-    config = MambaConfig(vocab_size=len(world.lm.tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
-    lm = LanguageModel(MambaForCausalLM(config), world.lm.tokenizer, "a mamba")
-    with pytest.raises(InputError, match="'a mamba' keeps no keys and values to be moved"):
-        ZeroCap(world.encoder, lm, **QUICK).caption(world.embeddings[:1])
+    for kind in ("mamba", "lfm2"):  # in all layers, and in some
+        lm = stateful_lm(kind, len(world.lm.tokenizer))
+        with pytest.raises(InputError, match=f"'{kind}' keeps no keys and values to go on from"):
+            ZeroCap(world.encoder, lm, **QUICK).caption(world.embeddings[:1])
 
 
 def test_all_factors_of_a_token_multiply(world: World) -> None:
