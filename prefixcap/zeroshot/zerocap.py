@@ -28,8 +28,6 @@ Guide = Literal["gradient", "clip", "clip_and_lm"]
 Factors = Literal["probability", "logit"]
 Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (rows, heads, length, width of a head)
 
-RECENT = 4  # tokens that are not to be repeated: "generated at the last four time-steps"
-
 
 @dataclass(frozen=True)
 class ZeroCapOptions:
@@ -50,7 +48,8 @@ class ZeroCapOptions:
         end: the text of the token that ends a caption; the language model's own end token does, too.
         end_factor: f_e, what the probability of `end` is multiplied by; 1.06, from step 1, for arithmetic.
         end_from: t_e, from which step on, the first being 0. In that one no caption ends.
-        repetition_factor: what the probability of the tokens of the last four steps is multiplied by.
+        repetition_factor: what the probability of the tokens of the last few steps is multiplied by.
+        repetition_window: how many steps these are: "generated at the last four time-steps".
         capital_factor: what that of pieces of words with a capital is multiplied by (supplement E); 1: nothing.
         forbidden: texts of tokens that are never written.
         factors: of what these are factors: of the "probability", as the paper says, or, as in the released code, of the
@@ -76,6 +75,7 @@ class ZeroCapOptions:
     end_factor: float = 1.04
     end_from: int = 3
     repetition_factor: float = 0.5
+    repetition_window: int = 4
     capital_factor: float = 1.0
     forbidden: Sequence[str] = ()
     factors: Factors = "probability"
@@ -83,7 +83,7 @@ class ZeroCapOptions:
     guide: Guide = "gradient"
 
     def __post_init__(self) -> None:
-        for name in ("beams", "max_tokens", "candidates", "iterations"):
+        for name in ("beams", "max_tokens", "candidates", "iterations", "repetition_window"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {getattr(self, name)}")
         for name in ("temperature", "end_factor", "repetition_factor", "capital_factor"):
@@ -290,7 +290,7 @@ class ZeroCap:
         """(rows, vocabulary) logits after what is wanted more or less often has been multiplied."""
         options = self.options
         factors = self._factors.expand_as(logits).clone()
-        recent = tokens[:, -RECENT:]
+        recent = tokens[:, -options.repetition_window :]
         factors.scatter_(1, recent, factors.gather(1, recent) * options.repetition_factor)
         if step >= options.end_from:
             factors[:, self._end] *= options.end_factor

@@ -133,7 +133,7 @@ class PlainZeroCap:
     def weigh(self, logits: Tensor, token: int, tokens: tuple[int, ...], step: int) -> None:
         """Multiply what one token gets."""
         options, factor = self.options, 1.0
-        if token in tokens[-4:]:
+        if token in tokens[-options.repetition_window :]:
             factor *= options.repetition_factor
         if token == self.end and step >= options.end_from:
             factor *= options.end_factor
