@@ -15,6 +15,9 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
     class token and all patches weights their projected embeddings (equation 12), and the global embedding is added
     (equation 13). Nothing is normalised.
 
+    The released code differs: it may take the class token for one of the patches, puts the attention rows through a
+    second softmax, which makes them almost even, and scales patches, sums and the global embedding to length one.
+
     Args:
         features: of a ViT with a class token.
         regions: how many, N_cr in the paper.

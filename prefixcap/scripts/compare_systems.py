@@ -46,7 +46,7 @@ SYSTEMS = {
     "Baseline": System("decap_frozen", (), BEAMS),
     "CapDec": System("capdec_frozen", (), BEAMS),
     "CapDec, 20 candidates": System("capdec_frozen", (), ("decode=maccap",)),
-    "DeCap": System("decap_frozen", (), (*BEAMS, MEMORY)),
+    "DeCap": System("decap_frozen", (), (*BEAMS, MEMORY, "memory_size=50000")),  # Table 6
     "MacCap": System("maccap", (), ("decode=maccap",)),
     "MacCap without noise": System("maccap", ("model.noise.variance=0.0",), ("decode=maccap",)),
     "MacCap, whole image": System("maccap", (), ("decode=maccap", "regions=0")),

@@ -23,7 +23,8 @@ def gaussian_noise(embeddings: Tensor, variance: float, generator: torch.Generat
     """Embeddings (…, dim) with Gaussian noise of mean zero and the given variance in each dimension.
 
     The variance is sigma squared: CapDec's and MacCap's published code take 0.016 for it, a standard deviation of 0.126
-    (MacCap's paper calls the 0.016 "noise variance sigma"). Of 512 dimensions the noise is then 2.9 long, where the
+    (MacCap's paper calls the 0.016 "noise variance sigma", and the noise uniform where its equation 4 and its code have
+    it normal). Of 512 dimensions the noise is then 2.9 long, where the
     embedding, scaled to length one, is 1.
     """
     return embeddings + math.sqrt(variance) * _normal(embeddings, generator)
