@@ -113,6 +113,11 @@ class CaptionData(L.LightningDataModule):
         self.features = "captions/embedding" if from_text else captioner.features
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
         require_match(opened, captioner)
+        if missing := {"train", "val"} - opened.splits.keys():
+            raise InputError(
+                f"{opened.location} has no split '{min(missing)}', only {', '.join(opened.splits)}: embed into another "
+                "folder (data.store=...) with some of the images or sentences in it, e.g. data.reader.val_share=0.02"
+            )
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")
         for split in (self.train_split, self.val_split):

@@ -190,5 +190,11 @@ def test_the_script(
     assert "val_loss" in (tmp_path / "run" / "metrics.csv").read_text()
     assert "holds a run with other options" in mistake(*command, "seed=1")
     (tmp_path / "lines.txt").write_text("\n".join(sentences(9, 0)))
-    lines = ["data=text", f"data.files={tmp_path / 'lines.txt'}", "lm=demo", f"run_dir={tmp_path / 'other'}"]
+    lines = [
+        "data=text",
+        f"data.files={tmp_path / 'lines.txt'}",
+        "data.reader.val_share=0.0",
+        "lm=demo",
+        f"run_dir={tmp_path / 'other'}",
+    ]
     assert "set data.reader.val_share" in mistake("train_lm", *lines)
