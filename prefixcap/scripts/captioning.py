@@ -44,10 +44,15 @@ def write_captions(
     """A caption of each image of a split, or of those in some rows of it, by its id.
 
     Raises:
-        InputError: the store lacks what the captioner reads or `regions` asks for, or `Captioner.caption` raises it.
+        InputError: the store lacks what the captioner reads or `regions` asks for, there is a memory and the captioner
+            reads regions, or `Captioner.caption` raises it.
     """
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
+    if config.memory and captioner.features != "images/embedding":
+        raise InputError(
+            f"memory= is for captioners that read the whole image, and this one reads {captioner.features}"
+        )
     features = _features(config.regions, split, captioner.features, chosen)
     if options.get("rerank"):
         options["embeddings"] = split.embeddings[chosen]
@@ -65,9 +70,9 @@ def write_resumably(
     """A caption of each image of a split, or of `limit` drawn from it, by its id; kept in `folder` as they come.
 
     Raises:
-        InputError: the folder has captions of another job, or the captioner raises it.
+        InputError: the store has no images, the folder has captions of another job, or the captioner raises it.
     """
-    rows = np.arange(len(split))
+    embeddings, rows = split.embeddings, np.arange(len(split))
     if limit is not None:
         rows = np.sort(np.random.default_rng(0).choice(rows, min(limit, len(rows)), replace=False))
     journal = Journal(folder / "written.jsonl", job)
@@ -77,7 +82,7 @@ def write_resumably(
             part = left[start : start + batch_size]
             ids = [split.ids[row] for row in part]
             with name_rows(ids):
-                written = captioner.caption(torch.from_numpy(split.embeddings[part]), batch_size)
+                written = captioner.caption(torch.from_numpy(embeddings[part]), batch_size)
             journal.add(dict(zip(ids, written, strict=True)))
             bar.update(len(part))
     return {split.ids[row]: journal.found[split.ids[row]] for row in rows.tolist()}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import EncoderIdentity, load_encoder
+from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 from tests.e2e.conftest import Script
 
@@ -69,6 +71,70 @@ def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Sc
     assert "lm_tuning=full" in mistake("train", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
     assert "needs memory=STORE" in mistake("eval", "method=clipre", "data=demo")
     assert "there is no feature store" in mistake("train", "data=text", "data.files=no.txt", "model=maccap", "lm=demo")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of texts, of texts with none to validate on, and of images; captioners of images and of regions."""
+    root, identity = tmp_path_factory.mktemp("stores"), load_encoder("demo").identity
+    for name, column, splits in (
+        ("texts", "captions/embedding", ("train", "val")),
+        ("unsplit", "captions/embedding", ("train",)),
+        ("images", "images/embedding", ("train", "val", "test")),
+    ):
+        writer = StoreWriter(root / name, identity, "test", root, job="test", shards=1)
+        records = [ImageRecord(place, "", split, ("a star",)) for place, split in enumerate(splits)]
+        writer.write_piece(0, 0, 1, records, {column: np.ones((len(splits), identity.dim), np.float16)}, [])
+        join(root / name)
+    for mapper in ("mlp", "adaptor"):
+        options = {"name": mapper, "prefix_length": 2}
+        Captioner(load_language_model("demo"), identity, options, normalize_embeddings=True).save_pretrained(
+            root / mapper
+        )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval ckpt={}/mlp data.store={}/texts split=train", "texts has sentences and no images"),
+        ("eval method=clipre data.store={}/texts memory={}/texts split=train", "texts has sentences and no images"),
+        ("eval method=zerocap data.store={}/texts split=train", "texts has sentences and no images"),
+        (
+            "eval ckpt={}/mlp data.store={}/images memory={}/images",
+            "images has no captions/embedding; it has images/emb",
+        ),
+        (
+            "eval method=clipre data.store={}/images memory={}/images",
+            "images has no captions/embedding; it has images/",
+        ),
+        ("eval ckpt={}/adaptor data.store={}/images", "images has no images/regions; it has images/embedding"),
+        ("eval ckpt={}/adaptor data.store={}/images memory={}/texts", "memory= is for captioners that read the whole"),
+        ("eval ckpt={}/mlp data.store={}/images memory={}/texts memory_size=0", "size must be at least 1"),
+        ("train model=maccap data.store={}/images", "images has no captions/embedding; it has images/embedding"),
+        ("train model=mlp data.store={}/texts", "texts has sentences and no images"),
+        ("train model=maccap data.store={}/unsplit", "has no split 'val', only train: embed into another folder"),
+    ],
+)
+def test_stores_of_the_other_kind_are_told(
+    command: str, message: str, stores: Path, tmp_path: Path, mistake: Callable[..., str]
+) -> None:
+    script, *options = command.replace("{}", str(stores)).split()
+    told = mistake(script, *options, "data=demo", f"{'run_dir' if script == 'train' else 'out'}={tmp_path / 'out'}")
+    assert message in told and not (tmp_path / "out").exists()
+
+
+def test_an_offset_that_the_gap_command_wrote_is_taken(
+    folder: Path, script: Script, mistake: Callable[..., str]
+) -> None:
+    np.save(folder / "offset.npy", np.ones(128, np.float32))
+    options = ("model=capdec_frozen", "run_dir=moved")
+    train(script, *options, "+model.noise.offset=offset.npy")
+    assert "offset: offset.npy" in (folder / "moved" / "config.yaml").read_text()
+    store = f"data.store={folder}/stores/demo-demo-caption"
+    np.save(folder / "offset.npy", np.ones(5, np.float32))
+    told = mistake("train", "data=demo", store, "model=capdec_frozen", f"+model.noise.offset={folder}/offset.npy")
+    assert "noise.offset has the shape (5,)" in told
 
 
 def test_a_corpus_embedded_by_a_resnet_is_nothing_to_learn_regions_from(
