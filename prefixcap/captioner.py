@@ -221,7 +221,7 @@ class Captioner(nn.Module):
                             features = torch.as_tensor(embeddings[part])
                         elif self.features != "images/embedding":
                             features = self.embed(images[part], "images/embedding")
-                        captions = self._by_similarity(features, captions)
+                        captions = self._ranked(features, captions)
                     found += captions
                     bar.update(len(features))
             return found
@@ -253,15 +253,33 @@ class Captioner(nn.Module):
         words = self.language_model.embed(torch.tensor(beginning, dtype=torch.long, device=prefix.device))
         return torch.cat((prefix.to(words.dtype), words.expand(len(prefix), -1, -1)), dim=1)
 
-    def _by_similarity(self, embeddings: Tensor, captions: list[list[str]]) -> list[list[str]]:
+    def _ranked(self, embeddings: Tensor, captions: list[list[str]]) -> list[list[str]]:
         """The captions of each image, the closest to its embedding first."""
+        return [
+            [caption for _, caption in sorted(zip(cosines, of_image, strict=True), key=lambda pair: -pair[0])]
+            for of_image, cosines in zip(captions, self.similarities(embeddings, captions), strict=True)
+        ]
+
+    def similarities(self, embeddings: Tensor, captions: Sequence[Sequence[str]]) -> list[list[float]]:
+        """How close the captions of each image are to it, by the encoder's embeddings of texts and images.
+
+        Args:
+            embeddings: (batch, dim) of the images, as the encoder gives them.
+            captions: for each image, any number of them.
+
+        Returns:
+            For each image the cosine of each caption, in the order given.
+
+        Raises:
+            InputError: the encoder cannot be loaded, see `encoder`.
+        """
         encoder = self.encoder()
         different = {caption: place for place, caption in enumerate(dict.fromkeys(itertools.chain(*captions)))}
         texts = F.normalize(encoder.encode_texts(list(different)).float(), dim=-1)
-        similarity = (F.normalize(embeddings.to(texts), dim=-1) @ texts.T).cpu().numpy()
+        cosines = (F.normalize(embeddings.to(texts), dim=-1) @ texts.T).tolist()
         return [
-            sorted(of_image, key=lambda caption: -row[different[caption]])  # it is called at once
-            for of_image, row in zip(captions, similarity, strict=True)
+            [of_row[different[caption]] for caption in of_image]
+            for of_image, of_row in zip(captions, cosines, strict=True)
         ]
 
     def embed(self, images: Images, features: str | None = None) -> Tensor:

@@ -14,6 +14,10 @@ MOST_PIXELS = 100_000_000  # a file of some kilobytes can be an image of any siz
 MOST_OBLONG = 500  # the longer side over the shorter, which encoders make some hundreds of pixels: so would that
 
 
+class TooManyPixels(InputError):
+    """An image is larger than `MOST_PIXELS`."""
+
+
 def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
     """The image at `path`, decoded, turned as its EXIF data says; of an animation, the first frame.
 
@@ -51,17 +55,23 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def decode_image(file: BinaryIO, scaled_size: int | None = None) -> Image.Image:
+def decode_image(file: BinaryIO, scaled_size: int | None = None, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The image in an open file, as `open_image` gives it.
 
+    Args:
+        file: that can be read and sought in.
+        scaled_size: as of `open_image`.
+        formats: that it may have, by Pillow's names; None: all that Pillow reads, some of them with other programs.
+
     Raises:
+        TooManyPixels: it has more than `MOST_PIXELS`; none of them was decoded.
         InputError: it cannot be read as an image; the message is the reason.
     """
     image: Image.Image
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise InputError(f"{image.width} x {image.height} pixels are too many, the most are {MOST_PIXELS:,}")
+                raise TooManyPixels(f"{image.width} x {image.height} pixels are too many, the most are {MOST_PIXELS:,}")
             if max(image.size) > MOST_OBLONG * min(image.size):
                 raise InputError(f"{image.width} x {image.height} pixels are too oblong, the most is 1 x {MOST_OBLONG}")
             if scaled_size is not None:
@@ -74,6 +84,8 @@ def decode_image(file: BinaryIO, scaled_size: int | None = None) -> Image.Image:
         raise InputError("not an image" if file.read(1) else "empty file") from error
     except InputError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, about twice ours
+        raise TooManyPixels(f"too many pixels, the most are {MOST_PIXELS:,}") from error
     except Exception as error:  # decoders raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read: {reason}") from error

@@ -138,14 +138,35 @@ def embed_expressions(expressions: Sequence[str], encoder: Encoder, root: str | 
     results = []
     for expression, terms in zip(expressions, parsed, strict=True):
         operands = torch.stack([found[term.kind, term.name] for term in terms])  # (terms, dim)
-        lengths, weights = operands.norm(dim=1), operands.new_tensor([term.weight for term in terms])
-        total = weights @ operands
-        length, parts = float(total.norm()), float(weights.abs() @ lengths)
-        if not _NOTHING * parts < length < math.inf:
-            raise InputError(f"{expression!r} comes to {'nothing' if length < math.inf else 'no finite embedding'}")
         images = [row for row, term in enumerate(terms) if term.kind != "txt"]
-        results.append(total * (lengths[images or slice(None)].mean() / length))
+        try:
+            results.append(weighted_sum(operands, [term.weight for term in terms], images))
+        except InputError as error:
+            raise InputError(f"{expression!r} {error}") from error
     return torch.stack(results)
+
+
+def weighted_sum(operands: Tensor, weights: Sequence[float], images: Sequence[int]) -> Tensor:
+    """The sum of embeddings times weights, as long as the images among them are on average, or all if none is one.
+
+    Args:
+        operands: (terms, dim) as the encoder gives them.
+        weights: of each.
+        images: rows of the operands that are of images, not of texts.
+
+    Returns:
+        (dim,)
+
+    Raises:
+        InputError: nothing is left of a difference, or the sum is not finite; the message is the reason.
+    """
+    lengths, factors = operands.norm(dim=1), operands.new_tensor(weights)
+    total = factors @ operands
+    length, parts = float(total.norm()), float(factors.abs() @ lengths)
+    if not _NOTHING * parts < length < math.inf:
+        raise InputError(f"comes to {'nothing' if length < math.inf else 'no finite embedding'}")
+    scaled: Tensor = total * (lengths[list(images) or slice(None)].mean() / length)
+    return scaled
 
 
 # ---- operands ----------------------------------------------------------------------------------------

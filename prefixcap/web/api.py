@@ -1,0 +1,205 @@
+"""The HTTP API: images in, captions out. The page in the browser uses it as anyone does."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image
+from starlette.exceptions import HTTPException
+from torch import Tensor
+
+from prefixcap.captioner import Captioner
+from prefixcap.decoding import DECODERS
+from prefixcap.errors import InputError
+from prefixcap.images import TooManyPixels, decode_image
+from prefixcap.machine import processors
+from prefixcap.web.batcher import Batcher
+from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
+from prefixcap.web.schema import (
+    ERRORS,
+    ArithmeticAnswer,
+    ArithmeticRequest,
+    CaptionAnswer,
+    CaptionedImage,
+    CaptionRequest,
+    Health,
+    Info,
+    InterpretAnswer,
+    InterpretedImage,
+    InterpretRequest,
+    Limits,
+    ScoredText,
+    decoder_settings,
+)
+
+T = TypeVar("T")
+
+Image.init()  # so that Pillow knows all of them
+FORMATS = tuple({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"} & set(Image.OPEN))  # no program is run
+
+
+class BadImage(Exception):
+    """An upload that is no image that can be captioned: the answer's status and message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: str) -> FastAPI:
+    """The API as an application, without what `prefixcap.web.gate` sees to.
+
+    Args:
+        captioner: answers.
+        batcher: whose work is `job.run(captioner, items)`.
+        version: of prefixcap.
+    """
+    app = FastAPI(
+        title="prefixcap",
+        version=version,
+        description="Captions for images, by CLIP and a language model.",
+        docs_url=None,  # FastAPI's pages come from another host
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    opening = anyio.CapacityLimiter(processors())
+    encoder = captioner.encoder()
+
+    def open_upload(upload: UploadFile) -> Tensor:
+        name = _name(upload)
+        try:
+            return encoder.preprocess(decode_image(upload.file, formats=FORMATS))
+        except TooManyPixels as error:
+            raise BadImage(413, f"{name}: {error}") from error
+        except InputError as error:
+            raise BadImage(400, f"{name}: {error}") from error
+
+    async def pixels_of(images: Sequence[UploadFile]) -> list[Tensor]:
+        return [await anyio.to_thread.run_sync(open_upload, image, limiter=opening) for image in images]
+
+    @app.post("/api/caption")
+    async def caption(
+        request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
+    ) -> CaptionAnswer:
+        """Write captions of images."""
+        job = given.job()
+        pixels = await pixels_of(given.images)
+        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
+        return CaptionAnswer(
+            images=[
+                CaptionedImage(name=_name(image), captions=_scored(captions))
+                for image, captions in zip(given.images, found, strict=True)
+            ]
+        )
+
+    @app.post("/api/interpret")
+    async def interpret(
+        request: Request, given: Annotated[InterpretRequest, Form(media_type="multipart/form-data")]
+    ) -> InterpretAnswer:
+        """Say what the prefixes of images mean: the tokens nearest to each prefix vector."""
+        job = Interpretations(given.count)
+        pixels = await pixels_of(given.images)
+        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
+        return InterpretAnswer(
+            images=[
+                InterpretedImage(name=_name(image), vectors=[_scored(tokens) for tokens in vectors])
+                for image, vectors in zip(given.images, found, strict=True)
+            ]
+        )
+
+    @app.post("/api/arithmetic")
+    async def arithmetic(
+        request: Request, given: Annotated[ArithmeticRequest, Form(media_type="multipart/form-data")]
+    ) -> ArithmeticAnswer:
+        """Write captions of a sum of images and texts; a difference has negative weights."""
+        weights = []
+        for kind, terms, own in (
+            ("image", given.images, given.image_weights),
+            ("text", given.texts, given.text_weights),
+        ):
+            if len(own) not in (0, len(terms)):
+                raise InputError(f"{kind}_weights: {len(own)} are given for {len(terms)}: give one for each, or none")
+            weights += own or [1.0] * len(terms)
+        if not weights:
+            raise InputError("the sum is empty: give images, texts or both")
+        job = Arithmetic(given.job())
+        pixels = await pixels_of(given.images)
+        found = await _unless_gone(request, batcher.submit(job, Sum(pixels, given.texts, weights)))
+        return ArithmeticAnswer(captions=_scored(found))
+
+    @app.get("/api/info")
+    async def info() -> Info:
+        """Say what is served, and within which limits."""
+        return Info(
+            version=version,
+            encoder=captioner.encoder_identity.name,
+            language_model=captioner.language_model.name,
+            mapper=captioner.mapper_options["name"],
+            prefix_length=captioner.prefix_length,
+            trained_on=captioner.trained_on.get("data"),
+            decoders={decoder: decoder_settings(decoder) for decoder in DECODERS},
+            limits=Limits(),
+        )
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Say that the server is up."""
+        return Health()
+
+    app.add_exception_handler(BadImage, _explain)
+    app.add_exception_handler(InputError, _explain)
+    app.add_exception_handler(HTTPException, _explain)
+    app.add_exception_handler(RequestValidationError, _explain)
+    app.add_exception_handler(Exception, _explain)
+    return app
+
+
+async def _explain(request: Request, error: Exception) -> JSONResponse:
+    """Every mistake is told in one line."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return _answer(422, f"{place}: {first['msg']}" if place else first["msg"])
+    if isinstance(error, HTTPException):
+        return _answer(error.status_code, error.detail)
+    if isinstance(error, BadImage):
+        return _answer(error.status, str(error))
+    if isinstance(error, InputError):
+        return _answer(422, str(error))
+    return _answer(500, "the server could not do this; its log says why")
+
+
+def _answer(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": " ".join(message.split())}, status)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives. If the client goes away meanwhile, it is cancelled."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise HTTPException(499, "the client has gone")
+        return doing.result()
+    finally:
+        doing.cancel()
+        gone.cancel()
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _name(upload: UploadFile) -> str:
+    """What an upload is called in answers: the last part of its name, which is nothing but a label here."""
+    last = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
+    return " ".join(last.split())[:100] or "image"
+
+
+def _scored(texts: Iterable[Scored]) -> list[ScoredText]:
+    return [ScoredText(text=text, similarity=similarity) for text, similarity in texts]

@@ -1,0 +1,283 @@
+// The page of `prefixcap serve`: sends pictures to the HTTP API, as anyone may, and shows what it answers.
+"use strict";
+
+window.prefixcap = (() => {
+  const AT_ONCE = 4; // requests
+  const MOST_TRIES = 30; // while the server is busy
+
+  // What is sent with a picture, by decoder: what no decoder takes is not among the settings.
+  let settings = { decode: "beam", count: 3 };
+  let takes = {};
+
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else if (value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.filter((child) => child !== undefined));
+    return made;
+  }
+
+  // ---- the API ----------------------------------------------------------------------------------------
+
+  let running = 0;
+  const waiting = [];
+
+  async function turn() {
+    if (running >= AT_ONCE) await new Promise((go) => waiting.push(go));
+    else running += 1;
+  }
+
+  function turnOver() {
+    if (waiting.length) waiting.shift()();
+    else running -= 1;
+  }
+
+  async function ask(path, parts, whileBusy = () => {}) {
+    const form = new FormData();
+    for (const [name, value] of parts) form.append(name, value);
+    await turn();
+    try {
+      for (let tries = 1; ; tries += 1) {
+        const response = await fetch(path, { method: "POST", body: form }).catch(() => {
+          throw new Error("the server cannot be reached: is it still running?");
+        });
+        const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+        if (response.ok) return answer;
+        if (response.status !== 503 || tries === MOST_TRIES) throw new Error(answer.error);
+        whileBusy();
+        await new Promise((go) => setTimeout(go, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+      }
+    } finally {
+      turnOver();
+    }
+  }
+
+  function chosen() {
+    const common = ["decode", "prompt", "by_similarity"];
+    const names = Object.keys(settings).filter((name) => common.includes(name) || takes[settings.decode].includes(name));
+    return names.map((name) => [name, settings[name]]);
+  }
+
+  // ---- results ----------------------------------------------------------------------------------------
+
+  let results;
+  const cards = [];
+
+  class Card {
+    // `picture` shows what is captioned; `request` gives path and parts, read anew each time.
+    constructor(label, picture, request, file) {
+      Object.assign(this, { label, request, file });
+      this.text = element("div", { class: "text" });
+      this.box = element("article", { class: "card" }, picture, this.text);
+      cards.push(this);
+      results.querySelector("#results").append(this.box);
+      count();
+    }
+
+    async write() {
+      const number = (this.number = (this.number ?? 0) + 1); // an answer to older settings comes too late
+      const say = (message) => this.text.replaceChildren(element("p", { class: "working", role: "status" }, message));
+      say("Writing …");
+      this.box.classList.remove("failed");
+      try {
+        const answer = await ask(...this.request(), () => say("The server is busy, this picture waits for its turn …"));
+        if (number === this.number) this.show(answer.captions ?? answer.images[0].captions);
+      } catch (error) {
+        if (number !== this.number) return;
+        this.box.classList.add("failed");
+        this.text.replaceChildren(
+          element("h3", {}, "No caption for this one"),
+          element("p", { dir: "auto" }, error.message),
+          element("button", { class: "quiet", type: "button", onclick: () => this.write() }, "Try again"),
+        );
+      }
+    }
+
+    show([best, ...others]) {
+      const alternatives = others.map((caption) => element("li", {}, element("span", { dir: "auto" }, caption.text), score(caption)));
+      this.text.replaceChildren(
+        element("h3", { dir: "auto" }, best.text || "(an empty caption)"),
+        element("p", { class: "about" }, element("span", { class: "name" }, this.label), score(best)),
+        alternatives.length ? element("ol", {}, ...alternatives) : "",
+        this.file ? this.prefix() : "",
+      );
+    }
+
+    prefix() {
+      const inside = element("div", { class: "prefix" });
+      const details = element("details", {}, element("summary", {}, "What the prefix says"), inside);
+      details.addEventListener("toggle", async () => {
+        if (!details.open || inside.hasChildNodes()) return;
+        inside.append(element("p", { class: "working" }, "Reading …"));
+        try {
+          const { images } = await ask("/api/interpret", [["images", this.file], ["count", 3]]);
+          const rows = images[0].vectors.map((tokens, at) => {
+            const row = element("tr", {}, element("th", { scope: "row" }, String(at + 1)));
+            row.append(...tokens.map((token) => element("td", {}, element("code", {}, token.text.trim() || "␣"), score(token))));
+            return row;
+          });
+          const note = "The tokens whose embeddings are nearest to each prefix vector, with their cosines.";
+          inside.replaceChildren(element("p", { class: "hint" }, note), element("table", {}, element("tbody", {}, ...rows)));
+        } catch (error) {
+          inside.replaceChildren(element("p", {}, error.message));
+        }
+      });
+      return details;
+    }
+  }
+
+  function score({ similarity }) {
+    const share = Math.max(0, Math.min(1, similarity));
+    const title = "cosine with CLIP's embedding, -1 to 1";
+    const bar = element("span", { class: "bar" }, element("span", { style: `width: ${100 * share}%` }));
+    return element("span", { class: "score", title }, bar, similarity.toFixed(2));
+  }
+
+  function count() {
+    results.querySelector("#empty").hidden = cards.length > 0;
+    results.querySelector("#results-head").hidden = !cards.length;
+    results.querySelector("#count").textContent = cards.length === 1 ? "1 result" : `${cards.length} results`;
+  }
+
+  function show(file) {
+    const image = element("img", { alt: file.name, src: URL.createObjectURL(file) });
+    image.addEventListener("error", () => image.replaceWith(element("div", { class: "no-picture" }, "no picture")));
+    return image;
+  }
+
+  function addPictures(files) {
+    const added = [...files].map((file) => {
+      const request = () => ["/api/caption", [["images", file], ...chosen()]];
+      return new Card(file.name, element("div", { class: "picture" }, show(file)), request, file);
+    });
+    added.forEach((card) => card.write());
+    if (window.innerWidth < 700) added[0]?.box.scrollIntoView({ behavior: "smooth", block: "nearest" });
+  }
+
+  // ---- the parts of the page, each called when Gradio has made it ---------------------------------------
+
+  async function example(number) {
+    const blob = await (await fetch(`/examples/${number}.jpg`)).blob();
+    return new File([blob], `example ${number + 1}`, { type: "image/jpeg" });
+  }
+
+  function takesFiles(place, input, take) {
+    input.addEventListener("change", () => {
+      take([...input.files]);
+      input.value = "";
+    });
+    place.addEventListener("keydown", (event) => {
+      if (event.target === place && ["Enter", " "].includes(event.key)) input.click();
+    });
+    place.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      place.classList.add("over");
+    });
+    place.addEventListener("dragleave", () => place.classList.remove("over"));
+    place.addEventListener("drop", (event) => {
+      event.preventDefault();
+      place.classList.remove("over");
+      take([...event.dataTransfer.files]);
+    });
+  }
+
+  async function takePicture() {
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } }).catch(() => {});
+    const video = element("video", { autoplay: true, playsinline: true });
+    video.muted = true;
+    const dialog = element(
+      "dialog",
+      { class: "camera", onclose: () => (stream?.getTracks().forEach((track) => track.stop()), dialog.remove()) },
+      stream ? video : element("p", {}, "There is no camera, or this page may not use it."),
+      element(
+        "div",
+        { class: "actions" },
+        stream ? element("button", { type: "button", onclick: () => shoot() }, "Take the picture") : "",
+        element("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, stream ? "Cancel" : "Close"),
+      ),
+    );
+    function shoot() {
+      const canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
+      canvas.getContext("2d").drawImage(video, 0, 0);
+      canvas.toBlob((blob) => addPictures([new File([blob], "camera", { type: "image/jpeg" })]), "image/jpeg", 0.92);
+      dialog.close();
+    }
+    if (stream) video.srcObject = stream;
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  return {
+    settings(names, values, taken) {
+      takes = taken;
+      settings = Object.fromEntries(names.map((name, at) => [name, values[at]]));
+      document.body.dataset.decoder = settings.decode;
+    },
+
+    captions(part) {
+      takesFiles(part.querySelector("#drop"), part.querySelector("#files"), addPictures);
+      part.querySelectorAll(".example").forEach((button, number) => {
+        button.addEventListener("click", async () => addPictures([await example(number)]));
+      });
+      const camera = part.querySelector("#camera");
+      camera.hidden = !navigator.mediaDevices?.getUserMedia; // which browsers give to localhost and https alone
+      camera.addEventListener("click", takePicture);
+      document.addEventListener("paste", (event) => addPictures(event.clipboardData.files));
+    },
+
+    results(part) {
+      results = part;
+      part.querySelector("#again").addEventListener("click", () => cards.forEach((card) => card.write()));
+      part.querySelector("#clear").addEventListener("click", () => {
+        cards.splice(0).forEach((card) => card.box.remove());
+        count();
+      });
+      count();
+    },
+
+    arithmetic(part) {
+      const terms = [0, 1, 2].map((at) => {
+        const term = { file: undefined };
+        term.sign = element("select", { "aria-label": "sign" }, element("option", { value: 1 }, "+"), element("option", { value: -1 }, "−"));
+        term.weight = element("input", { type: "number", min: 0, max: 10, step: 0.1, value: 1, "aria-label": "weight" });
+        term.words = element("input", { type: "text", maxlength: 200, placeholder: "or words", "aria-label": "words" });
+        const input = element("input", { type: "file", accept: "image/*" });
+        const place = element("label", { class: "small-drop", tabindex: 0, title: "a picture" }, input, "picture");
+        term.put = (file) => {
+          term.file = file;
+          place.replaceChildren(input, file ? show(file) : "picture");
+          term.words.disabled = Boolean(file);
+          remove.hidden = !file;
+        };
+        const remove = element("button", { type: "button", class: "quiet", hidden: true, onclick: () => term.put() }, "×");
+        remove.setAttribute("aria-label", "remove the picture");
+        takesFiles(place, input, ([file]) => file && term.put(file));
+        part.querySelector("#terms").append(element("div", { class: "term" }, term.sign, term.weight, place, remove, term.words));
+        if (at === 1) term.sign.value = -1;
+        return term;
+      });
+      const workOut = () => {
+        const parts = [];
+        const shown = [];
+        for (const { file, words, sign: chosenSign, weight } of terms) {
+          const text = words.value.trim();
+          if (!file && !text) continue;
+          const factor = chosenSign.value * weight.value;
+          parts.push(...(file ? [["images", file], ["image_weights", factor]] : [["texts", text], ["text_weights", factor]]));
+          const sign = factor < 0 ? "−" : shown.length ? "+" : "";
+          const number = Math.abs(factor) === 1 ? "" : `${Math.abs(factor)} ×`;
+          const operand = file ? show(file) : element("q", { dir: "auto" }, text);
+          shown.push(element("span", {}, element("b", {}, sign, " ", number), operand));
+        }
+        new Card("sum", element("div", { class: "picture sum" }, ...shown), () => ["/api/arithmetic", [...parts, ...chosen()]]).write();
+      };
+      part.querySelector("#work-out").addEventListener("click", workOut);
+      part.querySelector("#example")?.addEventListener("click", async () => {
+        for (const [at, number] of [[0, 0], [1, 4], [2, 3]]) terms[at].put(await example(number));
+        workOut();
+      });
+    },
+  };
+})();
