@@ -21,6 +21,8 @@ from prefixcap.web.batcher import Batcher
 from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
 from prefixcap.web.schema import (
     ERRORS,
+    MOST_IMAGES,
+    MOST_TEXTS,
     ArithmeticAnswer,
     ArithmeticRequest,
     CaptionAnswer,
@@ -40,6 +42,15 @@ T = TypeVar("T")
 
 Image.init()  # so that Pillow knows all of them
 FORMATS = tuple({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"} & set(Image.OPEN))  # no program is run
+
+
+# What pydantic says less plainly.
+PROBLEMS = {
+    "extra_forbidden": "there is no such field, see /docs",
+    "missing": "needed",
+    "value_error": "send a file, with a name",
+    "too_long": f"too many, the most are {MOST_IMAGES} images and {MOST_TEXTS} texts",
+}
 
 
 class BadImage(Exception):
@@ -162,8 +173,8 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     """Every mistake is told in one line."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return _answer(422, f"{place}: {first['msg']}" if place else first["msg"])
+        place = " ".join(str(part) for part in first["loc"][1:])
+        return _answer(422, f"{place}: {PROBLEMS.get(first['type'], first['msg'])}")
     if isinstance(error, HTTPException):
         return _answer(error.status_code, error.detail)
     if isinstance(error, BadImage):

@@ -4,20 +4,22 @@ import asyncio
 import base64
 import binascii
 import hmac
-from collections.abc import Collection
+from collections.abc import Mapping, Set
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MOST_BYTES = 32 * 2**20  # of a request's body
 TOO_LARGE = f"a request holds at most {MOST_BYTES >> 20} MB: send fewer or smaller images"
 SLOWEST = 60.0  # seconds that a body may take to arrive
 
 # Of Gradio's own paths these alone are served. The page calls none of its functions: it has routes that keep
 # uploads, read files and fetch URLs.
-PAGE = ("/", "/theme.css", "/favicon.ico")
+PAGE = ("/", "/theme.css")
+READING = frozenset({"GET", "HEAD"})  # methods that send nothing
 PAGE_FOLDERS = ("/assets/", "/static/")
 
 # The browser itself then refuses whatever would come from, or go to, another host.
@@ -40,14 +42,14 @@ class Gate:
 
     Args:
         app: what it stands before.
-        paths: of the app, beside those that Gradio's page needs; others are not found.
+        paths: of the app, beside those that Gradio's page needs, with their methods; others are not found.
         password: asked for by HTTP basic authentication, under any user name; None: nobody is asked. `/health` is open.
         most_requests: with a body, that are read, wait or are worked on at once; others hear that it is busy.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], password: str | None, most_requests: int) -> None:
+    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, most_requests: int) -> None:
         self.app, self.most_requests = app, most_requests
-        self._paths = {*paths, *PAGE}
+        self._paths = {**dict.fromkeys(PAGE, READING), **paths}
         self._password = None if password is None else password.encode()
         self._requests = 0
 
@@ -58,7 +60,7 @@ class Gate:
             await send({"type": "websocket.close"})  # nothing here has one
         elif answer := self._refusal(scope["method"], scope["path"], Headers(scope=scope)):
             await answer(scope, receive, send)
-        elif scope["method"] in ("GET", "HEAD"):
+        elif scope["method"] in READING:
             await self.app(scope, receive, _with_policy(send))
         else:
             self._requests += 1
@@ -71,11 +73,14 @@ class Gate:
         if self._password is not None and path != "/health" and not self._knows_password(headers):
             challenge = {"WWW-Authenticate": 'Basic realm="prefixcap", charset="UTF-8"'}
             return _error(401, "the password is missing or wrong", challenge)
-        if path not in self._paths and (not path.startswith(PAGE_FOLDERS) or "/.." in path):
+        methods = READING if path.startswith(PAGE_FOLDERS) and "/.." not in path else self._paths.get(path)
+        if methods is None:
             return _error(404, "there is nothing here: see /docs")
-        if method in ("GET", "HEAD"):
+        if method not in methods:
+            return _error(405, f"{method} is not for {path}: see /docs", {"Allow": ", ".join(methods)})
+        if method in READING:
             return None
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        if headers.get("content-type", "").partition(";")[0].strip().lower() not in FORMS:
             return _error(415, "send multipart/form-data, with images as files: see /docs")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > MOST_BYTES:

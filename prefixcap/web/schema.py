@@ -103,7 +103,7 @@ class ScoredText(BaseModel):
 class CaptionedImage(BaseModel):
     """Captions of one image, the best first, each with the cosine of its text embedding and the image's."""
 
-    name: str
+    name: str = Field(examples=["photo.jpg"])
     captions: list[ScoredText]
 
 
@@ -116,7 +116,7 @@ class CaptionAnswer(BaseModel):
 class InterpretedImage(BaseModel):
     """The nearest tokens of each prefix vector, with the cosines of their embeddings and the vector."""
 
-    name: str
+    name: str = Field(examples=["photo.jpg"])
     vectors: list[list[ScoredText]]
 
 
@@ -144,13 +144,16 @@ class Limits(BaseModel):
 class Info(BaseModel):
     """What is served."""
 
-    version: str
-    encoder: str
-    language_model: str
-    mapper: str
-    prefix_length: int
-    trained_on: str | None = Field(description="the data set, where the checkpoint says it")
-    decoders: dict[str, list[str]] = Field(description="the settings that each takes, beside prompt and by_similarity")
+    version: str = Field(examples=["1.0.0"])
+    encoder: str = Field(examples=["clip:ViT-B/32"])
+    language_model: str = Field(examples=["gpt2"])
+    mapper: str = Field(examples=["transformer"])
+    prefix_length: int = Field(examples=[10])
+    trained_on: str | None = Field(description="the data set, where the checkpoint says it", examples=["coco"])
+    decoders: dict[str, list[str]] = Field(
+        description="the settings that each takes, beside decode, prompt and by_similarity",
+        examples=[{"beam": ["max_tokens", "count", "beams", "length_penalty"]}],
+    )
     limits: Limits
 
 

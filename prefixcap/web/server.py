@@ -1,5 +1,6 @@
 """`prefixcap serve`: a captioner as a web page and an HTTP API."""
 
+import asyncio
 import importlib.metadata
 import io
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, Response
+from starlette.routing import Route
 
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
@@ -105,20 +107,18 @@ def build_app(captioner: Captioner, password: str | None = None, max_queue: int 
     def work(job: Job, items: list[Any]) -> Any:
         return job.run(captioner, items)
 
-    encoder = captioner.encoder()
-    blank = encoder.preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
-    Captions(count=2).run(captioner, [blank, blank])  # the first one is slow
-
     batcher = Batcher[Job, Any, Any](work)
+    picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
+    asyncio.run(batcher.submit(Captions(), picture))  # what a thread does first takes longer
     app = build_api(captioner, batcher, importlib.metadata.version("prefixcap"))
     examples = EXAMPLES if captioner.encoder_identity.name == "demo" else ()
     for number, scene in enumerate(examples):
-        picture = io.BytesIO()
-        draw(scene, np.random.default_rng(number)).save(picture, "JPEG", quality=92)
-        app.add_api_route(f"/examples/{number}.jpg", _sent(picture.getvalue(), "image/jpeg"), include_in_schema=False)
-    for path, (file, media_type) in FILES.items():
-        app.add_api_route(path, _sent((STATIC / file).read_bytes(), media_type), include_in_schema=False)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
+        file = io.BytesIO()
+        draw(scene, np.random.default_rng(number)).save(file, "JPEG", quality=92)
+        app.add_api_route(f"/examples/{number}.jpg", _sent(file.getvalue(), "image/jpeg"), include_in_schema=False)
+    for path, (name, media_type) in FILES.items():
+        app.add_api_route(path, _sent((STATIC / name).read_bytes(), media_type), include_in_schema=False)
+    paths = {route.path: route.methods or set() for route in app.routes if isinstance(route, Route)}
     mount_page(app, captioner, len(examples))
     app.add_middleware(Gate, paths=paths, password=password, most_requests=max_queue)
     return app

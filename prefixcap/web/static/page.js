@@ -57,7 +57,8 @@ window.prefixcap = (() => {
   function chosen() {
     const common = ["decode", "prompt", "by_similarity"];
     const names = Object.keys(settings).filter((name) => common.includes(name) || takes[settings.decode].includes(name));
-    return names.map((name) => [name, settings[name]]);
+    const beams = Math.max(settings.beams, settings.count); // there are no more captions than beams
+    return names.map((name) => [name, name === "beams" ? beams : settings[name]]);
   }
 
   // ---- results ----------------------------------------------------------------------------------------
