@@ -34,7 +34,7 @@ def serve(
     """Serve a web page and an HTTP API that caption images."""
     from prefixcap.web.server import serve as run
 
-    run(ckpt, host, port, password, max_queue, device)
+    run(str(ckpt), host, port, password, max_queue, device)
 
 
 @app.command(
