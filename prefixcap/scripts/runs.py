@@ -84,10 +84,9 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     if config.model.objective != before.model.objective:
         new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}")
         config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint)})
-    for logger in config.logger.values():
-        for option, value in logger.items():
-            if value == before.run_dir:
-                logger[option] = config.run_dir
+    if Path(config.run_dir).resolve() != Path(before.run_dir).resolve():  # a new run, or one that was moved
+        for logger in config.logger.values():
+            logger.update({option: config.run_dir for option, value in logger.items() if value == before.run_dir})
     return cast(DictConfig, config)
 
 

@@ -76,8 +76,8 @@ class TrackioLogger(Logger):
 
 
 class Trackers(Callback):
-    """Tells each tracker the configuration of a new run, and keeps in checkpoints which of its runs that is, so that
-    training goes on there when it is resumed (`going_on`).
+    """Tells each tracker the configuration, and keeps in checkpoints which of its runs this is, so that training goes
+    on there when it is resumed (`going_on`).
 
     Args:
         config: plain values by name, of any depth.
@@ -89,8 +89,8 @@ class Trackers(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         of_trackers = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
-        if not trainer.ckpt_path:
-            for logger in of_trackers:
+        for logger in of_trackers:
+            if not (trainer.ckpt_path and isinstance(logger, MLFlowLogger)):  # which refuses other values than before
                 logger.log_hyperparams(self.config)
         self._runs = {type(logger).__name__: str(logger.version) for logger in of_trackers}
 
