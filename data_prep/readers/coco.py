@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.inputs import (
+    check_shares,
     clean_caption,
+    draw_split,
     image_id_of,
     karpathy_split,
     object_list,
@@ -29,8 +31,11 @@ def read_coco(
     split_file: str | None = "dataset_coco.json",
     images: str = "",
     split: str = "val",
+    val_share: float = 0.0,
+    test_share: float = 0.0,
+    seed: int = 0,
 ) -> Dataset:
-    """Read COCO captions, with the Karpathy split or as one split.
+    """Read COCO captions, with the Karpathy split, as one split, or with splits that are drawn.
 
     Args:
         root: the folder that holds the image folders (`train2014`, `val2014`).
@@ -39,6 +44,9 @@ def read_coco(
             images of the annotations are one split.
         images: without a split file, the folder below `root` that the annotations' file names are relative to.
         split: without a split file, the name of the split.
+        val_share: share of the images, 0.0 to 1.0, that is drawn for "val", whatever split they are in.
+        test_share: likewise for "test"; what is left is then "train". Both 0.0: nothing is drawn.
+        seed: of the draw. The split of an image depends on its id and the seed alone.
 
     Returns:
         The images that are in both, in the order of the split file; without one, those of the annotations, in
@@ -47,9 +55,10 @@ def read_coco(
 
     Raises:
         InputError: a file is missing, is not JSON or lacks a key; two images have the same id; a path leaves
-            `root`; no image is left. The message names the file.
+            `root`; no image is left; the shares are none. The message names the file.
     """
     root = Path(root)
+    check_shares(val_share, test_share)
     files = sorted(root.glob(annotations)) or sorted((root / "annotations").glob(annotations))
     if not files:
         raise InputError(f"no file {annotations} in {root} or {root / 'annotations'}; set data.root to COCO's folder")
@@ -92,6 +101,8 @@ def read_coco(
             skipped.append(Skipped(image_id, file_name, "image without caption"))
         else:
             domain = str(entries[image_id][1].get("domain", ""))
+            if val_share or test_share:
+                split_name = draw_split(str(image_id), val_share, test_share, seed)
             records.append(ImageRecord(image_id, file_name, split_name, tuple(captions[image_id]), domain))
     skipped += [
         Skipped(image_id, "", "image is not in the split file") for image_id in entries if image_id not in placed

@@ -57,7 +57,7 @@ def main(config: DictConfig) -> float | None:
     )  # fmt: skip
     training = objective(
         config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
-        noise=noise(config.model, captioner),
+        noise=noise(config.model, captioner), noise_in_validation=config.model.learns_from == "text",
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
@@ -97,6 +97,8 @@ def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     """What is done to embeddings in training."""
     if model.learns_from == "text" and not captioner.normalize_embeddings:
         raise InputError("texts and images are alike in direction, not in length: set model.normalize_embeddings=true")
+    if model.noise is not None and not captioner.normalize_embeddings:
+        raise InputError("model.noise is for embeddings of length one: set model.normalize_embeddings=true")
     options = {"variance": 0.0} if model.noise is None and model.learns_from == "text" else model.noise
     if options is None:
         return None

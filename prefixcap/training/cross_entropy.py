@@ -46,7 +46,8 @@ class CaptionTraining(L.LightningModule):
         warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last.
         max_tokens: most tokens of a validation caption.
         samples: folder for sample captions; None writes none.
-        noise: done to embeddings before they are mapped; in validation always the same. None: nothing.
+        noise: done to embeddings before they are mapped. None: nothing.
+        noise_in_validation: have it there, too, always the same: where texts stand in for images.
 
     Raises:
         InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`.
@@ -64,6 +65,7 @@ class CaptionTraining(L.LightningModule):
         max_tokens: int = 67,
         samples: Path | None = None,
         noise: Noise | None = None,
+        noise_in_validation: bool = True,
     ) -> None:
         super().__init__()
         captioner.language_model.require_trainable()
@@ -74,7 +76,7 @@ class CaptionTraining(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.max_tokens = max_tokens
         self.samples = samples
-        self.noise = noise
+        self.noise, self.noise_in_validation = noise, noise_in_validation
         self.val_loss = MeanMetric()
         self.val_captions: dict[int | str, str] = {}
         self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
@@ -120,7 +122,8 @@ class CaptionTraining(L.LightningModule):
         self._tokens = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        batch = self.with_noise(batch, seed=batch.image_rows[0])
+        if self.noise_in_validation:
+            batch = self.with_noise(batch, seed=batch.image_rows[0])
         # Lightning gives the first images again to some processes, if it cannot share them evenly.
         own = torch.tensor(batch.image_rows) % self.trainer.world_size == self.global_rank
         counted = own.to(self.device)[batch.images.flatten()[batch.sources]].float()  # (targets,)

@@ -1,6 +1,7 @@
 """COCO annotations with the Karpathy split."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,20 @@ def test_nocaps_that_cannot_be_read(tmp_path: Path, images: list[Any], message: 
 def test_nocaps_is_configured(mistake: Callable[..., str]) -> None:
     told = mistake("data_prep.embed", "data=nocaps", "data.root=nowhere", "encoder=demo")
     assert told.startswith("error: no file nocaps_val_4500_captions.json in nowhere")
+
+
+def test_splits_that_are_drawn(tmp_path: Path) -> None:
+    ids = range(1000)
+    captions = [caption(image_id, "a cat") for image_id in ids]
+    write(tmp_path, [{"id": image_id} for image_id in ids], captions, [image(image_id) for image_id in ids])
+    drawn = {of.id: of.split for of in records(read_coco(tmp_path, val_share=0.1, test_share=0.2))}
+    counts = Counter(drawn.values())
+    assert sum(counts.values()) == 1000
+    assert 70 < counts["val"] < 130 and 160 < counts["test"] < 240  # three standard deviations
+    write(tmp_path, [{"id": 7}, {"id": 5}], captions, [image(7, "val"), image(5, "test")])
+    fewer = {of.id: of.split for of in records(read_coco(tmp_path, val_share=0.1, test_share=0.2))}
+    assert fewer == {image_id: drawn[image_id] for image_id in (7, 5)}, "where an image goes depends on it alone"
+    other = {of.id: of.split for of in records(read_coco(tmp_path, val_share=0.1, test_share=0.9, seed=1))}
+    assert set(other.values()) <= {"val", "test"}
+    with pytest.raises(InputError, match="together at most 1"):
+        read_coco(tmp_path, val_share=0.5, test_share=0.6)

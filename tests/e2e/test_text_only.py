@@ -66,6 +66,8 @@ def test_a_decap_of_its_own_learns_from_nothing(script: Script, folder: Path) ->
 def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Script) -> None:
     store = f"data.store={folder}/stores/demo-demo-caption"
     assert "normalize_embeddings=true" in mistake("train", "data=demo", store, "model.learns_from=text")
+    noisy = [f"data.store={folder}/stores/demo-demo", "model=mlp", "+model.noise.variance=0.01"]
+    assert "model.noise is for embeddings of length one: set model.norm" in mistake("train", "data=demo", *noisy)
     needed = mistake("train", "data=demo", store, "model=maccap", "model.noise.copies=null")
     assert "set model.noise.copies=10: the mapper reads several" in needed
     assert "lm_tuning=full" in mistake("train", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")

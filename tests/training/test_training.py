@@ -17,6 +17,7 @@ from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
+from prefixcap.textonly.noise import Noise
 from prefixcap.training import CaptionTraining, linear_warmup_and_decay
 from prefixcap.training.checkpoints import RandomState, best_and_last
 from tests.conftest import IDENTITY, plain_loss, small_captioner
@@ -146,7 +147,8 @@ def test_what_cannot_be_trained_well_is_told(tmp_path: Path) -> None:
 def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> None:
     captioner = small_captioner().eval()
     data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=2)
-    training = CaptionTraining(captioner, data.val_split, max_tokens=5)
+    noise = Noise(variance=9.0)
+    training = CaptionTraining(captioner, data.val_split, max_tokens=5, noise=noise, noise_in_validation=False)
     trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     logged = trainer.validate(training, data, verbose=False)[0]
     total, count = 0.0, 0

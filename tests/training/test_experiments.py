@@ -1,0 +1,77 @@
+"""Experiments of papers: every published value, and how many parameters they train."""
+
+from typing import Any, cast
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from data_prep.readers.coco import read_coco
+from prefixcap.mappers import build_mapper
+from prefixcap.textonly.noise import Noise
+from tests.conftest import ROOT
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def test_the_web_captioner_has_the_values_of_its_paper() -> None:
+    """Jing and Wu 2025, by section; * marks what is in the released code alone."""
+    config = composed("experiment=clip_gpt2_web")
+    published = {
+        "encoder.name": "clip:RN50x4",  # 2.1: ResNet *
+        "lm.name": "gpt2",
+        "data.reader.val_share": 0.1,  # 3.1.1
+        "data.reader.test_share": 0.1,
+        "model.normalize_embeddings": True,  # 3.1.3
+        "model.noise.kind": "dimensions",
+        "model.noise.share": 0.1,
+        "model.noise.variance": 0.01**2,  # *
+        "model.learns_from": "images",
+        "model.lm_tuning": "full",  # 3.1.4
+        "model.objective": "cross_entropy",  # 3.2
+        "model.mapper.name": "transformer",
+        "model.mapper.prefix_length": 40,  # 4.1
+        "model.mapper.layers": 8,
+        "model.mapper.clip_length": 40,  # *
+        "model.mapper.heads": 8,  # *
+        "trainer.max_epochs": 12,
+        "trainer.limit_val_batches": 2000 / 40,
+        "optimizer.learning_rate": 5e-5,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.warmup_steps": 5000,  # *
+        "trainer.gradient_clip_val": 1.0,  # *
+        "batch_size": 40,  # *
+    }
+    assert {name: OmegaConf.select(config, name) for name in published} == published
+    reader = cast(dict[str, Any], OmegaConf.to_container(config.data.reader, resolve=True))
+    assert reader.pop("_target_") == f"{read_coco.__module__}.{read_coco.__name__}"
+    assert config.data.name != "coco", "its store is another one"
+
+
+def test_the_web_captioner_trains_as_many_parameters_as_its_parts_have() -> None:
+    config = composed("experiment=clip_gpt2_web")
+    embedding, width, length, layers = 640, 768, 40, 8
+    attention = width * width + width * 2 * width + (width * width + width)
+    perceptron = (width * 2 * width + 2 * width) + (2 * width * width + width)
+    layer = attention + perceptron + 2 * 2 * width
+    expected = (embedding * length * width + length * width) + length * width + layers * layer
+    with torch.device("meta"):
+        mapper = build_mapper(embedding_dim=embedding, lm_dim=width, **config.model.mapper)
+        gpt2 = GPT2LMHeadModel(GPT2Config())
+    assert sum(weight.numel() for weight in mapper.parameters()) == expected
+    trained = expected + sum(weight.numel() for weight in gpt2.parameters())
+    assert round(trained / 1e6, 1) == 182.0
+
+
+def test_its_noise_is_on_a_tenth_of_the_features_of_each_image() -> None:
+    noise = Noise(**composed("experiment=clip_gpt2_web").model.noise, normalize_after=False)
+    embeddings = torch.nn.functional.normalize(torch.randn(50, 640, generator=torch.Generator().manual_seed(0)), dim=-1)
+    change = noise(7 * embeddings, torch.Generator().manual_seed(1)) - embeddings
+    moved = change.abs() > 1e-6
+    assert ((moved.sum(1) >= 60) & (moved.sum(1) <= 64)).all()
+    assert (moved[0] != moved[1]).any()
+    assert 0.0095 < change[moved].std() < 0.0105
