@@ -21,7 +21,7 @@ from prefixcap.machine import out_of_memory
 from prefixcap.scripts.runs import keep_metrics
 from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints
 from prefixcap.training.curves import Curves
-from prefixcap.training.tracking import Trackers, finish, going_on
+from prefixcap.training.tracking import Trackers, finish, going_on, knows_its_run
 
 say = rank_zero_only(print)  # of several processes the first speaks
 
@@ -31,19 +31,27 @@ def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
     before = read_checkpoint(Path(checkpoint)) if checkpoint else None
     loggers = []
     for name, options in config.logger.items():
-        kind = options["_target_"].rpartition(".")[2]
-        try:
-            logger = instantiate(options, **({} if before is None else going_on(kind, before)))
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, ModuleNotFoundError):
-                raise
-            raise InputError(
-                f'logger={name} needs a package that is not installed: pip install "prefixcap[{name}]"'
-            ) from error
-        if before is not None and isinstance(logger, CSVLogger):
-            keep_metrics(logger, before["global_step"])
+        if before is None:
+            logger = _opened(name, options)
+        else:
+            logger = _opened(name, options, **going_on(options["_target_"].rpartition(".")[2], before))
+            if not knows_its_run(logger):
+                logger = _opened(name, options)
+            if isinstance(logger, CSVLogger):
+                keep_metrics(logger, before["global_step"])
         loggers.append(logger)
     return loggers
+
+
+def _opened(name: str, options: DictConfig, **more: Any) -> Logger:
+    try:
+        logger: Logger = instantiate(options, **more)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        missing = f"logger={name} needs a package that is not installed"
+        raise InputError(f'{missing}: pip install "prefixcap[{name}]"') from error
+    return logger
 
 
 def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> L.Trainer:

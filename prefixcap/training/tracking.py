@@ -105,7 +105,7 @@ def going_on(kind: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         kind: name of the logger's class.
         checkpoint: its content; one that knows of no run of this tracker lets it begin a new one.
     """
-    run = checkpoint["callbacks"].get("Trackers", {}).get(kind)
+    run = checkpoint.get("callbacks", {}).get("Trackers", {}).get(kind)
     options: dict[str, dict[str, Any]] = {
         "TensorBoardLogger": {"purge_step": checkpoint["global_step"]},  # what was logged later is not shown
         "WandbLogger": {"id": run, "resume": "allow"},
@@ -113,6 +113,18 @@ def going_on(kind: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "TrackioLogger": {"name": run, "resume": "allow"},
     }
     return options.get(kind, {}) if run else {}
+
+
+def knows_its_run(logger: Logger) -> bool:
+    """False if training is to go on with a run that the store of MLflow does not have, e.g. on another machine."""
+    if not isinstance(logger, MLFlowLogger):
+        return True
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return logger.run_id is not None  # it asks the store
+    except MlflowException:
+        return False
 
 
 def log_samples(loggers: Sequence[Logger], samples: Sequence[Sample], page: str, step: int) -> None:

@@ -70,7 +70,8 @@ def test_the_folder_of_a_run(trained: Path) -> None:
     with (trained / "metrics.csv").open() as file:
         columns = csv.DictReader(file).fieldnames
     assert {"train_loss", "val_loss", "val_cider", "step", "epoch"} <= set(columns or [])
-    assert len(list((trained / "samples").iterdir())) == 2
+    assert len(list((trained / "samples").glob("*.json"))) == len(list((trained / "samples").glob("*.html"))) == 2
+    assert (trained / "curves.png").exists()
     assert list((trained / "tensorboard").glob("events.out.tfevents.*"))
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any("language_model" in name for name in checkpoint["state_dict"])
@@ -89,7 +90,7 @@ def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[...,
         after = list(csv.DictReader(file))
     assert after[: len(before)] == before and len(after) > len(before)
     assert {row["epoch"] for row in after} >= {"0", "1", "2"} and "9999" not in {row["step"] for row in after}
-    assert len(list((trained / "samples").iterdir())) == 3
+    assert len(list((trained / "samples").glob("*.json"))) == 3
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
     assert "a resumed run keeps its model" in message
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
@@ -155,6 +156,7 @@ def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake:
     options = ["model.objective=scst", f"run_dir={new}", "trainer.max_epochs=1", "scst.sample_tokens=12"]
     succeed(ROOT / "train.py", f"ckpt={best}", *options, "optimizer.learning_rate=1e-5")
     assert best.read_bytes() == before and "scst" in (new / "config.yaml").read_text()
+    assert list((new / "tensorboard").glob("events.out.tfevents.*")), "its trackers are where it is"
     succeed(ROOT / "train.py", f"ckpt={new / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=2")
     with (new / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file) if row["val_cider"]] == ["0", "1"]

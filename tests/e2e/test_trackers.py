@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
 from prefixcap.images import thumbnail
+from prefixcap.scripts.fitting import open_loggers
 from prefixcap.store import FeatureStore
 from tests.conftest import ROOT
 from tests.e2e.conftest import Script
@@ -201,6 +205,24 @@ def test_each_training_of_a_sweep_is_a_run_of_its_own(script: Script, folder: Pa
     assert "best" not in printed
     files = list(folder.glob("runs/[12]/wandb/offline-run-*/*.wandb"))
     assert len({file.name for file in files}) == len(files) == 2
+
+
+def test_a_run_that_mlflow_does_not_know_begins_anew_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+        config = compose("train", ["logger=mlflow", f"run_dir={tmp_path / 'run'}"])
+    saved = {"prefixcap": {}, "global_step": 3, "state_dict": {}, "callbacks": {"Trackers": {"MLFlowLogger": "0" * 32}}}
+    torch.save(saved, tmp_path / "last.ckpt")
+    before = open_loggers(config, str(tmp_path / "last.ckpt"))[1]
+    before.log_metrics({"val_cider": 0.5}, 4)
+    saved["callbacks"] = {"Trackers": {"MLFlowLogger": before.version}}
+    torch.save(saved, tmp_path / "last.ckpt")
+    after = open_loggers(config, str(tmp_path / "last.ckpt"))[1]
+    assert isinstance(after, MLFlowLogger) and after.version == before.version
+    assert [of.value for of in after.experiment.get_metric_history(str(after.version), "val_cider")] == [0.5]
+    assert asked == []
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio", "mlflow"])
