@@ -1,0 +1,50 @@
+"""What exports take of an encoder, its image tower and the geometry of its images, against the encoder itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.export import Dim
+
+from prefixcap.encoders import load_encoder
+from prefixcap.sharing.caption_example import read_pixels
+from tests.encoders.conftest import SIZE
+
+
+@pytest.fixture(params=["clip", "resnet", "transformers", "siglip"])
+def name(
+    request: pytest.FixtureRequest, clip_file: Path, resnet_file: Path, clip_folder: Path, siglip_folder: Path
+) -> str:
+    return {
+        "clip": f"clip:{clip_file}",
+        "resnet": f"clip:{resnet_file}",
+        "transformers": f"transformers:{clip_folder}",
+        "siglip": f"transformers:{siglip_folder}",
+    }[str(request.param)]
+
+
+def test_an_image_by_its_geometry_alone(name: str, tmp_path: Path) -> None:
+    encoder = load_encoder(name)
+    geometry = encoder.geometry
+    crop = None if geometry.crop is None else list(geometry.crop)
+    numbers = np.random.default_rng(0)
+    for width, height in ((SIZE, SIZE), (33, 32), (35, 32), (32, 37), (53, 37), (97, 251), (20, 31)):
+        image = Image.fromarray(numbers.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(tmp_path / "image.png")
+        pixels = read_pixels(
+            str(tmp_path / "image.png"), geometry.resize, geometry.resample, crop, geometry.crop_rounds_down
+        )
+        np.testing.assert_array_equal(pixels[0], encoder.preprocess(image).numpy(), err_msg=f"{width} x {height}")
+
+
+def test_a_traced_tower_gives_the_embeddings_of_any_batch(name: str, pixels: Tensor) -> None:
+    encoder = load_encoder(name)
+    with torch.no_grad():
+        traced = torch.export.export(encoder.image_tower, (pixels,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    program = traced.module(check_guards=False)
+    for batch in (1, 3, 4):
+        embeddings = encoder.encode_images(pixels[:batch])
+        torch.testing.assert_close(program(pixels[:batch]), embeddings, atol=1e-5, rtol=1e-4)
