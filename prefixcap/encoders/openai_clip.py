@@ -149,10 +149,11 @@ def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
             warnings.simplefilter("ignore")  # clip tries torch.jit.load first, which is deprecated
             model, transform = clip.load(checkpoint if published else str(path), device="cpu", jit=False)
     except Exception as error:  # a malformed file makes torch and clip raise almost anything
-        what = f"encoder {name!r} cannot be loaded ({first_line(error)})"
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        what = f"encoder {name!r} cannot be loaded ({reason})"
         if published:
             raise InputError(f"{what}: connect to the network, or put its file into ~/.cache/clip by hand") from error
-        raise InputError(f"{what}: give a CLIP state dict in OpenAI's layout") from error
+        raise InputError(f"{what}: give a CLIP state dict in OpenAI's layout, with image and text tower") from error
     return model, transform
 
 

@@ -138,6 +138,13 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path: Path, content: obje
     assert "\n" not in str(caught.value)
 
 
+def test_a_clip_without_text_tower_is_told(clip_file: Path, tmp_path: Path) -> None:
+    weights = torch.load(clip_file, weights_only=True)
+    torch.save({name: x for name, x in weights.items() if name.startswith("visual.")}, tmp_path / "vision.pt")
+    with pytest.raises(InputError, match=r"it lacks 'text_projection'\): give .* with image and text tower"):
+        load_encoder(f"clip:{tmp_path}/vision.pt")
+
+
 def test_no_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str) -> None:
         raise urllib.error.URLError("no route to host")

@@ -1,5 +1,6 @@
 """MAGIC against its definition, on the small world's models: no cache, whole sentences, one image at a time."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from prefixcap.encoders import embed_images, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.magic import Magic
+from tests.conftest import ROOT
 from tests.decoding import stateful_lm
 
 ENCODER = load_encoder("demo")
@@ -131,6 +134,16 @@ def test_most_tokens_and_the_start_token(lm: LanguageModel, embeddings: Tensor) 
     assert Magic(ENCODER, lm, top_k=9, start="<|endoftext|>").caption(embeddings[:4]) == (
         Magic(ENCODER, lm, top_k=9).caption(embeddings[:4])
     )
+
+
+def test_the_constants_are_the_papers() -> None:
+    """Section 5.1, a language model of COCO's captions; and the configuration has the same."""
+    magic = Magic(ENCODER, DEMO)
+    assert (magic.top_k, magic.alpha, magic.beta, magic.temperature) == (45, 0.1, 2.0, 0.01)
+    configured = yaml.safe_load((ROOT / "prefixcap/conf/method/magic.yaml").read_text())
+    defaults = {name: of.default for name, of in inspect.signature(Magic).parameters.items()}
+    del defaults["encoder"], defaults["language_model"]
+    assert configured == defaults | {"name": "magic", "lm": "???", "encoder": None}
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,6 +21,7 @@ from prefixcap.encoders import Encoder, embed_images, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.zerocap import ZeroCap, ZeroCapOptions
+from tests.conftest import ROOT
 from tests.decoding import random_lm, stateful_lm
 from tests.zeroshot.plain_zerocap import PlainZeroCap, read
 
@@ -311,6 +314,20 @@ def test_options_that_make_no_sense(world: World, options: dict[str, Any], messa
     with pytest.raises(InputError, match=re.escape(message)) as raised:
         ZeroCap(world.encoder, world.lm, **options)
     assert "\n" not in str(raised.value)
+
+
+def test_the_constants_are_the_papers() -> None:
+    """Section 3 and supplement B, E; and the configuration has the same."""
+    defaults = ZeroCapOptions()
+    assert defaults == ZeroCapOptions(
+        prompt="Image of a", beams=5, iterations=5, step_size=0.3, language_weight=0.2, temperature=0.01,
+        candidates=512, end_factor=1.04, end_from=3, repetition_factor=0.5, repetition_window=4,
+    )  # fmt: skip
+    configured = yaml.safe_load((ROOT / "prefixcap/conf/method/zerocap.yaml").read_text())
+    models = {"name": "zerocap", "lm": None, "encoder": None}
+    assert configured == models | asdict(defaults) | {"forbidden": []}
+    arithmetic = yaml.safe_load((ROOT / "prefixcap/conf/method/zerocap_arithmetic.yaml").read_text())
+    assert (arithmetic["end_factor"], arithmetic["end_from"]) == (1.06, 1)
 
 
 def test_a_prompt_that_just_fits(world: World) -> None:
