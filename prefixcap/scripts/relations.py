@@ -54,7 +54,10 @@ def main(config: DictConfig) -> None:
         for relation, caption in zip(relations, captions, strict=True)
     ]
     write_text_whole(out / "relations.json", json.dumps({"scores": scores, "job": job, "answers": answers}, indent=1))
-    print(f"{len(relations):,} relations\n\n{table(scores)}\n\nresults: {out}/ (relations.json, written.jsonl)")
+    print(f"{len(relations):,} relations\n\n{table(scores)}\n")
+    if skipped := getattr(captioner, "skipped", 0):
+        print(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite\n")
+    print(f"results: {out}/ (relations.json, written.jsonl)")
 
 
 def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:

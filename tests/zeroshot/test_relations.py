@@ -235,6 +235,15 @@ def test_the_script_answers_by_zerocap_and_by_a_prefix(
         assert [of for of in results["answers"] if of in first] == first
         assert list(results["scores"]) == ["shape", "size", "overall"]
         assert "4 relations" in capsys.readouterr().out
+    broken = (
+        "method=zerocap",
+        "method.encoder=demo",
+        *quick,
+        "method.language_weight=1e39",
+        f"out={tmp_path / 'broken'}",
+    )
+    run_script(monkeypatch, *broken, f"relations={file}", "names=[shape]", "first=1")
+    assert "steps of gradient descent were left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
