@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import io
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from prefixcap.checkpoints import load
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import Scene
 from prefixcap.errors import InputError
+from prefixcap.machine import usable_device
 from prefixcap.web.api import build_api
 from prefixcap.web.batcher import Batcher
 from prefixcap.web.gate import Gate
@@ -68,17 +70,21 @@ def serve(
         raise InputError("the password is empty: give one, or none to ask nobody")
     if max_queue < 1:
         raise InputError(f"max_queue must be at least 1, not {max_queue}")
-    with _listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="prefixcap-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # it makes a folder there as it starts; nothing is ever put into it
-        captioner = load(ckpt, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        app = build_app(captioner, password, max_queue)
-        address, port = listening.getsockname()[:2]
-        print(f"{ckpt} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-        try:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with _listen(host, port) as listening:
+            captioner = load(ckpt, usable_device(device))
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio makes a folder in it, and puts nothing there
+                app = build_app(captioner, password, max_queue)
+            address, port = listening.getsockname()[:2]
+            print(f"{ckpt} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
+            config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does
             uvicorn.Server(config).run([listening])
-        except KeyboardInterrupt:  # how uvicorn ends after Ctrl-C
-            print("stopped")
+    except KeyboardInterrupt:
+        print("stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -87,7 +93,7 @@ def _listen(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise InputError(f"cannot listen on {host}, port {port} ({reason}): choose another port or host") from error
 
 

@@ -5,7 +5,6 @@ import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -188,7 +187,7 @@ def test_nothing_of_gradio_can_be_reached_but_what_draws_the_page(client: httpx.
         for target in ("/etc/passwd", "https://example.test/a.png", "x"):
             path = pattern.replace("{path_or_url:path}", target).replace("{path:path}", target)
             path = path.replace("{url_path:path}", target).replace("{", "").replace("}", "")
-            if path in PAGE or path.startswith(PAGE_FOLDERS) or path == "/favicon.ico":
+            if path in PAGE or path.startswith(PAGE_FOLDERS) or path in ("/favicon.ico", "/openapi.json", "/docs"):
                 continue
             tried += 1
             body = {"data": [{"path": target, "url": target, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0}
@@ -226,12 +225,12 @@ def test_a_websocket_is_closed(client: httpx.Client) -> None:
 
 
 def test_a_failure_of_the_server_is_told_without_its_reasons(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: httpx.Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError(f"a secret in {tmp_path}")
+        raise RuntimeError("a secret")
 
-    monkeypatch.setattr("prefixcap.web.jobs.Captions.run", fail)
-    answer = client.post("/api/caption", files={"images": PHOTO})
+    with monkeypatch.context() as patched:
+        patched.setattr("prefixcap.web.jobs.Captions.run", fail)
+        answer = httpx.post(f"{address}/api/caption", files={"images": PHOTO})
     assert answer.status_code == 500 and answer.json() == {"error": "the server could not do this; its log says why"}
-    monkeypatch.undo()
