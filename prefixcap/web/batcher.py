@@ -26,6 +26,9 @@ class Batcher(Generic[Job, Item, Result]):
         work: does a job for a list of items and gives the result of each.
         most: items that it is given at once.
         wait: seconds that an idle batcher waits for others after the first item.
+
+    Attributes:
+        thread: in which the function is called.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Batcher(Generic[Job, Item, Result]):
     ) -> None:
         self._work, self._most, self._wait = work, most, wait
         self._waiting: deque[_Waiting[Job, Item, Result]] = deque()
-        self._thread = ThreadPoolExecutor(1, "model")
+        self.thread = ThreadPoolExecutor(1, "model")
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, job: Job, item: Item) -> Result:
@@ -55,7 +58,7 @@ class Batcher(Generic[Job, Item, Result]):
             items = [waiting.item for waiting in batch]
             loop = asyncio.get_running_loop()
             try:
-                results = await loop.run_in_executor(self._thread, self._work, batch[0].job, items)
+                results = await loop.run_in_executor(self.thread, self._work, batch[0].job, items)
                 for waiting, result in zip(batch, results, strict=True):
                     if not waiting.result.done():  # by a caller that has gone
                         waiting.result.set_result(result)

@@ -1,6 +1,5 @@
 """`prefixcap serve`: a captioner as a web page and an HTTP API."""
 
-import asyncio
 import importlib.metadata
 import io
 import os
@@ -115,7 +114,7 @@ def build_app(captioner: Captioner, password: str | None = None, max_queue: int 
 
     batcher = Batcher[Job, Any, Any](work)
     picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
-    asyncio.run(batcher.submit(Captions(), picture))  # what a thread does first takes longer
+    batcher.thread.submit(Captions().run, captioner, [picture]).result()  # what a thread does first takes longer
     app = build_api(captioner, batcher, importlib.metadata.version("prefixcap"))
     examples = EXAMPLES if captioner.encoder_identity.name == "demo" else ()
     for number, scene in enumerate(examples):

@@ -1,0 +1,247 @@
+"""The page in a real browser: Chromium without a window, by Playwright."""
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from prefixcap.captioner import Captioner
+from prefixcap.decoding import DECODERS
+from prefixcap.zeroshot.arithmetic import embed_expressions
+from tests.web.conftest import jpeg, served
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+]  # fmt: skip
+PATIENCE = 30_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that was opened, with the addresses that it asked for and what went wrong in it."""
+
+    def __init__(self, browser: Browser, address: str, viewport: dict[str, int], scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+        self.page.set_default_timeout(PATIENCE)
+        self.requests: list[str] = []
+        self.mistakes: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.mistakes.append(str(error)))
+        self.page.on("console", lambda said: said.type == "error" and self.mistakes.append(said.text))
+        self.page.goto(address)
+        self.page.locator("#drop").wait_for()
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address, DESKTOP)
+    yield visit
+    visit.page.close()
+
+
+def captions(page: Page) -> list[list[str]]:
+    """All that stand in the cards, when all have some."""
+    expect(page.locator(".card .working")).to_have_count(0, timeout=PATIENCE)
+    texts = "h3, li > span:first-child"
+    return [card.locator(texts).all_text_contents() for card in page.locator(".card").all()]
+
+
+def test_ten_photographs_are_captioned_as_by_the_captioner(
+    visit: Visit, captioner: Captioner, pictures: list[Path]
+) -> None:
+    expect(visit.page.get_by_text("Captions will appear here.")).to_be_visible()
+    visit.page.set_input_files("#files", pictures)
+    expected = captioner.candidates(pictures, 3, by_similarity=True)
+    assert captions(visit.page) == expected
+    expect(visit.page.get_by_text("Captions will appear here.")).to_be_hidden()
+    assert visit.page.locator(".card .name").all_inner_texts() == [picture.name for picture in pictures]
+    assert all(re.fullmatch(r"-?[01]\.\d\d", score) for score in visit.page.locator(".card .score").all_inner_texts())
+    assert visit.mistakes == []
+
+
+def test_a_bad_file_among_good_ones_is_named_kindly(visit: Visit, pictures: list[Path]) -> None:
+    bad = {"name": "<b>page</b>.jpg", "mimeType": "image/jpeg", "buffer": b"<html><script>alert(1)</script></html>"}
+    good = {"name": pictures[0].name, "mimeType": "image/jpeg", "buffer": pictures[0].read_bytes()}
+    visit.page.set_input_files("#files", [good, bad, good])  # type: ignore[list-item]
+    assert len(captions(visit.page)) == 3
+    failed = visit.page.locator(".card.failed")
+    expect(failed).to_have_count(1)
+    expect(failed).to_contain_text("No caption for this one")
+    expect(failed).to_contain_text("b>.jpg: not an image")
+    expect(failed.get_by_role("button", name="Try again")).to_be_visible()
+    visit.page.get_by_role("button", name="Clear").click()
+    expect(visit.page.locator(".card")).to_have_count(0)
+    expect(visit.page.get_by_text("Captions will appear here.")).to_be_visible()
+
+
+def test_settings_are_those_of_the_decoder_and_are_obeyed(
+    visit: Visit, captioner: Captioner, pictures: list[Path]
+) -> None:
+    page = visit.page
+    page.set_input_files("#files", pictures[:1])
+    page.get_by_text("How captions are written").click()
+    shown = {
+        "beam": {"Captions", "Beams", "Longest caption"},
+        "greedy": {"Longest caption"},
+        "nucleus": {"Captions", "Top p", "Temperature", "Longest caption"},
+        "contrastive": {"Top k", "Penalty", "Longest caption"},
+        "clipcap": {"Captions", "Beams", "Longest caption"},
+        "clipcap_greedy": {"Longest caption"},
+    }
+    assert set(shown) == set(DECODERS)
+    labels = {"contrastive": "Contrastive", "greedy": "Greedy", "nucleus": "Nucleus", "clipcap": "ClipCap's beam"}
+    for decoder, label in labels.items():
+        page.get_by_label("Decoder").click()
+        page.get_by_role("option", name=re.compile(f"^{label}")).click()
+        expect(page.locator("body")).to_have_attribute("data-decoder", decoder)
+        sliders = {text.split("\n")[0].strip() for text in page.locator(".setting:visible").all_inner_texts()}
+        assert sliders == shown[decoder]
+    page.get_by_label("number input for Captions").fill("2")
+    page.get_by_label("number input for Longest caption").fill("7")
+    page.get_by_label("Beginning").fill("In the snow")
+    page.get_by_label("The caption closest to the picture comes first").uncheck()
+    page.get_by_role("button", name="Write again").click()
+    expected = captioner.candidates(pictures[:1], 2, "clipcap", beams=5, max_tokens=7, prompt="In the snow")
+    assert captions(page) == expected
+
+
+def test_what_the_prefix_says_is_shown_when_asked_for(visit: Visit, pictures: list[Path]) -> None:
+    visit.page.set_input_files("#files", pictures[:1])
+    visit.page.get_by_text("What the prefix says", exact=True).click()
+    expect(visit.page.locator(".prefix tr")).to_have_count(4, timeout=PATIENCE)
+    expect(visit.page.locator(".prefix td")).to_have_count(12)
+
+
+def test_examples_of_the_small_world_and_arithmetic_with_them(
+    visit: Visit, captioner: Captioner, address: str, tmp_path: Path
+) -> None:
+    page = visit.page
+    page.locator(".example").first.click()
+    assert len(captions(page)) == 1
+    page.get_by_role("tab", name="Arithmetic").click()
+    page.get_by_role("button", name="An example").click()
+    assert len(captions(page)) == 2
+    page.get_by_label("remove the picture").first.click()
+    page.get_by_label("words").first.fill("a green star")
+    page.get_by_label("weight").first.fill("2.5")
+    page.get_by_role("button", name="Work it out").click()
+    for number in (3, 4):
+        (tmp_path / f"{number}.jpg").write_bytes(httpx.get(f"{address}/examples/{number}.jpg").content)
+    total = embed_expressions(["2.5*txt:'a green star' - img:4.jpg + img:3.jpg"], captioner.encoder(), tmp_path)
+    assert captions(page)[2] == captioner.candidates(total, 3, by_similarity=True)[0]
+    for _ in range(2):
+        page.get_by_label("remove the picture").locator("visible=true").first.click()
+    page.get_by_label("words").first.fill("")
+    page.get_by_role("button", name="Work it out").click()
+    assert captions(page)[3] == ["No caption for this one"]
+    expect(page.locator(".card.failed")).to_contain_text("the sum is empty")
+
+
+def test_the_camera_takes_a_picture(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Use the camera").click()
+    visit.page.wait_for_function("document.querySelector('video')?.videoWidth > 0")
+    visit.page.get_by_role("button", name="Take the picture").click()
+    assert len(captions(visit.page)) == 1
+    expect(visit.page.locator(".card .name")).to_have_text("camera")
+    expect(visit.page.locator("dialog")).to_have_count(0)
+
+
+def test_dropped_and_pasted_pictures_are_taken(visit: Visit) -> None:
+    data = list(jpeg(Image.new("RGB", (50, 50), "red")))
+    for place, event, property_ in (("#drop", "drop", "dataTransfer"), ("body", "paste", "clipboardData")):
+        visit.page.evaluate(
+            """([place, event, property, data]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new Uint8Array(data)], event, {type: "image/jpeg"}));
+                const kind = event === "drop" ? DragEvent : ClipboardEvent;
+                const init = {bubbles: true, cancelable: true, [property]: transfer};
+                document.querySelector(place).dispatchEvent(new kind(event, init));
+            }""",
+            [place, event, property_, data],
+        )
+    assert len(captions(visit.page)) == 2
+    assert visit.page.locator(".card .name").all_inner_texts() == ["drop", "paste"]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_needs_no_network_and_no_sideways_scrolling(
+    browser: Browser, address: str, pictures: list[Path], viewport: dict[str, int], scheme: str
+) -> None:
+    visit = Visit(browser, address, viewport, scheme)
+    visit.page.set_input_files("#files", pictures[:1])
+    captions(visit.page)
+    visit.page.get_by_text("What the prefix says", exact=True).click()
+    visit.page.locator(".prefix td").first.wait_for()
+    visit.page.get_by_text("How captions are written").click()
+    for tab in ("Arithmetic", "Captions"):
+        visit.page.get_by_role("tab", name=tab).click()
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    expect(visit.page.get_by_text(re.compile("gradio", re.I))).to_have_count(0)
+    dark = brightness(visit.page.screenshot()) < 100
+    assert dark == (scheme == "dark")
+    visit.page.goto(f"{address}/docs")
+    visit.page.locator("h2").first.wait_for()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert all(url.startswith((f"{address}/", f"blob:{address}/", "data:")) for url in visit.requests)
+    assert not any("gradio_api" in url for url in visit.requests)
+    assert visit.mistakes == []
+    visit.page.close()
+
+
+def brightness(screenshot: bytes) -> float:
+    """The mean, 0 to 255."""
+    with Image.open(io.BytesIO(screenshot)) as image:
+        return float(image.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))  # type: ignore[arg-type]
+
+
+def test_a_busy_server_is_asked_again(browser: Browser, captioner: Captioner, pictures: list[Path]) -> None:
+    with served(captioner, max_queue=1) as address:
+        visit = Visit(browser, address, DESKTOP)
+        statuses: list[int] = []
+        visit.page.on("response", lambda answer: "/api/" in answer.url and statuses.append(answer.status))
+        visit.page.set_input_files("#files", pictures[:6])
+        assert len(captions(visit.page)) == 6
+        expect(visit.page.locator(".card.failed")).to_have_count(0)
+        assert 503 in statuses and statuses.count(200) == 6
+        visit.page.close()
+
+
+def test_a_server_that_has_gone_is_told(browser: Browser, captioner: Captioner, pictures: list[Path]) -> None:
+    with served(captioner) as address:
+        visit = Visit(browser, address, DESKTOP)
+    visit.page.set_input_files("#files", pictures[:1])
+    captions(visit.page)
+    expect(visit.page.locator(".card.failed")).to_contain_text("cannot be reached")
+    visit.page.close()
+
+
+def test_the_password_opens_page_and_api(browser: Browser, captioner: Captioner, pictures: list[Path]) -> None:
+    with served(captioner, password="secret") as address:
+        context = browser.new_context(http_credentials={"username": "me", "password": "secret"})
+        page = context.new_page()
+        page.goto(address)
+        page.locator("#drop").wait_for()
+        page.set_input_files("#files", pictures[:1])
+        assert len(captions(page)) == 1
+        expect(page.locator(".card.failed")).to_have_count(0)
+        context.close()
