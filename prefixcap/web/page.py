@@ -92,7 +92,7 @@ def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> None:
     """
     with gr.Blocks(title="prefixcap", analytics_enabled=False) as page:
         gr.HTML(_header(captioner), apply_default_css=False)
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=2, min_width=330):
                 with gr.Tabs():
                     with gr.Tab("Captions"):

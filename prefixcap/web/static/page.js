@@ -249,10 +249,10 @@ window.prefixcap = (() => {
         term.put = (file) => {
           term.file = file;
           place.replaceChildren(input, file ? show(file) : "picture");
-          term.words.disabled = Boolean(file);
+          term.words.hidden = Boolean(file);
           remove.hidden = !file;
         };
-        const remove = element("button", { type: "button", class: "quiet", hidden: true, onclick: () => term.put() }, "×");
+        const remove = element("button", { type: "button", class: "quiet", hidden: true, onclick: () => term.put() }, "Remove");
         remove.setAttribute("aria-label", "remove the picture");
         takesFiles(place, input, ([file]) => file && term.put(file));
         part.querySelector("#terms").append(element("div", { class: "term" }, term.sign, term.weight, place, remove, term.words));
