@@ -38,7 +38,8 @@ class ColourEncoder:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image of any mode and size -> (3, SIZE, SIZE) uint8."""
-        return pil_to_tensor(image.convert("RGB").resize((SIZE, SIZE)))
+        pixels: Tensor = pil_to_tensor(image.convert("RGB").resize((SIZE, SIZE)))
+        return pixels
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) uint8 -> float32, 0 to 1, on the encoder's device."""

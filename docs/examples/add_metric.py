@@ -20,7 +20,7 @@ class Repetition:
     """
 
     name = "repetition"
-    scores = ("repetition",)
+    scores: tuple[str, ...] = ("repetition",)
 
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """(images, 2) of captions that are tokenized: lower case, no punctuation, words apart by spaces."""
