@@ -46,7 +46,7 @@ RUNS = [
     Run("clipcap_coco_transformer_gpt2_tuning", 166.2e6, 0, 10 * COCO, 10, 40),
     Run("clipcap_coco_mlp", 31.5e6, GPT2, 10 * COCO, 10, 40),
     Run("clipcap_conceptual_mlp_gpt2_tuning", 155.9e6, 0, 10 * CC3M, 10, 40),
-    Run("clip_gpt2_web", 181e6, 0, 12 * 5 * 80_000, 40, 40),
+    Run("clip_gpt2_web", 181.9e6, 0, 12 * 5 * 80_000, 40, 40),
     Run("maccap", 5.8e6, OPT, 8 * COCO_TEXT, 32, 128),
     Run("maccap data=cc3m_text trainer.max_epochs=4", 5.8e6, OPT, 4 * CC3M, 32, 128),
     Run("maccap data=flickr30k_text", 5.8e6, OPT, 8 * FLICKR30K_TEXT, 32, 128),
