@@ -18,13 +18,14 @@ from prefixcap.files import no_space
 
 app = typer.Typer(
     help="Captions for images, by conditioning a language model on CLIP.",
-    epilog="""Captions for a folder of photographs, with a checkpoint:
-
-  prefixcap caption photos --ckpt best.ckpt --format csv --out captions.csv
-
-A first captioner, on the bundled small world, in some minutes on a CPU:
+    epilog="""A first captioner, of the bundled small world, in some minutes on a CPU; \
+the last line names its checkpoint:
 
   prefixcap train
+
+Captions for a folder of images:
+
+  prefixcap caption photos --ckpt runs/.../best.ckpt --format csv
 
 `prefixcap COMMAND --help` says more, with examples. `prefixcap doctor` says what this machine has and lacks.""",
     rich_markup_mode="rich",

@@ -30,7 +30,10 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a checkpoint is: encoder, mapper, language model, parameters, data, scores of its run."""
+    """Say what a checkpoint is, and how it scored.
+
+    Encoder, mapper, language model, parameters, data; of a run, its best validation and its evaluations.
+    """
     from prefixcap.cli.info import describe, told
 
     description = describe(checkpoint)
@@ -38,6 +41,11 @@ def info(
 
 
 @app.command(
+    help="""Say what an image's prefix says: the tokens nearest to it.
+
+By the cosine of each prefix vector with the language model's word embeddings (Mokady et al. 2021, section 4). \
+Where the language model was tuned with the mapper, the tokens are salient words of the image; where it was frozen, \
+they are hardly readable.""",
     rich_help_panel=PANEL,
     epilog="""  prefixcap interpret photo.jpg --ckpt best.ckpt
 
@@ -48,7 +56,7 @@ def interpret(
     ckpt: Annotated[
         Path, typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published.")
     ],
-    count: Annotated[int, typer.Option(min=1, help="Tokens for each vector, the nearest first.")] = 1,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens for each vector, the nearest first.")] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,11 +67,7 @@ def interpret(
         str, typer.Option(metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")
     ] = "auto",
 ) -> None:
-    """Say what the prefix of an image says: the tokens nearest to its vectors.
-
-    By cosine with the language model's word embeddings (Mokady et al. 2021, section 4). Where the language model was
-    tuned with the mapper, the tokens are salient words of the image; where it was frozen, they are hardly readable.
-    """
+    """Print the tokens nearest to the prefix of each image, and draw them."""
     if out is not None and out.suffix not in PICTURES:
         raise InputError(f"cannot draw {out}: name a file that ends in {', '.join(PICTURES)}")
     if out is not None and len(images) > MOST_DRAWN:
@@ -90,21 +94,32 @@ def interpret(
     rich_help_panel=PANEL,
     epilog="""  prefixcap arithmetic "img:king.jpg - img:man.jpg + txt:'a woman'"
 
-  prefixcap arithmetic "img:circle.png - txt:'red' + txt:'blue'" --encoder demo --lm demo""",
+  prefixcap arithmetic "img:circle.png - txt:'red' + txt:'blue'" \\
+      --encoder demo --lm demo""",
 )
 def arithmetic(
     expression: Annotated[
-        str, typer.Argument(help="Of img:PATH, txt:'TEXT' and emb:STORE#ID, with weights (0.5*...) and brackets.")
+        str,
+        typer.Argument(
+            metavar="EXPRESSION", help="Of img:PATH, txt:'TEXT' and emb:STORE#ID, with weights (0.5*...) and brackets."
+        ),
     ],
-    encoder: Annotated[str, typer.Option(help="A CLIP.")] = "clip:ViT-B/32",
-    lm: Annotated[str, typer.Option(help="A language model, by name or folder.")] = "gpt2-medium",
-    prompt: Annotated[str, typer.Option(help="What ZeroCap goes on from.")] = "Image of a",
+    encoder: Annotated[str, typer.Option(metavar="NAME", help="A CLIP.")] = "clip:ViT-B/32",
+    lm: Annotated[str, typer.Option(metavar="NAME", help="A language model, by name or folder.")] = "gpt2-medium",
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What ZeroCap goes on from.")] = "Image of a",
     ckpt: Annotated[
         Path | None,
-        typer.Option(help="A captioner: its encoder is taken, and it writes a second caption.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="A captioner: its encoder is taken, and it writes a second caption.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Put sums and differences of images and texts into words, without training (ZeroCap)."""
+    """Put sums of images and texts into words (ZeroCap).
+
+    Without training: CLIP steers a language model towards the sum while it writes.
+    """
     from prefixcap.checkpoints import load
     from prefixcap.encoders import load_encoder
     from prefixcap.language import load_language_model
@@ -122,24 +137,29 @@ def arithmetic(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="""  prefixcap embed data=demo 'features=[image,regions,caption]' data.store=stores/gap
+    epilog="""  prefixcap embed data=demo 'features=\\[image,regions,caption]' \\
+      data.store=stores/gap
 
   prefixcap gap stores/gap --split val""",
 )
 def gap(
-    store: Annotated[str, typer.Argument(help="A feature store with images, regions and captions: a folder or a URL.")],
-    split: Annotated[str, typer.Option(help="Which images.")] = "val",
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="A feature store with images, regions and captions: a folder or a URL."),
+    ],
+    split: Annotated[str, typer.Option(metavar="NAME", help="Which images.")] = "val",
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="For numbers and figures (default: below runs/gap).", show_default=False),
     ] = None,
     pairs: Annotated[
-        int | None, typer.Option(help="Draw so many pairs of image and caption (default: all).", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Draw so many pairs of image and caption (default: all).", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    projection: Annotated[str, typer.Option(help="pca, or umap, which needs umap-learn.")] = "pca",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the draw.")] = 0,
+    projection: Annotated[str, typer.Option(metavar="NAME", help="pca, or umap, which needs umap-learn.")] = "pca",
 ) -> None:
-    """Measure the gap between the embeddings of images and of their captions (MacCap)."""
+    """Measure the gap between images and captions (MacCap)."""
     from prefixcap.textonly.gap_report import report_gap
 
     print(report_gap(store, split, out, pairs, seed, projection))

@@ -135,7 +135,7 @@ def open_output(form: Format, out: Path | None, images: Sequence[str], overwrite
         if out.is_file() and not overwrite:
             raise InputError(f"{out} is there already: name another file, or give --overwrite")
         failure = None
-        with write_whole(out) as temporary, temporary.open("wb", buffering=0) as file:
+        with write_whole(out.resolve()) as temporary, temporary.open("wb", buffering=0) as file:
             output = Stream(file, form, can_rewrite=True)
             try:
                 yield output

@@ -6,30 +6,20 @@ import sys
 import typer
 
 app = typer.Typer()
-DATA_AND_TRAINING = "Data and training"
+TRAINING = "Data and training"
 STORES = "Feature stores"
 
-_SCRIPTS = (
-    ("embed", "data_prep.embed", DATA_AND_TRAINING, "Embed the images of a data set once, with CLIP: embed data=coco"),
-    ("train", "prefixcap.scripts.train", DATA_AND_TRAINING, "Train a captioner: train data=coco model=mlp"),
-    ("eval", "prefixcap.scripts.eval", DATA_AND_TRAINING, "Score a checkpoint or captions: eval ckpt=best.ckpt"),
-    (
-        "train-lm",
-        "prefixcap.scripts.train_lm",
-        DATA_AND_TRAINING,
-        "Train a language model on captions alone, for MAGIC",
-    ),
-    ("vqa", "prefixcap.scripts.vqa", DATA_AND_TRAINING, "Answer questions about images, zero-shot (MacCap, Table 4)"),
-    ("relations", "prefixcap.scripts.relations", DATA_AND_TRAINING, "Visual relations (ZeroCap, Table 2)"),
-    (
-        "compare-systems",
-        "prefixcap.scripts.compare_systems",
-        DATA_AND_TRAINING,
-        "Train and score all text-only systems, beside the published numbers (MacCap, Tables 2 and 3)",
-    ),
-    ("verify", "data_prep.verify", STORES, "Check a feature store: verify STORE"),
-    ("import-features", "data_prep.import_features", STORES, "Make a feature store of embeddings made elsewhere"),
-    ("export-features", "data_prep.export_features", STORES, "Write a feature store as clip-retrieval's files"),
+SCRIPTS = (  # name, module, panel of the help, help
+    ("embed", "data_prep.embed", TRAINING, "Embed the images of a data set once, with CLIP (data=coco)."),
+    ("train", "prefixcap.scripts.train", TRAINING, "Train a captioner (data=coco model=mlp)."),
+    ("eval", "prefixcap.scripts.eval", TRAINING, "Score a checkpoint (ckpt=best.ckpt), or captions."),
+    ("train-lm", "prefixcap.scripts.train_lm", TRAINING, "Train a language model on captions alone, for MAGIC."),
+    ("vqa", "prefixcap.scripts.vqa", TRAINING, "Answer questions about images, zero-shot (MacCap, Table 4)."),
+    ("relations", "prefixcap.scripts.relations", TRAINING, "Name visual relations by arithmetic (ZeroCap, Table 2)."),
+    ("compare-systems", "prefixcap.scripts.compare_systems", TRAINING, "Train and score what learns from text alone."),
+    ("verify", "data_prep.verify", STORES, "Check a feature store, every byte."),
+    ("import-features", "data_prep.import_features", STORES, "Make a feature store of embeddings made elsewhere."),
+    ("export-features", "data_prep.export_features", STORES, "Write a feature store as files of clip-retrieval."),
 )
 
 
@@ -47,5 +37,5 @@ def _add(name: str, module: str, panel: str, about: str) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-for script in _SCRIPTS:
+for script in SCRIPTS:
     _add(*script)

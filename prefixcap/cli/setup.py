@@ -17,7 +17,10 @@ PANEL = "Set up"
   prefixcap doctor --json""",
 )
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what this machine has, what it lacks, and what would be downloaded. Status 1: prefixcap cannot work here."""
+    """Say what this machine has, and lacks, and what would be downloaded.
+
+    Status 1: something is broken, without which nothing works.
+    """
     from prefixcap.cli.doctor import examine, told
 
     findings = examine()
@@ -44,7 +47,10 @@ def prepare_spice(
         ),
     ] = None,
 ) -> None:
-    """Get the parser that the SPICE metric needs, 17 MB, by a download of some 400."""
+    """Get the parser that the SPICE metric needs.
+
+    Of a download of some 400 MB, 17 MB are kept.
+    """
     from prefixcap.metrics.spice_setup import setup_spice, spice_folder
 
     setup_spice(source)

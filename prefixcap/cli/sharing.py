@@ -15,18 +15,22 @@ PANEL = "Share"
     rich_help_panel="Caption",
     epilog="""  prefixcap serve --ckpt best.ckpt
 
-  PREFIXCAP_PASSWORD=secret prefixcap serve --ckpt best.ckpt --host 0.0.0.0 --port 8000""",
+  PREFIXCAP_PASSWORD=secret prefixcap serve --ckpt best.ckpt \\
+      --host 0.0.0.0 --port 8000""",
 )
 def serve(
     ckpt: Annotated[
         Path, typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published.")
     ],
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: other machines can come, too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: other machines can come, too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Of the server.")] = 7860,
     password: Annotated[
-        str | None, typer.Option(envvar="PREFIXCAP_PASSWORD", help="Ask who comes for it.", show_default=False)
+        str | None,
+        typer.Option(envvar="PREFIXCAP_PASSWORD", metavar="TEXT", help="Ask who comes for it.", show_default=False),
     ] = None,
-    max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait; more are sent away.")] = 64,
+    max_queue: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that wait; more are sent away.")] = 64,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")
     ] = "auto",
@@ -50,10 +54,14 @@ def export(
             metavar="CHECKPOINT", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published."
         ),
     ],
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     form: Annotated[
         Literal["safetensors", "onnx", "torch-export"],
-        typer.Option("--format", help="safetensors: for prefixcap.load; the others: to run without prefixcap."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="safetensors (for prefixcap.load), onnx, or torch-export (to run without prefixcap).",
+        ),
     ] = "safetensors",
 ) -> None:
     """Write a captioner to a folder that others can load."""
@@ -82,11 +90,14 @@ def export(
   prefixcap caption photo.jpg --ckpt clipcap-coco""",
 )
 def import_published(
-    file: Annotated[Path, typer.Argument(help="Weights that the authors of ClipCap published (.pt).")],
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    tokenizer: Annotated[str, typer.Option(help="GPT-2's, by name or folder.")] = "gpt2",
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights that the authors of ClipCap published (.pt).")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="GPT-2's, by name or folder.")] = "gpt2",
 ) -> None:
-    """Turn weights that ClipCap published into a folder that says by itself what it needs."""
+    """Turn weights that ClipCap published into such a folder.
+
+    The folder says by itself what it needs: encoder, mapper and language model, tokenizer included.
+    """
     _require_new(folder)
     from prefixcap.checkpoints import load
 

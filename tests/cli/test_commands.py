@@ -13,7 +13,7 @@ from PIL import Image
 
 import prefixcap
 from prefixcap.cli import app
-from prefixcap.cli.scripts import _SCRIPTS
+from prefixcap.cli.scripts import SCRIPTS
 from prefixcap.interpretation import interpret
 from tests.cli.conftest import Command
 from tests.conftest import ROOT
@@ -34,13 +34,15 @@ def test_help_teaches(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = command("--help")
     assert status == 0 and out == command().out
-    for name in (*OWN, *(script[0] for script in _SCRIPTS)):
+    for name in (*OWN, *(script[0] for script in SCRIPTS)):
         assert f"│ {name} " in out
     assert max(map(len, out.splitlines())) <= 80
     for name in OWN:
         status, out, _ = command(name, "--help")
         examples = [line for line in out.splitlines() if line.strip().startswith(("prefixcap ", "PREFIXCAP_"))]
         assert status == 0 and any(f"prefixcap {name}" in line for line in examples), name
+        assert max(map(len, out.splitlines())) <= 80
+    assert "'features=[image,regions,caption]'" in command("gap", "--help").out  # brackets are no markup
 
 
 def test_help_and_completion_wait_for_no_model_code() -> None:
@@ -57,7 +59,7 @@ def test_help_and_completion_wait_for_no_model_code() -> None:
     assert "_PREFIXCAP_COMPLETE=complete_bash" in shown.stdout
 
 
-@pytest.mark.parametrize(("name", "module"), [script[:2] for script in _SCRIPTS])
+@pytest.mark.parametrize(("name", "module"), [script[:2] for script in SCRIPTS])
 def test_all_words_are_passed_on(name: str, module: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["data=coco", "--multirun", "-m", "--help", "a b", "'features=[image]'", "--", "--x=1", "~y"]
     seen = {}
@@ -134,7 +136,7 @@ def test_export_and_its_folder(command: Command, mistaken: Mistaken, ckpt: Path,
 
 def test_every_command_is_tested_for_help() -> None:
     names = {command.name for group in app.registered_groups for command in group.typer_instance.registered_commands}
-    assert {*OWN, *(script[0] for script in _SCRIPTS)} >= {name for name in names if name}
+    assert {*OWN, *(script[0] for script in SCRIPTS)} >= {name for name in names if name}
 
 
 def test_doctor(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
