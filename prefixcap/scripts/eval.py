@@ -18,6 +18,7 @@ from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_captions, read_references
 from prefixcap.evaluation.comparison import compare
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.machine import usable_device
 from prefixcap.metrics import check_metrics
 from prefixcap.scripts.captioning import open_images, open_memory, write_captions, write_resumably
 from prefixcap.scripts.launch import run
@@ -67,7 +68,7 @@ def compare_folders(config: DictConfig) -> str:
 
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
-    captioner = load(config.ckpt, _device(config), config.tokenizer)
+    captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
     learned_from = captioner.trained_on.get("store")
     if config.get("data"):
         store = open_images(config.data, captioner)
@@ -94,7 +95,7 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
         )
     learned_from = FeatureStore(config.memory)
     store = open_store(config.data, learned_from.encoder.name)
-    encoder = load_encoder(store.encoder.name, _device(config)) if "CLIPScore" in config.metrics else None
+    encoder = load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
     language_model = _language_model(config)
     split, memory = store.split(config.split), open_memory(config, store.encoder)
     assert memory is not None
@@ -115,9 +116,9 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
     name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
     small = config.data.default_lm == "demo"
     store = open_store(config.data, encoder_name or config.data.default_encoder)
-    encoder = load_encoder(store.encoder.name, _device(config))
+    encoder = load_encoder(store.encoder.name, usable_device(config.device))
     store.require_encoder(encoder.identity)
-    lm = load_language_model(lm_name or ("demo" if small else "gpt2-medium")).to(_device(config))
+    lm = load_language_model(lm_name or ("demo" if small else "gpt2-medium")).to(usable_device(config.device))
     captioner = (Magic if name == "magic" else ZeroCap)(encoder, lm, **options)
     hydra = HydraConfig.get()
     chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]
@@ -149,7 +150,9 @@ def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
     language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
-        encoder = load_encoder(store.encoder.name, _device(config)) if "CLIPScore" in config.metrics else None
+        encoder = (
+            load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
+        )
         if encoder is not None:
             store.require_encoder(encoder.identity)
         evaluation = evaluate_split(config, store, captions, encoder, language_model)
@@ -238,11 +241,7 @@ def _language_model(config: DictConfig) -> LanguageModel | None:
     """The one that perplexity is asked for under."""
     if "perplexity" not in config.metrics or not config.perplexity_lm:
         return None
-    return load_language_model(config.perplexity_lm).to(_device(config))
-
-
-def _device(config: DictConfig) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return load_language_model(config.perplexity_lm).to(usable_device(config.device))
 
 
 if __name__ == "__main__":

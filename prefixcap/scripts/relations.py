@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from prefixcap.captioner import Captioner
@@ -14,6 +13,7 @@ from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.files import Journal, write_text_whole
 from prefixcap.language import load_language_model
+from prefixcap.machine import usable_device
 from prefixcap.scripts.launch import run
 from prefixcap.zeroshot.arithmetic import encoder_of
 from prefixcap.zeroshot.magic import Magic
@@ -62,7 +62,7 @@ def main(config: DictConfig) -> None:
 
 def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
     """Who answers."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = usable_device(config.device)
     if config.ckpt:
         return load(config.ckpt, device)
     options = dict(config.method)

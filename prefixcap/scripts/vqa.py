@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embed import open_store
@@ -13,6 +12,7 @@ from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_captions
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.machine import usable_device
 from prefixcap.scripts.captioning import open_images, write_captions
 from prefixcap.scripts.launch import run
 from prefixcap.store import StoreSplit
@@ -66,7 +66,7 @@ def main(config: DictConfig) -> None:
 
 def load_models(config: DictConfig) -> tuple[Captioner | None, LanguageModel, Encoder]:
     """The captioner, if there is one, and what answers and compares: its own, or those that are named."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = usable_device(config.device)
     captioner = load(config.ckpt, device) if config.ckpt else None
     language_model = captioner.language_model if captioner is not None else None
     encoder = None

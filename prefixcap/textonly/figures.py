@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -29,6 +28,7 @@ from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows
 from prefixcap.figures import command_parser, run_command, save_figure
 from prefixcap.files import read_table, read_text, write_table
+from prefixcap.machine import usable_device
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -312,7 +312,7 @@ def _require_regions(sample: Sample, numbers: Sequence[int]) -> None:
 
 
 def _open(run: Run, store: FeatureStore) -> Captioner:
-    captioner = load(run.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    captioner = load(run.checkpoint, usable_device("auto"))
     if captioner.features != REGIONS:
         raise InputError(
             f"{run.checkpoint} reads {captioner.features}, not {REGIONS}: name a folder that has only runs of MacCap"

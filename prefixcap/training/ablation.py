@@ -20,6 +20,7 @@ from prefixcap.data import require_match
 from prefixcap.errors import InputError
 from prefixcap.figures import command_parser, run_command, save_figure
 from prefixcap.files import read_table, write_table
+from prefixcap.machine import usable_device
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 
@@ -109,7 +110,7 @@ def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
 
 def evaluate_run(checkpoint: Path, run: str, most_images: int, decode: str) -> list[Point]:
     """The scores of a checkpoint on images of the splits train and test; for the arguments see `evaluate_runs`."""
-    captioner = load(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    captioner = load(checkpoint, usable_device("auto"))
     store = FeatureStore(captioner.trained_on["store"])
     require_match(store, captioner)
     points = []

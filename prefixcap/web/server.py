@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import uvicorn
 from fastapi import FastAPI, Response
 from starlette.routing import Route
@@ -69,8 +68,6 @@ def serve(
         raise InputError("the password is empty: give one, or none to ask nobody")
     if max_queue < 1:
         raise InputError(f"max_queue must be at least 1, not {max_queue}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with _listen(host, port) as listening:
             captioner = load(ckpt, usable_device(device))
