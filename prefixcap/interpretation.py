@@ -6,7 +6,6 @@ tokens are salient words of the image; where the language model was frozen, they
 steers it.
 """
 
-import importlib.util
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -69,12 +68,8 @@ def table(tokens: Tokens) -> str:
 
 def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations: Sequence[Tokens]) -> "Figure":
     """Images, each with its caption and the nearest token of each of its prefix vectors, in order (as Figure 6).
-
-    Raises:
-        InputError: matplotlib is not installed.
+    It needs matplotlib.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.4 * len(images)), layout="constrained")

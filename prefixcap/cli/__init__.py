@@ -4,7 +4,6 @@ Each module here has the commands of a group. What they need is imported when th
 completion, which asks at every key, wait for no model code.
 """
 
-import importlib.metadata
 import os
 import sys
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from prefixcap import __version__
 from prefixcap.cli import captioning, looking, scripts, setup, sharing
 from prefixcap.errors import InputError
 from prefixcap.files import no_space
@@ -37,7 +37,7 @@ for group in (captioning.app, scripts.app, looking.app, sharing.app, setup.app):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"prefixcap {importlib.metadata.version('prefixcap')}")
+        print(f"prefixcap {__version__}")
         raise typer.Exit
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from prefixcap.cli.inputs import find_images, read_ahead
+from prefixcap.cli.options import Checkpoint, Device
 from prefixcap.cli.outputs import Format, Row, open_output
 from prefixcap.errors import InputError
 from prefixcap.files import no_space
@@ -47,7 +48,7 @@ of contrastive: top_k, penalty; of clipcap: beams, stop; of clipcap_greedy: stop
 Status 0: all images have captions. 1: some could not be read; they are listed on stderr. \
 2: none could be read, or a mistake. 130: stopped by Ctrl-C. What was written by then is whole."""
 
-WRITTEN, SEARCH, MACHINE = "What is written", "How captions are found", "Models and machine"
+WRITTEN, SEARCH = "What is written", "How captions are found"
 
 
 @app.command("caption", rich_help_panel="Caption", epilog=EXAMPLES)
@@ -58,10 +59,7 @@ def run(
             metavar="INPUT", help="Image files, folders with all below them, quoted patterns such as '*.jpg', URLs."
         ),
     ],
-    ckpt: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published."),
-    ],
+    ckpt: Checkpoint,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch http and https URLs: 50 MB and 30 s each at most.")
     ] = False,
@@ -105,17 +103,12 @@ def run(
             help="Find N captions, and take those that CLIP finds closest to the image.",
         ),
     ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=MACHINE, help="Images captioned together.")
-    ] = 32,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=MACHINE, help="cpu, cuda:1, ...; auto: a GPU if there is one."),
-    ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images captioned together.")] = 32,
+    device: Device = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", rich_help_panel=MACHINE, help="GPT-2's, for a .pt of ClipCap.", show_default=False
+            metavar="FOLDER", help="GPT-2's, for a .pt of ClipCap.", show_default=False
         ),
     ] = None,
 ) -> None:  # fmt: skip

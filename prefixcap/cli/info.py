@@ -16,6 +16,7 @@ from prefixcap.evaluation.report import table
 from prefixcap.files import read_json, read_text
 from prefixcap.language import count_parameters
 from prefixcap.published import is_published, read_layout
+from prefixcap.sharing.pretrained import LANGUAGE_MODEL, MAPPER, downloaded, is_hub_name
 
 SHOWN = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
 
@@ -30,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is none of these, or is damaged.
     """
-    path = file_with_weights(path)
+    path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(path)
     if path.is_dir():
         found = _describe_folder(path)
     else:
@@ -90,7 +91,8 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
     description = read_json(config) if config.is_file() else None
     if not isinstance(description, dict) or "mapper" not in description:
         raise InputError(f"{folder} holds no captioner: give a folder that save_pretrained wrote")
-    described = _described(description, config, sum(map(_count_in, folder.rglob("*.safetensors"))))
+    of_lm = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))
+    described = _described(description, config, _count_in(folder / MAPPER), of_lm)
     return {"kind": "folder of save_pretrained", "family": None, **described}
 
 
@@ -112,16 +114,20 @@ def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _described(description: dict[str, Any], source: Path, own: int) -> dict[str, Any]:
-    """What `Captioner.describe` said, and how many parameters there are beside the `own` ones of the file."""
+def _described(description: dict[str, Any], source: Path, own: int, of_lm: int = 0) -> dict[str, Any]:
+    """What `Captioner.describe` said, and how many parameters there are: the `own` ones that were trained, those of a
+    language model that lies beside them, and those of one that is only named."""
     if description.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{source} is of format {description.get('format_version')}, but this version of prefixcap reads format "
             f"{FORMAT_VERSION}: use the version of prefixcap that wrote it"
         )
     lm = {name: value for name, value in description["language_model"].items() if name != "files"}
-    frozen = 0 if lm["tuning"] == "full" else count_parameters(lm["name"])
-    return description | {"language_model": lm, "parameters": {"trained": own, "frozen": frozen}}
+    is_tuned = lm["tuning"] == "full"
+    frozen = 0 if is_tuned else of_lm or count_parameters(lm["name"])
+    return description | {
+        "language_model": lm, "parameters": {"trained": own + of_lm if is_tuned else own, "frozen": frozen}
+    }  # fmt: skip
 
 
 def _count(weights: Mapping[str, Tensor]) -> int:

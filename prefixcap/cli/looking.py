@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
+from prefixcap.cli.options import CAPTIONER, Checkpoint, Device
 from prefixcap.errors import InputError
-from prefixcap.files import write_whole
 
 app = typer.Typer()
 PANEL = "Look inside"
-PICTURES = (".png", ".pdf", ".svg")
 MOST_DRAWN = 20  # images in one picture
 
 
@@ -22,12 +21,7 @@ MOST_DRAWN = 20  # images in one picture
   prefixcap info coco_weights.pt --json""",
 )
 def info(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published."
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a checkpoint is, and how it scored.
@@ -53,30 +47,27 @@ they are hardly readable.""",
 )
 def interpret(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
-    ckpt: Annotated[
-        Path, typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published.")
-    ],
+    ckpt: Checkpoint,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens for each vector, the nearest first.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PICTURE", help="Draw images, captions and tokens (.png, .pdf, .svg).", show_default=False
-        ),
+        typer.Option(metavar="PICTURE.png", help="Draw images, captions and tokens.", show_default=False),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Print the tokens nearest to the prefix of each image, and draw them."""
-    if out is not None and out.suffix not in PICTURES:
-        raise InputError(f"cannot draw {out}: name a file that ends in {', '.join(PICTURES)}")
-    if out is not None and len(images) > MOST_DRAWN:
-        raise InputError(f"--out draws {MOST_DRAWN} images at most, not {len(images)}: draw them apart")
     from prefixcap import interpretation
     from prefixcap.checkpoints import load
+    from prefixcap.figures import require_matplotlib, save_figure
     from prefixcap.images import open_image
     from prefixcap.machine import usable_device
 
+    if out is not None:
+        require_matplotlib()
+        if out.suffix != ".png":
+            raise InputError(f"cannot draw {out}: name a file that ends in .png")
+        if len(images) > MOST_DRAWN:
+            raise InputError(f"--out draws {MOST_DRAWN} images at most, not {len(images)}: draw them apart")
     opened = [open_image(image) for image in images]
     captioner = load(ckpt, usable_device(device))
     embeddings = captioner.embed(opened)
@@ -84,9 +75,7 @@ def interpret(
     for image, caption, tokens in zip(images, captions, found, strict=True):
         print(f"{image}: {caption}\n{interpretation.table(tokens)}\n")
     if out is not None:
-        figure = interpretation.draw(opened, captions, found)
-        with write_whole(out) as temporary:
-            figure.savefig(temporary, format=out.suffix[1:], dpi=150)
+        save_figure(interpretation.draw(opened, captions, found), out)
         print(f"drawn: {out}")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from prefixcap.cli.options import CAPTIONER, Checkpoint, Device
 from prefixcap.errors import InputError
 
 app = typer.Typer()
@@ -19,21 +20,17 @@ PANEL = "Share"
       --host 0.0.0.0 --port 8000""",
 )
 def serve(
-    ckpt: Annotated[
-        Path, typer.Option(metavar="PATH", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published.")
-    ],
+    ckpt: Checkpoint,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: other machines can come, too.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Of the server.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: any that is free.")] = 7860,
     password: Annotated[
         str | None,
         typer.Option(envvar="PREFIXCAP_PASSWORD", metavar="TEXT", help="Ask who comes for it.", show_default=False),
     ] = None,
     max_queue: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that wait; more are sent away.")] = 64,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Serve a web page and an HTTP API that caption images."""
     from prefixcap.web.server import serve as run
@@ -48,12 +45,7 @@ def serve(
   prefixcap export best.ckpt shared-onnx --format onnx""",
 )
 def export(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", help="A checkpoint, a folder of `export`, or a .pt that ClipCap published."
-        ),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER)],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     form: Annotated[
         Literal["safetensors", "onnx", "torch-export"],
@@ -63,6 +55,9 @@ def export(
             help="safetensors (for prefixcap.load), onnx, or torch-export (to run without prefixcap).",
         ),
     ] = "safetensors",
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the weights, for the model card of safetensors: mit, ...")
+    ] = "unknown",
 ) -> None:
     """Write a captioner to a folder that others can load."""
     _require_new(folder)
@@ -70,7 +65,7 @@ def export(
 
     captioner = load(checkpoint)
     if form == "safetensors":
-        captioner.save_pretrained(folder)
+        captioner.save_pretrained(folder, license)
     elif form == "onnx":
         from prefixcap.sharing.export import export_onnx
 

@@ -29,9 +29,9 @@ Mistaken = Callable[..., str]
 
 READ: dict[Any, Callable[[str], list[list[Any]]]] = {
     "json": lambda text: [list(row.values()) for row in json.loads(text)],
-    "jsonl": lambda text: [list(json.loads(line).values()) for line in text.splitlines()],
+    "jsonl": lambda text: [list(json.loads(line).values()) for line in text.split("\n")[:-1]],
     "csv": lambda text: list(csv.reader(io.StringIO(text)))[1:],
-    "text": lambda text: [line.split("\t") for line in text.splitlines()],
+    "text": lambda text: [line.split("\t") for line in text.split("\n")[:-1]],
 }
 
 

@@ -84,7 +84,7 @@ def test_scripts_run(command: Command, mistaken: Mistaken, tmp_path: Path, monke
 
 
 def test_the_version_and_how_a_command_ends(command: Command, mistaken: Mistaken, tmp_path: Path) -> None:
-    assert command("--version").out == f"prefixcap {prefixcap_version()}\n"
+    assert command("--version").out == f"prefixcap {prefixcap.__version__}\n"
     assert "no such command 'captoin'. Did you mean 'caption'?" in mistaken("captoin")
     full = subprocess.run(
         f"{sys.executable} -m prefixcap.cli --help > /dev/full", shell=True, cwd=ROOT, capture_output=True, text=True
@@ -95,11 +95,6 @@ def test_the_version_and_how_a_command_ends(command: Command, mistaken: Mistaken
         executable="/bin/bash", capture_output=True, text=True,
     )  # fmt: skip
     assert piped.stdout.strip() in ("0", "1") and piped.stderr == ""
-
-
-def prefixcap_version() -> str:
-    lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    return next(line.split('"')[1] for line in lines if line.startswith("version"))
 
 
 def test_interpret(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) -> None:

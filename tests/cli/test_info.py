@@ -40,6 +40,11 @@ def test_checkpoints_and_folders(command: Command, tuning: str, tmp_path: Path) 
         weight.numel() for weight in prefixcap.load(tmp_path / "shared").parameters()
     )
     assert found["kind"] == "folder of save_pretrained"
+    if tuning == "frozen":  # of a folder: it goes into that of the captioner
+        captioner.language_model.save_pretrained(tmp_path / "lm")
+        captioner.language_model.name = str(tmp_path / "lm")
+        captioner.save_pretrained(tmp_path / "with_lm")
+        assert info(command, tmp_path / "with_lm")["parameters"] == {"trained": trained, "frozen": frozen}
 
 
 def test_a_run(command: Command, ckpt: Path) -> None:
