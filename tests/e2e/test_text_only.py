@@ -173,10 +173,12 @@ def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("subprocess.run", run)
     few = ["+data.reader.scenes=30", "batch_size=40", "val_max_tokens=8", "+trainer.enable_progress_bar=false"]
-    options = ["--source", "demo_other", "--target", "demo", "--systems", "CLIPRe", "Baseline", "--seeds", "0", "1"]
+    options = ["--source", "demo_other", "--target", "demo", "--systems", "CLIPRe", "Baseline", "MAGIC"]
+    options += ["--seeds", "0", "1"]
     options += ["--train", *few, "trainer.max_epochs=1", "--evaluate", "decode.max_tokens=8", "metrics=[BLEU]"]
     printed = script("compare_systems", *options)
-    assert len(calls) == 2 + 4  # two trainings; for each two evaluations
+    assert len(calls) == 2 + 6  # two trainings; for each three evaluations
+    assert "method.lm=demo" in calls[-1] and "| MAGIC    |" in printed
     assert "| Baseline |" in printed and "right attributes" in printed and " to " in printed
     assert script("compare_systems", *options).endswith(printed[printed.index("\ndemo_other to demo") :])
-    assert len(calls) == 6
+    assert len(calls) == 8
