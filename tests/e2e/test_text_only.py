@@ -135,7 +135,8 @@ def test_an_offset_that_the_gap_command_wrote_is_taken(
     assert "offset: offset.npy" in (folder / "moved" / "config.yaml").read_text()
     store = f"data.store={folder}/stores/demo-demo-caption"
     np.save(folder / "offset.npy", np.ones(5, np.float32))
-    told = mistake("train", "data=demo", store, "model=capdec_frozen", f"+model.noise.offset={folder}/offset.npy")
+    options = ("model=capdec_frozen", f"+model.noise.offset={folder}/offset.npy", f"run_dir={folder}/short")
+    told = mistake("train", "data=demo", store, *options)
     assert "noise.offset has the shape (5,)" in told
 
 
