@@ -128,6 +128,7 @@ def main() -> None:
         choices=SYSTEMS,
         default=["CLIPRe", "Baseline", "CapDec", "DeCap", "MacCap"],
         metavar="NAME",
+        help="some of: " + "; ".join(SYSTEMS) + " (default: CLIPRe, Baseline, CapDec, DeCap, MacCap)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of `train`")
