@@ -41,8 +41,8 @@ from prefixcap.web.schema import (
 T = TypeVar("T")
 
 Image.init()  # so that Pillow knows all of them
-FORMATS = tuple({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"} & set(Image.OPEN))  # no program is run
-
+# That Pillow reads without running another program; AVIF where it was built with that.
+FORMATS = tuple(f for f in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 
 # What pydantic says less plainly.
 PROBLEMS = {
@@ -51,14 +51,6 @@ PROBLEMS = {
     "value_error": "send a file, with a name",
     "too_long": f"too many, the most are {MOST_IMAGES} images and {MOST_TEXTS} texts",
 }
-
-
-class BadImage(Exception):
-    """An upload that is no image that can be captioned: the answer's status and message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: str) -> FastAPI:
@@ -85,40 +77,36 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         try:
             return encoder.preprocess(decode_image(upload.file, formats=FORMATS))
         except TooManyPixels as error:
-            raise BadImage(413, f"{name}: {error}") from error
+            raise HTTPException(413, f"{name}: {error}") from error
         except InputError as error:
-            raise BadImage(400, f"{name}: {error}") from error
+            raise HTTPException(400, f"{name}: {error}") from error
 
     async def pixels_of(images: Sequence[UploadFile]) -> list[Tensor]:
         return [await anyio.to_thread.run_sync(open_upload, image, limiter=opening) for image in images]
+
+    async def do(request: Request, job: Job, images: Sequence[UploadFile]) -> list[tuple[str, Any]]:
+        """The name of each image, and what a job gives for it."""
+        pixels = await pixels_of(images)
+        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
+        return list(zip(map(_name, images), found, strict=True))
 
     @app.post("/api/caption")
     async def caption(
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> CaptionAnswer:
         """Write captions of images."""
-        job = given.job()
-        pixels = await pixels_of(given.images)
-        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
-        return CaptionAnswer(
-            images=[
-                CaptionedImage(name=_name(image), captions=_scored(captions))
-                for image, captions in zip(given.images, found, strict=True)
-            ]
-        )
+        found = await do(request, given.job(), given.images)
+        return CaptionAnswer(images=[CaptionedImage(name=name, captions=_scored(captions)) for name, captions in found])
 
     @app.post("/api/interpret")
     async def interpret(
         request: Request, given: Annotated[InterpretRequest, Form(media_type="multipart/form-data")]
     ) -> InterpretAnswer:
         """Say what the prefixes of images mean: the tokens nearest to each prefix vector."""
-        job = Interpretations(given.count)
-        pixels = await pixels_of(given.images)
-        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
+        found = await do(request, Interpretations(given.count), given.images)
         return InterpretAnswer(
             images=[
-                InterpretedImage(name=_name(image), vectors=[_scored(tokens) for tokens in vectors])
-                for image, vectors in zip(given.images, found, strict=True)
+                InterpretedImage(name=name, vectors=[_scored(tokens) for tokens in vectors]) for name, vectors in found
             ]
         )
 
@@ -161,11 +149,8 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         """Say that the server is up."""
         return Health()
 
-    app.add_exception_handler(BadImage, _explain)
-    app.add_exception_handler(InputError, _explain)
-    app.add_exception_handler(HTTPException, _explain)
-    app.add_exception_handler(RequestValidationError, _explain)
-    app.add_exception_handler(Exception, _explain)
+    for kind in (InputError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _explain)
     return app
 
 
@@ -177,8 +162,6 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
         return _answer(422, f"{place}: {PROBLEMS.get(first['type'], first['msg'])}")
     if isinstance(error, HTTPException):
         return _answer(error.status_code, error.detail)
-    if isinstance(error, BadImage):
-        return _answer(error.status, str(error))
     if isinstance(error, InputError):
         return _answer(422, str(error))
     return _answer(500, "the server could not do this; its log says why")

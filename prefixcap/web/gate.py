@@ -11,15 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+READING = frozenset({"GET", "HEAD"})  # methods that send nothing
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MOST_BYTES = 32 * 2**20  # of a request's body
 TOO_LARGE = f"a request holds at most {MOST_BYTES >> 20} MB: send fewer or smaller images"
 SLOWEST = 60.0  # seconds that a body may take to arrive
 
-# Of Gradio's own paths these alone are served. The page calls none of its functions: it has routes that keep
-# uploads, read files and fetch URLs.
+# Of Gradio's own paths these alone are served. The page calls none of its functions; others of its paths keep uploads,
+# read files and fetch URLs.
 PAGE = ("/", "/theme.css")
-READING = frozenset({"GET", "HEAD"})  # methods that send nothing
 PAGE_FOLDERS = ("/assets/", "/static/")
 
 # The browser itself then refuses whatever would come from, or go to, another host.

@@ -28,7 +28,7 @@ DECODER_LABELS = {
 # Each setting of a decoder: what it is called, what it does, least, most, step, what it begins with.
 SLIDERS = {
     "count": ("Captions", "for each picture", 1, 10, 1, 3),
-    "beams": ("Beams", "captions that are kept at every step; not fewer than captions", 1, 20, 1, 5),
+    "beams": ("Beams", "captions that are kept at every step; not fewer than captions", 1, 10, 1, 5),
     "top_p": ("Top p", "draws from the likeliest words that have together this probability", 0.05, 1.0, 0.05, 0.9),
     "temperature": ("Temperature", "below 1, likely words are likelier still", 0.1, 2.0, 0.1, 1.0),
     "top_k": ("Top k", "words to choose from", 1, 20, 1, 4),

@@ -26,7 +26,7 @@ DECODER_SETTINGS = ("max_tokens", "beams", "length_penalty", "top_p", "top_k", "
 
 
 def decoder_settings(decoder: str) -> list[str]:
-    """Those of `Settings` that a decoder takes, of those that not every one does. Raises InputError if unknown."""
+    """Those of `Settings` that a decoder takes, beside what every one does. Raises InputError if it is unknown."""
     if decoder not in OPTIONS:
         raise InputError(f"unknown decoder '{decoder}': choose one of {', '.join(OPTIONS)}")
     named = {"captions": "count", "generator": "seed"}
@@ -47,10 +47,10 @@ class Settings(BaseModel):
     prompt: str = Field("", max_length=MOST_CHARACTERS, description="how every caption begins", examples=["A photo of"])
     seed: int | None = Field(None, ge=0, lt=2**63, description="of what nucleus draws; none: drawn anew each time")
     max_tokens: int | None = Field(None, ge=1, le=200, description="the longest caption, in tokens")
-    beams: int | None = Field(None, ge=1, le=20, description="beam, clipcap: how many captions are kept at every step")
+    beams: int | None = Field(None, ge=1, le=10, description="beam, clipcap: how many captions are kept at every step")
     length_penalty: float | None = Field(None, ge=0, le=5, description="beam: above 1.0 favours long captions")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus: draws from the likeliest tokens of so much")
-    top_k: int | None = Field(None, ge=0, le=1000, description="nucleus, contrastive: chooses from so many tokens")
+    top_k: int | None = Field(None, ge=0, le=50, description="nucleus, contrastive: chooses from so many tokens")
     temperature: float | None = Field(None, gt=0, le=5, description="nucleus: below 1.0, likely tokens are likelier")
     penalty: float | None = Field(None, ge=0, le=1, description="contrastive: on likeness to what was written")
 

@@ -103,6 +103,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"count": 11}, "count: "),
     ({"count": "many"}, "count: "),
     ({"count": 7}, "captions must lie between 1 and beams=5, not 7"),
+    ({"beams": 11}, "beams: "),
+    ({"decode": "contrastive", "top_k": 51}, "top_k: "),  # the small world has some hundred tokens
     ({"bims": 5}, "bims: there is no such field"),
     ({"prompt": "a " * 101}, "prompt: "),
     ({"prompt": "a " * 99}, "exceed the context"),
