@@ -81,7 +81,7 @@ def _front_matter(captioner: Captioner, name: str, license: str, scores: dict[st
             task_type="image-to-text",
             dataset_type=evaluation,
             dataset_name=evaluation,
-            metric_type=metric.lower(),
+            metric_type=metric.partition("-")[0].lower(),  # the hub knows bleu, not bleu-4
             metric_name=metric,
             metric_value=round(value, 4),
         )
@@ -134,12 +134,12 @@ def _training(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             rows[label] = value if isinstance(value, str) else json.dumps(value)
-    return _table("training", "value", rows)
+    return _table("what", "value", rows)
 
 
 def _score_table(evaluation: str, metrics: dict[str, Any]) -> str:
     intervals, humans = metrics.get("intervals", {}), metrics.get("humans", {})
-    lines = [f"**{evaluation}** (data, split, decoder)", "", "| | captions | 95% interval | people |"]
+    lines = [f"**{evaluation}** (data and encoder, split, decoder)", "", "| | captions | 95% interval | people |"]
     lines.append("|---|---:|---:|---:|")
     for name, value in _numbers(metrics).items():
         interval = " to ".join(f"{bound:.3f}" for bound in intervals.get(name, ()))
@@ -180,7 +180,7 @@ captioner.caption(["photo.jpg"])
 
 Weights are in safetensors; no file holds code.
 
-## What it learned from
+## Training
 
 {training}
 
