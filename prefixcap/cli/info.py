@@ -101,14 +101,14 @@ def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:
     of_mapper = _count({name: weight for name, weight in weights.items() if name.startswith("mapper.")})
     # What was published is "Transformer", with GPT-2 as it was, and "MLP + GPT2 tuning" (Table 1 of the paper).
     of_both = _count(weights)
-    trained = of_mapper if mapper["name"] == "transformer" else of_both
+    tuning, trained = ("frozen", of_mapper) if mapper["name"] == "transformer" else ("full", of_both)
     return {
         "kind": "weights that ClipCap published",
         "family": "learned from images with captions",
         "encoder": vars(encoder),
         "mapper": mapper,
         "normalize_embeddings": mapper["name"] == "transformer",
-        "language_model": {"name": f"GPT-2, {config.n_layer} layers of {config.n_embd}", "tuning": "full"},
+        "language_model": {"name": f"GPT-2, {config.n_layer} layers of {config.n_embd}", "tuning": tuning},
         "parameters": {"trained": trained, "frozen": of_both - trained},
         "trained_on": {},
     }

@@ -75,7 +75,8 @@ def test_published(command: Command, mapper: str, dim: int, tmp_path: Path) -> N
     parameters = sum(weight.numel() for weight in published.parameters())
     assert sum(found["parameters"].values()) == parameters
     assert found["parameters"]["trained"] == (of_mapper if mapper == "transformer" else parameters)
-    assert "GPT-2" in command("info", tmp_path / "coco.pt").out
+    tuning = "frozen" if mapper == "transformer" else "full"
+    assert f"GPT-2, 2 layers of 128, {tuning}" in command("info", tmp_path / "coco.pt").out
 
 
 def test_a_language_model_that_is_not_here(command: Command, tmp_path: Path) -> None:
