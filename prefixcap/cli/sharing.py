@@ -69,11 +69,11 @@ def export(
     elif form == "onnx":
         from prefixcap.sharing.export import export_onnx
 
-        export_onnx(captioner, folder)
+        export_onnx(captioner, folder, progress=True)
     else:
         from prefixcap.sharing.export import export_program
 
-        export_program(captioner, folder)
+        export_program(captioner, folder, progress=True)
     print(f"written to {folder}")
 
 

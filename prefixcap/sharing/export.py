@@ -27,6 +27,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 from prefixcap.files import write_folder_whole
+from prefixcap.language import LanguageModel
 from prefixcap.language.lora import merged
 from prefixcap.sharing import caption_example
 
@@ -61,8 +62,8 @@ def export_onnx(captioner: Captioner, folder: Path, progress: bool = False) -> N
 
     Raises:
         InputError: onnx or onnxscript is not installed; the captioner reads patches or regions, its language model is
-            quantized, it is not on the CPU, or torch.export cannot trace it; the folder holds something else, or cannot
-            be written to.
+            quantized or keeps no keys and values, it is not on the CPU, or torch.export cannot trace it; the folder
+            holds something else, or cannot be written to.
     """
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("an export to ONNX needs onnx and onnxscript: pip install 'prefixcap[onnx]'")
@@ -116,7 +117,9 @@ def _require_exportable(captioner: Captioner) -> None:
     if captioner.device.type != "cpu":
         raise InputError(f"the captioner is on {captioner.device}: load it on the CPU to export it")
     if not hasattr(lm.tokenizer, "backend_tokenizer"):
-        raise InputError(f"the tokenizer of language model '{lm.name}' is not one of the package tokenizers")
+        raise InputError(
+            f"the tokenizer of language model '{lm.name}' is not made of the package tokenizers, which an export needs"
+        )
 
 
 class _ImageEncoder(nn.Module):
@@ -188,7 +191,7 @@ def _language_model(captioner: Captioner) -> Part:
     model = lm.model if lm.lora is None else merged(lm.model)
     if next(model.parameters()).dtype != torch.float32:
         model = deepcopy(model).float()
-    layers, heads, width = _cache_shape(model, lm.dim)
+    layers, heads, width = _cache_shape(lm)
     past = torch.randn(layers, 2, 2, heads, 5, width)
     return Part(
         "language_model",
@@ -205,11 +208,11 @@ def _language_model(captioner: Captioner) -> Part:
     )
 
 
-def _cache_shape(model: Any, dim: int) -> tuple[int, int, int]:
-    """Layers, heads, and width of a head in a language model's cache."""
+def _cache_shape(language_model: LanguageModel) -> tuple[int, int, int]:
+    """Layers, heads, and width of a head in a language model's cache. Raises InputError if it keeps something else."""
     cache = DynamicCache()
     with torch.no_grad():
-        model(inputs_embeds=torch.zeros(1, 1, dim), past_key_values=cache, use_cache=True)
+        language_model.step(language_model.embed(torch.zeros(1, 1, dtype=torch.long)), cache)
     return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
 
 

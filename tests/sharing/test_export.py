@@ -20,6 +20,7 @@ from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.sharing.export import export_onnx, export_program
 from tests.conftest import ROOT, small_captioner
+from tests.decoding import stateful_lm
 from tests.language_models import save_language_model
 
 Model = Callable[..., list[NDArray[Any]]]
@@ -168,6 +169,8 @@ def test_what_cannot_be_exported_is_refused(captioner: Captioner, tmp_path: Path
         export_program(small_captioner(), folder)
     with pytest.raises(InputError, match=r"the captioner is on meta: load it on the CPU"):
         export_program(captioner_of(load_language_model("demo")).to("meta"), folder)
+    with pytest.raises(InputError, match=r"language model 'mamba' keeps no keys and values to go on from"):
+        export_program(captioner_of(stateful_lm("mamba", 470)), folder)
     assert not folder.exists()
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
