@@ -43,7 +43,7 @@ def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
     return loggers
 
 
-def _opened(name: str, options: DictConfig, **more: Any) -> Logger:
+def _opened(name: str, options: DictConfig, /, **more: Any) -> Logger:
     try:
         logger: Logger = instantiate(options, **more)
     except InstantiationException as error:

@@ -80,7 +80,8 @@ def serve(
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does
             uvicorn.Server(config).run([listening])
     except KeyboardInterrupt:
-        print("stopped")
+        pass
+    print("stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -166,8 +166,8 @@ def test_two_processes_train_as_one(name: str, folder: Path, tmp_path: Path) -> 
         # that of an adapter's A in the first step.
         if not key.endswith("c_attn.bias"):
             torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-4 if "lora_A" in key else 1e-5)
-    samples = [json.loads(file.read_text()) for file in sorted((folder / name / "samples").iterdir())]
-    assert samples == [json.loads(file.read_text()) for file in sorted((tmp_path / "one" / "samples").iterdir())]
+    samples = [json.loads(file.read_text()) for file in sorted((folder / name / "samples").glob("*.json"))]
+    assert samples == [json.loads(file.read_text()) for file in sorted((tmp_path / "one" / "samples").glob("*.json"))]
 
 
 @pytest.mark.parametrize("name", ["fsdp", "fsdp-resumed"])
@@ -191,7 +191,15 @@ def test_the_command_in_two_processes(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [done.stdout.count(words) for words in ("training ", "best checkpoint: ", "evaluate it: ")] == [1, 1, 1]
     (run,) = (tmp_path / "runs").iterdir()
-    names = {"best.ckpt", "last.ckpt", "config.yaml", "metrics.csv", "step-0000002.json"}
+    names = {
+        "best.ckpt",
+        "last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "step-0000002.json",
+        "step-0000002.html",
+    }
     assert {file.name for file in run.rglob("*") if file.is_file()} == names
     prefixcap.load(run / "checkpoints" / "best.ckpt")
 
