@@ -1,6 +1,6 @@
 """Draw what lambda does in ZeroCap: `python -m prefixcap.zeroshot.figures FOLDER` (Tewel et al. 2022, supplement C).
 
-    python eval.py --multirun method=zerocap data=coco limit=100 'metrics=[CLIPScore,perplexity]' \\
+    prefixcap eval --multirun method=zerocap data=coco limit=100 'metrics=[CLIPScore,perplexity]' \\
         method.language_weight=0.05,0.1,0.2,0.4,0.8
 
 writes an evaluation for each lambda below `runs/eval/zerocap`. Their CLIPScore and perplexity go to `lambda.csv` in the
