@@ -58,8 +58,9 @@ def visit(browser: Browser, address: str) -> Iterator[Visit]:
     visit.page.close()
 
 
-def captions(page: Page) -> list[list[str]]:
-    """All that stand in the cards, when all have some."""
+def captions(page: Page, cards: int) -> list[list[str]]:
+    """All that stand in the cards, when there are so many and all have some; a card may take a moment to come."""
+    expect(page.locator(".card")).to_have_count(cards, timeout=PATIENCE)
     expect(page.locator(".card .working")).to_have_count(0, timeout=PATIENCE)
     texts = "h3, li > span:first-child"
     return [card.locator(texts).all_text_contents() for card in page.locator(".card").all()]
@@ -71,7 +72,7 @@ def test_ten_photographs_are_captioned_as_by_the_captioner(
     expect(visit.page.get_by_text("Captions will appear here.")).to_be_visible()
     visit.page.set_input_files("#files", pictures)
     expected = captioner.candidates(pictures, 3, by_similarity=True)
-    assert captions(visit.page) == expected
+    assert captions(visit.page, 10) == expected
     expect(visit.page.get_by_text("Captions will appear here.")).to_be_hidden()
     assert visit.page.locator(".card .name").all_inner_texts() == [picture.name for picture in pictures]
     assert all(re.fullmatch(r"-?[01]\.\d\d", score) for score in visit.page.locator(".card .score").all_inner_texts())
@@ -82,7 +83,7 @@ def test_a_bad_file_among_good_ones_is_named_kindly(visit: Visit, pictures: list
     bad = {"name": "<b>page</b>.jpg", "mimeType": "image/jpeg", "buffer": b"<html><script>alert(1)</script></html>"}
     good = {"name": pictures[0].name, "mimeType": "image/jpeg", "buffer": pictures[0].read_bytes()}
     visit.page.set_input_files("#files", [good, bad, good])  # type: ignore[list-item]
-    assert len(captions(visit.page)) == 3
+    captions(visit.page, 3)
     failed = visit.page.locator(".card.failed")
     expect(failed).to_have_count(1)
     expect(failed).to_contain_text("No caption for this one")
@@ -121,7 +122,7 @@ def test_settings_are_those_of_the_decoder_and_are_obeyed(
     page.get_by_label("The caption closest to the picture comes first").uncheck()
     page.get_by_role("button", name="Write again").click()
     expected = captioner.candidates(pictures[:1], 2, "clipcap", beams=5, max_tokens=7, prompt="In the snow")
-    assert captions(page) == expected
+    assert captions(page, 1) == expected
 
 
 def test_what_the_prefix_says_is_shown_when_asked_for(visit: Visit, pictures: list[Path]) -> None:
@@ -136,10 +137,10 @@ def test_examples_of_the_small_world_and_arithmetic_with_them(
 ) -> None:
     page = visit.page
     page.locator(".example").first.click()
-    assert len(captions(page)) == 1
+    captions(page, 1)
     page.get_by_role("tab", name="Arithmetic").click()
     page.get_by_role("button", name="An example").click()
-    assert len(captions(page)) == 2
+    captions(page, 2)
     page.get_by_label("remove the picture").first.click()
     page.get_by_label("words").first.fill("a green star")
     page.get_by_label("weight").first.fill("2.5")
@@ -147,12 +148,12 @@ def test_examples_of_the_small_world_and_arithmetic_with_them(
     for number in (3, 4):
         (tmp_path / f"{number}.jpg").write_bytes(httpx.get(f"{address}/examples/{number}.jpg").content)
     total = embed_expressions(["2.5*txt:'a green star' - img:4.jpg + img:3.jpg"], captioner.encoder(), tmp_path)
-    assert captions(page)[2] == captioner.candidates(total, 3, by_similarity=True)[0]
+    assert captions(page, 3)[2] == captioner.candidates(total, 3, by_similarity=True)[0]
     for _ in range(2):
         page.get_by_label("remove the picture").locator("visible=true").first.click()
     page.get_by_label("words").first.fill("")
     page.get_by_role("button", name="Work it out").click()
-    assert captions(page)[3] == ["No caption for this one"]
+    assert captions(page, 4)[3] == ["No caption for this one"]
     expect(page.locator(".card.failed")).to_contain_text("the sum is empty")
 
 
@@ -160,7 +161,7 @@ def test_the_camera_takes_a_picture(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Use the camera").click()
     visit.page.wait_for_function("document.querySelector('video')?.videoWidth > 0")
     visit.page.get_by_role("button", name="Take the picture").click()
-    assert len(captions(visit.page)) == 1
+    captions(visit.page, 1)
     expect(visit.page.locator(".card .name")).to_have_text("camera")
     expect(visit.page.locator("dialog")).to_have_count(0)
 
@@ -178,7 +179,7 @@ def test_dropped_and_pasted_pictures_are_taken(visit: Visit) -> None:
             }""",
             [place, event, property_, data],
         )
-    assert len(captions(visit.page)) == 2
+    captions(visit.page, 2)
     assert visit.page.locator(".card .name").all_inner_texts() == ["drop", "paste"]
 
 
@@ -189,7 +190,7 @@ def test_the_page_needs_no_network_and_no_sideways_scrolling(
 ) -> None:
     visit = Visit(browser, address, viewport, scheme)
     visit.page.set_input_files("#files", pictures[:1])
-    captions(visit.page)
+    captions(visit.page, 1)
     visit.page.get_by_text("What the prefix says", exact=True).click()
     visit.page.locator(".prefix td").first.wait_for()
     visit.page.get_by_text("How captions are written").click()
@@ -220,7 +221,7 @@ def test_a_busy_server_is_asked_again(browser: Browser, captioner: Captioner, pi
         statuses: list[int] = []
         visit.page.on("response", lambda answer: "/api/" in answer.url and statuses.append(answer.status))
         visit.page.set_input_files("#files", pictures[:6])
-        assert len(captions(visit.page)) == 6
+        captions(visit.page, 6)
         expect(visit.page.locator(".card.failed")).to_have_count(0)
         assert 503 in statuses and statuses.count(200) == 6
         visit.page.close()
@@ -230,7 +231,7 @@ def test_a_server_that_has_gone_is_told(browser: Browser, captioner: Captioner, 
     with served(captioner) as address:
         visit = Visit(browser, address, DESKTOP)
     visit.page.set_input_files("#files", pictures[:1])
-    captions(visit.page)
+    captions(visit.page, 1)
     expect(visit.page.locator(".card.failed")).to_contain_text("cannot be reached")
     visit.page.close()
 
@@ -242,6 +243,6 @@ def test_the_password_opens_page_and_api(browser: Browser, captioner: Captioner,
         page.goto(address)
         page.locator("#drop").wait_for()
         page.set_input_files("#files", pictures[:1])
-        assert len(captions(page)) == 1
+        captions(page, 1)
         expect(page.locator(".card.failed")).to_have_count(0)
         context.close()
