@@ -74,7 +74,7 @@ def draw(series: Mapping[str, Series]) -> "Figure":
     shown = {label: [name for name in names if name in series] for label, names in PANELS.items()}
     shown = {label: names for label, names in shown.items() if names}
     figure = Figure(figsize=(4.4 * len(shown), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
     for panel, (label, names) in zip(panels, shown.items(), strict=True):
         for name in names:
             steps, values = np.array(series[name]).T
