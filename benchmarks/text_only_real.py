@@ -70,6 +70,8 @@ PACKAGES = (ENCODER, WRITER, "gguf", "accelerate")
 LEARNERS = ("Baseline", "CapDec", "CapDec suggested", "MacCap")
 PUBLISHED_VARIANCE, COPIES, LAST_TOKEN = 0.016, 10, 30
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 say = partial(print, flush=True)
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--learn", nargs="+", choices=LEARNERS, default=["Baseline", "CapDec", "MacCap"])
     parser.add_argument("--tuning", choices=("lora", "frozen"), default="lora", help="of the language model")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose the options above")
-    parser.add_argument("--dtype", default="bfloat16", help="of the language model")
+    parser.add_argument("--dtype", default="bfloat16" if DEVICE == "cuda" else "float32", help="of the language model")
     given = parser.parse_args()
     require_packages()
     quiet()
@@ -144,16 +146,17 @@ def make_store(path: Path, images: list[list[str]], given: argparse.Namespace) -
 def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
     """(texts, 384) embeddings, as the encoder's own pipeline makes them: the mean over tokens, scaled to length one."""
     folder = file_of(ENCODER, "model.safetensors").parent
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval().to(DEVICE)
     found: dict[int, Tensor] = {}
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     for start in range(0, len(texts), 64):
         places = by_length[start : start + 64]
-        tokens = tokenizer([texts[place] for place in places], padding=True, truncation=True, return_tensors="pt")
+        batch = [texts[place] for place in places]
+        tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(DEVICE)
         mask = tokens["attention_mask"].unsqueeze(-1)
         means = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
         found |= dict(zip(places, F.normalize(means, dim=-1), strict=True))
-    embeddings = torch.stack([found[place] for place in range(len(texts))]).half().numpy()
+    embeddings = torch.stack([found[place] for place in range(len(texts))]).half().cpu().numpy()
     identity = EncoderIdentity("all-MiniLM-L6-v2", weights_digest(model), "none", embeddings.shape[1])
     return identity, embeddings
 
@@ -226,12 +229,12 @@ def learn(
     say(f"{name}: {trainable_parameters(captioner)[0] / 1e6:.1f}M parameters, {steps} steps")
     training = CaptionTraining(captioner, data.val_split, given.learning_rate, warmup_steps=steps // 10, noise=noise)
     trainer = L.Trainer(
-        max_epochs=given.epochs, accelerator="cpu", limit_val_batches=0, logger=False, enable_checkpointing=False,
+        max_epochs=given.epochs, accelerator=DEVICE, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
         callbacks=[Progress(max(1, steps // 5))],
     )  # fmt: skip
     trainer.fit(training, data)
-    return captioner
+    return captioner.to(DEVICE)
 
 
 class Progress(L.Callback):
@@ -239,14 +242,14 @@ class Progress(L.Callback):
 
     def __init__(self, every: int) -> None:
         self.every, self.start = every, time.perf_counter()
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.losses.append(outputs["train_loss"].item())
+        self.losses.append(outputs["train_loss"].detach())
         if len(self.losses) % self.every == 0:
-            mean, took = np.mean(self.losses[-self.every :]), time.perf_counter() - self.start
+            mean, took = torch.stack(self.losses[-self.every :]).mean().item(), time.perf_counter() - self.start
             say(f"  step {len(self.losses):4}: {mean:.3f} nats a token, {took:4.0f} s")
 
 

@@ -119,7 +119,7 @@ class TransformersEncoder:
             head=lambda states: self._text_projection(text.final_layer_norm(states)),
             start=tokenizer.bos_token_id,
             end=tokenizer.eos_token_id,
-            tokenize=lambda written: tokenizer(written, add_special_tokens=False)["input_ids"],
+            tokenize=lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [],
         )
 
 

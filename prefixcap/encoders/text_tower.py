@@ -4,13 +4,17 @@ It is causal: what it makes of a token depends on nothing that follows. So sente
 values of their beginning, and only what differs, with the end token, is read for each.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Past = Sequence[tuple[Tensor, Tensor]]  # keys and values in each layer
 
 AT_ONCE = 1024  # sentences in a batch: more take no less time each, but more memory
 
@@ -42,7 +46,7 @@ class TextTower:
         positions: (context, width) what is added to it by its place.
         head: (…, width) last hidden states of end tokens -> (…, dim) embeddings.
         start, end: the tokens that every sentence begins and ends with.
-        tokenize: a text -> its tokens, without these two.
+        tokenize: texts -> the tokens of each, without these two.
     """
 
     layers: Sequence[TextLayer]
@@ -52,70 +56,81 @@ class TextTower:
     head: Callable[[Tensor], Tensor]
     start: int
     end: int
-    tokenize: Callable[[str], list[int]]
+    tokenize: Callable[[Sequence[str]], list[list[int]]]
 
-    def sentence(self, tokens: Sequence[int]) -> list[int]:
-        """Tokens of a text -> with start and end; cut to fit the context, and at an end token, where a CLIP looks."""
-        kept = list(tokens[: len(self.positions) - 2])
-        return [self.start, *kept[: kept.index(self.end) if self.end in kept else None], self.end]
+    @cached_property
+    def context(self) -> int:
+        """Tokens that a sentence can have."""
+        return len(self.positions)
+
+    def sentences(self, tokens: Sequence[Sequence[int]], *parts: Sequence[int]) -> Tensor:
+        """Sentences that begin with the start token, cut to fit the context and at the first end token, where a CLIP
+        looks.
+
+        Args:
+            tokens: of texts, as `tokenize` gives them.
+            parts: the texts that sentences consist of, as places in `tokens`: the first of each sentence, the second of
+                each, and so on. By default each text is a sentence.
+
+        Returns:
+            (sentences, longest), on the tower's device; what follows the end token means nothing.
+        """
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        columns = np.arange(lengths.max(initial=0))
+        texts = np.full((len(tokens), len(columns)), self.end)
+        texts[columns < lengths[:, None]] = np.fromiter(chain.from_iterable(tokens), np.int64, lengths.sum())
+        chosen = [np.asarray(part, np.int64) for part in parts or [range(len(tokens))]]
+        found = np.full((len(chosen[0]), len(chosen) * len(columns) + 2), self.end)
+        found[:, 0] = self.start
+        at = np.ones(len(found), np.int64)
+        for places in chosen:
+            rows, column = np.nonzero(columns < lengths[places][:, None])
+            found[rows, at[rows] + column] = texts[places[rows], column]
+            at += lengths[places]
+        found = found[:, : min(self.context, at.max(initial=1) + 1)]
+        found[:, -1] = self.end
+        return torch.from_numpy(found).to(self.positions.device)
 
     @torch.no_grad()
-    def encode(
-        self, sentences: Sequence[Sequence[int]], beginnings: Sequence[Sequence[int]] = (), of: Sequence[int] = ()
-    ) -> Tensor:
+    def encode(self, sentences: Tensor, beginnings: Tensor | None = None, of: Sequence[int] = ()) -> Tensor:
         """Embeddings of sentences, not normalised.
 
         Args:
-            sentences: tokens of each, as `sentence` gives them.
-            beginnings: start token and further tokens of texts, of which each is read once.
+            sentences: (n, longest) tokens, see `sentences`.
+            beginnings: (m, longest) likewise, of which each is read once.
             of: for each sentence the place of a beginning; as much of that is taken as the sentence begins with.
 
         Returns:
-            (sentences, dim)
+            (n, dim)
         """
-        past = self._read(beginnings) if beginnings else None
-        shared = [_common(row, beginnings[place]) for row, place in zip(sentences, of, strict=True)] if past else []
-        alike: dict[int, list[int]] = defaultdict(list)  # sentences by how much of them is left to read
-        for place, row in enumerate(sentences):
-            alike[len(row) - (shared[place] if past else 0)].append(place)
-        device = self.positions.device
+        lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2
+        past: Past = ()
+        read = torch.zeros_like(lengths)
+        rows = torch.tensor(of, dtype=torch.long, device=sentences.device)
+        if beginnings is not None:
+            past = self._states(beginnings)[1]  # of end tokens behind the first as well, which no token sees
+            width = min(sentences.shape[1], beginnings.shape[1])
+            common = (sentences[:, :width] == beginnings[rows, :width]).long().cumprod(1).sum(1)
+            read = torch.minimum(common, lengths - 1)  # the last token must be read
+        left = lengths - read
         embeddings: list[Tensor] = []
-        order: list[int] = []
-        for length, places in alike.items():
-            for start in range(0, len(places), AT_ONCE):
-                part = places[start : start + AT_ONCE]
-                tokens = torch.tensor([list(sentences[place][-length:]) for place in part], device=device)
-                if past:
-                    rows = torch.tensor([of[place] for place in part], device=device)
-                    read = torch.tensor([shared[place] for place in part], device=device)
-                    taken = [(keys[rows], values[rows]) for keys, values in past]
-                    embeddings.append(self.head(self._last_states(tokens, taken, read)))
-                else:
-                    embeddings.append(self.head(self._last_states(tokens)))
-                order += part
-        back = torch.tensor(order, device=device).argsort()
-        return torch.cat(embeddings)[back]
+        order: list[Tensor] = []
+        for length in torch.unique(left).tolist():  # sentences of which as much is left to read
+            for places in (left == length).nonzero().flatten().split(AT_ONCE):
+                columns = read[places].unsqueeze(1) + torch.arange(length, device=sentences.device)
+                taken = [(keys[rows[places]], values[rows[places]]) for keys, values in past]
+                states = self._states(sentences[places.unsqueeze(1), columns], taken, read[places])[0]
+                embeddings.append(self.head(states))
+                order.append(places)
+        return torch.cat(embeddings)[torch.cat(order).argsort()]
 
-    def _last_states(
-        self, tokens: Tensor, past: list[tuple[Tensor, Tensor]] | None = None, read: Tensor | None = None
-    ) -> Tensor:
-        """(rows, length) tokens, after `read` of the past in each row -> (rows, width) at the last one."""
-        return self._states(tokens, past, read)[0]
-
-    def _read(self, beginnings: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values in each layer, (beginnings, heads, longest, width of a head)."""
-        longest = max(map(len, beginnings))
-        padded = [[*row, *[self.end] * (longest - len(row))] for row in beginnings]  # no token sees what follows it
-        return self._states(torch.tensor(padded, device=self.positions.device))[1]
-
-    def _states(
-        self, tokens: Tensor, past: list[tuple[Tensor, Tensor]] | None = None, read: Tensor | None = None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The states of the last tokens, and the keys and values of all."""
+    def _states(self, tokens: Tensor, past: Past = (), read: Tensor | None = None) -> tuple[Tensor, Past]:
+        """(rows, length) tokens, after `read` of the past in each row -> (rows, width) at the last one, and the keys
+        and values of all in each layer, (rows, heads, length, width of a head)."""
         rows, length = tokens.shape
         places = torch.arange(length, device=tokens.device)
         visible = (places <= places.unsqueeze(1)).expand(rows, 1, -1, -1)  # (rows, 1, length, length)
-        if past is not None and read is not None:
+        if past and read is not None:
             before = torch.arange(past[0][0].shape[2], device=tokens.device) < read.unsqueeze(1)
             visible = torch.cat((before[:, None, None].expand(-1, -1, length, -1), visible), dim=-1)
             places = places + read.unsqueeze(1)
@@ -126,7 +141,7 @@ class TextTower:
             heads: Tensor = states.view(rows, length, 3 * self.heads, -1).transpose(1, 2)
             query, key, value = heads.chunk(3, dim=1)
             made.append((key, value))
-            if past is not None:
+            if past:
                 key, value = (torch.cat(pair, dim=2) for pair in zip(past[number], (key, value), strict=True))
             if layer is self.layers[-1]:  # nobody reads what the others become
                 x, query, visible = x[:, -1:], query[:, :, -1:], visible[:, :, -1:]
@@ -134,9 +149,3 @@ class TextTower:
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.norm2(x))
         return x[:, -1], made
-
-
-def _common(row: Sequence[int], beginning: Sequence[int]) -> int:
-    """How many tokens two sentences begin with alike; one less than a sentence has, as its last must be read."""
-    limit = min(len(row) - 1, len(beginning))
-    return next((place for place in range(limit) if row[place] != beginning[place]), limit)

@@ -1,7 +1,6 @@
 """What a CLIP makes of a text that goes on in many ways, as if each was encoded whole; its beginning is read once."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,6 @@ class Continuations:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self._tower = encoder.text_tower
-        if self._tower is not None:
-            self._tokens = lru_cache(maxsize=1 << 18)(self._tower.tokenize)
 
     def encode(self, contexts: Sequence[str], of: Sequence[int], pieces: Sequence[str]) -> Tensor:
         """Embeddings of `contexts[of[i]] + pieces[i]`, for each i.
@@ -40,15 +37,27 @@ class Continuations:
         if self._tower is None:
             texts = [contexts[place] + piece for place, piece in zip(of, pieces, strict=True)]
             return F.normalize(self.encoder.encode_texts(texts).float(), dim=-1).clone()
-        heads = [context.rpartition(" ") if _plain(context) else ("", "", context) for context in contexts]
-        of_heads = [self._tokens(head) for head, _, _ in heads]
-        sentences = [
-            self._tower.sentence([*of_heads[place], *self._tokens(heads[place][2] + piece)])
-            if _plain(piece)
-            else self._tower.sentence(self._tokens(contexts[place] + piece))
-            for place, piece in zip(of, pieces, strict=True)
-        ]
-        beginnings = [self._tower.sentence(self._tokens(context))[:-1] for context in contexts]
+        places: dict[str, int] = {}  # of texts that are split into word pieces by themselves
+
+        def place_of(text: str) -> int:
+            return places.setdefault(text, len(places))
+
+        begun, rest = [], []  # what each sentence begins with and what follows
+        whole = [place_of(context) for context in contexts]
+        heads = [context.rpartition(" ") if _plain(context) else None for context in contexts]
+        for place, piece in zip(of, pieces, strict=True):
+            head = heads[place]
+            if head is None or not _plain(piece):
+                begun.append(place_of(""))
+                rest.append(place_of(contexts[place] + piece))
+            elif piece.startswith(" "):
+                begun.append(whole[place])
+                rest.append(place_of(piece))
+            else:
+                begun.append(place_of(head[0]))
+                rest.append(place_of(head[2] + piece))
+        tokens = self._tower.tokenize(list(places))
+        sentences, beginnings = self._tower.sentences(tokens, begun, rest), self._tower.sentences(tokens, whole)
         with torch.no_grad():
             return F.normalize(self._tower.encode(sentences, beginnings, of).float(), dim=-1)
 

@@ -78,9 +78,8 @@ def prompt_tokens(
             f"a prompt of {len(tokens)} tokens and max_tokens={max_tokens} exceed the context of language model "
             f"'{lm.name}' ({lm.context}): shorten them"
         )
-    if tower is not None and len(tower.tokenize(prompt)) > len(tower.positions) - 3:
+    if tower is not None and len(tower.tokenize([prompt])[0]) > tower.context - 3:
         raise InputError(
-            f"the prompt fills the context of {encoder.identity.name} ({len(tower.positions)} tokens): "
-            "give a shorter one"
+            f"the prompt fills the context of {encoder.identity.name} ({tower.context} tokens): give a shorter one"
         )
     return tokens

@@ -8,6 +8,8 @@ import clip
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
 
 TEXTS = ["a red circle", "Two dogs run.", ""]
+PARTS = [*" aA.'-_|<>&;\n\t", "  ", "Zebra", "n't", "'RE", "1984", "&lt", "<|endoftext|>", "\x1b[1m", "\x7f", "café"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,13 @@ def test_images_and_texts_equal_clips_own(encoder: Encoder, oracle: nn.Module, p
     with torch.no_grad():
         assert torch.equal(encoder.encode_images(pixels), oracle.encode_image(pixels))
         torch.testing.assert_close(encoder.encode_texts(TEXTS), oracle.encode_text(clip.tokenize(TEXTS)))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(texts=st.lists(st.lists(st.sampled_from(PARTS) | st.text(max_size=5), max_size=8).map("".join), max_size=4))
+def test_tokens_equal_clips_own(encoder: Encoder, texts: list[str]) -> None:
+    assert encoder.text_tower is not None
+    assert encoder.text_tower.tokenize(texts) == [clip.clip._tokenizer.encode(text) for text in texts]
 
 
 def test_preprocessing_of_rgb_equals_clips_own(encoder: Encoder, clip_file: Path, photograph: Image.Image) -> None:

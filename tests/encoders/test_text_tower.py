@@ -35,6 +35,17 @@ def published(encoder: Encoder, sentences: list[list[int]]) -> Tensor:
     return model.text_projection(model.text_model(tokens).pooler_output)  # type: ignore[no-any-return]
 
 
+def cut(sentences: Tensor) -> list[list[int]]:
+    """Up to the first end token."""
+    return [row[: row.index(END) + 1] for row in sentences.tolist()]
+
+
+def padded(sentences: list[list[int]]) -> Tensor:
+    """With end tokens, at least one."""
+    longest = max(map(len, sentences))
+    return torch.tensor([row + [END] * (longest + 1 - len(row)) for row in sentences])
+
+
 def random_sentences(count: int, seed: int) -> list[list[int]]:
     """Of 2 to 77 tokens, many of which begin alike."""
     generator = torch.Generator().manual_seed(seed)
@@ -49,11 +60,19 @@ def random_sentences(count: int, seed: int) -> list[list[int]]:
 
 
 def test_sentences_equal_clips_own(encoder: Encoder, tower: TextTower) -> None:
-    sentences = [tower.sentence(tower.tokenize(text)) for text in TEXTS]
-    padded = [row + [0] * (77 - len(row)) for row in sentences]
-    assert padded == clip.tokenize(TEXTS, truncate=True).tolist()
-    torch.testing.assert_close(tower.encode(sentences), published(encoder, sentences), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(encoder.encode_texts(TEXTS), published(encoder, sentences), atol=1e-5, rtol=1e-5)
+    sentences = tower.sentences(tower.tokenize(TEXTS))
+    assert cut(sentences) == cut(clip.tokenize(TEXTS, truncate=True))
+    expected = published(encoder, cut(sentences))
+    torch.testing.assert_close(tower.encode(sentences), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.encode_texts(TEXTS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sentences_of_parts(tower: TextTower) -> None:
+    tokens = [[], [5], [6, 7, 8], [9, END, 3], list(range(100, 200))]
+    pairs = [(one, other) for one in range(len(tokens)) for other in range(len(tokens))]
+    found = tower.sentences(tokens, *zip(*pairs, strict=True))
+    whole = [[49406, *(tokens[one] + tokens[other])[:75], END] for one, other in pairs]
+    assert cut(found) == [row[: row.index(END) + 1] for row in whole]
 
 
 @pytest.mark.parametrize("at_once", [1024, 5])
@@ -67,15 +86,17 @@ def test_any_beginning_and_rest_equal_the_whole(
     expected = published(encoder, sentences)
     for turn in range(3):
         of = [(3 * place + 5 * turn) % len(beginnings) for place in range(len(sentences))]
-        torch.testing.assert_close(tower.encode(sentences, beginnings, of), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tower.encode(sentences), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            tower.encode(padded(sentences), padded(beginnings), of), expected, atol=1e-5, rtol=1e-5
+        )
+    torch.testing.assert_close(tower.encode(padded(sentences)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_split_of_a_sentence(encoder: Encoder, tower: TextTower) -> None:
     (sentence,) = random_sentences(1, seed=3)
     assert len(sentence) > 9
     beginnings = [sentence[:length] for length in range(1, len(sentence) + 1)]
-    found = tower.encode([sentence] * len(beginnings), beginnings, range(len(beginnings)))
+    found = tower.encode(padded([sentence] * len(beginnings)), padded(beginnings), range(len(beginnings)))
     torch.testing.assert_close(found, published(encoder, [sentence] * len(beginnings)), atol=1e-5, rtol=1e-5)
 
 
@@ -89,8 +110,9 @@ def test_only_what_differs_is_read(tower: TextTower, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(tower.words, "forward", counted)
     beginning = [49406, *range(100, 120)]
-    tower.encode([[*beginning, 7, END], [*beginning, 8, 9, END], [*beginning[:-1], END]], [beginning], [0, 0, 0])
-    assert sum(read) == len(beginning) + 2 + 3 + 1
+    sentences = [[*beginning, 7, END], [*beginning, 8, 9, END], [*beginning[:-1], END]]
+    tower.encode(padded(sentences), padded([beginning]), [0, 0, 0])
+    assert sum(read) == len(beginning) + 1 + 2 + 3 + 1  # the end token behind the beginning, too
 
 
 def test_half_precision(encoder: Encoder, clip_file: Path, clip_folder: Path) -> None:
