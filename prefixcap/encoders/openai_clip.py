@@ -97,7 +97,7 @@ class OpenAIClipEncoder:
         if not texts:
             return torch.empty(0, self.identity.dim, dtype=self.dtype, device=self.device)
         tower = self.text_tower
-        return tower.encode(tower.sentences(tower.tokenize(texts)))
+        return tower.encode(tower.sentences(texts))
 
     @cached_property
     def text_tower(self) -> TextTower:

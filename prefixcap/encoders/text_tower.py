@@ -4,6 +4,7 @@ It is causal: what it makes of a token depends on nothing that follows. So sente
 values of their beginning, and only what differs, with the end token, is read for each.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,13 @@ from itertools import chain
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Past = Sequence[tuple[Tensor, Tensor]]  # keys and values in each layer
 
-AT_ONCE = 1024  # sentences in a batch: more take no less time each, but more memory
+AT_ONCE = 1 << 14  # tokens in a batch on a GPU, an eighth elsewhere: more take no less time each, but more memory
+TOKENIZED_AT_ONCE = 2048  # texts: lists of more are so many objects that Python begins to look for garbage among all
 
 
 @dataclass(frozen=True)
@@ -63,33 +66,42 @@ class TextTower:
         """Tokens that a sentence can have."""
         return len(self.positions)
 
-    def sentences(self, tokens: Sequence[Sequence[int]], *parts: Sequence[int]) -> Tensor:
+    def sentences(self, texts: Sequence[str], *parts: Sequence[int]) -> Tensor:
         """Sentences that begin with the start token, cut to fit the context and at the first end token, where a CLIP
         looks.
 
         Args:
-            tokens: of texts, as `tokenize` gives them.
-            parts: the texts that sentences consist of, as places in `tokens`: the first of each sentence, the second of
-                each, and so on. By default each text is a sentence.
+            texts: each a sentence, if there are no parts.
+            parts: what sentences consist of, as places in `texts`: the first part of each, the second of each, and so
+                on. Each text is tokenized by itself.
 
         Returns:
-            (sentences, longest), on the tower's device; what follows the end token means nothing.
+            (sentences, longest) tokens, on the tower's device; what follows the end token means nothing.
         """
-        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        tokens, lengths = self._tokenized(texts)
         columns = np.arange(lengths.max(initial=0))
-        texts = np.full((len(tokens), len(columns)), self.end)
-        texts[columns < lengths[:, None]] = np.fromiter(chain.from_iterable(tokens), np.int64, lengths.sum())
-        chosen = [np.asarray(part, np.int64) for part in parts or [range(len(tokens))]]
+        of_texts = np.full((len(texts), len(columns)), self.end)
+        of_texts[columns < lengths[:, None]] = tokens
+        chosen = [np.asarray(part, np.int64) for part in parts or [range(len(texts))]]
         found = np.full((len(chosen[0]), len(chosen) * len(columns) + 2), self.end)
         found[:, 0] = self.start
         at = np.ones(len(found), np.int64)
         for places in chosen:
             rows, column = np.nonzero(columns < lengths[places][:, None])
-            found[rows, at[rows] + column] = texts[places[rows], column]
+            found[rows, at[rows] + column] = of_texts[places[rows], column]
             at += lengths[places]
         found = found[:, : min(self.context, at.max(initial=1) + 1)]
         found[:, -1] = self.end
         return torch.from_numpy(found).to(self.positions.device)
+
+    def _tokenized(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of all texts, one behind the other, and how many each has."""
+        tokens, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+            part = self.tokenize(texts[start : start + TOKENIZED_AT_ONCE])
+            lengths.append(np.fromiter(map(len, part), np.int64, len(part)))
+            tokens.append(np.fromiter(chain.from_iterable(part), np.int64))
+        return np.concatenate(tokens), np.concatenate(lengths)
 
     @torch.no_grad()
     def encode(self, sentences: Tensor, beginnings: Tensor | None = None, of: Sequence[int] = ()) -> Tensor:
@@ -103,49 +115,90 @@ class TextTower:
         Returns:
             (n, dim)
         """
-        lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2
-        past: Past = ()
-        read = torch.zeros_like(lengths)
+        if beginnings is None:
+            beginnings, of = sentences[:1, :1], [0] * len(sentences)  # the start token
         rows = torch.tensor(of, dtype=torch.long, device=sentences.device)
-        if beginnings is not None:
-            past = self._states(beginnings)[1]  # of end tokens behind the first as well, which no token sees
-            width = min(sentences.shape[1], beginnings.shape[1])
-            common = (sentences[:, :width] == beginnings[rows, :width]).long().cumprod(1).sum(1)
-            read = torch.minimum(common, lengths - 1)  # the last token must be read
+        past = self._states(beginnings)[1]  # of end tokens behind the first as well, which no token sees
+        width = min(sentences.shape[1], beginnings.shape[1])
+        common = (sentences[:, :width] == beginnings[rows, :width]).long().cumprod(1).sum(1)
+        lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2
+        read = torch.minimum(common, lengths - 1)  # the last token must be read
         left = lengths - read
+        at_once = AT_ONCE if sentences.is_cuda else AT_ONCE // 8
         embeddings: list[Tensor] = []
         order: list[Tensor] = []
         for length in torch.unique(left).tolist():  # sentences of which as much is left to read
-            for places in (left == length).nonzero().flatten().split(AT_ONCE):
+            for places in (left == length).nonzero().flatten().split(max(1, at_once // length)):
                 columns = read[places].unsqueeze(1) + torch.arange(length, device=sentences.device)
-                taken = [(keys[rows[places]], values[rows[places]]) for keys, values in past]
-                states = self._states(sentences[places.unsqueeze(1), columns], taken, read[places])[0]
-                embeddings.append(self.head(states))
+                tokens = sentences[places.unsqueeze(1), columns]
+                begun = _Begun(past, rows[places], read[places])
+                embeddings.append(self.head(self._states(tokens, begun)[0]))
                 order.append(places)
         return torch.cat(embeddings)[torch.cat(order).argsort()]
 
-    def _states(self, tokens: Tensor, past: Past = (), read: Tensor | None = None) -> tuple[Tensor, Past]:
-        """(rows, length) tokens, after `read` of the past in each row -> (rows, width) at the last one, and the keys
-        and values of all in each layer, (rows, heads, length, width of a head)."""
+    def _states(self, tokens: Tensor, begun: "_Begun | None" = None) -> tuple[Tensor, Past]:
+        """(rows, length) tokens -> (rows, width) states of the last one, and the keys and values of all in each layer,
+        (rows, heads, length, width of a head)."""
         rows, length = tokens.shape
         places = torch.arange(length, device=tokens.device)
-        visible = (places <= places.unsqueeze(1)).expand(rows, 1, -1, -1)  # (rows, 1, length, length)
-        if past and read is not None:
-            before = torch.arange(past[0][0].shape[2], device=tokens.device) < read.unsqueeze(1)
-            visible = torch.cat((before[:, None, None].expand(-1, -1, length, -1), visible), dim=-1)
-            places = places + read.unsqueeze(1)
-        x = self.words(tokens).to(self.positions.dtype) + self.positions[places]
+        unseen = places > places.unsqueeze(1)  # (length, length)
+        x = self.words(tokens).to(self.positions.dtype)
+        x = x + self.positions[places if begun is None else places + begun.read.unsqueeze(1)]
         made = []
         for number, layer in enumerate(self.layers):
             states = F.linear(layer.norm1(x), layer.weight, layer.bias)
             heads: Tensor = states.view(rows, length, 3 * self.heads, -1).transpose(1, 2)
             query, key, value = heads.chunk(3, dim=1)
             made.append((key, value))
-            if past:
-                key, value = (torch.cat(pair, dim=2) for pair in zip(past[number], (key, value), strict=True))
             if layer is self.layers[-1]:  # nobody reads what the others become
-                x, query, visible = x[:, -1:], query[:, :, -1:], visible[:, :, -1:]
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+                x, query, unseen = x[:, -1:], query[:, :, -1:], unseen[-1:]
+            query = query * query.shape[-1] ** -0.5
+            scores = (query @ key.transpose(-1, -2)).masked_fill(unseen, -math.inf)
+            if begun is not None:
+                scores = torch.cat((begun.scores(query, number), scores), dim=-1)
+            weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+            attended = weights[..., -length:] @ value
+            if begun is not None:
+                attended = attended + begun.values(weights[..., :-length], number)
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.norm2(x))
         return x[:, -1], made
+
+
+class _Begun:
+    """Beginnings of sentences. Those that begin alike stand together in a grid, so that no key or value is copied.
+
+    Args:
+        past: keys and values of all beginnings in each layer, (beginnings, heads, longest, width of a head).
+        of: (rows,) which of them each sentence has.
+        read: (rows,) how many of its tokens.
+    """
+
+    def __init__(self, past: Past, of: Tensor, read: Tensor) -> None:
+        self._past, self.read = past, read
+        self._beginnings, group, sizes = torch.unique(of, return_inverse=True, return_counts=True)
+        first = sizes.cumsum(0) - sizes
+        within = torch.empty_like(of)
+        within[group.argsort(stable=True)] = torch.arange(len(of), device=of.device)
+        self._columns = int(sizes.max())
+        self._cells = group * self._columns + within - first[group]
+        places = torch.arange(past[0][0].shape[2], device=of.device)
+        self._unseen = (places >= read.unsqueeze(1))[:, None, None]  # (rows, 1, 1, longest)
+
+    def scores(self, query: Tensor, layer: int) -> Tensor:
+        """(rows, heads, length, width of a head) -> (rows, heads, length, longest)"""
+        keys = self._past[layer][0][self._beginnings]
+        return self._multiplied(query, keys.transpose(-1, -2)).masked_fill(self._unseen, -math.inf)
+
+    def values(self, weights: Tensor, layer: int) -> Tensor:
+        """(rows, heads, length, longest) -> (rows, heads, length, width of a head)"""
+        return self._multiplied(weights, self._past[layer][1][self._beginnings])
+
+    def _multiplied(self, of_rows: Tensor, of_beginnings: Tensor) -> Tensor:
+        """(rows, heads, length, n) and (beginnings, heads, n, m) -> (rows, heads, length, m)"""
+        _, heads, length, n = of_rows.shape
+        grid = of_rows.new_zeros(len(of_beginnings) * self._columns, heads, length, n)
+        grid[self._cells] = of_rows
+        grid = grid.view(len(of_beginnings), self._columns, heads, length, n).transpose(1, 2)
+        product = (grid.flatten(2, 3) @ of_beginnings).view(*grid.shape[:-1], of_beginnings.shape[-1])
+        return product.transpose(1, 2).flatten(0, 1)[self._cells]

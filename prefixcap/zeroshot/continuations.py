@@ -56,8 +56,7 @@ class Continuations:
             else:
                 begun.append(place_of(head[0]))
                 rest.append(place_of(head[2] + piece))
-        tokens = self._tower.tokenize(list(places))
-        sentences, beginnings = self._tower.sentences(tokens, begun, rest), self._tower.sentences(tokens, whole)
+        sentences, beginnings = self._tower.sentences(list(places), begun, rest), self._tower.sentences(contexts)
         with torch.no_grad():
             return F.normalize(self._tower.encode(sentences, beginnings, of).float(), dim=-1)
 

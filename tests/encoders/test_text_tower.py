@@ -60,22 +60,25 @@ def random_sentences(count: int, seed: int) -> list[list[int]]:
 
 
 def test_sentences_equal_clips_own(encoder: Encoder, tower: TextTower) -> None:
-    sentences = tower.sentences(tower.tokenize(TEXTS))
+    sentences = tower.sentences(TEXTS)
     assert cut(sentences) == cut(clip.tokenize(TEXTS, truncate=True))
     expected = published(encoder, cut(sentences))
     torch.testing.assert_close(tower.encode(sentences), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(encoder.encode_texts(TEXTS), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_sentences_of_parts(tower: TextTower) -> None:
-    tokens = [[], [5], [6, 7, 8], [9, END, 3], list(range(100, 200))]
-    pairs = [(one, other) for one in range(len(tokens)) for other in range(len(tokens))]
-    found = tower.sentences(tokens, *zip(*pairs, strict=True))
+@pytest.mark.parametrize("tokenized_at_once", [2048, 2])
+def test_sentences_of_parts(tower: TextTower, tokenized_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tower, "TOKENIZED_AT_ONCE", tokenized_at_once)
+    texts = ["", "star", "a red ", "one <|endoftext|> two", "x y " * 50]
+    pairs = [(one, other) for one in range(len(texts)) for other in range(len(texts))]
+    found = tower.sentences(texts, *zip(*pairs, strict=True))
+    tokens = tower.tokenize(texts)
     whole = [[49406, *(tokens[one] + tokens[other])[:75], END] for one, other in pairs]
     assert cut(found) == [row[: row.index(END) + 1] for row in whole]
 
 
-@pytest.mark.parametrize("at_once", [1024, 5])
+@pytest.mark.parametrize("at_once", [1 << 14, 40])
 def test_any_beginning_and_rest_equal_the_whole(
     encoder: Encoder, tower: TextTower, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
