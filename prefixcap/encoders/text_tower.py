@@ -5,7 +5,7 @@ values of their beginning, and only what differs, with the end token, is read fo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 Past = Sequence[tuple[Tensor, Tensor]]  # keys and values in each layer
 
-AT_ONCE = 1 << 14  # tokens in a batch on a GPU, an eighth elsewhere: more take no less time each, but more memory
+# Tokens in a batch. At most: more take no less time each, but more memory. At least, or sentences of which more is left
+# to read join, and padding is read: on a GPU a small batch takes as long as a larger one.
+ON_GPU, ELSEWHERE = (1 << 15, 1 << 12), (1 << 11, 1)
 TOKENIZED_AT_ONCE = 2048  # texts: lists of more are so many objects that Python begins to look for garbage among all
 
 
@@ -118,32 +120,34 @@ class TextTower:
         if beginnings is None:
             beginnings, of = sentences[:1, :1], [0] * len(sentences)  # the start token
         rows = torch.tensor(of, dtype=torch.long, device=sentences.device)
-        past = self._states(beginnings)[1]  # of end tokens behind the first as well, which no token sees
+        # Also of end tokens behind the first, which no token sees.
+        past = self._states(beginnings, torch.zeros_like(beginnings[:, 0]))[1]
         width = min(sentences.shape[1], beginnings.shape[1])
         common = (sentences[:, :width] == beginnings[rows, :width]).long().cumprod(1).sum(1)
         lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2
         read = torch.minimum(common, lengths - 1)  # the last token must be read
         left = lengths - read
-        at_once = AT_ONCE if sentences.is_cuda else AT_ONCE // 8
         embeddings: list[Tensor] = []
         order: list[Tensor] = []
-        for length in torch.unique(left).tolist():  # sentences of which as much is left to read
-            for places in (left == length).nonzero().flatten().split(max(1, at_once // length)):
-                columns = read[places].unsqueeze(1) + torch.arange(length, device=sentences.device)
-                tokens = sentences[places.unsqueeze(1), columns]
-                begun = _Begun(past, rows[places], read[places])
-                embeddings.append(self.head(self._states(tokens, begun)[0]))
-                order.append(places)
+        for places in _batches(left, *(ON_GPU if left.is_cuda else ELSEWHERE)):
+            last = left[places] - 1
+            columns = read[places].unsqueeze(1) + torch.arange(int(last.max()) + 1, device=sentences.device)
+            tokens = sentences[places.unsqueeze(1), columns.clamp_max(sentences.shape[1] - 1)]
+            begun = _Begun(past, rows[places], read[places])
+            embeddings.append(self.head(self._states(tokens, last, begun)[0]))
+            order.append(places)
         return torch.cat(embeddings)[torch.cat(order).argsort()]
 
-    def _states(self, tokens: Tensor, begun: "_Begun | None" = None) -> tuple[Tensor, Past]:
-        """(rows, length) tokens -> (rows, width) states of the last one, and the keys and values of all in each layer,
-        (rows, heads, length, width of a head)."""
+    def _states(self, tokens: Tensor, last: Tensor, begun: "_Begun | None" = None) -> tuple[Tensor, Past]:
+        """(rows, length) tokens and the place of the last one in each row -> its state, (rows, width), and the keys and
+        values of all in each layer, (rows, heads, length, width of a head)."""
         rows, length = tokens.shape
         places = torch.arange(length, device=tokens.device)
         unseen = places > places.unsqueeze(1)  # (length, length)
         x = self.words(tokens).to(self.positions.dtype)
-        x = x + self.positions[places if begun is None else places + begun.read.unsqueeze(1)]
+        if begun is not None:
+            places = (places + begun.read.unsqueeze(1)).clamp_max(self.context - 1)
+        x = x + self.positions[places]
         made = []
         for number, layer in enumerate(self.layers):
             states = F.linear(layer.norm1(x), layer.weight, layer.bias)
@@ -151,7 +155,9 @@ class TextTower:
             query, key, value = heads.chunk(3, dim=1)
             made.append((key, value))
             if layer is self.layers[-1]:  # nobody reads what the others become
-                x, query, unseen = x[:, -1:], query[:, :, -1:], unseen[-1:]
+                each = torch.arange(rows, device=tokens.device)
+                x, query = x[each, last].unsqueeze(1), query[each, :, last].unsqueeze(2)
+                unseen = unseen[last, None, None]
             query = query * query.shape[-1] ** -0.5
             scores = (query @ key.transpose(-1, -2)).masked_fill(unseen, -math.inf)
             if begun is not None:
@@ -162,7 +168,19 @@ class TextTower:
                 attended = attended + begun.values(weights[..., :-length], number)
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.norm2(x))
-        return x[:, -1], made
+        return x[:, 0], made
+
+
+def _batches(left: Tensor, most: int, least: int) -> Iterator[Tensor]:
+    """Places of sentences that are read together, by how many of their tokens are left to read."""
+    waiting = left.new_empty(0)
+    for length in torch.unique(left).tolist():
+        waiting = torch.cat((waiting, (left == length).nonzero().flatten()))
+        if len(waiting) * length >= least:
+            yield from torch.split(waiting, max(1, most // length))
+            waiting = waiting[:0]
+    if len(waiting):
+        yield waiting
 
 
 class _Begun:

@@ -78,11 +78,11 @@ def test_sentences_of_parts(tower: TextTower, tokenized_at_once: int, monkeypatc
     assert cut(found) == [row[: row.index(END) + 1] for row in whole]
 
 
-@pytest.mark.parametrize("at_once", [1 << 14, 40])
+@pytest.mark.parametrize(("most", "least"), [(2048, 1), (40, 1), (2048, 100), (400, 200), (10_000, 10_000)])
 def test_any_beginning_and_rest_equal_the_whole(
-    encoder: Encoder, tower: TextTower, at_once: int, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, tower: TextTower, most: int, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_tower, "AT_ONCE", at_once)
+    monkeypatch.setattr(text_tower, "ELSEWHERE", (most, least))
     sentences = random_sentences(40, seed=0)
     beginnings = [row[: 1 + place * 7 % len(row)] for place, row in enumerate(sentences[:12])]
     beginnings += [[49406], [49406, 1, 2, 3], sentences[0], [5, 6]]  # alike but for the start, whole, and not at all
