@@ -258,20 +258,21 @@ class ZeroCap:
             clip_loss = -(potentials * log_probs.gather(1, likeliest)).sum()
             language_loss = (log_probs.exp() * (log_probs - before)).sum()
             gradients = torch.autograd.grad(clip_loss + options.language_weight * language_loss, moved)
-            finite = torch.stack([gradient.flatten(1).isfinite().all(1) for gradient in gradients]).all(0)
-            self.skipped += int((~finite).sum())
-            moved = [
-                torch.where(finite[:, None, None, None], x - options.step_size * self._normalized(gradient), x)
-                for x, gradient in zip(moved, gradients, strict=True)
-            ]
+            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])  # (2 · layers, rows)
+            finite = norms.isfinite().all(0)
+            skipped = int((~finite).sum())
+            if skipped:
+                self.skipped += skipped
+                gradients = tuple(gradient.where(finite[:, None, None, None], 0) for gradient in gradients)
+                norms = norms.where(finite, 1)
+            scales = -options.step_size / norms.clamp_min(1e-15) ** options.gradient_power
+            with torch.no_grad():
+                moved = [
+                    torch.addcmul(x, gradient, scale[:, None, None, None])
+                    for x, gradient, scale in zip(moved, gradients, scales, strict=True)
+                ]
         with torch.no_grad():
             return self._after(newest, moved)
-
-    def _normalized(self, gradient: Tensor) -> Tensor:
-        """(rows, heads, length, width), each row divided by its norm."""
-        norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-15)[:, None, None, None]
-        divided: Tensor = gradient / norm**self.options.gradient_power
-        return divided
 
     def _after(self, newest: Tensor, moved: list[Tensor]) -> Tensor:
         """The logits after the newest token, in the context of these keys and values."""
