@@ -3,13 +3,13 @@
 A token costs 6 floating-point operations for each parameter that is trained (2 forward, 4 backward) and 4 for each that
 is frozen, as gradients pass through it to the prefix. Tokens are those of the prefix and of the caption, for batches
 have no padding. A GPU is taken to compute OPERATIONS of these a second in bfloat16, a sixth of what an A100 is sold
-for, and no step to be quicker than LEAST. Nothing here was measured; validation, evaluation and downloads come on top.
+for, and no step to be quicker than LEAST. No run was made; validation, evaluation and downloads come on top.
 """
 
 from dataclasses import dataclass
 
 OPERATIONS = 50e12  # a second
-LEAST = 0.025  # seconds a step
+LEAST = 0.035  # seconds a step; an H200 took 0.028 to 0.039 for 40 captions with GPT-2 small, by benchmarks/train.py
 CAPTION = 14  # tokens: some eleven words, one of them in two pieces, the full stop, and the end
 
 COCO, COCO_TEXT, FLICKR30K_TEXT, CC3M = 566_747, 566_747, 144_998, 3_302_783  # captions to train on
