@@ -6,12 +6,12 @@ python docs/examples/add_mapper.py model=mlp model.mapper.name=linear model.mapp
 import torch
 from torch import Tensor, nn
 
-from prefixcap.mappers import MAPPERS
+from prefixcap.mappers import MAPPERS, Mapper
 from prefixcap.scripts.launch import run
 from prefixcap.scripts.train import main
 
 
-class LinearMapper(nn.Module):
+class LinearMapper(Mapper):
     """Half of the prefix is learned and the same for all images; the other half is a linear function of the embedding.
 
     Args:
@@ -20,7 +20,7 @@ class LinearMapper(nn.Module):
         prefix_length: how many prefix vectors to make; an even number.
     """
 
-    features = "embedding"  # what it reads of an image: "embedding", "patches" or "regions"
+    features = "embedding"
 
     def __init__(self, embedding_dim: int, lm_dim: int, prefix_length: int = 8) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -85,15 +85,11 @@ class Encoder(Protocol):
         identity: which encoder this is.
         device: where the model lives; inputs may lie anywhere.
         dtype: that the model computes in.
-        geometry: of the images that it reads.
-        image_tower: (batch, 3, height, width) normalised pixels in `dtype` -> (batch, dim) embeddings.
     """
 
     identity: EncoderIdentity
     device: torch.device
     dtype: torch.dtype
-    geometry: ImageGeometry
-    image_tower: nn.Module
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image of any mode and size -> (3, height, width) uint8, resized and cropped as the encoder wants it."""
@@ -123,3 +119,16 @@ class Encoder(Protocol):
     def text_tower(self) -> TextTower | None:
         """Its text transformer, to be read in pieces; None if that is not causal (SigLIP)."""
         ...
+
+
+@runtime_checkable
+class ExportableEncoder(Encoder, Protocol):
+    """An encoder whose image side `prefixcap export` takes along, as ONNX or a program.
+
+    Attributes:
+        geometry: of the images that it reads.
+        image_tower: (batch, 3, height, width) normalised pixels in `dtype` -> (batch, dim) embeddings.
+    """
+
+    geometry: ImageGeometry
+    image_tower: nn.Module

@@ -1,17 +1,13 @@
-"""Mapping networks: what an encoder sees of an image in, a prefix for the language model out.
-
-Each has an attribute `features`, the name of what it reads: "embedding", "patches" or "regions".
-"""
+"""Mapping networks: what an encoder sees of an image in, a prefix for the language model out."""
 
 from typing import Any
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.adaptor import AdaptorMapper
+from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.mlp import MLPMapper
 from prefixcap.mappers.query import QueryMapper
 from prefixcap.mappers.transformer import TransformerMapper
-
-Mapper = MLPMapper | TransformerMapper | QueryMapper | AdaptorMapper
 
 MAPPERS: dict[str, type[Mapper]] = {
     "mlp": MLPMapper,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.mappers.base import Mapper
 
 
-class AdaptorMapper(nn.Module):
+class AdaptorMapper(Mapper):
     """Learned queries attend to each other and then to the regions of a text or an image; an MLP makes the prefix.
 
     One layer of a transformer decoder as PyTorch has it (post-norm, ReLU, dropout 0.1, 2048 wide inside), a layer norm,

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.mappers.base import Mapper
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-class MLPMapper(nn.Module):
+class MLPMapper(Mapper):
     """ClipCap's: one hidden layer with tanh, half as wide as the whole prefix.
 
     DeCap (Li et al. 2023) has no hidden layer, and a prefix of one vector; MacCap's reproductions of DeCap and CapDec

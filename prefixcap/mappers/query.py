@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.transformer import Attention
 
 FEATURES = ("patches", "regions")
 
 
-class QueryMapper(nn.Module):
+class QueryMapper(Mapper):
     """Learned queries, each of which becomes a prefix vector, attend over the patches or regions of an image.
 
     The order of the patches does not matter: where each one lies is in its embedding, as the encoder made it.

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.mappers.base import Mapper
 
 
-class TransformerMapper(nn.Module):
+class TransformerMapper(Mapper):
     """Self-attention over the image and a learned constant; the constant's places become the prefix.
 
     The embedding is spread by one linear layer over `clip_length` vectors. The constant is learned: it gathers what

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 import prefixcap
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import Encoder
+from prefixcap.encoders.protocol import ExportableEncoder
 from prefixcap.errors import InputError
 from prefixcap.files import write_folder_whole
 from prefixcap.language import LanguageModel
@@ -78,10 +78,9 @@ def export_program(captioner: Captioner, folder: Path, progress: bool = False) -
 def _export(
     captioner: Captioner, folder: Path, save: Callable[[Part, ExportedProgram, Path], None], progress: bool
 ) -> None:
-    _require_exportable(captioner)
+    encoder = _require_exportable(captioner)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).exists()):
         raise InputError(f"{folder} holds something else than an export: name a new folder")
-    encoder = captioner.encoder()
     training = captioner.training
     captioner.eval()
     try:
@@ -102,7 +101,8 @@ def _export(
         captioner.train(training)
 
 
-def _require_exportable(captioner: Captioner) -> None:
+def _require_exportable(captioner: Captioner) -> ExportableEncoder:
+    """Its encoder."""
     lm = captioner.language_model
     if captioner.features != "images/embedding":
         raise InputError(
@@ -120,10 +120,17 @@ def _require_exportable(captioner: Captioner) -> None:
         raise InputError(
             f"the tokenizer of language model '{lm.name}' is not made of the package tokenizers, which an export needs"
         )
+    encoder = captioner.encoder()
+    if not isinstance(encoder, ExportableEncoder):
+        raise InputError(
+            f"encoder '{encoder.identity.name}' cannot be exported: it has no image_tower and geometry; share the "
+            "captioner with save_pretrained"
+        )
+    return encoder
 
 
 class _ImageEncoder(nn.Module):
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: ExportableEncoder) -> None:
         super().__init__()
         self.tower, self.normalize = encoder.image_tower, encoder.normalize
 
@@ -167,7 +174,7 @@ class _LanguageModel(nn.Module):
         return logits, torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
 
 
-def _image_encoder(encoder: Encoder) -> Part:
+def _image_encoder(encoder: ExportableEncoder) -> Part:
     return Part(
         "image_encoder",
         _ImageEncoder(encoder),
@@ -251,7 +258,7 @@ def _save_onnx(part: Part, program: ExportedProgram, folder: Path) -> None:
     )
 
 
-def _about(captioner: Captioner, encoder: Encoder, parts: list[Part]) -> dict[str, Any]:
+def _about(captioner: Captioner, encoder: ExportableEncoder, parts: list[Part]) -> dict[str, Any]:
     """What a program needs to know that captions with the models, in JSON values."""
     (past,) = (part.inputs["past"][0] for part in parts if "past" in part.inputs)
     layers, _, _, heads, _, width = past.shape

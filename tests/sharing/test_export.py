@@ -1,6 +1,7 @@
 """Exports against the captioner that they are made of: embeddings, prefixes, logits with a cache, captions."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import load_encoder
+from prefixcap.encoders import BACKENDS, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.sharing.export import export_onnx, export_program
@@ -157,7 +158,9 @@ def test_an_export_tells_how_it_is_used_and_nothing_of_this_machine(exported: Pa
     assert not [file for file in exported.iterdir() if home in file.read_bytes()]
 
 
-def test_what_cannot_be_exported_is_refused(captioner: Captioner, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "exported"
     query = Captioner(load_language_model("demo"), load_encoder("demo").identity, {"name": "query"})
     with pytest.raises(InputError, match=r"reads images/patches, and only those .* share it with save_pretrained"):
@@ -171,6 +174,11 @@ def test_what_cannot_be_exported_is_refused(captioner: Captioner, tmp_path: Path
         export_program(captioner_of(load_language_model("demo")).to("meta"), folder)
     with pytest.raises(InputError, match=r"language model 'mamba' keeps no keys and values to go on from"):
         export_program(captioner_of(stateful_lm("mamba", 470)), folder)
+    monkeypatch.delitem(BACKENDS, "colours", raising=False)  # which the example adds
+    runpy.run_path(str(ROOT / "docs" / "examples" / "add_encoder.py"))
+    colours = Captioner(load_language_model("demo"), load_encoder("colours").identity, {"name": "mlp"})
+    with pytest.raises(InputError, match=r"encoder 'colours' cannot be exported: it has no image_tower and geometry"):
+        export_onnx(colours, folder)
     assert not folder.exists()
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
