@@ -175,15 +175,17 @@ def evaluate_split(
     """Score captions of a split of a store, whose captioner learned from the store at `learned_from`."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, learned_from)
-    references, domains = split.references(), dict(zip(split.ids, split.domains, strict=True))
+    # With limit= some of the images have no captions, otherwise that is a mistake.
+    rows = [row for row, image_id in enumerate(split.ids) if config.limit is None or image_id in captions]
+    references = split.references()
     evaluation = evaluate(
         captions,
-        {image_id: references[image_id] for image_id in captions},
+        {split.ids[row]: references[split.ids[row]] for row in rows},
         config.metrics,
         files=dict(zip(split.ids, split.files, strict=True)),
-        domains={of: domain for of, domain in domains.items() if of in captions} if any(split.domains) else None,
+        domains={split.ids[row]: split.domains[row] for row in rows} if any(split.domains) else None,
         encoder=encoder,
-        embeddings=torch.from_numpy(split.embeddings[:]) if encoder is not None else None,
+        embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,
         language_model=language_model,
         training_captions=training_captions,
     )

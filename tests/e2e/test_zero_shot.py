@@ -1,11 +1,14 @@
 """Captions without training, by the scripts, on a small world of a few pictures."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from prefixcap.encoders import embed_images, load_encoder
 from prefixcap.zeroshot.zerocap import ZeroCap
 from tests.e2e.conftest import Script
 
@@ -54,6 +57,32 @@ def test_some_images_and_the_ablation(script: Script, folder: Path) -> None:
     some = {entry["image_id"] for entry in captions(folder / "some")}
     script("eval", *FEW, *SHORT, "limit=4", "out=others")
     assert {entry["image_id"] for entry in captions(folder / "others")} == some
+
+
+def test_clip_score_is_that_of_each_caption_with_its_own_image(
+    script: Script, folder: Path, mistake: Callable[..., str]
+) -> None:
+    script("eval", *FEW[:1], *SHORT, "metrics=[CLIPScore,perplexity]", "limit=4", "out=few")
+    encoder, pictures = load_encoder("demo"), folder / "data" / "demo" / "images"
+    files = {int(re.findall(r"\d+", file.stem)[-1]): file for file in pictures.rglob("*.*")}
+    entries = captions(folder / "few")
+    images = torch.cat([embed_images(encoder, [files[int(entry["image_id"])]]) for entry in entries])
+    texts = encoder.encode_texts([f"A photo depicts {entry['caption']}" for entry in entries])
+    cosines = torch.cosine_similarity(images.float(), texts.float())
+    expected = pytest.approx(2.5 * cosines.clamp(min=0).mean().item(), abs=2e-3)  # the store has float16
+    assert json.loads((folder / "few" / "metrics.json").read_text())["CLIPScore"] == expected
+
+    script("eval", *FEW[:1], *SHORT, "metrics=[CLIPScore]", "out=each")
+    reverse = captions(folder / "each")[::-1]
+    (folder / "reverse.json").write_text(json.dumps(reverse))
+    script("eval", "captions=reverse.json", "data=demo", "metrics=[CLIPScore]", "out=again")
+    scores = [json.loads((folder / name / "metrics.json").read_text())["CLIPScore"] for name in ("each", "again")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    given = (f"captions={folder}/few.json", "data=demo", f"data.store={folder}/stores/demo-demo", f"out={folder}/no")
+    (folder / "few.json").write_text(json.dumps(reverse[:-1]))
+    assert "no caption" in mistake("eval", *given)
+    (folder / "few.json").write_text(json.dumps([*reverse, {"image_id": 77, "caption": "a star"}]))
+    assert "no references" in mistake("eval", *given)
 
 
 def test_magic_takes_what_train_lm_made(script: Script, folder: Path) -> None:
