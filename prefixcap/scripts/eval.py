@@ -38,6 +38,8 @@ def main(config: DictConfig) -> None:
         raise InputError(
             "references= is for captions=FILE without data=, which has references of its own: leave it out"
         )
+    if config.limit is not None and not (method and method.name != "clipre"):
+        raise InputError("limit= is for method=zerocap or magic, which take long: leave it out")
     if config.compare:
         print(compare_folders(config))
         return
@@ -175,7 +177,7 @@ def evaluate_split(
     """Score captions of a split of a store, whose captioner learned from the store at `learned_from`."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, learned_from)
-    # With limit= some of the images have no captions, otherwise that is a mistake.
+    # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
     rows = [row for row, image_id in enumerate(split.ids) if config.limit is None or image_id in captions]
     references = split.references()
     evaluation = evaluate(

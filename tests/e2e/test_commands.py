@@ -223,6 +223,7 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval", "compare=runs/a"], "compare takes two folders of evaluations, not 1"),
         (["eval", "compare=[absent,absent]", "out=elsewhere"], "compare= prints a table and writes nothing"),
         (["eval", "captions=absent.json", "data=coco", "references=absent.json"], "references= is for captions="),
+        (["eval", "captions=absent.json", "limit=5"], "limit= is for method=zerocap or magic"),
         (["eval", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
         (["eval", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
         (["eval", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
