@@ -1,10 +1,8 @@
 """A run that is killed at any moment goes on where it was, and ends in the same store."""
 
 import json
-import multiprocessing
 import random
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from data_prep.records import ImageRecord, Skipped, of_files
 from prefixcap.encoders import load_encoder
 from prefixcap.store.part import Part
 from prefixcap.store.writer import pieces_of
+from tests.processes import start
 
 
 def make(images: Path, store: Path) -> None:
@@ -41,20 +40,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_killed_twenty_times(images: Path, tmp_path: Path) -> None:
-    # A server that has imported everything and run nothing: each run then starts at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "clip"])
-
-    def start(store: Path) -> BaseProcess:
-        process = context.Process(target=make, args=(images, store))
-        process.start()
-        return process
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    start(whole).join()
+    start(make, images, whole).join()
     moments, kept, half_made = random.Random(0), 0, 0
     for _ in range(20):
-        process = start(killed)
+        process = start(make, images, killed)
         more = moments.randint(0, 2)
         while process.is_alive() and len(pieces_of(killed)) < kept + more:
             time.sleep(0.002)
@@ -66,7 +56,7 @@ def test_killed_twenty_times(images: Path, tmp_path: Path) -> None:
         assert finished or pieces >= kept  # nothing that was made is lost
         kept, half_made = pieces, half_made + (0 < pieces < 31)
     assert half_made >= 5
-    last = start(killed)
+    last = start(make, images, killed)
     last.join()
     assert last.exitcode == 0
     assert contents(killed) == contents(whole)

@@ -5,9 +5,7 @@ The two processes are started once, and go through all runs in turn.
 
 import importlib.util
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +31,7 @@ from prefixcap.training.checkpoints import RandomState, WholeCheckpoints, best_a
 from prefixcap.training.distributed import ShardedOptimizer
 from prefixcap.training.finite_loss import FiniteLoss
 from tests.conftest import IDENTITY, ROOT
+from tests.processes import free_port, start
 from tests.training.test_training import make_store
 
 LONG = "A large green heart with dots, and a small red star, and a tiny blue ring at night in the snow on the left."
@@ -120,26 +119,23 @@ def fit(run: Run, processes: int, store: Path, folder: Path) -> None:
 def fit_all(folder: Path, rank: int, port: int) -> None:
     """All runs, as one of two processes."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
     for name, run in RUNS.items():
         fit(run, 2, folder / "store", folder / name)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs with two processes. They are forked: to start Python twice more would take longer than the runs."""
+    """All runs with two processes."""
     folder = tmp_path_factory.mktemp("two")
     make_store(folder / "store", captions=CAPTIONS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=fit_all, args=(folder, rank, port), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
+    port = free_port()
+    processes = [start(fit_all, folder, rank, port) for rank in range(2)]
     for process in processes:
         process.join(200)
-    assert [process.exitcode for process in processes] == [0, 0]
+    ended = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # if one failed, the other may wait for it
+    assert ended == [0, 0]
     return folder
 
 

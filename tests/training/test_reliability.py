@@ -1,17 +1,14 @@
 """Runs that are killed, stopped, sent NaN, or out of memory: what they did is kept, and resuming changes nothing."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import runpy
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,8 @@ from prefixcap.errors import InputError
 from prefixcap.training import CaptionTraining, finite_loss, linear_warmup_and_decay
 from prefixcap.training.checkpoints import LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
 from prefixcap.training.finite_loss import FiniteLoss
-from tests.conftest import ROOT, small_captioner
+from tests.conftest import ROOT, run_script, small_captioner
+from tests.processes import free_port, start
 from tests.training.test_training import make_store
 
 DEMO = EncoderIdentity("demo", "0" * 64, "none", 16)
@@ -114,26 +112,6 @@ def train(
         callbacks=[*best_and_last(run, 2), RandomState(), FiniteLoss(), Kill(run, batch, place, number)],
     )  # fmt: skip
     trainer.fit(training, data, ckpt_path=last if last.exists() else None, weights_only=True)
-
-
-def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Run a function in a process of its own, that has nothing to import."""
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        torch.cuda.is_available = lambda: False  # if the process that forks has used a GPU, this one cannot
-        function(*arguments)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 PLAIN: dict[str, Any] = {"data": {"batch_size": 3}, "accumulate": 1, "processes": 1}
@@ -332,6 +310,15 @@ def run_of(store: Path, run: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def job(folder: Path, command: list[str], environment: dict[str, str]) -> None:
+    """Run train.py in a folder; what it writes to stderr goes to a file there."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["train.py", *command]
+    sys.stderr = Path("errors").open("w")  # noqa: SIM115  # as long as the process lives
+    run_script("train")
+
+
 def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
     """What SLURM does, done by hand: its variables, the signal before the time is over, and the start after it."""
     asked = tmp_path / "asked"
@@ -346,17 +333,10 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
     }  # fmt: skip
     options = [option for option in run_of(make_store(tmp_path / "store", DEMO), tmp_path) if "run_dir" not in option]
 
-    def job(command: list[str], more: dict[str, str]) -> None:
-        os.chdir(tmp_path)
-        os.environ.update(environment | more)
-        sys.argv = ["train.py", *command]
-        sys.stderr = Path("errors").open("w")  # noqa: SIM115  # as long as the process lives
-        runpy.run_module("prefixcap.scripts.train", run_name="__main__")
-
     def stopped(number: signal.Signals, command: list[str], more: dict[str, str]) -> tuple[Path, int]:
         """A job that gets a signal when it has written a checkpoint: where that is, and of which step."""
         began = time.time()
-        process = start(job, command, more)
+        process = start(job, tmp_path, command, environment | more)
         while process.is_alive() and not any(
             of.stat().st_mtime > began for of in tmp_path.glob("runs/*/*/*/last.ckpt")
         ):
