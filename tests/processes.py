@@ -1,13 +1,15 @@
-"""Processes that begin with everything imported and nothing run.
+"""Processes that begin with everything imported and nothing run, and that see no GPU.
 
 They come from a server, not from the process of the tests: what tests have run there before (threads of autograd or of
-OpenMP) would not work in a process forked from it.
+OpenMP, a GPU) would not work in a process forked from it.
 """
 
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from unittest import mock
 
 import torch
 
@@ -21,7 +23,8 @@ _SERVER.set_forkserver_preload([
 def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Run a function, which has a name in its module, in a process of its own."""
     process = _SERVER.Process(target=_run, args=(function, *arguments))
-    process.start()
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # the first process starts the server
+        process.start()
     return process
 
 

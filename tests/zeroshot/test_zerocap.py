@@ -1,7 +1,7 @@
 """ZeroCap against a plain implementation from the paper, on pictures of the small world and sums of them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.encoders import Encoder, embed_images, load_encoder
+from prefixcap.encoders.openai_clip import OpenAIClipEncoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.zerocap import ZeroCap, ZeroCapOptions
@@ -50,6 +51,21 @@ def world() -> World:
     sums = [*(embedded[4:8] - embedded[:4] + embedded[8:12]), *(embedded[:4] + embedded[4:8])]
     sums += [*(embedded[:2] + 2 * (texts[1] - texts[0])), *(embedded[2:4] - 2 * texts[1])]
     return World(encoder, load_language_model("demo"), pictures, torch.stack([*embedded, *sums]))
+
+
+@pytest.fixture
+def double(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The same with models in double precision, and whatever is widened to float32 on the way."""
+    encoder, lm = load_encoder("demo"), load_language_model("demo")
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    assert isinstance(encoder, OpenAIClipEncoder)
+    encoder._model.double()
+    encoder.dtype = torch.float64
+    lm.model.double()
+    torch.set_default_dtype(torch.float64)
+    yield World(encoder, lm, world.pictures, world.embeddings.double())
+    torch.set_default_dtype(torch.float)
 
 
 class Watched(NamedTuple):
@@ -94,6 +110,7 @@ def assert_equals_plain(
     options: dict[str, Any],
     watch: list[Watched],
     read: Callable[..., tuple[Tensor, list[Tensor]]] = read,
+    within: float = 1e-4,
 ) -> None:
     """The same candidates and losses at each iteration of each beam, and in the end the same captions."""
     watch.clear()
@@ -113,9 +130,9 @@ def assert_equals_plain(
         ):
             expected = [plain.seen[text][number] for text in step.texts]
             assert candidates == [set(iteration.candidates) for iteration in expected]
-            assert clip_losses == pytest.approx([iteration.clip_loss for iteration in expected], abs=1e-4)
+            assert clip_losses == pytest.approx([iteration.clip_loss for iteration in expected], rel=0, abs=within)
             total = sum(iteration.clip_loss + weight * iteration.language_loss for iteration in expected)
-            assert loss == pytest.approx(total, abs=1e-4)
+            assert loss == pytest.approx(total, rel=0, abs=within)
 
 
 def written(zerocap: ZeroCap, embeddings: Tensor) -> list[list[int]]:
@@ -138,9 +155,10 @@ def test_candidates_losses_and_captions_equal_the_plain_ones(world: World, watch
     ],
 )
 def test_five_iterations_equal_the_plain_ones(
-    world: World, watch: list[Watched], place: int, options: dict[str, Any]
+    double: World, watch: list[Watched], place: int, options: dict[str, Any]
 ) -> None:
-    assert_equals_plain(world.encoder, world.lm, world.embeddings[place], options, watch)
+    """In double precision: five steps can make more of a rounding, which is another on each CPU, than is allowed."""
+    assert_equals_plain(double.encoder, double.lm, double.embeddings[place], options, watch, within=1e-9)
 
 
 @pytest.mark.parametrize(
