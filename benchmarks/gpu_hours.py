@@ -9,7 +9,7 @@ for, and no step to be quicker than LEAST. No run was made; validation, evaluati
 from dataclasses import dataclass
 
 OPERATIONS = 50e12  # a second
-LEAST = 0.035  # seconds a step; an H200 took 0.028 to 0.039 for 40 captions with GPT-2 small, by benchmarks/train.py
+LEAST = 0.035  # seconds a step; an H200 took 0.028 to 0.039 for 40 captions with GPT-2 small (train_steps.py)
 CAPTION = 14  # tokens: some eleven words, one of them in two pieces, the full stop, and the end
 
 COCO, COCO_TEXT, FLICKR30K_TEXT, CC3M = 566_747, 566_747, 144_998, 3_302_783  # captions to train on

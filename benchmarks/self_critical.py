@@ -16,6 +16,7 @@ import torch
 from reward import SAMPLES, SHARED, sampled, seconds
 from torch import Tensor, nn
 from torch.optim import AdamW
+from train_steps import DIM, PREFIX, gpt2
 
 from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
@@ -24,7 +25,6 @@ from prefixcap.files import read_json
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.training.rewards import CiderReward
 from prefixcap.training.self_critical import SelfCriticalTraining
-from train import DIM, PREFIX, gpt2
 
 
 def main() -> None:

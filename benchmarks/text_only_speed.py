@@ -28,6 +28,7 @@ import torch
 from clip.model import CLIP
 from torch import Tensor, nn
 from torch.optim import AdamW
+from train_steps import DIM, captions, gpt2, run
 
 from data_prep.embedding import embed
 from data_prep.features import Features
@@ -37,7 +38,6 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.textonly.noise import Noise
-from train import DIM, captions, gpt2, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REGIONS = 10
@@ -150,7 +150,7 @@ def step_of(system: str, device: torch.device, from_text: bool = False, together
         if from_text:
             batch = replace(batch, embeddings=NOISE[system](batch.embeddings))
         loss = captioner.loss(batch) / len(batch.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(captioner.mapper.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

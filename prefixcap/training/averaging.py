@@ -30,7 +30,7 @@ class AveragedWeights(Callback):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
             raise InputError(f"the decay of averaged weights is at least 0 and below 1, not {decay}")
-        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = get_ema_multi_avg_fn(decay)
         self._other: dict[str, Tensor] = {}  # the average; while that is in the model, the weights
         self._average_in_model = False
         self._step = 0

@@ -188,4 +188,5 @@ class PlainZeroCap:
     @torch.no_grad()
     def cosines(self, texts: list[str], direction: Tensor) -> Tensor:
         embeddings = self.encode_texts(texts).float()
-        return embeddings @ direction / embeddings.norm(dim=1)
+        lengths: Tensor = embeddings.norm(dim=1)
+        return embeddings @ direction / lengths

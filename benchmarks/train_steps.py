@@ -88,8 +88,8 @@ def main() -> None:
             kind = "device" if device.type == "cuda" else "cpu"
             print(profile.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=15))
         kinds.clear()
-        for name, kind in (("published recipe", plain_recipe), ("ours", partial(ours, precision=precision))):
-            in_own_process(print_peak_memory, name, kind, tuning, device)
+        for name, recipe in (("published recipe", plain_recipe), ("ours", partial(ours, precision=precision))):
+            in_own_process(print_peak_memory, name, recipe, tuning, device)
 
 
 def run(step: Step, steps: int) -> None:
