@@ -50,7 +50,7 @@ _PLACE = {
     "snow": "in the snow",
     "sea": "by the sea",
 }
-_FULL = (
+FULL = (
     "A {size} {colour} {texture} {shape} {where} {place}.",
     "A {texture} {colour} {shape}, {size}, {where} {place}.",
     "There is a {size} {texture} {shape} in {colour} {where} {place}.",
@@ -58,14 +58,14 @@ _FULL = (
     "The {shape} {where} is {size}, {colour} and {texture}, {place}.",
     "{Where} {place} we see a {size} {colour} {texture} {shape}.",
 )
-_SHORT = (
+SHORT = (
     "A {colour} {shape} {place}.",
     "A {texture} {colour} {shape} {where}.",
     "A {size} {colour} {shape} {where}.",
     "A {size} {texture} {colour} {shape} {place}.",
     "There is a {colour} {texture} {shape} {place}.",
 )
-_OTHER = (
+OTHER = (
     "The {shape} {where} is {colour}, {place}.",
     "We see a {texture} {shape} {place}.",
     "{Where} there is a {size} {shape}, {colour} and {texture}.",
@@ -104,18 +104,19 @@ def random_scene(generator: np.random.Generator, domain: Domain | None = None) -
 def captions(scene: Scene, generator: np.random.Generator) -> list[str]:
     """Five captions of the scene, all different: three that name every attribute and two that name some."""
     templates = [
-        *generator.choice(np.array(_FULL), 3, replace=False),
-        *generator.choice(np.array(_SHORT), 2, replace=False),
+        *generator.choice(np.array(FULL), 3, replace=False),
+        *generator.choice(np.array(SHORT), 2, replace=False),
     ]
-    return _filled(scene, map(str, templates))
+    return fill(scene, map(str, templates))
 
 
 def other_captions(scene: Scene) -> list[str]:
     """Four captions of the scene in the style of another corpus: none has the form of one of `captions`."""
-    return _filled(scene, _OTHER)
+    return fill(scene, OTHER)
 
 
-def _filled(scene: Scene, templates: Iterable[str]) -> list[str]:
+def fill(scene: Scene, templates: Iterable[str]) -> list[str]:
+    """What each template, of those above, says of the scene."""
     where, place = _WHERE[scene.position], _PLACE[scene.place]
     words = {**asdict(scene), "where": where, "place": place}
     sentences = [t.format(**words, Where=where.capitalize(), Place=place.capitalize()) for t in templates]
