@@ -33,12 +33,12 @@ from prefixcap.training.self_critical import SelfCriticalTraining
 def main(config: DictConfig) -> float | None:
     """The best val_cider, which a sweep may maximise; None where something was to be found instead of trained."""
     config = settled(config)
-    L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
     loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
 
     store = open_store(config.data, config.encoder.name, reads(config.model))
     require_encoder_name(store, config.encoder.name)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     captioner = Captioner(
         load_language_model(tuning=config.model.lm_tuning, lora=Lora(**lm.pop("lora", {})), **lm),

@@ -21,17 +21,18 @@ from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, Caption
 
 
 def main(config: DictConfig) -> None:
-    L.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.run_dir)
     checkpoint = unfinished(config, run_dir)
     loggers = open_loggers(config, checkpoint)
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     del lm["lora"]
+    train_captions, val_captions = captions(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
     language_model = load_language_model(tuning="full", **lm)
     training = CaptionLMTraining(language_model, config.margin, **config.optimizer)
     data = CaptionTexts(
-        language_model, *captions(config), config.batch_size, config.max_caption_tokens, config.seed
-    )  # fmt: skip
+        language_model, train_captions, val_captions, config.batch_size, config.max_caption_tokens, config.seed
+    )
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are made in no time
     best = BestFolder(run_dir / "language_model")
     last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
