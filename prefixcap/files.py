@@ -126,10 +126,37 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises InputError naming the file and the place."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str | bytes, source: object) -> Any:
+    """The value of a JSON text that somebody else wrote.
+
+    Args:
+        text: JSON; bytes are UTF-8, with or without a byte order mark.
+        source: where it comes from, for the message.
+
+    Raises:
+        InputError: it is not JSON, is nested too deeply, has an integer of more than 4,300 digits, or escapes that are
+            no characters.
+    """
     try:
-        return json.loads(read_text(path))
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair could be read, but never written again
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
+        raise InputError(f"{source} is not JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise InputError(f"{source} is not usable JSON: it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not JSON in UTF-8 (byte {error.start}); convert it to UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{source} is not usable JSON: it escapes half of a surrogate pair") from error
+    except ValueError as error:  # of `int`
+        raise InputError(f"{source} is not usable JSON: an integer in it has too many digits") from error
+    return value
 
 
 def read_table(file: Path, kind: type[Row]) -> list[Row]:

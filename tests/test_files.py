@@ -8,7 +8,7 @@ import pytest
 
 from prefixcap import machine
 from prefixcap.errors import InputError
-from prefixcap.files import Journal, write_text_whole, write_whole
+from prefixcap.files import Journal, parse_json, write_text_whole, write_whole
 
 
 def test_what_stands_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
@@ -57,3 +57,25 @@ def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> No
 def test_processors_that_a_container_grants(text: str, processors: int | None) -> None:
     assert machine.processors_of_quota(text) == processors
     assert 1 <= machine.processors() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"a": "\\ud83d"}', "surrogate"),
+        ('{"a": "\\UD83D"}', "line 1"),
+        (b"\xff\xfe", "UTF-8"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        ('{"a": 1', "line 1"),
+        ("", "line 1"),
+    ],
+)
+def test_json_that_python_stumbles_over_is_told_in_one_line(text, problem):
+    with pytest.raises(InputError, match=f"^x.json is not .*{problem}"):
+        parse_json(text, "x.json")
+
+
+def test_json_is_read_with_pairs_of_surrogates_and_a_byte_order_mark():
+    assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}', "x.json") == {"a": "😀"}
