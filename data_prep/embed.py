@@ -95,12 +95,12 @@ def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> Fea
         there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
         _print_summary(path, make_store(there, encoder_name, features=features))
     if not path.exists():
-        command = f"python -m data_prep.embed data={data.name} encoder.name={encoder_name}"
+        options = data.get("options", [f"data={data.name}"])
+        command = ["python -m data_prep.embed", *options, f"encoder.name={encoder_name}"]
         if reads != "image" and not sentences:
-            command += f" data.store={path} 'features=[{','.join(features)}]'"
+            command += [f"data.store={path}", f"'features=[{','.join(features)}]'"]
         raise InputError(
-            f"there is no feature store {path}: make it with `{command}` and the same data.* options, or name one with "
-            "data.store=…"
+            f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
         )
     return FeatureStore(path)
 

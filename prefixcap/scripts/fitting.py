@@ -21,6 +21,7 @@ from prefixcap.machine import out_of_memory
 from prefixcap.scripts.runs import keep_metrics
 from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints
 from prefixcap.training.curves import Curves
+from prefixcap.training.min_steps import ReachMinSteps
 from prefixcap.training.tracking import Trackers, finish, going_on, knows_its_run
 
 say = rank_zero_only(print)  # of several processes the first speaks
@@ -57,12 +58,13 @@ def _opened(name: str, options: DictConfig, /, **more: Any) -> Logger:
 def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> L.Trainer:
     """The trainer of a run, with what every run has besides its own callbacks."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    more = [RandomState(), LearningRateMonitor("step"), Trackers(plain)]
+    more = [ReachMinSteps(), RandomState(), LearningRateMonitor("step"), Trackers(plain)]
     try:
         require_matplotlib()
         more.append(Curves(Path(config.run_dir)))
     except InputError as error:
         say(f"no curves.png: {error}")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # steps are counted on through epochs
     warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
     warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
     warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again

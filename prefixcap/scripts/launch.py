@@ -1,32 +1,53 @@
 """How every script starts: Hydra composes the configuration, and a mistake ends in one line."""
 
+import difflib
 import functools
+import inspect
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
+    ConfigCompositionException,
     HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.errors import InputError
 from prefixcap.files import no_space
 
+# What the scripts give to a class by themselves, and the command line cannot.
+GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
 
-def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
+
+def run(
+    main: Callable[[DictConfig], float | None],
+    config_name: str,
+    taken: Mapping[str, Callable[[DictConfig], Iterable[str]]] | None = None,
+) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `main` with the result.
 
     A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as
     one line, `error: ...`, and ends the process with status 2; Ctrl-C with 130.
+
+    Args:
+        main: the script. Its `config.data.options` are those that chose the data set on the command line.
+        config_name: of its configuration.
+        taken: by the name of a group, what the options are that it takes without listing them, as a function of the
+            group; every argument of a group's `_target_` is one in any case.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
     conf = Path(__file__).resolve().parent.parent / "conf"
@@ -36,15 +57,80 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
         with _mistakes_in_one_line():  # here too, because Hydra adds lines of its own to what leaves a task
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
+            if config.get("data"):
+                OmegaConf.update(config, "data.options", data_options(), force_add=True)
             return main(config)
 
-    with _mistakes_in_one_line():
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+    with _mistakes_in_one_line(), _plain_warnings():
+        while True:
+            try:
+                hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+                return
+            except ConfigCompositionException as error:
+                sys.argv = _with_unlisted_option(sys.argv, error, taken or {})
+
+
+def _with_unlisted_option(
+    arguments: list[str],
+    error: ConfigCompositionException,
+    taken: Mapping[str, Callable[[DictConfig], Iterable[str]]],
+) -> list[str]:
+    """A command line after Hydra refused an option that the configuration does not list, but that is taken.
+
+    Raises:
+        InputError: there is no such option; names that are like it are given.
+        ConfigCompositionException: it is about something else.
+    """
+    node: Any = getattr(error.__cause__, "parent_node", None)
+    refused = re.match("Could not override '([^']*)'", str(error))
+    if refused is None or not isinstance(node, DictConfig):
+        raise error
+    option, key = refused[1], str(error.__cause__.key)  # type: ignore[union-attr]
+    group = node._get_full_key(None)
+    if "_target_" in node:
+        more = set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
+    else:
+        more = set(taken[group](node)) if group in taken else set()
+    if key not in more:
+        raise _unknown_option(option, group, key, sorted({*map(str, node), *more}))
+    name = f"{group}.{key}"
+    return [f"++{argument}" if re.match(rf"{re.escape(name)}[.=]", argument) else argument for argument in arguments]
+
+
+def _unknown_option(option: str, group: str, key: str, names: list[str]) -> InputError:
+    names = [name for name in names if name not in ("_target_", "hydra")]
+    alike = difflib.get_close_matches(key, names, 3)
+    if alike:
+        prefix = f"{group}." if group else ""
+        return InputError(
+            f"there is no option '{option}'; did you mean {' or '.join(prefix + name for name in alike)}?"
+        )
+    there = f"{group} has {', '.join(names)}" if group and len(names) < 20 else "add `--cfg job` to see those there are"
+    return InputError(f"there is no option '{option}'; {there}")
+
+
+def data_options() -> list[str]:
+    """The options of this command line that choose the data set, ready for a shell."""
+    hydra_config = HydraConfig.get()
+    chosen = [f"data={hydra_config.runtime.choices['data']}"]
+    chosen += [override for override in hydra_config.overrides.task if override.lstrip("+").startswith("data.")]
+    return [shlex.quote(option) for option in chosen]
 
 
 def command(script: str) -> str:
     """How to call another script: in the way that this one was called, `python eval.py` or `prefixcap eval`."""
     return f"prefixcap {script}" if Path(sys.argv[0]).parent.name == "scripts" else f"python {script}.py"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within it, a warning is one line, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager
@@ -80,8 +166,6 @@ def _explain(error: Exception) -> str:
         return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"
     if isinstance(error, OverrideParseException):
         return f"cannot understand {error.override!r}: {first_line}"
-    if unknown := re.match(r"Could not override '([^']*)'", first_line):
-        return f"there is no option {unknown[1]!r}; add `--cfg job` to see those there are"
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", first_line):
         return f"{missing[1]} must be given: add {missing[1]}=VALUE"
     if isinstance(error, InstantiationException) and first_line.startswith("Error in call"):

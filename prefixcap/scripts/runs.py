@@ -79,6 +79,7 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
         if option in ("model", "lm"):
             for name in value:
                 before[option].setdefault(name, value[name])
+    before.data.setdefault("options", [f"data={before.data.name}"])
     changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
     if config.model.objective != before.model.objective:

@@ -1,5 +1,6 @@
 """Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.training.checkpoints import best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from prefixcap.training.finite_loss import FiniteLoss
+from prefixcap.training.optimizer import OPTIONS
 from prefixcap.training.rewards import CiderReward, ClipReward, Reward
 from prefixcap.training.self_critical import SelfCriticalTraining
 
@@ -78,9 +80,25 @@ def main(config: DictConfig) -> float | None:
         say(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
         return None
     say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
-    images = f" data={config.data.get('images', config.data.name)}" if config.model.learns_from == "text" else ""
-    say(f"evaluate it:     {command('eval')} ckpt={best.best_model_path}{images}")
+    if float(trainer.callback_metrics["val_distinct"]) * len(data.val_split) <= 1 < len(data.val_split):
+        say(
+            f"warning: all {len(data.val_split):,} validation images have the same caption: nothing was learned about "
+            "images. Train longer (trainer.min_steps), or with another optimizer.learning_rate"
+        )
+    options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config)])
+    say(f"evaluate it:     {command('eval')} {options}")
     return float(best.best_model_score)
+
+
+def images_to_caption(config: DictConfig) -> list[str]:
+    """Options that name the images to evaluate on, ready for a shell; none, where the checkpoint says which."""
+    if config.model.learns_from != "text":
+        return []
+    if "images" in config.data:
+        return [f"data={config.data.images}"]
+    if config.data.get("sentences", False):
+        return ["data=…   (the images to caption, e.g. data=coco)"]
+    return [option for option in config.data.options if not option.lstrip("+").startswith("data.store=")]
 
 
 def reads(model: DictConfig) -> str:
@@ -174,4 +192,4 @@ def require_encoder_name(store: FeatureStore, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "train")
+    run(main, "train", {"optimizer": lambda _: OPTIONS})

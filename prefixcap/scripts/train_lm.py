@@ -17,6 +17,7 @@ from prefixcap.language import load_language_model
 from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import run
 from prefixcap.training.checkpoints import LastCheckpoint
+from prefixcap.training.optimizer import OPTIONS
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
 
 
@@ -78,4 +79,4 @@ def captions(config: DictConfig) -> tuple[Texts, Texts]:
 
 
 if __name__ == "__main__":
-    run(main, "train_lm")
+    run(main, "train_lm", {"optimizer": lambda _: OPTIONS})

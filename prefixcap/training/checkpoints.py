@@ -87,7 +87,7 @@ class Stopped(SystemExit):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` at the end of every epoch, and when training is to stop.
+    """Writes `last.ckpt` at the end of every epoch that is validated, of the last, and when training is to stop.
 
     SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the step that is under way end; then the checkpoint is written
     and `Stopped` raised. After SIGUSR1, which SLURM sends before a job's time is over (`#SBATCH --signal=USR1@90`), it
@@ -141,7 +141,9 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer, told)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        epoch, every = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
+        if epoch % every == 0 or epoch == trainer.max_epochs:
+            self._save(trainer)
         if told := self._told(trainer):
             self._stop(trainer, told)
 

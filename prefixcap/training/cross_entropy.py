@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -25,34 +25,40 @@ from prefixcap.store import StoreSplit
 from prefixcap.textonly.noise import Noise
 from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
 from prefixcap.training.metrics_log import MetricsLog
+from prefixcap.training.optimizer import adamw
 from prefixcap.training.samples import Sample, samples_page
 from prefixcap.training.tracking import log_samples
 
 SAMPLES = 10  # images whose captions are written after each validation
+WARMUP_STEPS, WARMUP_SHARE = 5000, 0.1  # the published recipe's, and at most so much of a run that is shorter
 
 
 class CaptionTraining(L.LightningModule):
     """Trains a captioner's mapper, and its language model if that is tuned.
 
-    Logs `train_loss`, `val_loss` (nats a caption token) and `val_cider` (CIDEr of greedy captions of the validation
-    images). After every validation the captions of the first of them are written to `samples/`, as JSON and as a page
-    with the images, and logged with these.
+    Logs `train_loss`, `val_loss` (nats a caption token), `val_cider` (CIDEr of greedy captions of the validation
+    images) and `val_distinct` (different captions among these, as a share of the images). After every validation the
+    captions of the first of them are written to `samples/`, as JSON and as a page with the images, and logged with
+    these.
 
     Args:
         captioner: the model.
         val_split: the validation images, in the order in which validation goes through them.
         learning_rate: peak of AdamW's learning rate.
         weight_decay: AdamW's.
-        warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last.
+        warmup_steps: the learning rate rises linearly over so many steps, then falls linearly to 0 at the last. None:
+            5,000 as in the released code of ClipCap, but at most a tenth of all steps.
         max_tokens: most tokens of a validation caption.
         samples: folder for sample captions; None writes none.
         noise: done to embeddings before they are mapped. None: nothing.
         noise_in_validation: have it there, too, always the same: where texts stand in for images.
+        adamw_options: other arguments of `torch.optim.AdamW`, e.g. `eps=1e-6`.
 
     Raises:
         InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`.
     """
 
+    fewest_steps = 100  # a mapper that begins with random weights has learned next to nothing by then
     strict_loading = False  # a frozen language model's weights are not in the checkpoint; `load_own_weights` checks
 
     def __init__(
@@ -61,11 +67,12 @@ class CaptionTraining(L.LightningModule):
         val_split: StoreSplit,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.01,
-        warmup_steps: int = 5000,
+        warmup_steps: int | None = None,
         max_tokens: int = 67,
         samples: Path | None = None,
         noise: Noise | None = None,
         noise_in_validation: bool = True,
+        **adamw_options: Any,
     ) -> None:
         super().__init__()
         captioner.language_model.require_trainable()
@@ -74,6 +81,7 @@ class CaptionTraining(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.adamw_options = adamw_options
         self.max_tokens = max_tokens
         self.samples = samples
         self.noise, self.noise_in_validation = noise, noise_in_validation
@@ -145,6 +153,7 @@ class CaptionTraining(L.LightningModule):
         captioned = {image_id: captions for image_id, captions in references.items() if captions and image_id in found}
         score = cider({image_id: found[image_id] for image_id in captioned}, captioned)
         self.log("val_cider", score, prog_bar=True, sync_dist=True)
+        self.log("val_distinct", len(set(found.values())) / len(found), sync_dist=True)
         if self.samples is not None and self.trainer.is_global_zero:
             self._write_samples(self.samples, found, dict(islice(captioned.items(), SAMPLES)))
         self.val_captions = {}
@@ -171,15 +180,21 @@ class CaptionTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [weight for weight in self.captioner.parameters() if weight.requires_grad]
-        optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimizer = adamw(trained, self.learning_rate, self.weight_decay, **{"fused": True} | self.adamw_options)
         optimizer._step_supports_amp_scaling = False  # or Lightning could not clip its gradients in mixed precision
         total = int(self.trainer.estimated_stepping_batches)
-        if self.warmup_steps > total:
+        warmup = min(WARMUP_STEPS, int(WARMUP_SHARE * total)) if self.warmup_steps is None else self.warmup_steps
+        if warmup > total:
             rank_zero_warn(
-                f"training takes {total} steps, and optimizer.warmup_steps={self.warmup_steps}: the learning rate ends "
-                f"at {total / self.warmup_steps:.0%} of its peak. Fewer warm-up steps may be what you want"
+                f"training takes {total} steps, and optimizer.warmup_steps={warmup}: the learning rate ends "
+                f"at {total / warmup:.0%} of its peak. Fewer warm-up steps may be what you want"
             )
-        schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, self.warmup_steps, total))
+        if total < self.fewest_steps:
+            rank_zero_warn(
+                f"too few steps ({total}) to learn to caption images: raise trainer.max_epochs or trainer.min_steps, "
+                "or make batch_size smaller"
+            )
+        schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ class SelfCriticalTraining(CaptionTraining):
         temperature: divides the logits that samples are drawn from.
     """
 
+    fewest_steps = 0  # it begins with a captioner that captions
+
     def __init__(
         self,
         captioner: Captioner,

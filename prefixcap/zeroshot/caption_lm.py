@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -32,6 +31,7 @@ from prefixcap.losses import token_cross_entropy
 from prefixcap.store.reader import Column
 from prefixcap.training.cross_entropy import linear_warmup_and_decay
 from prefixcap.training.metrics_log import MetricsLog
+from prefixcap.training.optimizer import adamw
 from prefixcap.zeroshot.inputs import start_token
 
 Texts = Sequence[str] | Column
@@ -146,6 +146,7 @@ class CaptionLMTraining(L.LightningModule):
         learning_rate: peak of AdamW's learning rate.
         weight_decay: AdamW's.
         warmup_share: the learning rate rises linearly over this share of all steps, then falls linearly to 0.
+        adamw_options: other arguments of `torch.optim.AdamW`, e.g. `eps=1e-6`.
 
     Raises:
         InputError: the language model cannot be trained, or a value makes no sense.
@@ -158,6 +159,7 @@ class CaptionLMTraining(L.LightningModule):
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         warmup_share: float = 0.1,
+        **adamw_options: Any,
     ) -> None:
         super().__init__()
         if language_model.tuning == "frozen":
@@ -172,7 +174,7 @@ class CaptionLMTraining(L.LightningModule):
             )
         self.language_model = language_model
         self.margin, self.learning_rate = margin, learning_rate
-        self.weight_decay, self.warmup_share = weight_decay, warmup_share
+        self.weight_decay, self.warmup_share, self.adamw_options = weight_decay, warmup_share, adamw_options
         self.val_loss = MeanMetric(nan_strategy=math.inf)  # by itself it drops a NaN
 
     def configure_callbacks(self) -> list[Callback]:
@@ -202,7 +204,7 @@ class CaptionLMTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [weight for weight in self.language_model.parameters() if weight.requires_grad]
-        optimizer = AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = adamw(trained, self.learning_rate, self.weight_decay, **self.adamw_options)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = int(self.warmup_share * total)
         schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, warmup, total))

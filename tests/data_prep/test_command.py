@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["batchsize=3"], "error: there is no option 'batchsize'; add `--cfg job` to see those there are"),
+        (["batchsize=3"], "error: there is no option 'batchsize'; did you mean batch_size?"),
         (["data=nope"], "error: there is no data=nope; choose one of "),
         (["data=folder"], "error: data.root must be given: add data.root=VALUE"),
         (["data=folder", "data.root=."], "error: cannot read captions.csv: No such file or directory"),

@@ -1,7 +1,10 @@
 """Captioners that learn from text alone, by the scripts, on a small world of a few pictures."""
 
 import json
+import re
 import runpy
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +64,31 @@ def test_a_decap_of_its_own_learns_from_nothing(script: Script, folder: Path) ->
     printed = train(script, "model=decap", "run_dir=scratch", "lm=demo", "lm.scratch={n_layer: 1}")
     assert "frozen) in scratch" in printed and "(0.0M" in printed
     evaluate(script, "ckpt=scratch/checkpoints/best.ckpt", "decode=greedy", "out=own")
+
+
+def test_printed_commands_run_as_they_stand(
+    script: Script, folder: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(script, "run_dir=world", "model=mlp", "trainer.limit_val_batches=1", "optimizer.eps=1e-6")  # draws pictures
+    photos = folder / "my photos"
+    shutil.copytree(folder / "data/demo/images", photos)
+    rows = ["image,caption,split"]
+    for number, file in enumerate(sorted(photos.iterdir())):
+        rows.append(f"{file.name},A red star.,{('train', 'val', 'test')[min(2, number % 10)]}")
+    (photos / "captions.csv").write_text("\n".join(rows))
+    own = ["data=folder", "data.name=mine", f"data.root='{photos}'", "encoder=demo", "lm=demo", "trainer.max_epochs=1"]
+    own += ["trainer.min_steps=null", "trainer.enable_progress_bar=false", "val_max_tokens=8"]
+    text = ["model.learns_from=text", "model.normalize_embeddings=true"]
+    for number, options in enumerate(([], text)):
+        told = mistake("train", *own, *options)
+        module, *arguments = shlex.split(re.search("`python -m (.*)`", told)[1])  # type: ignore[index]
+        monkeypatch.chdir(folder)
+        script(module, *arguments)
+        printed = script("train", *own, *options, f"run_dir=own{number}").splitlines()[-1]
+        assert printed.startswith("evaluate it:     python eval.py ckpt=")
+        shorter = [f"out=out{number}", "metrics=[BLEU]", "decode.max_tokens=8"]
+        evaluated = script("eval", *shlex.split(printed)[4:], *shorter)
+        assert "BLEU-1" in evaluated and len(captions(folder / f"out{number}"))
 
 
 def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Script) -> None:

@@ -19,7 +19,9 @@ from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.textonly.noise import Noise
 from prefixcap.training import CaptionTraining, linear_warmup_and_decay
-from prefixcap.training.checkpoints import RandomState, best_and_last
+from prefixcap.training.checkpoints import LastCheckpoint, RandomState, best_and_last
+from prefixcap.training.min_steps import ReachMinSteps
+from prefixcap.training.optimizer import adamw
 from tests.conftest import IDENTITY, plain_loss, small_captioner
 
 CAPTIONS = (("A red star.", "A star at night."), ("A blue ring in the snow.",), ("A large green heart on the left.",))
@@ -142,6 +144,83 @@ def test_what_cannot_be_trained_well_is_told(tmp_path: Path) -> None:
     training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=100)
     with pytest.warns(UserWarning, match=r"100 steps, and optimizer.warmup_steps=400: .* at 25% of its peak"):
         training.configure_optimizers()
+    training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=99)
+    with pytest.warns(UserWarning, match=r"too few steps \(99\) to learn .* trainer\.min_steps"):
+        training.configure_optimizers()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(200, 20), (49_990, 4999), (60_000, 5000), (900_000, 5000)])
+def test_warm_up_takes_at_most_a_tenth_of_the_steps(tmp_path: Path, steps: int, warmup: int) -> None:
+    training = CaptionTraining(small_captioner(), CaptionData(make_store(tmp_path / "s"), small_captioner()).val_split)
+    training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=steps)
+    rate = training.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert max(range(steps), key=rate) == warmup and rate(warmup) == 1.0 and rate(warmup // 2) < 0.51
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"epsilon": 1e-6}, "no option 'optimizer.epsilon': AdamW takes betas, eps, "),
+        ({"lr": 1e-6}, "no option 'optimizer.lr'"),
+        ({"betas": [0.9, 2.0]}, "optimizer: Invalid beta parameter"),
+        ({"betas": 0.9}, "optimizer: "),
+        ({"betas": [0.9]}, "optimizer: "),
+        ({"eps": -1.0}, "optimizer: Invalid epsilon value"),
+        ({"eps": "small"}, "optimizer: "),
+        ({"fused": True, "foreach": True}, "optimizer: "),
+    ],
+)
+def test_arguments_that_adamw_does_not_take(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=f"^(there is )?{problem}.*$"):
+        adamw([torch.nn.Parameter(torch.zeros(2))], 1e-3, 0.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "validations"),
+    [
+        ({"max_epochs": 2, "min_steps": 20}, 8, 2),  # of three steps each
+        ({"max_epochs": 2, "min_steps": 6}, 2, 2),
+        ({"max_epochs": 2, "min_steps": 7}, 4, 2),
+        ({"max_epochs": 3, "min_steps": 10, "limit_train_batches": 1}, 12, 3),
+        ({"max_epochs": 3, "min_steps": 10, "accumulate_grad_batches": 3}, 12, 3),
+        ({"max_epochs": 4, "min_steps": 30, "check_val_every_n_epoch": 2}, 12, 2),
+        ({"max_epochs": 2, "max_steps": 5, "min_steps": 20}, 2, 1),
+        ({"max_epochs": 2}, 2, 2),
+    ],
+)
+def test_few_images_are_gone_through_more_often(
+    tmp_path: Path, options: dict[str, int], epochs: int, validations: int
+) -> None:
+    captioner = small_captioner(mapper="mlp")
+    data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=5)  # 12 captions
+    training = CaptionTraining(captioner, data.val_split, max_tokens=2)
+    seen: list[float] = []
+
+    class Seen(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            seen.append(float(trainer.callback_metrics["val_distinct"]))
+
+    trainer = L.Trainer(
+        callbacks=[ReachMinSteps(), Seen(), LastCheckpoint(tmp_path / "last.ckpt")], logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer.fit(training, data)
+    assert (trainer.current_epoch, len(seen)) == (epochs, validations)
+    assert trainer.global_step >= min(options.get("min_steps", 0), options.get("max_steps", 10**9))
+    assert all(round(share * 3) in (1, 2, 3) for share in seen)  # captions of three images
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == trainer.global_step
+
+
+def test_validation_captions_that_are_all_the_same_are_counted(tmp_path: Path) -> None:
+    captioner = small_captioner(mapper="mlp")
+    data = CaptionData(make_store(tmp_path / "store"), captioner, batch_size=2)
+    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+    training = CaptionTraining(captioner, data.val_split, max_tokens=5)
+    for parameter in captioner.mapper.parameters():
+        parameter.data.zero_()  # every image has the same prefix
+    logged = trainer.validate(training, data, verbose=False)[0]
+    assert logged["val_distinct"] == pytest.approx(1 / 3)
 
 
 def test_validation_loss_is_the_mean_over_all_caption_tokens(tmp_path: Path) -> None:

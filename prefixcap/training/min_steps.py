@@ -1,0 +1,26 @@
+"""Runs on few images: as many epochs as it takes to learn."""
+
+import math
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class ReachMinSteps(Callback):
+    """Multiplies `max_epochs` where these are fewer than `min_steps` steps: by itself Lightning stops after them.
+
+    So that it validates no more often than it would have, `check_val_every_n_epoch` is multiplied, too.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.min_steps or trainer.max_epochs in (None, -1) or trainer.max_steps != -1:
+            return
+        factor = math.ceil(trainer.min_steps / trainer.estimated_stepping_batches)
+        if factor > 1:
+            trainer.fit_loop.max_epochs = epochs = factor * trainer.max_epochs
+            if trainer.check_val_every_n_epoch is not None:
+                trainer.check_val_every_n_epoch *= factor
+            rank_zero_only(print)(
+                f"{epochs:,} epochs: {epochs // factor} are fewer steps than trainer.min_steps={trainer.min_steps}"
+            )

@@ -1,0 +1,32 @@
+"""AdamW, with a mistake in its arguments told in one line."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import AdamW
+
+from prefixcap.errors import InputError
+
+OPTIONS = [name for name in inspect.signature(AdamW).parameters if name not in ("params", "lr", "weight_decay")]
+
+
+def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: float, **options: Any) -> AdamW:
+    """AdamW over `weights`, with other arguments of `torch.optim.AdamW` by their names there.
+
+    Raises:
+        InputError: it has no such argument, or does not take the value.
+
+    Examples:
+        >>> adamw([Parameter(torch.zeros(2))], 1e-3, 0.01, betas=[0.9, 0.98], eps=1e-6).defaults["betas"]
+        (0.9, 0.98)
+    """
+    if unknown := options.keys() - set(OPTIONS):
+        raise InputError(f"there is no option 'optimizer.{min(unknown)}': AdamW takes {', '.join(OPTIONS)}")
+    try:
+        if "betas" in options:
+            options["betas"] = tuple(options["betas"])  # YAML has lists
+        return AdamW(weights, lr=learning_rate, weight_decay=weight_decay, **options)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # it looks at its values only here
+        raise InputError(f"optimizer: {' '.join(str(error).split())}") from error
