@@ -34,7 +34,7 @@ class Batch:
         images: (rows, length) image of each position; -1: nothing is there.
         captions: (rows, length) caption of each position; -1: it is of a prefix.
         positions: (rows, length) counted from the beginning of the image's prefix.
-        targets: (targets,) token ids to predict: those of all captions.
+        targets: (targets,) token ids to predict: those of all captions, and their start tokens if these are learned.
         sources: (targets,) the flattened position that each is predicted from.
         caption_rows: row of each caption in its split.
         image_rows: row of each image in its split.
@@ -80,6 +80,7 @@ def pack(
     prefix_length: int,
     caption_rows: Sequence[int] = (),
     image_rows: Sequence[int] = (),
+    start_token: int | None = None,
 ) -> Batch:
     """Lay out captions of images.
 
@@ -88,9 +89,11 @@ def pack(
         tokens: of each caption, with the end token.
         image_of_caption: whose caption each is, by place in `embeddings`; the captions of an image stand together, in
             the order of the images.
-        prefix_length: vectors that the mapper makes of an image.
+        prefix_length: vectors that are read before a caption, the start token included.
         caption_rows: see `Batch`.
         image_rows: see `Batch`.
+        start_token: with which every prefix ends, to be predicted from what stands before it, too, once for each
+            caption, as in MacCap's released code; None: it is read, if there is one, and not predicted.
     """
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     owner = np.asarray(image_of_caption, np.int64)
@@ -109,6 +112,10 @@ def pack(
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # in its caption
     position = caption_start[caption] + place  # where each token is read
     sources = np.where(place == 0, start[owner[caption]] + prefix_length - 1, position - 1)
+    targets = flat
+    if start_token is not None:
+        sources = np.concatenate((sources, start[owner] + prefix_length - 2))
+        targets = np.concatenate((flat, np.full(len(owner), start_token)))
     is_read = place < read[caption]
     of_prefix = (start[:, None] + np.arange(prefix_length)).ravel()
     places = np.concatenate((of_prefix, position[is_read]))
@@ -128,7 +135,7 @@ def pack(
         images=torch.from_numpy(images.reshape(rows, length)),
         captions=torch.from_numpy(captions.reshape(rows, length)),
         positions=torch.from_numpy(positions.reshape(rows, length)),
-        targets=torch.from_numpy(flat),
+        targets=torch.from_numpy(targets),
         sources=torch.from_numpy(sources),
         caption_rows=list(caption_rows),
         image_rows=list(image_rows),

@@ -17,11 +17,13 @@ from tqdm import tqdm
 from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, EncoderIdentity, embed_images, load_encoder
+from prefixcap.encoders.regions import unit_parts as as_unit_parts
 from prefixcap.errors import InputError, RowsError
 from prefixcap.language import LanguageModel, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
 from prefixcap.published import require_shapes
+from prefixcap.textonly.cleaning import cleaned
 from prefixcap.textonly.noise import gaussian_noise
 
 FORMAT_VERSION = 1
@@ -38,11 +40,17 @@ class Captioner(nn.Module):
         mapper: `{"name": "mlp" | "transformer" | "query" | "adaptor", "prefix_length": …, …}`, see `prefixcap.mappers`.
         normalize_embeddings: scale each embedding to length one before it is mapped.
         trained_on: what the captioner was trained on, kept for whoever loads it (plain JSON values).
+        start_token: end the prefix with the language model's start token (`LanguageModel.start_token`), as a language
+            model that is not tuned has always seen one before a text, and as MacCap's released code has it.
+
+    Raises:
+        InputError: the mapper cannot be made, or the language model has no embedding of its start token.
 
     Attributes:
         features: what it reads of an image, by its name in a feature store: "images/embedding", "images/patches" or
             "images/regions".
-        prefix_length: vectors that the mapper makes of an image.
+        prefix_length: vectors that the language model reads before a caption: those that the mapper makes of an image,
+            and the start token.
         source: the checkpoint or folder that it was loaded from, if it was; its model card is filled from there.
     """
 
@@ -53,12 +61,16 @@ class Captioner(nn.Module):
         mapper: dict[str, Any],
         normalize_embeddings: bool = False,
         trained_on: dict[str, Any] | None = None,
+        start_token: bool = False,
     ) -> None:
         super().__init__()
         self.mapper_options = dict(mapper)
         self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
         self.features = f"images/{self.mapper.features}"
-        self.prefix_length: int = self.mapper.prefix_length
+        self.start_token = start_token
+        if start_token:
+            language_model.require_start_token()
+        self.prefix_length: int = self.mapper.prefix_length + start_token
         self.language_model = language_model
         self.encoder_identity = encoder
         self.normalize_embeddings = normalize_embeddings
@@ -90,7 +102,7 @@ class Captioner(nn.Module):
         if self.normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
         prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
-        return prefix
+        return self._append(prefix, [self.language_model.start_token]) if self.start_token else prefix
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of all caption tokens given their image's prefix and the tokens before them (equation 5).
@@ -151,6 +163,9 @@ class Captioner(nn.Module):
         embeddings: Tensor | NDArray[np.floating[Any]] | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
         noise: float = 0.0,
+        unit_parts: bool = False,
+        clean: bool = False,
+        rerank_characters: int | None = None,
         prompt: str = "",
         seed: int | torch.Generator | None = None,
         **options: Any,
@@ -165,12 +180,19 @@ class Captioner(nn.Module):
             batch_size: images that are captioned together.
             progress: show a progress bar on stderr, if it takes longer than a second.
             by_similarity: the best is the one whose text embedding has the highest cosine with the image's.
-            embeddings: (batch, dim) of the images, for `by_similarity` where the captioner reads patches or regions of
-                them; None: the encoder makes them of images that are given as such.
+            embeddings: (batch, dim) of the images, for `by_similarity` and `unit_parts` where the captioner reads
+                patches or regions of them; None: the encoder makes them of images that are given as such.
             project: done to embeddings before they are mapped, e.g. `MemoryBank.project` (DeCap).
             noise: each candidate is the decoder's best for the image with Gaussian noise of this variance on its
                 features, scaled to length one before ("multiple sampling and filtering" of MacCap, Qiu et al. 2024,
                 section 4.3); 0: candidates are the decoder's best ones.
+            unit_parts: of regions, the image's embedding and what the region adds to it have length one each, and the
+                noise is added to their sum as it is (MacCap's released code), see `prefixcap.encoders.regions`. Where
+                the image's one embedding is read, it has length one in any case.
+            clean: leave letters, digits, spaces, commas and full stops of a caption (MacCap's released code), see
+                `prefixcap.textonly.cleaning`.
+            rerank_characters: `by_similarity` reads so many characters of a caption (80 in MacCap's released code);
+                None: as much as the encoder does.
             prompt: how every caption begins, e.g. "a photo of".
             seed: of the noise, or of what the nucleus decoder draws; or a generator, on the CPU, to go on drawing from.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
@@ -191,6 +213,14 @@ class Captioner(nn.Module):
             raise InputError(
                 f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
             )
+        regions = unit_parts and self.features != "images/embedding"
+        if regions and (self.features != "images/regions" or (given and embeddings is None)):
+            raise InputError(
+                f"unit_parts divides regions by the image's embedding, and this captioner reads {self.features}: "
+                f"{'give embeddings, too' if self.features == 'images/regions' else 'leave it out'}"
+            )
+        if rerank_characters is not None and rerank_characters < 1:
+            raise InputError(f"rerank_characters is at least 1, or None, not {rerank_characters}")
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         if decode == "nucleus":
             options["generator"] = generator
@@ -209,19 +239,24 @@ class Captioner(nn.Module):
                     part = slice(start, start + batch_size)
                     features = self.embed(images[part])
                     reads = features if project is None else project(features)
+                    if regions:
+                        whole = self.embed(images[part], "images/embedding") if embeddings is None else embeddings[part]
+                        reads = as_unit_parts(reads, torch.as_tensor(whole, device=reads.device))
                     if noise:
-                        scaled = F.normalize(reads.to("cpu", torch.float32), dim=-1)
+                        reads = reads.to("cpu", torch.float32)
+                        scaled = reads if regions else F.normalize(reads, dim=-1)
                         reads = gaussian_noise(scaled.repeat_interleave(count, 0), noise, generator)
-                    prefix = self._prompted(self.prefix(reads), beginning)
+                    prefix = self._append(self.prefix(reads), beginning)
                     tokens = decode_tokens(self.language_model, prefix, decode, 1 if noise else count, **options)
                     written = [self.language_model.detokenize(beginning + row) for of_row in tokens for row in of_row]
+                    written = list(map(cleaned, written)) if clean else written
                     captions = [written[first : first + count] for first in range(0, len(written), count)]
                     if by_similarity:
                         if embeddings is not None:
                             features = torch.as_tensor(embeddings[part])
                         elif self.features != "images/embedding":
                             features = self.embed(images[part], "images/embedding")
-                        captions = self._ranked(features, captions)
+                        captions = self._ranked(features, captions, rerank_characters)
                     found += captions
                     bar.update(len(features))
             return found
@@ -248,16 +283,17 @@ class Captioner(nn.Module):
         texts = [[{"generated_text": caption} for caption in captions] for captions in found]
         return texts[0] if one else texts
 
-    def _prompted(self, prefix: Tensor, beginning: list[int]) -> Tensor:
-        """(batch, length, dim) prefix and the words that follow it, in the language model's precision."""
-        words = self.language_model.embed(torch.tensor(beginning, dtype=torch.long, device=prefix.device))
+    def _append(self, prefix: Tensor, tokens: list[int]) -> Tensor:
+        """(batch, length, dim) prefix and the tokens that follow it, in the language model's precision."""
+        words = self.language_model.embed(torch.tensor(tokens, dtype=torch.long, device=prefix.device))
         return torch.cat((prefix.to(words.dtype), words.expand(len(prefix), -1, -1)), dim=1)
 
-    def _ranked(self, embeddings: Tensor, captions: list[list[str]]) -> list[list[str]]:
-        """The captions of each image, the closest to its embedding first."""
+    def _ranked(self, embeddings: Tensor, captions: list[list[str]], characters: int | None) -> list[list[str]]:
+        """The captions of each image, the closest to its embedding first, by so many characters of each."""
+        read = [[caption[:characters] for caption in of_image] for of_image in captions]
         return [
             [caption for _, caption in sorted(zip(cosines, of_image, strict=True), key=lambda pair: -pair[0])]
-            for of_image, cosines in zip(captions, self.similarities(embeddings, captions), strict=True)
+            for of_image, cosines in zip(captions, self.similarities(embeddings, read), strict=True)
         ]
 
     def similarities(self, embeddings: Tensor, captions: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -321,6 +357,7 @@ class Captioner(nn.Module):
             "format_version": FORMAT_VERSION,
             "mapper": self.mapper_options,
             "normalize_embeddings": self.normalize_embeddings,
+            "start_token": self.start_token,
             "language_model": self.language_model.describe(),
             "encoder": asdict(self.encoder_identity),
             "trained_on": self.trained_on,
@@ -348,6 +385,7 @@ class Captioner(nn.Module):
             description["mapper"],
             description["normalize_embeddings"],
             description["trained_on"],
+            description.get("start_token", False),  # an older one does not say
         )
 
     def own_weights(self) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Toke
         raise InputError(
             f"the {count} nearest tokens are asked for: give 1 to {len(words)}, the size of the vocabulary"
         )
-    vectors = captioner.prefix(captioner.embed(images))  # (N, P, dim)
+    made = captioner.mapper.prefix_length  # a start token behind them says nothing of an image
+    vectors = captioner.prefix(captioner.embed(images))[:, :made]  # (N, P, dim)
     cosines: Tensor = F.normalize(vectors.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
     values, tokens = cosines.topk(count)  # (N, P, count)
     spell = captioner.language_model.spell

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
 from tests.conftest import small_captioner
@@ -34,3 +35,11 @@ def test_a_prefix_of_words_says_these_words() -> None:
 def test_a_count_out_of_range(count: int) -> None:
     with pytest.raises(InputError, match="size of the vocabulary"):
         interpret(small_captioner(), torch.zeros(1, 16), count)
+
+
+def test_a_start_token_is_none_of_an_images_vectors() -> None:
+    small = small_captioner()
+    behind = Captioner(small.language_model, small.encoder_identity, small.mapper_options, start_token=True)
+    behind.mapper = small.mapper
+    embeddings = torch.randn(2, 16)
+    assert interpret(behind, embeddings) == interpret(small, embeddings)

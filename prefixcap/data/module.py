@@ -26,16 +26,23 @@ class CaptionDataset(Dataset[Batch]):
         split: features and captions.
         features: what the mapper reads, by its name in the store.
         tokens: of the captions.
-        prefix_length: vectors that the mapper makes of an image.
+        prefix_length: vectors that are read before a caption.
         by_image: whether an item is an image.
+        start_token: to be learned, too, see `pack`.
     """
 
     def __init__(
-        self, split: StoreSplit, features: str, tokens: CaptionTokens, prefix_length: int, by_image: bool
+        self,
+        split: StoreSplit,
+        features: str,
+        tokens: CaptionTokens,
+        prefix_length: int,
+        by_image: bool,
+        start_token: int | None = None,
     ) -> None:
         self.split, self.features = split, split.feature(features)
         self.of_captions = features.startswith("captions/")
-        self.tokens, self.prefix_length = tokens, prefix_length
+        self.tokens, self.prefix_length, self.start_token = tokens, prefix_length, start_token
         self.ends: NDArray[np.int64] | None = None
         if by_image:
             self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(split)))
@@ -57,7 +64,8 @@ class CaptionDataset(Dataset[Batch]):
             # Of an image without captions that of any other is read, and nothing is learned from it.
             rows = np.minimum(self.ends[images] - counts, len(self.features) - 1) if self.of_captions else images
         features = torch.from_numpy(self.features[rows]).float()
-        return pack(features, self.tokens[captions], owner, self.prefix_length, captions.tolist(), images.tolist())
+        tokens = self.tokens[captions]
+        return pack(features, tokens, owner, self.prefix_length, captions.tolist(), images.tolist(), self.start_token)
 
 
 class CaptionData(L.LightningDataModule):
@@ -79,6 +87,9 @@ class CaptionData(L.LightningDataModule):
         keep_tokens: tokenize all captions once, and keep the tokens beside the store; otherwise, as they are drawn.
         from_text: give each caption's own embedding in place of its image's features; in validation, that of an image's
             first caption.
+        released_tokens: read captions as MacCap's released code does in training: their start token is learned, too, if
+            the captioner reads one; those longer than `max_caption_tokens` are cut without an end token, and shorter
+            ones filled up with padding, which is learned like words. Validation captions stay as they are.
 
     Raises:
         InputError: the store is none, was made by another encoder, lacks the split "train" or "val" or the features
@@ -97,6 +108,7 @@ class CaptionData(L.LightningDataModule):
         group_captions: bool = False,
         keep_tokens: bool = True,
         from_text: bool = False,
+        released_tokens: bool = False,
     ) -> None:
         super().__init__()
         if from_text and group_captions:
@@ -125,7 +137,8 @@ class CaptionData(L.LightningDataModule):
                 raise InputError(f"split '{split.name}' of {store} has no captions to train on")
             split.feature(self.features)  # now, rather than when the first batch is drawn
         folder = opened.path / "tokens" if keep_tokens else None
-        self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder)
+        self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder, released_tokens)
+        self.learned_start = captioner.language_model.start_token if released_tokens and captioner.start_token else None
         self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,7 +155,9 @@ class CaptionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""
-        dataset: Dataset[Batch] = self._dataset(self.train_split, self.train_tokens, by_image=self.group_captions)
+        dataset: Dataset[Batch] = self._dataset(
+            self.train_split, self.train_tokens, self.group_captions, self.learned_start
+        )
         size = self.batch_size
         if self.group_captions:
             captioned = np.unique(self.train_split.caption_images[:])
@@ -167,8 +182,10 @@ class CaptionData(L.LightningDataModule):
         self._before = {}
         return taken
 
-    def _dataset(self, split: StoreSplit, tokens: CaptionTokens, by_image: bool) -> CaptionDataset:
-        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image)
+    def _dataset(
+        self, split: StoreSplit, tokens: CaptionTokens, by_image: bool, start_token: int | None = None
+    ) -> CaptionDataset:
+        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token)
 
     def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
         return _Loader(

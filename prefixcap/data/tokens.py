@@ -33,19 +33,31 @@ class CaptionTokens:
         split: whose captions.
         captioner: whose tokenizer, and whose prefix and context decide how much room a caption has.
         most: cut longer captions (the end token is kept); None never cuts.
+        released: as MacCap's released code reads captions: those that are cut lose their end token, and shorter ones
+            are filled up with padding (or end tokens, if the tokenizer has none), which is learned like words.
         folder: where to keep the tokens of all captions, made at once if they are not there, for this tokenizer and
             these captions; where nobody may write there, they are kept in the user's cache. None: captions are
             tokenized whenever they are asked for, and nothing is kept.
 
     Raises:
-        InputError: a caption does not fit the language model's context beside the prefix; its image is named.
+        InputError: a caption does not fit the language model's context beside the prefix; its image is named. Or
+            captions are to be filled up, and it is not known how far.
     """
 
     def __init__(
-        self, split: StoreSplit, captioner: Captioner, most: int | None = None, folder: Path | None = None
+        self,
+        split: StoreSplit,
+        captioner: Captioner,
+        most: int | None = None,
+        folder: Path | None = None,
+        released: bool = False,
     ) -> None:
         # Not the language model itself: this goes to worker processes.
         self.split, self.tokenizer, self.most = split, captioner.language_model.tokenizer, most
+        self.released, padding = released, self.tokenizer.pad_token_id
+        self.padding: int = captioner.language_model.end_token if padding is None else padding
+        if released and most is None:
+            raise InputError("released_tokens=true fills captions up: say how far by max_caption_tokens")
         self._kept = None if folder is None else _kept(split, self.tokenizer, folder)
         if most is None and captioner.language_model.context is not None:
             self._require_room(captioner.language_model.context, captioner)
@@ -59,8 +71,11 @@ class CaptionTokens:
             tokens, ends = self._kept
             starts = np.where(captions > 0, ends[captions - 1], 0)
             found = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
-        most = self.most
-        return found if most is None else [[*row[: most - 1], row[-1]] if len(row) > most else row for row in found]
+        if self.most is None:
+            return found
+        if self.released:
+            return [_filled(row, self.most, self.padding) for row in found]
+        return [[*row[: self.most - 1], row[-1]] if len(row) > self.most else row for row in found]
 
     def _require_room(self, context: int, captioner: Captioner) -> None:
         room = context - captioner.prefix_length
@@ -75,6 +90,10 @@ class CaptionTokens:
                     f"model '{captioner.language_model.name}' takes {room}: shorten it, or cut with "
                     f"max_caption_tokens={room}"
                 )
+
+
+def _filled(tokens: Tokens, length: int, padding: int) -> Tokens:
+    return [*tokens[:length], *[padding] * (length - len(tokens))]
 
 
 def _kept(

@@ -2,6 +2,7 @@
 Text-Only Training", AAAI 2024: MacCap, equations 10 to 13)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prefixcap.encoders.protocol import PatchFeatures
@@ -33,3 +34,20 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
     weights = torch.take_along_dim(features.patch_attention, top[..., None], dim=1)  # (batch, regions, 1 + patches)
     tokens = torch.cat([features.embedding[:, None], features.patches], dim=1)  # (batch, 1 + patches, dim)
     return weights @ tokens + features.embedding[:, None]
+
+
+def unit_parts(regions: Tensor, embeddings: Tensor) -> Tensor:
+    """Regions as sums of two vectors of length one, as MacCap's released code adds noise to them.
+
+    Equation 13 adds the global embedding to the weighted sum of patches; the released code scales both to length one
+    first, and does not scale what they add up to. Noise is a third to a half of what it is for a region of length one.
+
+    Args:
+        regions: (batch, regions, dim) of `aggregate_regions`.
+        embeddings: (batch, dim) of the whole images; where a region is no more than that, it gets length one.
+
+    Returns:
+        (batch, regions, dim), between 0 and 2 long.
+    """
+    whole = embeddings.float().unsqueeze(1)  # (batch, 1, dim)
+    return F.normalize(whole, dim=-1) + F.normalize(regions.float() - whole, dim=-1)

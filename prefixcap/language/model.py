@@ -78,6 +78,22 @@ class LanguageModel(nn.Module):
         self._pieces: dict[int, str] = {}
         self.train(tuning != "frozen")
 
+    @property
+    def start_token(self) -> int:
+        """Id of the token that stands before every text: the begin token, or, where there is none, the end token (GPT-2
+        has one for both)."""
+        begin = self.tokenizer.bos_token_id
+        return self.end_token if begin is None else int(begin)
+
+    def require_start_token(self) -> None:
+        """Raise InputError if the start token has no word embedding."""
+        words = self.model.get_input_embeddings().weight.shape[0]
+        if self.start_token >= words:
+            raise InputError(
+                f"language model '{self.name}' has {words} word embeddings, and none for its start token "
+                f"({self.start_token}): leave out model.start_token"
+            )
+
     def train(self, mode: bool = True) -> "LanguageModel":
         """As `nn.Module.train`, but a frozen model stays in eval mode."""
         return super().train(mode and self.tuning != "frozen")

@@ -48,6 +48,7 @@ def main(config: DictConfig) -> float | None:
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
+        start_token=config.model.start_token,
     )
     if config.start and not config.ckpt:
         load_weights(captioner, Path(config.start))
@@ -55,7 +56,7 @@ def main(config: DictConfig) -> float | None:
         captioner.language_model.compile_training(config.compile)
     data = CaptionData(
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
-        config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text",
+        config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
     )  # fmt: skip
     training = objective(
         config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",

@@ -140,13 +140,18 @@ class _ImageEncoder(nn.Module):
 
 
 class _Mapper(nn.Module):
-    def __init__(self, mapper: nn.Module, normalize: bool) -> None:
+    def __init__(self, captioner: Captioner) -> None:
         super().__init__()
-        self.mapper, self.normalize = mapper, normalize
+        self.mapper, self.normalize = captioner.mapper, captioner.normalize_embeddings
+        lm = captioner.language_model
+        start = lm.embed(torch.tensor([lm.start_token])).detach().float() if captioner.start_token else None
+        self.register_buffer("start", start)  # (1, dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
         prefix: Tensor = self.mapper(F.normalize(embedding, dim=-1) if self.normalize else embedding)
-        return prefix
+        if self.start is None:
+            return prefix
+        return torch.cat((prefix, self.start.expand(prefix.shape[0], -1, -1)), dim=1)  # len() would fix the batch
 
 
 class _LanguageModel(nn.Module):
@@ -187,7 +192,7 @@ def _mapper(captioner: Captioner) -> Part:
     dim, width = captioner.encoder_identity.dim, captioner.language_model.dim
     return Part(
         "mapper",
-        _Mapper(captioner.mapper, captioner.normalize_embeddings),
+        _Mapper(captioner),
         {"embedding": (torch.randn(2, dim), {0: "batch"})},
         {"prefix": f"float32 (batch, {captioner.prefix_length}, {width})"},
     )

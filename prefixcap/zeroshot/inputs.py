@@ -48,19 +48,17 @@ def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool
 
 
 def start_token(language_model: LanguageModel, text: str | None = None) -> int:
-    """The token that stands before every text: the one spelled so, or the begin token, or, if there is none, the end
-    token (GPT-2 has one for both).
+    """The token that stands before every text: the one spelled so, or that of the language model.
 
     Raises:
         InputError: there is no such token.
     """
-    tokenizer = language_model.tokenizer
-    if text is not None:
-        words: dict[str, int] = tokenizer.get_vocab()
-        if text not in words:
-            raise InputError(f"language model '{language_model.name}' has no token '{text}': leave out start")
-        return words[text]
-    return language_model.end_token if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    if text is None:
+        return language_model.start_token
+    words: dict[str, int] = language_model.tokenizer.get_vocab()
+    if text not in words:
+        raise InputError(f"language model '{language_model.name}' has no token '{text}': leave out start")
+    return words[text]
 
 
 def prompt_tokens(

@@ -27,10 +27,13 @@ from tests.language_models import save_language_model
 Model = Callable[..., list[NDArray[Any]]]
 
 
-def captioner_of(language_model: LanguageModel, mapper: str = "mlp", normalize: bool = False) -> Captioner:
+def captioner_of(
+    language_model: LanguageModel, mapper: str = "mlp", normalize: bool = False, start_token: bool = False
+) -> Captioner:
     torch.manual_seed(0)
     options = {"name": mapper, "prefix_length": 5} | ({"layers": 1} if mapper == "transformer" else {})
-    return Captioner(language_model, load_encoder("demo").identity, options, normalize).eval()
+    identity = load_encoder("demo").identity
+    return Captioner(language_model, identity, options, normalize, start_token=start_token).eval()
 
 
 def adapted() -> LanguageModel:
@@ -46,7 +49,7 @@ def adapted() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def captioner() -> Captioner:
-    return captioner_of(adapted(), "transformer", normalize=True)
+    return captioner_of(adapted(), "transformer", normalize=True, start_token=True)
 
 
 @pytest.fixture(scope="module", params=["onnx", "pt2"])

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.training.self_critical import SelfCriticalTraining
 from tests.conftest import plain_loss, small_captioner
@@ -29,8 +30,12 @@ def data(tmp_path: Path) -> CaptionData:
     return CaptionData(make_store(tmp_path / "store"), small_captioner(), batch_size=4, group_captions=True)
 
 
-def test_gradients_are_those_of_a_plain_loop(data: CaptionData) -> None:
-    captioner, reward = small_captioner("full").eval(), Recorded()
+@pytest.mark.parametrize("start_token", [False, True])
+def test_gradients_are_those_of_a_plain_loop(start_token: bool, data: CaptionData) -> None:
+    small, reward = small_captioner("full"), Recorded()
+    captioner = Captioner(
+        small.language_model, small.encoder_identity, small.mapper_options, start_token=start_token
+    ).eval()
     training = SelfCriticalTraining(captioner, data.val_split, reward, draws=3, sample_tokens=7)
     training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batch = next(iter(data.train_dataloader()))
