@@ -54,7 +54,7 @@ RUNS = [
     Run("capdec_frozen, decap_frozen data=cc3m_text trainer.max_epochs=4", 1.6e6, OPT, 4 * CC3M, 1, 128),
     Run("capdec_frozen, decap_frozen data=flickr30k_text", 1.6e6, OPT, 8 * FLICKR30K_TEXT, 1, 128),
     Run("capdec", 182.0e6, 0, 10 * COCO_TEXT, 40, 34),
-    Run("decap", 68e6, 0, 10 * COCO_TEXT, 1, 64),
+    Run("decap", 68e6, 0, 10 * COCO_TEXT, 1, 128),
     Run("train-lm data=coco lm=gpt2", GPT2, 0, 20_000 * 128, 0, 128),
 ]
 

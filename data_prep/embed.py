@@ -88,9 +88,7 @@ def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> Fea
         return FeatureStore(data.store)
     sentences = data.get("sentences", False)
     features = [reads] if reads == "image" or sentences else ["image", reads]
-    path = store_path(data.name, data.store, encoder_name)
-    if data.store is None and reads != "image" and not sentences:
-        path = path.with_name(f"{path.name}-{reads}")
+    path = feature_path(data, encoder_name, reads)
     if not path.exists() and data.name in ("demo", "demo_other"):
         there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
         _print_summary(path, make_store(there, encoder_name, features=features))
@@ -103,6 +101,14 @@ def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> Fea
             f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
         )
     return FeatureStore(path)
+
+
+def feature_path(data: DictConfig, encoder_name: str, reads: str) -> Path:
+    """Where the store of a configured data set that has a feature lies, or would; arguments as in `open_store`."""
+    path = store_path(data.name, data.store, encoder_name)
+    if data.store is None and reads != "image" and not data.get("sentences", False):
+        return path.with_name(f"{path.name}-{reads}")
+    return path
 
 
 def _print_summary(path: Path, report: EmbedReport) -> None:

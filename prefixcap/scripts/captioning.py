@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from data_prep.embed import open_store
+from data_prep.embed import feature_path, open_store
 from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.encoders import EncoderIdentity
@@ -20,11 +20,30 @@ from prefixcap.textonly.memory import MemoryBank
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCap
 
+COPIES = 10  # of the whole image in place of regions: N_cr, the regions that MacCap learns from and reads
 
-def open_images(data: DictConfig, captioner: Captioner) -> FeatureStore:
-    """The store of a data set that has what a captioner reads of its images. Raises InputError as `open_store`."""
-    reads = captioner.features.removeprefix("images/")
-    store = open_store(data, captioner.encoder_identity.name, "image" if reads == "embedding" else reads)
+
+def needed_feature(captioner: Captioner, regions: int | None) -> str:
+    """What captions are written from, by its name in a store: of the whole image where regions=0 asks for that.
+
+    Raises:
+        InputError: regions are asked for, and the captioner reads none.
+    """
+    if regions is not None and captioner.features != "images/regions":
+        raise InputError(
+            f"regions={regions} is for captioners that read regions, and this one reads {captioner.features}"
+        )
+    return "images/embedding" if regions == 0 else captioner.features
+
+
+def open_images(data: DictConfig, captioner: Captioner, regions: int | None = None) -> FeatureStore:
+    """The store of a data set that has what a captioner reads of its images. Raises InputError as `open_store` and
+    `needed_feature`."""
+    encoder, reads = captioner.encoder_identity.name, captioner.features.removeprefix("images/")
+    if needed_feature(captioner, regions) == "images/embedding":
+        has_more = reads != "embedding" and feature_path(data, encoder, reads).exists()  # and whole images, too
+        reads = reads if has_more else "image"
+    store = open_store(data, encoder, reads)
     require_match(store, captioner)
     return store
 
@@ -49,17 +68,20 @@ def write_captions(
     """
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
-    if config.memory and captioner.features != "images/embedding":
-        raise InputError(
-            f"memory= is for captioners that read the whole image, and this one reads {captioner.features}"
-        )
-    features = _features(config.regions, split, captioner.features, chosen)
-    if options.get("rerank"):
+    reads = needed_feature(captioner, config.regions)
+    if config.memory and reads != "images/embedding":
+        raise InputError(f"memory= is for captioners that read the whole image, and this one reads {reads}")
+    features = _features(config.regions, split, reads, chosen)
+    if reads != captioner.features:  # a whole image has no parts
+        options.pop("unit_parts", None)
+    if options.get("rerank") or options.get("unit_parts"):
         options["embeddings"] = split.embeddings[chosen]
     ids = [split.ids[row] for row in chosen.tolist()]
     with name_rows(ids):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
+        if reads != captioner.features:
+            features = np.repeat(features[:, None], COPIES, axis=1)
         written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
     return dict(zip(ids, written, strict=True))
 
@@ -89,13 +111,12 @@ def write_resumably(
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """What a captioner reads of images; of regions, the first few of each, or (0) the whole image in place of each."""
+    """A feature of images; of regions, the first few of each."""
     column = split.feature(name)
-    if regions is not None and name != "images/regions":
-        raise InputError(f"regions={regions} is for captioners that read regions, and this one reads {name}")
-    if regions is not None and not 0 <= regions <= column.shape[1]:
+    if not regions:
+        whole: NDArray[Any] = column[rows]
+        return whole
+    if not 0 <= regions <= column.shape[1]:
         raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: take so many or fewer")
-    if regions == 0:
-        return np.repeat(split.embeddings[rows][:, None], column.shape[1], axis=1)
-    found: NDArray[Any] = column[rows][:, :regions]
-    return found
+    first: NDArray[Any] = column[rows][:, :regions]
+    return first

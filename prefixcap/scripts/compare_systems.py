@@ -53,10 +53,19 @@ SYSTEMS = {
     "MacCap": System("maccap", (), ("decode=maccap",)),
     "MacCap without noise": System("maccap", ("model.noise.variance=0.0",), ("decode=maccap",)),
     "MacCap, whole image": System("maccap", (), ("decode=maccap", "regions=0")),
+    "MacCap, as released": System(
+        "maccap",
+        ("model.start_token=true", "max_caption_tokens=24", "released_tokens=true"),
+        ("decode=maccap_released",),
+    ),
+    "MacCap, noise as released": System("maccap", (), ("decode=maccap", "decode.unit_parts=true")),
+    "MacCap, start token": System("maccap", ("model.start_token=true",), ("decode=maccap",)),
     "MacCap, one candidate": System("maccap", (), ("decode=maccap", "decode.rerank=1")),
     "MacCap, whole image, one candidate": System("maccap", (), ("decode=maccap", "regions=0", "decode.rerank=1")),
-    "CapDec, tuned GPT-2": System("capdec", (), BEAMS),
-    "DeCap, own language model": System("decap", (), (*BEAMS, MEMORY, "memory_size=500000")),
+    "CapDec, tuned GPT-2": System("capdec", (), ("decode=clipcap",)),
+    "DeCap, own language model": System(
+        "decap", (), ("decode=greedy", "decode.max_tokens=30", MEMORY, "memory_size=500000")
+    ),
     "supervised": System("capdec_frozen", ("model.learns_from=images", "model.noise=null"), BEAMS),
 }
 

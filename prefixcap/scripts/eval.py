@@ -73,7 +73,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
     learned_from = captioner.trained_on.get("store")
     if config.get("data"):
-        store = open_images(config.data, captioner)
+        store = open_images(config.data, captioner, config.regions)
     elif learned_from is not None:
         store = FeatureStore(learned_from)
         require_match(store, captioner)

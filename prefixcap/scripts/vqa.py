@@ -13,7 +13,7 @@ from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_captions
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.machine import usable_device
-from prefixcap.scripts.captioning import open_images, write_captions
+from prefixcap.scripts.captioning import needed_feature, open_images, write_captions
 from prefixcap.scripts.launch import run
 from prefixcap.store import StoreSplit
 from prefixcap.textonly.vqa import ask
@@ -85,11 +85,14 @@ def load_models(config: DictConfig) -> tuple[Captioner | None, LanguageModel, En
 def open_splits(config: DictConfig, captioner: Captioner | None, encoder: Encoder) -> list[StoreSplit]:
     """The images that questions may be about."""
     # Where nothing is captioned, any store will do that has the images.
-    store = open_images(config.data, captioner) if captioner else open_store(config.data, encoder.identity.name)
+    if captioner is None:
+        store = open_store(config.data, encoder.identity.name)
+    else:
+        store = open_images(config.data, captioner, config.regions)
     splits = [store.split(name) for name in ([config.split] if config.split else store.splits)]
     if captioner is not None:
         for split in splits:
-            split.feature(captioner.features)  # better now than after all else was read
+            split.feature(needed_feature(captioner, config.regions))  # better now than after all else was read
     return splits
 
 

@@ -9,10 +9,11 @@ where h are the language model's last hidden states, of v and of all positions b
 k tokens of CLIP's cosines of the image with the texts [x: v], divided by a temperature. Nothing is optimized, nothing
 is learned from images; the language model is fine-tuned on captions alone, see `prefixcap.zeroshot.caption_lm`.
 
-The released code (https://github.com/yxuansu/MAGIC) writes one image at a time, on beyond the end token until it has
-16 tokens with the start token, and cuts at the first end token. Here images are written together, and one whose caption
-has ended leaves the batch; the captions are the same. A candidate that is a special token adds nothing to what CLIP
-reads, as in the released code, whose CLIP takes "<|endoftext|>" for the end of its own text.
+The released code (https://github.com/yxuansu/MAGIC) writes one image at a time, on beyond the end token until it has 16
+tokens with the start token (20 with a language model of Flickr30k's captions), and cuts at the first end token. Here
+images are written together, and one whose caption has ended leaves the batch; the captions are the same. A candidate
+that is a special token adds nothing to what CLIP reads, as in the released code, whose CLIP takes "<|endoftext|>" for
+the end of its own text.
 """
 
 import math
@@ -41,7 +42,8 @@ class Magic:
         alpha: of staying away from what was written already; 0.0 to 1.0.
         beta: of the image; 0.0: contrastive search, which ignores it.
         temperature: of f. CLIP's own is 0.01, a logit scale of 100.
-        max_tokens: most tokens of a caption, the end token included. The released code's 16 count the start token.
+        max_tokens: most tokens of a caption, the end token included. The released code's `decoding_len`, 16 for COCO's
+            captions and 20 for Flickr30k's, counts the start token, so that it is 15 and 19 here.
         start: the token that stands before every text; None: the language model's begin token, or else its end token,
             as in `prefixcap.zeroshot.caption_lm`. The released language models have "<-start_of_text->".
 

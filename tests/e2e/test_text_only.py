@@ -17,6 +17,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import EncoderIdentity, load_encoder
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
+from tests.conftest import run_script
 from tests.e2e.conftest import Script
 
 
@@ -140,6 +141,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("eval ckpt={}/adaptor data.store={}/images", "images has no images/regions; it has images/embedding"),
         ("eval ckpt={}/adaptor data.store={}/images memory={}/texts", "memory= is for captioners that read the whole"),
+        ("eval ckpt={}/adaptor data.store={}/images memory={}/texts regions=3", "memory= is for captioners that read"),
+        ("eval ckpt={}/mlp data.store={}/images regions=0", "regions=0 is for captioners that read regions, and this"),
+        ("eval ckpt={}/adaptor data.store={}/texts regions=0 split=train", "texts has sentences and no images"),
         ("eval ckpt={}/mlp data.store={}/images memory={}/texts memory_size=0", "size must be at least 1"),
         ("train model=maccap data.store={}/images", "images has no captions/embedding; it has images/embedding"),
         ("train model=mlp data.store={}/texts", "texts has sentences and no images"),
@@ -152,6 +156,37 @@ def test_stores_of_the_other_kind_are_told(
     script, *options = command.replace("{}", str(stores)).split()
     told = mistake(script, *options, "data=demo", f"{'run_dir' if script == 'train' else 'out'}={tmp_path / 'out'}")
     assert message in told and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", ["", "memory={}/texts", "decode=maccap_released decode.rerank=2 decode.noise=0.1"])
+def test_the_whole_image_in_place_of_regions_needs_no_regions(options: str, stores: Path, tmp_path: Path) -> None:
+    """The captions are those of ten copies of the image's embedding, or of what it is projected to."""
+    given = options.replace("{}", str(stores)).split() or ["decode=greedy"]
+    given = given if "decode" in given[0] else [*given, "decode=greedy"]
+    sys.argv = ["eval", f"ckpt={stores}/adaptor", "data=demo", f"data.store={stores}/images", "regions=0", *given]
+    sys.argv += ["metrics=[BLEU]", "decode.max_tokens=6", f"out={tmp_path}"]
+    run_script("eval")
+    captioner, embeddings = Captioner.from_pretrained(stores / "adaptor"), torch.ones(1, 128)
+    expected = captioner.caption(embeddings.repeat(10, 1)[None], "greedy", max_tokens=6)  # a memory of ones gives ones
+    if "noise" in options:
+        more = {"noise": 0.1, "seed": 0, "rerank": 2, "clean": True, "embeddings": embeddings, "rerank_characters": 80}
+        expected = captioner.caption(embeddings.repeat(10, 1)[None], "beam", beams=4, max_tokens=6, **more)  # type: ignore[arg-type]
+    assert list(captions(tmp_path).values()) == expected
+
+
+def test_a_store_with_regions_has_the_whole_images_too(script: Script, folder: Path) -> None:
+    """Of the two stores of a data set that which is there is read, and no other is made."""
+    train(script, "model=maccap", "model.mapper.prefix_length=2", "run_dir=two")
+    best = "ckpt=two/checkpoints/best.ckpt"
+    regions, whole = Path("stores/demo-demo-regions"), Path("stores/demo-demo")
+    evaluate(script, best, "decode=greedy", "out=two/regions")  # makes the first
+    shutil.rmtree(whole, ignore_errors=True)
+    evaluate(script, best, "decode=greedy", "regions=0", "out=two/whole")
+    assert regions.exists() and not whole.exists()
+    shutil.rmtree(regions)
+    evaluate(script, best, "decode=greedy", "regions=0", "out=two/again")
+    assert whole.exists() and not regions.exists()
+    assert captions(folder / "two/whole") == captions(folder / "two/again") != captions(folder / "two/regions")
 
 
 def test_an_offset_that_the_gap_command_wrote_is_taken(

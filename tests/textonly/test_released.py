@@ -113,10 +113,10 @@ def test_every_decoder_reads_prefix_start_token_and_prompt(method: str, prompt: 
     model, embeddings = captioner(lm), torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     words = [lm.tokenizer.bos_token_id, *lm.tokenizer(prompt)["input_ids"]]
     read = torch.cat((model.mapper(F.normalize(embeddings, dim=-1)), lm.embed(torch.tensor([words] * 3))), dim=1)
-    drawn = [{"generator": torch.Generator().manual_seed(3)} if method == "nucleus" else {} for _ in range(2)]
-    expected = decode(lm, read.detach(), method, max_tokens=8, **drawn[0])
-    options = {"seed": drawn[1]["generator"]} if method == "nucleus" else {}
-    found = model.caption(embeddings, method, prompt=prompt, max_tokens=8, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"max_tokens": 8} | ({"seed": 3} if method == "nucleus" else {})
+    drawn: dict[str, Any] = {"generator": torch.Generator().manual_seed(3)} if method == "nucleus" else {}
+    expected = decode(lm, read.detach(), method, **drawn, max_tokens=8)
+    found = model.caption(embeddings, method, prompt=prompt, **options)
     assert found == [lm.detokenize(words[1:] + row) for (row,) in expected]
     if method == "greedy":
         given = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
@@ -144,6 +145,27 @@ def test_the_constants_are_the_papers() -> None:
     defaults = {name: of.default for name, of in inspect.signature(Magic).parameters.items()}
     del defaults["encoder"], defaults["language_model"]
     assert configured == defaults | {"name": "magic", "lm": "???", "encoder": None}
+
+
+def test_a_language_model_of_flickr30ks_captions_writes_as_many_tokens_as_in_the_released_code(
+    lm: LanguageModel, embeddings: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`decoding_len` counts the start token, and what is written beyond the first end token is cut."""
+    conf = str(ROOT / "prefixcap" / "conf")
+    with initialize_config_dir(conf, version_base="1.3"):
+        coco, flickr = (
+            compose("eval", [f"method={name}", "method.lm=lm"]).method for name in ("magic", "magic_flickr30k")
+        )
+    assert dict(flickr) == dict(coco) | {"top_k": 25, "max_tokens": flickr.max_tokens}
+    monkeypatch.setattr(lm, "end_token", START)  # which is hardly ever written: captions have all tokens
+    for decoding_len, config in ((16, coco), (20, flickr)):
+        options = {name: config[name] for name in ("top_k", "alpha", "beta", "temperature", "max_tokens")}
+        (found,) = Magic(ENCODER, lm, **options)._search(F.normalize(embeddings[:1], dim=-1))
+        expected, closest = by_definition(
+            lm, embeddings[0], config.top_k, config.alpha, config.beta, decoding_len - 1, ""
+        )
+        assert found == expected and closest > 1e-6
+        assert len(found) + 1 == decoding_len
 
 
 @pytest.mark.parametrize(
