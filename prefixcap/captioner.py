@@ -67,6 +67,8 @@ class Captioner(nn.Module):
         self.mapper_options = dict(mapper)
         self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
         self.features = f"images/{self.mapper.features}"
+        if not isinstance(start_token, bool):
+            raise InputError(f"start_token is true or false, not {start_token!r}")
         self.start_token = start_token
         if start_token:
             language_model.require_start_token()
@@ -219,8 +221,8 @@ class Captioner(nn.Module):
                 f"unit_parts divides regions by the image's embedding, and this captioner reads {self.features}: "
                 f"{'give embeddings, too' if self.features == 'images/regions' else 'leave it out'}"
             )
-        if rerank_characters is not None and rerank_characters < 1:
-            raise InputError(f"rerank_characters is at least 1, or None, not {rerank_characters}")
+        if rerank_characters is not None and not (isinstance(rerank_characters, int) and rerank_characters >= 1):
+            raise InputError(f"rerank_characters is an integer of at least 1, or None, not {rerank_characters!r}")
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         if decode == "nucleus":
             options["generator"] = generator

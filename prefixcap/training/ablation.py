@@ -128,7 +128,7 @@ def evaluate_run(checkpoint: Path, run: str, most_images: int, decode: str) -> l
         setting = f"{captioner.mapper_options['name']}, {LANGUAGE_MODELS[captioner.language_model.tuning]}"
         points.append(
             Point(
-                run, setting, captioner.mapper.prefix_length, name, most_images, decode, scores["BLEU-4"], scores["CIDEr"]
+                run, setting, captioner.prefix_length, name, most_images, decode, scores["BLEU-4"], scores["CIDEr"]
             )
         )  # fmt: skip
     return points

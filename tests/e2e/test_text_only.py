@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,19 +159,25 @@ def test_stores_of_the_other_kind_are_told(
     assert message in told and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("options", ["", "memory={}/texts", "decode=maccap_released decode.rerank=2 decode.noise=0.1"])
-def test_the_whole_image_in_place_of_regions_needs_no_regions(options: str, stores: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("decode", ["greedy", "maccap_released"])
+def test_the_whole_image_in_place_of_regions_needs_no_regions(
+    decode: str, memory: bool, stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The captions are those of ten copies of the image's embedding, or of what it is projected to."""
-    given = options.replace("{}", str(stores)).split() or ["decode=greedy"]
-    given = given if "decode" in given[0] else [*given, "decode=greedy"]
-    sys.argv = ["eval", f"ckpt={stores}/adaptor", "data=demo", f"data.store={stores}/images", "regions=0", *given]
-    sys.argv += ["metrics=[BLEU]", "decode.max_tokens=6", f"out={tmp_path}"]
+    command = ["eval", f"ckpt={stores}/adaptor", "data=demo", f"data.store={stores}/images", "regions=0"]
+    command += [f"decode={decode}", "decode.max_tokens=6", "metrics=[BLEU]", f"out={tmp_path}"]
+    command += ["decode.rerank=2", "decode.noise=0.1"] if decode == "maccap_released" else []
+    command += [f"memory={stores}/texts"] if memory else []
+    monkeypatch.setattr(sys, "argv", command)
     run_script("eval")
-    captioner, embeddings = Captioner.from_pretrained(stores / "adaptor"), torch.ones(1, 128)
-    expected = captioner.caption(embeddings.repeat(10, 1)[None], "greedy", max_tokens=6)  # a memory of ones gives ones
-    if "noise" in options:
-        more = {"noise": 0.1, "seed": 0, "rerank": 2, "clean": True, "embeddings": embeddings, "rerank_characters": 80}
-        expected = captioner.caption(embeddings.repeat(10, 1)[None], "beam", beams=4, max_tokens=6, **more)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"decode": "greedy"}
+    embeddings = torch.ones(1, 128)  # and the memory's
+    if decode == "maccap_released":
+        options = {"beams": 4, "noise": 0.1, "seed": 0, "rerank": 2, "embeddings": embeddings}
+        options |= {"clean": True, "rerank_characters": 80}
+    captioner = Captioner.from_pretrained(stores / "adaptor")
+    expected = captioner.caption(embeddings.repeat(10, 1)[None], max_tokens=6, **options)
     assert list(captions(tmp_path).values()) == expected
 
 

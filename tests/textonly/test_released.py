@@ -146,6 +146,8 @@ def test_a_start_token_is_saved_and_older_captioners_have_none(form: str, tmp_pa
 def test_a_start_token_without_an_embedding_is_told() -> None:
     lm = random_lm("opt", 0)  # of 40 words, with a tokenizer of more
     assert lm.start_token > 40
+    with pytest.raises(InputError, match="start_token is true or false, not 'learn'"):
+        Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4}, start_token="learn")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'random' has 40 word embeddings, and none for its start token"):
         Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4}, start_token=True)
 
@@ -279,5 +281,6 @@ def test_candidates_are_cleaned_and_compared_by_their_first_characters(monkeypat
     assert set(encoder.read) == {caption[:7] for row in clean for caption in row}
     for row, embedding, after in zip(clean, embeddings, ranked, strict=True):
         assert after == sorted(row, key=lambda caption: -float(embedding[ord(caption[:7][-1]) % 16]))
-    with pytest.raises(InputError, match="rerank_characters is at least 1"):
-        model.caption(embeddings, "greedy", rerank_characters=0)
+    for wrong in (0, "80", 1.5):
+        with pytest.raises(InputError, match="rerank_characters is an integer of at least 1"):
+            model.caption(embeddings, "greedy", rerank_characters=wrong)
