@@ -140,6 +140,8 @@ class _ImageEncoder(nn.Module):
 
 
 class _Mapper(nn.Module):
+    start: Tensor | None
+
     def __init__(self, captioner: Captioner) -> None:
         super().__init__()
         self.mapper, self.normalize = captioner.mapper, captioner.normalize_embeddings
