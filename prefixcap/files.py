@@ -6,10 +6,13 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,33 +30,36 @@ _REASONS: dict[int | None, str] = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = "No space left on device"  # in the words of libraries that keep no number
+_WEEK = 7 * 24 * 3600.0
+_next_look: dict[Path, float] = {}  # when to look for leftovers in a folder again
+
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
 
-    A reader therefore sees the old file or the new one, never a half of either.
+    A reader therefore sees the old file or the new one, never a half of either. The new file has the mode that `open`
+    gives a new file. What a process that was killed left behind when it wrote the same file is removed.
 
     Raises:
         InputError: the disk is full, or the folder cannot be made or written to; what stood at `path` before is
             untouched.
     """
     temporary = temporary_path(path)
-    try:
+    with _told_in_one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         try:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+            _set_mode(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-    except OSError as error:
-        reason = "no space left on the disk" if no_space(error) else _REASONS.get(error.errno)
-        if reason is None:
-            raise
-        raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
 
 
 @contextmanager
@@ -64,17 +70,44 @@ def write_folder_whole(path: Path) -> Iterator[Path]:
         InputError: as `write_whole`.
     """
     temporary = temporary_path(path)
-    try:
+    with _told_in_one_line(path):
+        _remove_leftovers(path)
         try:
             yield temporary
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                _set_mode(file)
             replace_folder(path, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _told_in_one_line(path: Path) -> Iterator[None]:
+    """Within it, what keeps `path` from being written is an InputError, whichever library was writing."""
+    try:
+        yield
+    except InputError:
+        raise
     except Exception as error:
         reason = "no space left on the disk" if no_space(error) else _REASONS.get(getattr(error, "errno", None))
         if reason is None:
             raise
         raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
+
+
+def _set_mode(file: Path) -> None:
+    """Give a file the mode that `open` gives: some libraries write by way of a file that its owner alone can read."""
+    if not file.is_symlink():
+        file.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    try:  # without setting it, which other threads would notice
+        return int(re.findall(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[0], 8)
+    except (OSError, IndexError):
+        mask = os.umask(0o022)
+        os.umask(mask)
+        return mask
 
 
 def replace_folder(path: Path, by: Path) -> None:
@@ -105,7 +138,46 @@ def user_cache() -> Path:
 
 def temporary_path(path: Path) -> Path:
     """Where this process writes what is to become `path`: no other process, on no other machine, uses that name."""
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
+
+
+@cache
+def _machine() -> str:
+    """This machine, or the container on it within which numbers of processes are unique."""
+    try:
+        return f"{platform.node()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return platform.node()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that are gone left behind as they wrote `path`.
+
+    Of another machine nobody can say which processes it runs: there, what has not changed for a week is left behind.
+    """
+    folder, now = path.parent, time.monotonic()
+    if now < _next_look.get(folder, now) or not folder.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<machine>.+)\.(?P<process>\d+)\.tmp")
+    with suppress(OSError):  # a folder that can be written to, but not read; another process may remove them, too
+        for leftover in folder.iterdir():
+            match = pattern.fullmatch(leftover.name)
+            if match is not None and _is_left_behind(leftover, match["machine"], int(match["process"])):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    # A folder of very many files is not read anew for each of them.
+    _next_look[folder] = time.monotonic() + 10 * (time.monotonic() - now)
+
+
+def _is_left_behind(temporary: Path, machine: str, process: int) -> bool:
+    if machine != _machine() or os.name != "posix":
+        return time.time() - temporary.lstat().st_mtime > _WEEK
+    try:
+        os.kill(process, 0)  # which sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        return False
+    return False
 
 
 def write_text_whole(path: Path, text: str) -> None:
@@ -206,16 +278,20 @@ class Journal:
         write_text_whole(file, "\n".join([head, *lines[1:], ""]))
 
     def add(self, results: Mapping[Any, Any]) -> None:
-        """Keep results, by id: on the disk when this returns."""
+        """Keep results, by id: on the disk when this returns. Raises InputError as `write_whole`."""
         self.found |= results
-        with self.file.open("a", encoding="utf-8") as file:
+        with _told_in_one_line(self.file), self.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([key, result]) + "\n" for key, result in results.items())
             file.flush()
             os.fsync(file.fileno())
 
 
 def no_space(error: BaseException) -> bool:
-    """True if `error` means a full disk, quota or file size limit (torch wraps them in errors of its own)."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return "No space left on device" in str(error)
+    """True if `error` means a full disk, quota or file size limit: it says so, or was raised on account of one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = re.search(r"\(os error (\d+)\)", str(cause))  # of libraries in Rust
+        if (int(number[1]) if number else getattr(cause, "errno", None)) in _FULL or _NO_SPACE in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

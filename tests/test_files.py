@@ -2,13 +2,35 @@
 
 import errno
 import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from prefixcap import machine
+from prefixcap.captioner import Captioner
+from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
-from prefixcap.files import Journal, parse_json, write_text_whole, write_whole
+from prefixcap.files import (
+    Journal,
+    no_space,
+    parse_json,
+    temporary_path,
+    write_folder_whole,
+    write_text_whole,
+    write_whole,
+)
+from prefixcap.language import load_language_model
+from prefixcap.sharing.export import export_onnx, export_program
+from prefixcap.training.checkpoints import WholeCheckpoints
 
 
 def test_what_stands_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
@@ -79,3 +101,166 @@ def test_json_that_python_stumbles_over_is_told_in_one_line(text, problem):
 
 def test_json_is_read_with_pairs_of_surrogates_and_a_byte_order_mark():
     assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}', "x.json") == {"a": "😀"}
+
+
+def test_a_new_file_has_the_mode_that_open_gives(tmp_path: Path) -> None:
+    """Also one that a library writes by way of a file of its own, which others cannot read."""
+    weights = {"a": torch.zeros(2)}
+    save_file(weights, tmp_path / "private")
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "plain").write_text("x")
+        write_text_whole(tmp_path / "text", "x")
+        for _ in range(2):  # the second takes the place of the first
+            with write_whole(tmp_path / "weights") as temporary:
+                save_file(weights, temporary)
+            with write_folder_whole(tmp_path / "folder") as temporary:
+                (temporary / "in").mkdir(parents=True)
+                save_file(weights, temporary / "in" / "weights")
+    finally:
+        os.umask(before)
+    plain = (tmp_path / "plain").stat().st_mode
+    assert plain & 0o777 == 0o640
+    for name in ("text", "weights", "folder/in/weights"):
+        assert (tmp_path / name).stat().st_mode == plain, name
+
+
+def left_by(process: int, path: Path, machine: str | None = None, folder: bool = False) -> Path:
+    """What another process has written of what is to become `path`."""
+    own = temporary_path(path).name.removesuffix(f".{os.getpid()}.tmp")
+    start = own if machine is None else f".{path.name}.{machine}"
+    leftover = path.with_name(f"{start}.{process}.tmp")
+    if folder:
+        leftover.mkdir()
+        (leftover / "weights").write_text("half")
+    else:
+        leftover.write_text("half")
+    return leftover
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path: Path) -> None:
+    path, week = tmp_path / "last.ckpt", 7 * 24 * 3600
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    killed.kill()
+    killed.wait()
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        gone = [left_by(killed.pid, path), left_by(10**9, path, folder=True), left_by(7, path, "old.node.example")]
+        os.utime(gone[-1], (0, time.time() - week - 60))
+        kept = [
+            left_by(running.pid, path),
+            left_by(killed.pid, path, "other.node.example"),  # it may run there
+            left_by(killed.pid, tmp_path / "best.ckpt"),
+            left_by(killed.pid, tmp_path / "x.last.ckpt"),
+        ]
+        os.utime(kept[1], (0, time.time() - week + 60))
+        for name in (".last.ckpt.tmp", ".last.ckpt.notes.tmp", "last.ckpt.host.1.tmp", ".last.ckpt.host.1.tmp~"):
+            (tmp_path / name).write_text("somebody's")
+            kept.append(tmp_path / name)
+            os.utime(kept[-1], (0, 0))
+        write_text_whole(path, "whole")
+        assert not [leftover for leftover in gone if leftover.exists()]
+        assert {file.name for file in tmp_path.iterdir()} == {path.name, *(leftover.name for leftover in kept)}
+    finally:
+        running.kill()
+        running.wait()
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, pathlib, prefixcap.files
+with prefixcap.files.write_whole(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_as_it_writes(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_text_whole(path, "before")
+    process = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path])
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+    write_text_whole(path, "after")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] and path.read_text() == "after"
+
+
+@pytest.fixture(params=["disk", "limit"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder in which 300 kB have room, and no more: a small disk, where one may be mounted, or by a limit."""
+    if request.param == "limit":
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+        try:
+            yield tmp_path
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk may be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_what_stood_there_is_kept(full: Path) -> None:
+    tensors = {"weight": torch.randn(200_000)}  # 800 kB
+    for name in ("a", "b"):
+        (full / name).write_text("before")
+
+    def by_safetensors(path: Path) -> None:
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary)
+
+    def by_text(path: Path) -> None:
+        write_text_whole(path, "x" * 800_000)
+
+    def by_torch(path: Path) -> None:
+        WholeCheckpoints().save_checkpoint({"state_dict": tensors}, path)
+
+    def in_a_folder(path: Path) -> None:
+        with write_folder_whole(path.with_name("folder")) as temporary:
+            temporary.mkdir()
+            save_file(tensors, temporary / "weights")
+
+    def in_a_journal(path: Path) -> None:
+        journal = Journal(path.with_name("journal.jsonl"), {})
+        journal.add({1: "x" * 800_000})
+
+    for write in (by_safetensors, by_text, by_torch, in_a_folder, in_a_journal):
+        with pytest.raises(InputError, match=r"^cannot write .*: no space left on the disk; .*again$") as told:
+            write(full / "a")
+        assert "\n" not in str(told.value)
+        (full / "journal.jsonl").unlink(missing_ok=True)
+        assert {file.name for file in full.iterdir()} - {"disk"} == {"a", "b"}, write
+        assert (full / "a").read_text() == "before"
+
+
+@pytest.mark.parametrize("full", ["limit"], indirect=True)
+def test_captioners_and_exports_on_a_full_disk(full: Path) -> None:
+    encoder, mapper = load_encoder("demo"), {"name": "mlp", "prefix_length": 2}
+    captioner = Captioner(load_language_model("demo", "full"), encoder.identity, mapper)
+    (full / "shared").mkdir()
+    (full / "shared" / "mine.txt").write_text("before")
+    with pytest.raises(InputError, match=r"^cannot write .*: no space left on the disk"):
+        captioner.save_pretrained(full / "shared")
+    assert [file.name for file in (full / "shared").iterdir()] == ["mine.txt"]
+    for export in (export_program, export_onnx):
+        with pytest.raises(InputError, match=r"^cannot write .*: no space left on the disk") as told:
+            export(captioner, full / "exported")
+        assert "\n" not in str(told.value) and not (full / "exported").exists()
+        assert not list(full.glob(".exported*"))
+
+
+def test_no_space_is_what_led_to_another_error() -> None:
+    full = OSError(errno.ENOSPC, "full")
+    for other in (OSError(errno.EACCES, "no"), RuntimeError("x"), ValueError("os error 28"), OSError("(os error 5)")):
+        assert not no_space(other)
+    for error in (full, RuntimeError("I/O error: File too large (os error 27)"), OSError(errno.EDQUOT, "quota")):
+        assert no_space(error)
+        outer = RuntimeError("writer failed")
+        outer.__context__ = error
+        assert no_space(outer)

@@ -4,6 +4,7 @@ Three models: pixels -> embedding, embedding -> prefix, and a step of the langua
 """
 
 import importlib.util
+import io
 import json
 import logging
 import shutil
@@ -250,7 +251,9 @@ def _traced(part: Part) -> ExportedProgram:
 
 
 def _save_program(part: Part, program: ExportedProgram, folder: Path) -> None:
-    torch.export.save(program, folder / f"{part.name}.pt2")
+    content = io.BytesIO()  # on a full disk torch itself would end the process
+    torch.export.save(program, content)
+    (folder / f"{part.name}.pt2").write_bytes(content.getbuffer())
 
 
 def _save_onnx(part: Part, program: ExportedProgram, folder: Path) -> None:
