@@ -46,7 +46,7 @@ def main() -> None:
             rows = written[start : start + 10_000]
             rows[:] = captions_of(scenes, len(rows), generator).numpy()
         written.flush()
-        bank = MemoryBank(np.load(path, mmap_mode="r"), [""] * options.captions)
+        bank = MemoryBank(np.load(path, mmap_mode="r", allow_pickle=False), [""] * options.captions)
         memories = F.normalize(torch.from_numpy(written).float())
         aside = queries.clone()
         aside[:, -1] = GAP

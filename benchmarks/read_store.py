@@ -52,7 +52,7 @@ def write(store: Path, flat: Path, rows: int, dim: int) -> None:
 
 def compare(store: Path, flat: Path, batch: int, batches: int) -> None:
     """Print batches a second of both, in turns, and how much memory grew that is not the page cache's."""
-    baseline = np.load(flat, mmap_mode="r")
+    baseline = np.load(flat, mmap_mode="r", allow_pickle=False)
     before = memory("RssAnon")
     split = FeatureStore(store).split("train")
     generator = np.random.default_rng(1)

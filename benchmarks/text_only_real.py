@@ -147,7 +147,8 @@ def make_store(path: Path, images: list[list[str]], given: argparse.Namespace) -
 def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
     """(texts, 384) embeddings, as the encoder's own pipeline makes them: the mean over tokens, scaled to length one."""
     folder = file_of(ENCODER, "model.safetensors").parent
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval().to(DEVICE)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval().to(DEVICE)
     found: dict[int, Tensor] = {}
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     for start in range(0, len(texts), 64):
@@ -165,13 +166,16 @@ def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
 def unpack_language_model(folder: Path) -> None:
     """Write the weights of the GGUF file to a folder in float32, with the tokenizer, as transformers keeps them."""
     file = file_of(WRITER, ".gguf")
-    packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    packed = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = packed.config
     del config.quantization_config  # it is not any more, and transformers would not save it
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(packed.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
 
 
 def captions_of_all(

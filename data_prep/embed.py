@@ -23,8 +23,10 @@ from PIL import Image
 
 from data_prep.embedding import EmbedReport, embed
 from data_prep.records import Dataset
+from prefixcap.demo import language_model_beside
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
+from prefixcap.hub import missing_language_model, naming
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 
@@ -67,7 +69,8 @@ def make_store(
     dataset: Dataset = instantiate(data.reader)
     if options.get("features") is None:
         options["features"] = ["image"] if dataset.has_images else ["caption"]
-    encoder = load_encoder(encoder_name, device, DTYPES[dtype])
+    with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
+        encoder = load_encoder(encoder_name, device, DTYPES[dtype])
     path = store_path(data.name, data.store, encoder_name)
     return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
 

@@ -1,7 +1,7 @@
 """The captioner: a mapper and a language model, from CLIP embeddings to captions (Mokady et al. 2021, section 3)."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from tqdm import tqdm
 
 from prefixcap.batches import Batch
 from prefixcap.decoding import decode as decode_tokens
+from prefixcap.descriptions import FORMAT_VERSION, require_description, require_mapper
 from prefixcap.encoders import Encoder, EncoderIdentity, embed_images, load_encoder
 from prefixcap.encoders.regions import unit_parts as as_unit_parts
 from prefixcap.errors import InputError, RowsError
+from prefixcap.hub import missing_encoder, naming
 from prefixcap.language import LanguageModel, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
-from prefixcap.published import require_shapes
 from prefixcap.textonly.cleaning import cleaned
 from prefixcap.textonly.noise import gaussian_noise
-
-FORMAT_VERSION = 1
+from prefixcap.weights import require_numbers, require_shapes, shapes_of
 
 Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
 
@@ -366,24 +366,37 @@ class Captioner(nn.Module):
         }
 
     @classmethod
-    def build(cls, description: dict[str, Any], language_model: LanguageModel | None = None) -> "Captioner":
+    def build(
+        cls,
+        description: dict[str, Any],
+        language_model: LanguageModel | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        source: str | Path = "the description",
+    ) -> "Captioner":
         """The captioner that `describe` described, with weights still to be loaded.
 
         Args:
             description: from `describe`.
             language_model: the one to use; None rebuilds the one described.
+            weights: those that will be loaded: of a description that somebody else wrote, nothing is made that they do
+                not fill. None: the description is one's own.
+            source: the file that it is from, for messages.
 
         Raises:
-            InputError: the description is of a newer format, or the language model cannot be loaded.
+            InputError: the description is of another format or not laid out as one, the language model cannot be
+                loaded, or the weights are not those of what is described.
         """
-        if description.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"a captioner of format {description.get('format_version')}, but this version of prefixcap reads "
-                f"format {FORMAT_VERSION}: use the version of prefixcap that wrote it"
-            )
+        require_description(description, source)
+        encoder = EncoderIdentity(**description["encoder"])
+        shapes = None if weights is None else shapes_of(weights)
+        if language_model is None:
+            with naming(missing_encoder, encoder.name):
+                language_model = rebuild_language_model(description["language_model"], shapes, source)
+        if shapes is not None:
+            require_mapper(description["mapper"], encoder.dim, language_model.dim, shapes, source)
         return cls(
-            language_model or rebuild_language_model(description["language_model"]),
-            EncoderIdentity(**description["encoder"]),
+            language_model,
+            encoder,
             description["mapper"],
             description["normalize_embeddings"],
             description["trained_on"],
@@ -398,15 +411,17 @@ class Captioner(nn.Module):
             if not name.startswith("language_model.") or self.language_model.is_own_weight(name)
         }
 
-    def load_own_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
+    def load_own_weights(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
         """Take the weights that `own_weights` gave.
 
         Raises:
-            InputError: a weight is missing, unknown or of another shape; `source` and the weight are named.
+            InputError: a weight is missing, unknown, of another shape, NaN or infinite; `source` and the weight are
+                named.
         """
-        own = self.own_weights()
-        found, expected = ({name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, own))
-        require_shapes(found, expected, source)
+        every = self.state_dict(keep_vars=True)  # parameters, which must be finite, as such
+        own = {name: every[name] for name in self.own_weights()}
+        require_shapes(shapes_of(weights), shapes_of(own), source)
+        require_numbers(weights, own, source)
         self.load_state_dict(weights, strict=False)
 
     def save_pretrained(self, folder: str | Path, license: str = "unknown") -> None:

@@ -1,15 +1,18 @@
 """Files that captioners are loaded from: checkpoints of training, exported folders, weights that ClipCap published."""
 
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefixcap.captioner import Captioner
+from prefixcap.descriptions import REMEDY, require_description
 from prefixcap.errors import InputError
 from prefixcap.published import is_published, read_published
 from prefixcap.sharing.pretrained import downloaded, is_hub_name
+from prefixcap.validation import validate
+from prefixcap.weights import open_weights, require_tensors
 
 
 def load(
@@ -51,8 +54,9 @@ def load(
         captioner = Captioner.from_pretrained(path)
     else:
         checkpoint = require_checkpoint(content, path)
-        captioner = Captioner.build(checkpoint["prefixcap"])
-        captioner.load_own_weights(_weights(checkpoint), path)
+        weights = own_weights(checkpoint)
+        captioner = Captioner.build(checkpoint["prefixcap"], weights=weights, source=path)
+        captioner.load_own_weights(weights, path)
         captioner.source = path
     return captioner.to(device).eval()
 
@@ -67,17 +71,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return require_checkpoint(read_file(path), path)
 
 
+class TrainingState(BaseModel):
+    """What a checkpoint keeps of training, for Lightning to go on from."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    epoch: Annotated[int, Field(ge=0)]
+    global_step: Annotated[int, Field(ge=0)]
+    state_dict: dict[str, Any] = {}  # with DeepSpeed it has another name
+    callbacks: dict[str, dict[str, Any]] = {}
+    loops: dict[str, dict[str, Any]] = {}
+    optimizer_states: list[dict[str, Any]] = []
+    lr_schedulers: list[dict[str, Any]] = []
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds that training can go on from, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: there is no such file, or it keeps no training, or not laid out as Lightning does.
+    """
+    path = file_with_weights(path)
+    content = read_file(path)
+    validate(TrainingState, content, path, "give a checkpoint that training wrote")
+    training: dict[str, Any] = content
+    return training
+
+
 def load_weights(captioner: Captioner, path: Path) -> None:
     """Let a captioner have the weights of a training checkpoint, without building its captioner beside.
 
     Raises:
         InputError: as `read_checkpoint`, or the captioners differ; a weight is named.
     """
-    captioner.load_own_weights(_weights(read_checkpoint(path)), path)
-
-
-def _weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    captioner.load_own_weights(own_weights(read_checkpoint(path)), path)
 
 
 def file_with_weights(path: Path) -> Path:
@@ -99,17 +125,34 @@ def read_file(path: Path, mapped: bool = False) -> Any:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+        return open_weights(path, mapped)
     except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
 
 
 def require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
-    """What `read_file` gave, if it is a training checkpoint. Raises InputError otherwise."""
-    if isinstance(content, dict) and "shared_params" in content:  # DeepSpeed's; of frozen weights the second names stay
-        weights, first_name = content["module"], content["shared_params"]
-        content["state_dict"] = {name: weights[name] for name in weights if first_name.get(name, name) in weights}
+    """What `read_file` gave, if it is a training checkpoint, its description and its weights held to their layout.
+
+    Raises:
+        InputError: it is none, or is damaged; the place is named.
+    """
+    if isinstance(content, dict) and "shared_params" in content:
+        content["state_dict"] = _weights_of_deepspeed(content, path)
     if not isinstance(content, dict) or "prefixcap" not in content or "state_dict" not in content:
         raise InputError(f"{path} is not a checkpoint of prefixcap: give one that train.py wrote")
+    require_description(content["prefixcap"], path)
+    require_tensors(content["state_dict"], path)
     return content
+
+
+def _weights_of_deepspeed(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Its weights: of frozen ones it leaves out the first names, and the second names stay."""
+    weights = require_tensors(content.get("module"), path)
+    first_name = validate(dict[str, str], content["shared_params"], f"{path}: shared_params", REMEDY)
+    return {name: weights[name] for name in weights if first_name.get(name, name) in weights}
+
+
+def own_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The captioner's weights in a training checkpoint, by the names that `Captioner.load_own_weights` knows."""
+    return {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}

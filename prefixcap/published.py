@@ -16,11 +16,10 @@ from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_tokenizer
 from prefixcap.mappers import build_mapper
+from prefixcap.weights import Shapes, misfit, require_shapes, require_tensors
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
-
-Shapes = dict[str, tuple[int, ...]]
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by the width of their embeddings
 HEAD_WIDTH = 64  # of GPT-2 in every size
@@ -104,7 +103,7 @@ def read_layout(
 
     weights = {str(name): weight for name, weight in content.items() if not MASKS.fullmatch(str(name))}
     weights.setdefault(HEAD, weights.get(WORDS))
-    shapes: Shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
+    shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
     config = _gpt2_config(shapes, source)
     mapper, dim = _mapper_options(shapes, config.n_embd, source)
     if dim not in ENCODERS:
@@ -118,6 +117,7 @@ def read_layout(
     own = {part + name: weight.shape for part, model in parts.items() for name, weight in model.state_dict().items()}
     published_name = {name: _published_name(name) for name in own}
     require_shapes(shapes, {published_name[name]: tuple(shape) for name, shape in own.items()}, source)
+    require_tensors(weights, source)
     encoder = EncoderIdentity(name=ENCODERS[dim], digest="", preprocessing="", dim=dim)
     return config, encoder, mapper, {name: weights[published_name[name]] for name in own}
 
@@ -156,7 +156,7 @@ def _mapper_options(shapes: Shapes, width: int, source: Path) -> tuple[dict[str,
 def _matrix(shapes: Shapes, name: str, source: Path) -> tuple[int, int]:
     """Rows and columns of a weight that has both."""
     if name not in shapes:
-        raise _misfit(source, "lacks", name)
+        raise misfit(source, "lacks", name)
     if len(shapes[name]) != 2:
         raise InputError(f"{source}: weight '{name}' is {shapes[name]}, not a matrix")
     rows, columns = shapes[name]
@@ -172,20 +172,3 @@ def _published_name(name: str) -> str:
     for ours, theirs in RENAMED:
         name = name.replace(ours, theirs)
     return name
-
-
-def require_shapes(found: Shapes, expected: Shapes, source: Path | str) -> None:
-    """Raise InputError, naming the file and the weight, if one is missing, unknown or of another shape."""
-    for problem, names in (
-        ("lacks", expected.keys() - found.keys()),
-        ("has the unknown", found.keys() - expected.keys()),
-    ):
-        if names:
-            raise _misfit(source, problem, min(names))
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(f"{source}: weight '{name}' is {found[name]}, not {shape}")
-
-
-def _misfit(source: Path | str, problem: str, name: str) -> InputError:
-    return InputError(f"{source} {problem} weight '{name}': it is not whole, or of another model")

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from prefixcap.captioner import FORMAT_VERSION
 from prefixcap.checkpoints import file_with_weights, read_file, require_checkpoint
 from prefixcap.errors import InputError
 from prefixcap.evaluation.report import table
 from prefixcap.files import read_json, read_text
 from prefixcap.language import count_parameters
 from prefixcap.published import is_published, read_layout
-from prefixcap.sharing.pretrained import LANGUAGE_MODEL, MAPPER, downloaded, is_hub_name
+from prefixcap.sharing.pretrained import LANGUAGE_MODEL, downloaded, is_hub_name, read_folder
 
 SHOWN = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
 
@@ -74,7 +73,7 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
     checkpoint = require_checkpoint(content, path)
     run = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
     weights = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("captioner.")}
-    described = _described(checkpoint["prefixcap"], path, _count(weights))
+    described = _described(checkpoint["prefixcap"], _count(weights))
     return {
         "kind": "checkpoint of training",
         "family": _family(run),
@@ -87,13 +86,9 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
-    config = folder / "config.json"
-    description = read_json(config) if config.is_file() else None
-    if not isinstance(description, dict) or "mapper" not in description:
-        raise InputError(f"{folder} holds no captioner: give a folder that save_pretrained wrote")
+    description, weights = read_folder(folder)
     of_lm = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))
-    described = _described(description, config, _count_in(folder / MAPPER), of_lm)
-    return {"kind": "folder of save_pretrained", "family": None, **described}
+    return {"kind": "folder of save_pretrained", "family": None, **_described(description, _count(weights), of_lm)}
 
 
 def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -114,14 +109,9 @@ def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def _described(description: dict[str, Any], source: Path, own: int, of_lm: int = 0) -> dict[str, Any]:
+def _described(description: dict[str, Any], own: int, of_lm: int = 0) -> dict[str, Any]:
     """What `Captioner.describe` said, and how many parameters there are: the `own` ones that were trained, those of a
     language model that lies beside them, and those of one that is only named."""
-    if description.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{source} is of format {description.get('format_version')}, but this version of prefixcap reads format "
-            f"{FORMAT_VERSION}: use the version of prefixcap that wrote it"
-        )
     lm = {name: value for name, value in description["language_model"].items() if name != "files"}
     is_tuned = lm["tuning"] == "full"
     frozen = 0 if is_tuned else of_lm or count_parameters(lm["name"])

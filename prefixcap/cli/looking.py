@@ -94,7 +94,14 @@ def arithmetic(
         ),
     ],
     encoder: Annotated[str, typer.Option(metavar="NAME", help="A CLIP.")] = "clip:ViT-B/32",
-    lm: Annotated[str, typer.Option(metavar="NAME", help="A language model, by name or folder.")] = "gpt2-medium",
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A language model, by name or folder; by default gpt2-medium, or demo with --encoder demo.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What ZeroCap goes on from.")] = "Image of a",
     ckpt: Annotated[
         Path | None,
@@ -110,14 +117,18 @@ def arithmetic(
     Without training: CLIP steers a language model towards the sum while it writes.
     """
     from prefixcap.checkpoints import load
+    from prefixcap.demo import language_model_beside
     from prefixcap.encoders import load_encoder
+    from prefixcap.hub import missing_language_model, naming
     from prefixcap.language import load_language_model
     from prefixcap.zeroshot import arithmetic as sums
     from prefixcap.zeroshot.zerocap import ZeroCap
 
     sums.parse(expression)  # before models are loaded
     captioner = load(ckpt) if ckpt else None
-    clip = sums.encoder_of(captioner) if captioner is not None else load_encoder(encoder)
+    lm = lm or language_model_beside(captioner.encoder_identity.name if captioner else encoder, "gpt2-medium")
+    with naming(missing_language_model, lm):
+        clip = sums.encoder_of(captioner) if captioner is not None else load_encoder(encoder)
     zerocap = ZeroCap(clip, load_language_model(lm), prompt=prompt, end_factor=1.06, end_from=1)
     print(sums.arithmetic(expression, zerocap))
     if captioner is not None:

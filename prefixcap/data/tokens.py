@@ -109,7 +109,7 @@ def _kept(
         with lock(home):
             if not (home / f"{name}.ends.npy").is_file():  # as another process may have made it meanwhile
                 _make(split, tokenizer, home, name, kind)
-    ends = np.load(home / f"{name}.ends.npy", mmap_mode="r")
+    ends = np.load(home / f"{name}.ends.npy", mmap_mode="r", allow_pickle=False)
     tokens = np.memmap(home / f"{name}.tokens", kind, mode="r") if len(ends) else np.empty(0, kind)
     return tokens.view(np.ndarray), ends.view(np.ndarray)
 

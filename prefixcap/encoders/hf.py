@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from prefixcap.encoders.common import first_line, normalized, to_rgb, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
+from prefixcap.hub import Unreachable, is_unreachable, missing_encoder, read_config, require_no_adapter
 
 # CLIP was trained on images resized by PIL; torchvision's resizing of tensors differs by some grey levels.
 _PIL = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
@@ -170,7 +171,8 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
     folder = Path(checkpoint).expanduser()
     source = str(folder) if folder.is_dir() else checkpoint
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = read_config(source)
+        require_no_adapter(source)
     except Exception as error:  # a malformed folder makes transformers raise almost anything
         raise _cannot_load(name, error) from error
     if config.model_type not in ("clip", "siglip"):
@@ -180,9 +182,11 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
         )
     try:
         # transformers 5 would take the checkpoint's dtype.
-        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(source, **_PIL)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model, report = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **_PIL)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise _cannot_load(name, error) from error
     if report["missing_keys"]:  # transformers only warns, and makes them up at random
@@ -194,6 +198,8 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
 
 
 def _cannot_load(name: str, error: Exception) -> InputError:
+    if is_unreachable(error) and (missing := missing_encoder(name)):
+        return Unreachable(f"encoder {name!r} cannot be loaded, as the model hub cannot be reached: {missing}")
     return InputError(
         f"encoder {name!r} cannot be loaded ({first_line(error)}): give a folder written by "
         "save_pretrained, with image processor and tokenizer, or the name of a model on the hub"

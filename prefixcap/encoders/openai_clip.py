@@ -3,6 +3,7 @@
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
 """
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,13 +19,16 @@ from prefixcap.encoders.common import first_line, normalized, to_rgb, to_tensor,
 from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
+from prefixcap.hub import Unreachable, missing_encoder
+from prefixcap.weights import open_weights, require_tensors
 
 
 class OpenAIClipEncoder:
     """A CLIP that `clip.load` opens; see `Encoder` for the methods.
 
     Args:
-        checkpoint: one of `clip.available_models()`, or the path of a state dict or of a JIT archive.
+        checkpoint: one of `clip.available_models()`, or the path of a state dict, or of a file that OpenAI published. A
+            program of TorchScript that somebody else made is not opened: it could write files as it is loaded.
         name: for the identity and for error messages.
         device: where the model lives.
         dtype: of the weights. LayerNorm and BatchNorm stay in fp32, as in OpenAI's fp16 models.
@@ -163,6 +167,12 @@ def _import_clip() -> Any:
     return clip
 
 
+def published_file(model: str) -> tuple[str, Path] | None:
+    """Of one of OpenAI's models, the URL, and where `clip` keeps what it downloads; None: it has no such model."""
+    url = _import_clip().clip._MODELS.get(model)
+    return None if url is None else (url, Path("~/.cache/clip").expanduser() / url.rpartition("/")[2])
+
+
 def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
     """-> the model in fp32 on the CPU, and the transform of its images."""
     published = checkpoint in clip.available_models()
@@ -174,15 +184,26 @@ def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # clip tries torch.jit.load first, which is deprecated
-            model, transform = clip.load(checkpoint if published else str(path), device="cpu", jit=False)
+            warnings.simplefilter("ignore")  # clip opens OpenAI's files by torch.jit.load, which is deprecated
+            if published or _is_published(clip, path):
+                return clip.load(checkpoint if published else str(path), device="cpu", jit=False)  # type: ignore[no-any-return]
+            model = clip.model.build_model(require_tensors(open_weights(path), path)).float()
+            return model, clip.clip._transform(model.visual.input_resolution)
     except Exception as error:  # a malformed file makes torch and clip raise almost anything
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         what = f"encoder {name!r} cannot be loaded ({reason})"
+        if published and isinstance(error, OSError) and (missing := missing_encoder(name)):
+            raise Unreachable(f"{what}: connect to the network; or {missing}") from error
         if published:
             raise InputError(f"{what}: connect to the network, or put its file into ~/.cache/clip by hand") from error
         raise InputError(f"{what}: give a CLIP state dict in OpenAI's layout, with image and text tower") from error
-    return model, transform
+
+
+def _is_published(clip: Any, file: Path) -> bool:
+    """Whether a file is one of OpenAI's own, by its SHA-256, which is in the URL. Those are programs of TorchScript;
+    no other program is opened."""
+    digests = {url.rpartition("/")[2]: url.split("/")[-2] for url in clip.clip._MODELS.values()}
+    return file.name in digests and hashlib.sha256(file.read_bytes()).hexdigest() == digests[file.name]
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

@@ -1,15 +1,7 @@
 """Any causal language model of transformers: frozen, with adapters, or tuned; in less memory, if wanted."""
 
-from prefixcap.language.model import (
-    Dtype,
-    LanguageModel,
-    Tuning,
-    count_parameters,
-    load_language_model,
-    load_tokenizer,
-    rebuild_language_model,
-    tokenize_captions,
-)
+from prefixcap.language.loading import count_parameters, load_language_model, load_tokenizer, rebuild_language_model
+from prefixcap.language.model import Dtype, LanguageModel, Tuning, tokenize_captions
 
 __all__ = [
     "Dtype",

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from prefixcap.demo import ASSETS
 from prefixcap.errors import InputError
 from prefixcap.language.lean import (
     Quantization,
-    checkpoint_layers,
-    keep_differentiable,
-    quantization_config,
     quantization_of,
 )
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+TEXTS = (
+    *VOCABULARIES, "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "merges.txt", "emoji.json", "chat_template.jinja",
+)  # fmt: skip
+"""Files of a configuration and a tokenizer that a checkpoint may hold."""
 
 Tuning = Literal["frozen", "lora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -57,7 +60,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         self.quantization = quantization_of(model)
-        _require_trainable(tuning, self.quantization)
+        check_tuning(tuning, self.quantization)
         if tokenizer.eos_token_id is None:
             raise InputError(
                 f"the tokenizer of language model '{name}' has no end token (eos_token): captions need one"
@@ -223,22 +226,31 @@ class LanguageModel(nn.Module):
         return output
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint needs to rebuild the model, beside weights: its name; if it is tuned whole, its files."""
+        """What a checkpoint needs to rebuild the model, beside weights: its name; if it is tuned whole, its files.
+
+        Raises:
+            InputError: it is tuned whole, and its tokenizer is in no file of text.
+        """
         description: dict[str, Any] = {"name": self.name, "tuning": self.tuning, "dtype": self.dtype}
         if self.quantization is not None:
             description["quantization"] = self.quantization
         if self.lora is not None:
             description["lora"] = asdict(self.lora)
         if self.tuning == "full":
-            with tempfile.TemporaryDirectory() as folder:
-                self.model.config.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
-                description["files"] = {
-                    file.name: file.read_text(encoding="utf-8")
-                    for file in sorted(Path(folder).iterdir())
-                    if file.is_file()
-                }
+            description["files"] = self._files()
         return description
+
+    def _files(self) -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.config.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            files = {file.name: file for file in sorted(Path(folder).iterdir())}
+            if files.keys().isdisjoint(VOCABULARIES):
+                raise InputError(
+                    f"the tokenizer of language model '{self.name}' is kept in {', '.join(files)}, which a checkpoint "
+                    "cannot hold: set model.lm_tuning=lora or frozen"
+                )
+            return {name: file.read_text(encoding="utf-8") for name, file in files.items() if name in TEXTS}
 
     def is_own_weight(self, name: str) -> bool:
         """Whether a weight, by its name in `state_dict`, is not among those that the model's name stands for."""
@@ -287,121 +299,9 @@ def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str])
     return [[*row, tokenizer.eos_token_id] for row in tokenizer(captions, add_special_tokens=False)["input_ids"]]
 
 
-def load_language_model(
-    name: str,
-    tuning: Tuning = "frozen",
-    dtype: Dtype = "float32",
-    quantization: Quantization | None = None,
-    lora: Lora | None = None,
-    gradient_checkpointing: bool = False,
-    scratch: dict[str, Any] | None = None,
-) -> LanguageModel:
-    """The causal LM called `name`.
-
-    Args:
-        name: a folder, a name on the model hub, or "demo" for the small world's own.
-        tuning: "frozen", "lora" or "full", see `LanguageModel`.
-        dtype: of its weights.
-        quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.lean`; None: none.
-        lora: options of adapters, see `LanguageModel`.
-        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.lean`.
-        scratch: random weights in place of its own, in an architecture that differs by these values of its
-            configuration, e.g. `{"n_layer": 4}`; for "full" alone.
-
-    Raises:
-        InputError: there is no such model, it is no causal LM, an option does not exist or not for this tuning, or a
-            package that it takes is not installed.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    if dtype not in get_args(Dtype):
-        raise InputError(f"unknown lm.dtype '{dtype}': choose one of {', '.join(get_args(Dtype))}")
-    if quantization not in (None, *get_args(Quantization)):
-        choices = ", ".join(get_args(Quantization))
-        raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
-    _require_trainable(tuning, quantization)  # before a large model is loaded
-    if scratch is not None and tuning != "full":
-        raise InputError(f"lm.scratch knows nothing, and lm_tuning={tuning} keeps it so: set lm_tuning=full")
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization, options["dtype"])
-    logging.disable_progress_bar()  # one for each shard says little and tears the page
-    try:
-        if scratch is None:
-            model = AutoModelForCausalLM.from_pretrained(_source(name), **options)
-        else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_source(name), **scratch), **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load("language model", name, error) from error
-    keep_differentiable(model)
-    if gradient_checkpointing:
-        checkpoint_layers(model)
-    return LanguageModel(model, load_tokenizer(name), name, tuning, lora)
-
-
-def _require_trainable(tuning: Tuning, quantization: Quantization | None) -> None:
+def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:
     """Raise InputError if there is no such tuning, or none of such weights."""
     if tuning not in get_args(Tuning):
         raise InputError(f"unknown lm_tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
     if tuning == "full" and quantization is not None:
         raise InputError(f"lm_tuning=full cannot train {quantization} weights: set model.lm_tuning=lora or frozen")
-
-
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the causal LM called `name`, see `load_language_model`.
-
-    Raises:
-        InputError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name))
-    except (OSError, ValueError) as error:
-        raise _cannot_load("the tokenizer of language model", name, error) from error
-    return tokenizer
-
-
-def count_parameters(name: str) -> int | None:
-    """How many parameters the causal LM called `name` has, weights or not; None: it is not on this machine."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(_source(name), local_files_only=True)
-    except (OSError, ValueError):
-        return None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return int(sum(weight.numel() for weight in model.parameters()))
-
-
-def _source(name: str) -> str:
-    """What transformers is to open for a name."""
-    return str(ASSETS / "language_model") if name == "demo" else name
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> InputError:
-    return InputError(
-        f"cannot load {what} '{name}': {' '.join(str(error).split())[:300]}; "
-        "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
-    )
-
-
-def rebuild_language_model(description: dict[str, Any]) -> LanguageModel:
-    """The model that `LanguageModel.describe` described; if it was tuned, with weights still to be loaded."""
-    name, tuning = description["name"], description["tuning"]
-    dtype = description.get("dtype", "float32")  # an older checkpoint does not say
-    if tuning != "full":
-        lora = Lora(**description["lora"]) if tuning == "lora" else None
-        return load_language_model(name, tuning, dtype, description.get("quantization"), lora)
-
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for file, text in description["files"].items():
-            (Path(folder) / Path(file).name).write_text(text, encoding="utf-8")
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).to(getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    return LanguageModel(model, tokenizer, name, tuning)

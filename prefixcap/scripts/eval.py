@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from data_prep.embed import open_store
 from prefixcap.checkpoints import load
 from prefixcap.data import require_match
+from prefixcap.demo import language_model_beside
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
@@ -17,6 +18,7 @@ from prefixcap.errors import InputError, name_rows
 from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_captions, read_references
 from prefixcap.evaluation.comparison import compare
+from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.machine import usable_device
 from prefixcap.metrics import check_metrics
@@ -116,11 +118,14 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
         raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
     options = dict(config.method)
     name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
-    small = config.data.default_lm == "demo"
-    store = open_store(config.data, encoder_name or config.data.default_encoder)
-    encoder = load_encoder(store.encoder.name, usable_device(config.device))
+    encoder_name = encoder_name or config.data.default_encoder
+    otherwise = "demo" if config.data.default_lm == "demo" else "gpt2-medium"
+    lm_name = lm_name or language_model_beside(encoder_name, otherwise)
+    with naming(missing_language_model, lm_name):
+        store = open_store(config.data, encoder_name)
+        encoder = load_encoder(store.encoder.name, usable_device(config.device))
     store.require_encoder(encoder.identity)
-    lm = load_language_model(lm_name or ("demo" if small else "gpt2-medium")).to(usable_device(config.device))
+    lm = load_language_model(lm_name).to(usable_device(config.device))
     captioner = (Magic if name == "magic" else ZeroCap)(encoder, lm, **options)
     hydra = HydraConfig.get()
     chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]

@@ -14,12 +14,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from prefixcap.checkpoints import read_checkpoint
+from prefixcap.checkpoints import read_training
 from prefixcap.errors import InputError
 from prefixcap.figures import require_matplotlib
 from prefixcap.machine import out_of_memory
 from prefixcap.scripts.runs import keep_metrics
-from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints
+from prefixcap.training.checkpoints import RandomState, Stopped, WholeCheckpoints, tell_damage
 from prefixcap.training.curves import Curves
 from prefixcap.training.min_steps import ReachMinSteps
 from prefixcap.training.tracking import Trackers, finish, going_on, knows_its_run
@@ -29,7 +29,7 @@ say = rank_zero_only(print)  # of several processes the first speaks
 
 def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
     """The loggers of a run, or of one that goes on from `checkpoint`. Raises InputError if a package is missing."""
-    before = read_checkpoint(Path(checkpoint)) if checkpoint else None
+    before = read_training(Path(checkpoint)) if checkpoint else None
     loggers = []
     for name, options in config.logger.items():
         if before is None:
@@ -98,6 +98,8 @@ def fit(
         InputError: memory ran out.
         Stopped: a signal asked for it.
     """
+    if checkpoint:
+        tell_damage(trainer, checkpoint)
     try:
         trainer.fit(training, data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stopped:

@@ -8,10 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load
+from prefixcap.demo import language_model_beside
 from prefixcap.demo.relations import write_relations
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.files import Journal, write_text_whole
+from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import load_language_model
 from prefixcap.machine import usable_device
 from prefixcap.scripts.launch import run
@@ -70,11 +72,11 @@ def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
         raise InputError(f"method={options['name']} cannot be asked: give one that CLIP steers, or ckpt=PATH")
     name, lm, encoder = (options.pop(option) for option in ("name", "lm", "encoder"))
     own = not config.relations  # the small world's
-    return METHODS[name](
-        load_encoder(encoder or ("demo" if own else "clip:ViT-B/32"), device),
-        load_language_model(lm or ("demo" if own else "gpt2-medium")).to(device),
-        **options,
-    )
+    encoder = encoder or ("demo" if own else "clip:ViT-B/32")
+    lm = lm or language_model_beside(encoder, "demo" if own else "gpt2-medium")
+    with naming(missing_language_model, lm):
+        opened = load_encoder(encoder, device)
+    return METHODS[name](opened, load_language_model(lm).to(device), **options)
 
 
 def choose(relations: list[Relation], config: DictConfig) -> list[Relation]:

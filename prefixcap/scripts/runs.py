@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from prefixcap.checkpoints import read_checkpoint
+from prefixcap.demo import language_model_beside
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 
@@ -24,6 +25,7 @@ def _sweep_number() -> str:
 
 
 OmegaConf.register_new_resolver("sweep_number", _sweep_number, replace=True)
+OmegaConf.register_new_resolver("language_model_beside", language_model_beside, replace=True)
 
 
 def settled(composed: DictConfig) -> DictConfig:

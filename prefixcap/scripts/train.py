@@ -15,6 +15,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.checkpoints import load_weights
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
+from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
@@ -38,7 +39,8 @@ def main(config: DictConfig) -> float | None:
     run_dir = Path(config.run_dir)
     loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
 
-    store = open_store(config.data, config.encoder.name, reads(config.model))
+    with naming(missing_language_model, config.lm.name):
+        store = open_store(config.data, config.encoder.name, reads(config.model))
     require_encoder_name(store, config.encoder.name)
     L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))

@@ -11,6 +11,7 @@ from prefixcap.checkpoints import load
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_captions
+from prefixcap.hub import missing_encoder, naming
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.machine import usable_device
 from prefixcap.scripts.captioning import needed_feature, open_images, write_captions
@@ -70,11 +71,15 @@ def load_models(config: DictConfig) -> tuple[Captioner | None, LanguageModel, En
     captioner = load(config.ckpt, device) if config.ckpt else None
     language_model = captioner.language_model if captioner is not None else None
     encoder = None
+    name = config.encoder.name if config.get("encoder") else None
     if config.get("lm"):
         lm = config.lm
-        language_model = load_language_model(lm.name, dtype=lm.dtype, quantization=lm.quantization).to(device)
-    if config.get("encoder"):
-        encoder = load_encoder(config.encoder.name, device)
+        with naming(missing_encoder, name or "demo"):
+            language_model = load_language_model(lm.name, dtype=lm.dtype, quantization=lm.quantization).to(device)
+    elif language_model is None and name == "demo":
+        language_model = load_language_model("demo").to(device)
+    if name:
+        encoder = load_encoder(name, device)
     elif captioner is not None:
         encoder = captioner.encoder()
     if language_model is None or encoder is None:

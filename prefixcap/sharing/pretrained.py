@@ -4,13 +4,18 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 import prefixcap
 from prefixcap.captioner import Captioner
+from prefixcap.descriptions import REMEDY, require_description
 from prefixcap.encoders.common import first_line
 from prefixcap.errors import InputError
-from prefixcap.files import read_text, write_folder_whole, write_text_whole, write_whole
-from prefixcap.language import load_language_model
+from prefixcap.files import read_json, read_text, write_folder_whole, write_text_whole, write_whole
+from prefixcap.language.loading import load_saved_model
+from prefixcap.language.model import TEXTS
 from prefixcap.sharing.model_card import model_card
 
 CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
@@ -48,10 +53,22 @@ def save(captioner: Captioner, folder: Path, license: str = "unknown", name: str
     with write_whole(folder / MAPPER) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in captioner.mapper.state_dict().items()}, temporary)
     if not (folder / CARD).exists():
-        kept = captioner.source / CARD if captioner.source is not None else folder / CARD
-        card = read_text(kept) if kept.is_file() else model_card(captioner, name or folder.resolve().name, license)
+        kept = _card_beside(captioner.source)
+        card = model_card(captioner, name or folder.resolve().name, license) if kept is None else read_text(kept)
         write_text_whole(folder / CARD, card)
     write_text_whole(folder / CONFIG, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _card_beside(source: Path | None) -> Path | None:
+    """The model card that a captioner came with; none that is a link to a file elsewhere, which nobody meant to share.
+
+    In the hub's cache every file is a link, into another folder of the same model.
+    """
+    if source is None or not (source / CARD).is_file():
+        return None
+    of_cache = source.resolve().parent.name == "snapshots"
+    within = source.resolve().parents[1] if of_cache else source.resolve()
+    return source / CARD if (source / CARD).resolve().is_relative_to(within) else None
 
 
 def load(name: str | Path, revision: str | None = None) -> Captioner:
@@ -64,28 +81,42 @@ def load(name: str | Path, revision: str | None = None) -> Captioner:
     Raises:
         InputError: the folder holds no captioner, or a file of it is missing or damaged; or it cannot be downloaded.
     """
+    folder = downloaded(str(name), revision) if is_hub_name(name) else Path(name)
+    description, weights = read_folder(folder)
+    lm = description["language_model"]
+    language_model = None
+    if lm["tuning"] == "full" or lm["name"] == WITHIN:
+        dtype = lm.get("dtype", "float32")  # an older folder does not say
+        language_model = load_saved_model(folder / LANGUAGE_MODEL, lm["tuning"], dtype)
+        if lm["tuning"] == "full":
+            language_model.name = lm["name"]
+    captioner = Captioner.build(description, language_model, weights, folder / CONFIG)
+    tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
+    captioner.load_own_weights(weights | tuned_weights, folder / MAPPER)
+    captioner.source = folder
+    return captioner.eval()
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description in a folder that `save` wrote, and the mapper's weights, by the captioner's names for them.
+
+    Raises:
+        InputError: it holds no captioner, or a file of it is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = downloaded(str(name), revision) if is_hub_name(name) else Path(name)
+    remedy = "give a folder that save_pretrained wrote"
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no captioner (it has no {CONFIG}): {remedy}")
+    description = require_description(read_json(folder / CONFIG), folder / CONFIG)
+    if description["language_model"]["tuning"] == "lora":
+        raise InputError(f"{folder / CONFIG}: adapters are merged in such a folder; {REMEDY}")
     try:
-        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / MAPPER)
-        lm = description["language_model"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{folder} holds no captioner ({error}): give a folder that save_pretrained wrote") from error
-    language_model = None
-    if lm["tuning"] != "frozen" or lm["name"] == WITHIN:
-        dtype = lm.get("dtype", "float32")  # an older folder does not say
-        language_model = load_language_model(str(folder / LANGUAGE_MODEL), lm["tuning"], dtype)
-        if lm["tuning"] != "frozen":
-            language_model.name = lm["name"]
-    captioner = Captioner.build(description, language_model)
-    mapper_weights = {f"mapper.{name}": tensor for name, tensor in weights.items()}
-    tuned_weights = {k: v for k, v in captioner.own_weights().items() if k.startswith("language_model.")}
-    captioner.load_own_weights(mapper_weights | tuned_weights, folder / MAPPER)
-    captioner.source = folder
-    return captioner.eval()
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / MAPPER} cannot be read ({error}): {remedy}") from error
+    return description, {f"mapper.{name}": weight for name, weight in weights.items()}
 
 
 def push(captioner: Captioner, name: str, license: str = "unknown", private: bool = False) -> str:
@@ -139,7 +170,8 @@ def downloaded(name: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    files = [CONFIG, MAPPER, CARD, f"{LANGUAGE_MODEL}/*"]
+    weights = ("*.safetensors", "model.safetensors.index.json")
+    files = [CONFIG, MAPPER, CARD, *(f"{LANGUAGE_MODEL}/{file}" for file in (*TEXTS, *weights))]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # of whichever library the hub's client speaks HTTP with

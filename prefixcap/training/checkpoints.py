@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,7 +17,9 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from prefixcap.batches import Batch
+from prefixcap.errors import InputError
 from prefixcap.files import write_whole
+from prefixcap.machine import out_of_memory
 from prefixcap.training.arriving import Arriving
 from prefixcap.training.distributed import gathered, greatest_of_processes
 
@@ -33,11 +36,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint` to a local path. Raises InputError as `write_whole` does."""
-        try:
-            with write_whole(Path(path)) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-        except RuntimeError as error:  # torch's, in place of the one that says that the disk is full
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        with write_whole(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class RandomState(Callback):
@@ -58,18 +58,47 @@ class RandomState(Callback):
         return {"processes": gathered(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict["processes"]
+        self._saved = list(state_dict["processes"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if len(self._saved) == trainer.world_size:
-            state = self._saved[trainer.global_rank]
+            self._restore(self._saved[trainer.global_rank])
+        self._saved = []
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
             torch.set_rng_state(state["torch"])
             if state["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["cuda"])
             np.random.set_state(state["numpy"])  # noqa: NPY002
             version, numbers, following = state["python"]
             random.setstate((version, tuple(numbers), following))
-        self._saved = []
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"the random state in the checkpoint is damaged ({error}): take another one") from error
+
+
+def tell_damage(trainer: L.Trainer, checkpoint: str | Path) -> None:
+    """Let what a checkpoint cannot be resumed from be an InputError: Lightning believes all that it says."""
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, _damage_told(getattr(connector, name), checkpoint))
+
+
+def _damage_told(restore: Callable[..., None], checkpoint: str | Path) -> Callable[..., None]:
+    def restore_or_tell(*arguments: Any) -> None:
+        try:
+            restore(*arguments)
+        except InputError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(
+                f"training cannot go on from {checkpoint} ({reason}): it is damaged, or another run's"
+            ) from error
+
+    return restore_or_tell
 
 
 class Stopped(SystemExit):

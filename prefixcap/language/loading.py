@@ -1,0 +1,242 @@
+"""Language models by name, and as checkpoints and exported folders hold them.
+
+Whoever made a model may be a stranger: of what lies beside its weights, texts that describe it are read, and no code is
+run.
+"""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from prefixcap.demo import ASSETS
+from prefixcap.descriptions import REMEDY, require_layers
+from prefixcap.errors import InputError
+from prefixcap.files import parse_json, read_json
+from prefixcap.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
+from prefixcap.language.lean import Quantization, checkpoint_layers, keep_differentiable, quantization_config
+from prefixcap.language.lora import Lora
+from prefixcap.language.model import TEXTS, Dtype, LanguageModel, Tuning, check_tuning
+from prefixcap.machine import out_of_memory
+from prefixcap.weights import Shapes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+LONGEST_TEXT = 100_000_000  # characters in a file of a tokenizer; the largest have a third
+OTHER_FILES = ("vocab_file", "merges_file", "spm_file", "tokenizer_file", "fast_tokenizer_files")
+LARGEST_BUFFERS = 2**28  # numbers in a model that are not among its weights, such as masks
+
+
+def load_language_model(
+    name: str,
+    tuning: Tuning = "frozen",
+    dtype: Dtype = "float32",
+    quantization: Quantization | None = None,
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+    scratch: dict[str, Any] | None = None,
+) -> LanguageModel:
+    """The causal LM called `name`. Code that comes with a model is not run.
+
+    Args:
+        name: a folder, a name on the model hub, or "demo" for the small world's own.
+        tuning: "frozen", "lora" or "full", see `LanguageModel`.
+        dtype: of its weights.
+        quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.lean`; None: none.
+        lora: options of adapters, see `LanguageModel`.
+        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.lean`.
+        scratch: random weights in place of its own, in an architecture that differs by these values of its
+            configuration, e.g. `{"n_layer": 4}`; for "full" alone.
+
+    Raises:
+        InputError: there is no such model, it lacks weights, is no causal LM or one of code that transformers does not
+            have, an option does not exist or not for this tuning, or a package that it takes is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if dtype not in get_args(Dtype):
+        raise InputError(f"unknown lm.dtype '{dtype}': choose one of {', '.join(get_args(Dtype))}")
+    if quantization not in (None, *get_args(Quantization)):
+        choices = ", ".join(get_args(Quantization))
+        raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
+    check_tuning(tuning, quantization)  # before a large model is loaded
+    if scratch is not None and tuning != "full":
+        raise InputError(f"lm.scratch knows nothing, and lm_tuning={tuning} keeps it so: set lm_tuning=full")
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, options["dtype"])
+    logging.disable_progress_bar()  # one for each shard says little and tears the page
+    try:
+        config, missing = read_config(_source(name), **(scratch or {})), None
+        if scratch is None:
+            require_no_adapter(_source(name))
+            model, report = AutoModelForCausalLM.from_pretrained(
+                _source(name), config=config, output_loading_info=True, trust_remote_code=False, **options
+            )
+            missing = min(report["missing_keys"], default=None)
+        else:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    except Exception as error:  # a malformed folder makes transformers raise almost anything
+        raise _cannot_load("language model", name, error) from error
+    if missing is not None:  # transformers only warns, and makes them up at random
+        raise InputError(f"language model '{name}' lacks weights, {missing} for one: give a whole causal LM")
+    keep_differentiable(model)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    language_model = LanguageModel(model, load_tokenizer(name), name, tuning, lora)
+    language_model.describe()  # what no checkpoint could hold is told before training
+    return language_model
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the causal LM called `name`, see `load_language_model`.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load("the tokenizer of language model", name, error) from error
+    return tokenizer
+
+
+def count_parameters(name: str) -> int | None:
+    """How many parameters the causal LM called `name` has, weights or not; None: it is not on this machine."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            config = read_config(_source(name), local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # of a malformed folder
+        return None
+    return int(sum(weight.numel() for weight in model.parameters()))
+
+
+def rebuild_language_model(
+    description: Mapping[str, Any], weights: Shapes | None = None, source: object = "the checkpoint"
+) -> LanguageModel:
+    """The model that `LanguageModel.describe` described; if it was tuned, with weights still to be loaded.
+
+    Args:
+        description: what a file says of the model, see `prefixcap.descriptions`.
+        weights: the shapes of those that will be loaded: a model that they do not fill is not built.
+        source: the file.
+
+    Raises:
+        InputError: as `load_language_model`; or the model was tuned whole, and its description has files that are no
+            configuration and no tokenizer, or make a larger model than the weights are for.
+    """
+    name, tuning = description["name"], description["tuning"]
+    dtype = description.get("dtype", "float32")  # an older checkpoint does not say
+    if tuning != "full":
+        lora = Lora(**description["lora"]) if tuning == "lora" else None
+        return load_language_model(name, tuning, dtype, description.get("quantization"), lora)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = _require_texts(description.get("files"), weights, source)
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in files.items():
+            (Path(folder) / file).write_text(text, encoding="utf-8")
+        try:
+            config = read_config(folder)
+            if weights is not None:
+                _require_size(config, weights, source)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(getattr(torch, dtype))
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            raise _cannot_load(f"{source}: the language model", name, error) from error
+    return LanguageModel(model, tokenizer, name, tuning)
+
+
+def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageModel:
+    """The model that `LanguageModel.save_pretrained` wrote.
+
+    Raises:
+        InputError: as `load_language_model`, or the folder's configuration makes a larger model than its weights are.
+    """
+    try:
+        weights = _shapes_in(folder)
+        require_layers(_as_dict(read_json(folder / "config.json"), folder / "config.json"), weights, folder)
+        _require_size(read_config(str(folder)), weights, folder)
+    except Exception as error:
+        raise _cannot_load("language model", str(folder), error) from error
+    return load_language_model(str(folder), tuning, dtype)
+
+
+def _source(name: str) -> str:
+    """What transformers is to open for a name."""
+    return str(ASSETS / "language_model") if name == "demo" else name
+
+
+def _require_texts(files: Any, weights: Shapes | None, source: object) -> dict[str, str]:
+    """The files of a checkpoint, if they are those that `LanguageModel.describe` writes."""
+    if not isinstance(files, dict) or "config.json" not in files:
+        raise InputError(f"{source}: its language model was tuned, but its configuration is missing; {REMEDY}")
+    for name, text in files.items():
+        if name not in TEXTS:
+            raise InputError(f"{source} brings a file {name!r:.80}, which is part of no language model; {REMEDY}")
+        if not isinstance(text, str) or len(text) > LONGEST_TEXT:
+            raise InputError(f"{source}: its file {name} is no text, or too long; {REMEDY}")
+        content = _as_dict(parse_json(text, f"{source}: {name}"), f"{source}: {name}") if name.endswith(".json") else {}
+        if name == "config.json":
+            require_layers(content, weights or {}, source)
+        if others := [key for key in content if key in OTHER_FILES and content[key] is not None]:
+            raise InputError(f"{source}: its {name} names another file ({others[0]}); {REMEDY}")
+    return files
+
+
+def _as_dict(value: Any, source: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{source} is a {type(value).__name__}, not an object of JSON; {REMEDY}")
+    return value
+
+
+def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a folder's safetensors files, by their names there."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _require_size(config: "PretrainedConfig", weights: Shapes, source: object) -> None:
+    """Refuse a configuration of a larger model than the weights are for, before there is memory for it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    numbers = sum(map(math.prod, weights.values()))
+    parameters, buffers = (sum(one.numel() for one in each) for each in (model.parameters(), model.buffers()))
+    if parameters > numbers or buffers > max(numbers, LARGEST_BUFFERS):
+        raise InputError(
+            f"{source}: the configuration of its language model makes one of {parameters:,} parameters, but the "
+            f"weights beside it are {numbers:,} numbers; {REMEDY}"
+        )
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> Exception:
+    """What is to be raised in place of an error."""
+    if isinstance(error, InputError) or out_of_memory(error):
+        return error
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if is_unreachable(error) and (missing := missing_language_model(name)):
+        return Unreachable(f"cannot load {what} '{name}', as the model hub cannot be reached: {missing}")
+    if "trust_remote_code" in reason:
+        reason = "it brings code of its own, which is never run"
+    return InputError(
+        f"cannot load {what} '{name}': {reason}; "
+        "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
+    )

@@ -1,0 +1,99 @@
+"""Weights in files that others wrote: no code in them is run, and what is built for them is no larger than they are."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefixcap.errors import InputError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def open_weights(path: Path, mapped: bool = False) -> Any:
+    """What torch saved to a file, on the CPU, without running pickled code.
+
+    Args:
+        path: of the file.
+        mapped: leave tensors on the disk until they are looked at, where the file's format can.
+
+    Raises:
+        Exception: of whatever kind torch raises for files that are cut short, no archive, or hold code.
+    """
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _require_uncompressed(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_archive)
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse an archive that says it holds more than it is long: it could fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("it is a compressed archive, which torch does not write")
+
+
+def require_tensors(weights: object, source: object) -> dict[str, Tensor]:
+    """A state dict: names, and for each a dense tensor that holds as many numbers as its shape says.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(weights, dict):
+        raise InputError(f"{source}: its weights are a {type(weights).__name__}, not a state dict")
+    for name, weight in weights.items():
+        if not isinstance(name, str):
+            raise InputError(f"{source}: {name!r:.80} among its weights is no name")
+        if type(weight) not in (Tensor, nn.Parameter) or not _is_dense(weight):
+            raise InputError(f"{source}: weight '{name:.200}' is no dense tensor of numbers")
+    return weights
+
+
+def _is_dense(weight: Tensor) -> bool:
+    if weight.layout != torch.strided or weight.is_quantized or weight.device.type != "cpu":
+        return False
+    # One number may be repeated by strides of zero: shapes would say nothing of the memory that a model takes.
+    return weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def require_shapes(found: Shapes, expected: Shapes, source: object) -> None:
+    """Raise InputError, naming the file and the weight, if one is missing, unknown or of another shape."""
+    for problem, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has the unknown", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise misfit(source, problem, min(names))
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(f"{source}: weight '{name}' is {found[name]}, not {shape}")
+
+
+def require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: object) -> None:
+    """Raise InputError, naming the file and the weight, if one is of another kind of number, or NaN or infinite.
+
+    Args:
+        weights: as a file has them.
+        own: what they are for, by the same names; buffers may be infinite.
+        source: the file.
+    """
+    for name, weight in weights.items():
+        if weight.is_floating_point() != own[name].is_floating_point() or weight.is_complex():
+            raise InputError(f"{source}: weight '{name}' is of {weight.dtype}, not {own[name].dtype}")
+        if isinstance(own[name], nn.Parameter) and not weight.isfinite().all():
+            raise InputError(f"{source}: weight '{name}' is NaN or infinite: take an earlier checkpoint")
+
+
+def misfit(source: object, problem: str, name: str) -> InputError:
+    """That a file lacks a weight, or has one too many."""
+    return InputError(f"{source} {problem} weight '{name}': it is not whole, or of another model")
