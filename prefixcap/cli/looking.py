@@ -84,7 +84,7 @@ def interpret(
     epilog="""  prefixcap arithmetic "img:king.jpg - img:man.jpg + txt:'a woman'"
 
   prefixcap arithmetic "img:circle.png - txt:'red' + txt:'blue'" \\
-      --encoder demo --lm demo""",
+      --encoder demo""",
 )
 def arithmetic(
     expression: Annotated[

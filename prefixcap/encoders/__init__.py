@@ -45,7 +45,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         name: one of
 
             - "clip:ViT-B/32": any model that `clip.available_models()` lists; `clip` downloads it;
-            - "clip:/path/to/state_dict.pt": weights that `clip.load` of clip-anytorch opens;
+            - "clip:/path/to/state_dict.pt": a state dict in OpenAI's layout, or a file that OpenAI published;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
             - "demo": the small CLIP that comes with this package;

@@ -21,9 +21,11 @@ from hydra import compose, initialize_config_dir
 
 from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
+from prefixcap.checkpoints import read_training
 from prefixcap.data import CaptionData
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.scripts.fitting import fit as run_training
 from prefixcap.training import CaptionTraining, finite_loss, linear_warmup_and_decay
 from prefixcap.training.checkpoints import LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
 from prefixcap.training.finite_loss import FiniteLoss
@@ -370,3 +372,46 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: 
     last.parent.mkdir()
     last.touch()
     assert f"holds a run: go on with it by ckpt={last}" in mistake("train", f"run_dir={tmp_path}")
+
+
+DAMAGE: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
+    ("no loops", lambda content: content["loops"].update(fit_loop={"epoch_loop.state_dict": 3})),
+    ("loops", lambda content: content.update(loops=[])),
+    ("callbacks", lambda content: content.update(callbacks={"RandomState": {"more": 1}})),
+    ("callbacks", lambda content: content.update(callbacks=3)),
+    ("random numbers", lambda content: content["callbacks"]["RandomState"].update(processes=[{"torch": 3}])),
+    ("random numbers", lambda content: content["callbacks"]["RandomState"].update(processes=3)),
+    ("optimizer", lambda content: content["optimizer_states"][0].pop("param_groups")),
+    ("optimizer", lambda content: content["optimizer_states"][0].update(param_groups=[])),
+    ("optimizer", lambda content: content.update(optimizer_states=[3])),
+    ("schedule", lambda content: content.update(lr_schedulers=[[]])),
+    ("step", lambda content: content.update(global_step="9")),
+    ("step", lambda content: content.pop("global_step")),
+    ("epoch", lambda content: content.update(epoch=-1)),
+    ("weights", lambda content: content.update(state_dict=[])),
+]
+
+
+def test_a_damaged_checkpoint_to_go_on_from_is_told(tmp_path: Path) -> None:
+    def go_on(checkpoint: Path | None) -> None:
+        captioner = small_captioner("frozen", "mlp")
+        data = CaptionData(make_store(tmp_path / "store") if checkpoint is None else tmp_path / "store", captioner, 3)
+        trainer = L.Trainer(
+            max_epochs=1 if checkpoint is None else 2, logger=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=tmp_path,
+            callbacks=[LastCheckpoint(tmp_path / "last.ckpt"), RandomState()],
+        )  # fmt: skip
+        if checkpoint is not None:
+            read_training(checkpoint)
+        training = CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2)
+        run_training(trainer, training, data, checkpoint and str(checkpoint), "", ())
+
+    go_on(None)
+    for name, damage in DAMAGE:
+        content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        damage(content)
+        torch.save(content, tmp_path / "damaged.ckpt")
+        with pytest.raises(InputError, match=r"damaged\.ckpt|the checkpoint") as told:
+            go_on(tmp_path / "damaged.ckpt")
+            pytest.fail(f"went on with damaged {name}")
+        assert "\n" not in str(told.value), name
