@@ -75,6 +75,7 @@ def write_part(like: Path, file: Path, images: int, first: int, counts: dict[str
     rows = {"images": images, "captions": CAPTIONS * images, "skipped": 0}
     sparse = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     sparse.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    strings = sparse.copy()
     sparse.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     with h5py.File(like) as model, h5py.File(file, "w") as part:
         part.attrs.update(model.attrs)
@@ -83,7 +84,7 @@ def write_part(like: Path, file: Path, images: int, first: int, counts: dict[str
             for name, column in model[group].items():
                 length = rows[group] * (LETTERS if name == "text" else 1)
                 space = h5py.h5s.create_simple((length, *column.shape[1:]))
-                plan = None if column.dtype.kind == "O" else sparse
+                plan = strings if column.dtype.kind == "O" else sparse
                 h5py.h5d.create(part[group].id, name.encode(), column.id.get_type(), space, dcpl=plan)
         part["images/id"][:] = np.arange(first, first + images)
         train, val = (h5py.check_enum_dtype(part["images/split"].dtype)[name] for name in ("train", "val"))

@@ -9,15 +9,15 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, join
-from prefixcap.store.format import AGAIN, read_index
-from prefixcap.store.part import SPLIT, Part
+from prefixcap.store.format import AGAIN, PartEntry, read_index
+from prefixcap.store.part import Part
+from prefixcap.store.writer import describe
 
 ROWS = 4096  # of features that are checked at once
 
@@ -39,7 +39,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             wrong = True
             continue
-        problems = list(problems_of(store))
+        problems = list(problems_of(store)) or list(_problems_between_parts(opened))
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         wrong |= bool(problems)
@@ -54,11 +54,11 @@ def problems_of(store: Path) -> Iterator[str]:
     index = read_index(store)
     assert index is not None
     hashes = [np.empty(0, np.int64)]
-    for entry in tqdm(index["parts"], desc="verifying", unit=" parts"):
-        part = Part(store / entry["file"])
+    for entry in tqdm(index.parts, desc="verifying", unit=" parts"):
+        part = Part(store / entry.file, entry)
         redo = f"delete {part.path} and {AGAIN}"
         try:
-            if part.digest() != entry["digest"]:
+            if part.digest() != entry.digest:
                 yield f"{part.path} is not as it was written (its digest differs): {redo}"
                 continue
             yield from (f"{part.path}: {problem}: {redo}" for problem in _problems_of_part(part, entry))
@@ -67,20 +67,12 @@ def problems_of(store: Path) -> Iterator[str]:
             yield str(error)
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     if len(twice := values[counts > 1]):
-        parts = (Part(store / entry["file"]) for entry in index["parts"])
+        parts = (Part(store / entry.file) for entry in index.parts)
         first = next(image_id for part in parts for image_id in part["images/id"] if hash(image_id) == twice[0])
         yield f"{len(twice)} image ids come twice, {first!r} for one: mend the data set and embed it into a new store"
 
 
-def _problems_of_part(part: Part, entry: dict[str, Any]) -> Iterator[str]:
-    images, captions = part.length("images/id"), part.length("captions/image")
-    if (images, captions) != (entry["images"], entry["captions"]):
-        yield f"{images} images and {captions} captions, but the index says {entry['images']} and {entry['captions']}"
-    for name in part.names:
-        if name.startswith("images/") and part.length(name) != images:
-            yield f"{part.length(name)} rows of {name} for {images} images"
-        if name == "captions/embedding" and part.length(name) != captions:
-            yield f"{part.length(name)} rows of {name} for {captions} captions"
+def _problems_of_part(part: Part, entry: PartEntry) -> Iterator[str]:
     for name in part.features:
         rows = part.mapped(name)
         bad = sum(
@@ -89,17 +81,28 @@ def _problems_of_part(part: Part, entry: dict[str, Any]) -> Iterator[str]:
         )
         if bad:
             yield f"{bad} rows of {name} are not finite"
-    pointers, ends = part.mapped("captions/image"), part.mapped("captions/text_end")
-    if len(pointers) and not (pointers.min() >= 0 and pointers.max() < images and (np.diff(pointers) >= 0).all()):
-        yield "captions point to images that are not there, or not in order"
-    if (
-        len(ends) != captions
-        or (np.diff(ends, prepend=0) < 0).any()
-        or (ends[-1:] != part.length("captions/text")).any()
-    ):
-        yield "the ends of the captions do not fit their text"
-    if images and part.mapped(SPLIT).max() >= len(part.split_names):
-        yield "an image is in a split without a name"
+    problems = list(part.problems())
+    yield from problems
+    if not problems:
+        yield from _wrong_entries(part, entry)
+
+
+def _wrong_entries(part: Part, entry: PartEntry) -> Iterator[str]:
+    """What the index says of a part that is not so."""
+    true, stated = describe(part), entry.model_dump()
+    for name in true.keys() - {"digest"}:
+        if true[name] != stated[name]:
+            yield f"its {name} are {true[name]}, but the index says {stated[name]}"
+
+
+def _problems_between_parts(store: FeatureStore) -> Iterator[str]:
+    """What cannot be read as one column."""
+    try:
+        for split in map(store.split, store.splits):
+            for name in split.features:
+                split.feature(name)
+    except InputError as error:
+        yield str(error)
 
 
 if __name__ == "__main__":

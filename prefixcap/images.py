@@ -38,8 +38,10 @@ def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
         raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from error
 
 
-def thumbnail(path: Path, side: int) -> Image.Image | None:
-    """The image at `path`, RGB, made small enough for a square of `side` pixels; None if it cannot be read."""
+def thumbnail(path: Path | None, side: int) -> Image.Image | None:
+    """The image at `path`, RGB, made small enough for a square of `side` pixels; None if there is none to be read."""
+    if path is None:
+        return None
     try:
         image = open_image(path, scaled_size=side).convert("RGB")
     except InputError:

@@ -14,7 +14,8 @@ from prefixcap.errors import InputError
 from prefixcap.files import write_whole
 from prefixcap.store import FeatureStore
 from prefixcap.store.format import read_index
-from prefixcap.store.part import SPLIT, Part
+from prefixcap.store.layout import SPLIT
+from prefixcap.store.part import Part
 
 Rows = NDArray[np.int64]
 
@@ -42,8 +43,8 @@ def export_features(store: Path, folder: Path, split: str | None = None) -> tupl
         opened.split(split)
     index = read_index(store)
     assert index is not None
-    entries = [entry for entry in index["parts"] if (entry["images"] if split is None else split in entry["splits"])]
-    parts = [Part(store / entry["file"]) for entry in entries]
+    entries = [entry for entry in index.parts if (entry.images if split is None else split in entry.splits)]
+    parts = [Part(store / entry.file, entry) for entry in entries]
     if not parts or "images/embedding" not in parts[0].features:
         raise InputError(f"{store} has no embeddings of images: give a store that data_prep.embed made of images")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

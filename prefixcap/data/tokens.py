@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import user_cache, write_whole
 from prefixcap.language import tokenize_captions
 from prefixcap.store import StoreSplit
-from prefixcap.store.remote import lock
+from prefixcap.store.remote import lock, remove_leftovers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ class CaptionTokens:
         self.padding: int = captioner.language_model.end_token if padding is None else padding
         if released and most is None:
             raise InputError("released_tokens=true fills captions up: say how far by max_caption_tokens")
+        self._vocabulary = len(self.tokenizer)
         self._kept = None if folder is None else _kept(split, self.tokenizer, folder)
         if most is None and captioner.language_model.context is not None:
             self._require_room(captioner.language_model.context, captioner)
@@ -71,6 +73,8 @@ class CaptionTokens:
             tokens, ends = self._kept
             starts = np.where(captions > 0, ends[captions - 1], 0)
             found = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
+            if not all(len(row) and row.max() < self._vocabulary for row in found):
+                raise InputError("the tokens kept beside the store are of another tokenizer: delete its folder tokens")
         if self.most is None:
             return found
         if self.released:
@@ -101,7 +105,8 @@ def _kept(
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
     """All tokens of a split, one caption after another, and where each caption ends; both in files."""
     kind = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    name = f"{split.name}-{_digest(split, tokenizer)[:16]}"
+    plain = split.name if re.fullmatch(r"[\w-]{1,60}", split.name) else hashlib.sha256(split.name.encode()).hexdigest()
+    name = f"{plain}-{_digest(split, tokenizer)[:16]}"
     cache = user_cache() / "tokens"
     home = next((home for home in (folder, cache) if (home / f"{name}.ends.npy").is_file()), None)
     if home is None:
@@ -109,8 +114,14 @@ def _kept(
         with lock(home):
             if not (home / f"{name}.ends.npy").is_file():  # as another process may have made it meanwhile
                 _make(split, tokenizer, home, name, kind)
-    ends = np.load(home / f"{name}.ends.npy", mmap_mode="r", allow_pickle=False)
-    tokens = np.memmap(home / f"{name}.tokens", kind, mode="r") if len(ends) else np.empty(0, kind)
+    try:
+        ends = np.load(home / f"{name}.ends.npy", mmap_mode="r", allow_pickle=False)
+        tokens = np.memmap(home / f"{name}.tokens", kind, mode="r") if len(ends) else np.empty(0, kind)
+        fit = ends.dtype == np.int64 and ends.shape == (len(split.captions),) and ends[-1:].sum() == len(tokens)
+    except (OSError, ValueError, EOFError, TypeError):
+        fit = False
+    if not fit:
+        raise InputError(f"{home} does not hold the tokens of {name}: delete that folder, they are made again")
     return tokens.view(np.ndarray), ends.view(np.ndarray)
 
 
@@ -118,6 +129,7 @@ def _make(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path,
     count = len(split.captions)
     lengths = np.empty(count, np.int64)
     bar = tqdm(total=count, desc=f"tokenizing {split.name}", unit=" captions", delay=1)
+    remove_leftovers(folder)
     with write_whole(folder / f"{name}.tokens") as temporary, temporary.open("wb") as file, bar:
         for start in range(0, count, _BLOCK):
             rows = tokenize_captions(tokenizer, split.captions[start : start + _BLOCK])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from prefixcap.demo.drawing import SIZE, draw
 from prefixcap.demo.scenes import DOMAINS, Domain, Scene, captions, random_scene
 from prefixcap.errors import InputError
+from prefixcap.files import read_json
 
 ANNOTATIONS = "captions_demo.json"
 SPLIT_FILE = "dataset_coco.json"
@@ -99,6 +100,9 @@ def _write(root: Path, generator: np.random.Generator) -> None:
 
 
 def read_scenes(root: Path) -> dict[int, Scene]:
-    """The true scene of every image id of the small world at `root`."""
-    images = json.loads((root / ANNOTATIONS).read_text())["images"]
-    return {image["id"]: Scene(**image["scene"]) for image in images}
+    """The true scene of every image id of the small world at `root`. Raises InputError if it is something else."""
+    annotations = read_json(root / ANNOTATIONS)
+    try:
+        return {image["id"]: Scene(**image["scene"]) for image in annotations["images"]}
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{root / ANNOTATIONS} is not of the small world: move it away") from error

@@ -177,5 +177,5 @@ def _finite(value: float | None) -> float | None:
 
 def _picture(file: Path | None) -> str | None:
     """The image, small, as a data URL; None if there is none or it cannot be read."""
-    image = None if file is None else thumbnail(file, 300)
+    image = thumbnail(file, 300)
     return None if image is None else data_url(image)

@@ -19,6 +19,7 @@ import numpy as np
 from prefixcap.checkpoints import read_checkpoint
 from prefixcap.errors import InputError
 from prefixcap.files import read_json, write_text_whole
+from prefixcap.store.named import open_training_store
 
 RIGHT = "right attributes"  # of the small world: share of captions of which every word is true
 METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -183,7 +184,10 @@ def score(system: System, name: str, given: argparse.Namespace, seed: int, folde
         elif not (run / "eval").exists():
             call("train", f"ckpt={last}")  # it was interrupted, or else ends at once
         learned = read_checkpoint(last)["prefixcap"]
-        names = {"MEMORY": learned["trained_on"]["store"], "LANGUAGE_MODEL": learned["language_model"]["name"]}
+        location = learned["trained_on"]["store"]
+        if f"data.store={location}" not in given.train:
+            open_training_store(learned["trained_on"], last)  # raises where it is not to be opened
+        names = {"MEMORY": location, "LANGUAGE_MODEL": learned["language_model"]["name"]}
         options = [re.sub("|".join(names), lambda found: names[found[0]], option) for option in system.evaluate]
         checkpoint = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}"] if system.learner else []
         call("eval", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"out={evaluated}")

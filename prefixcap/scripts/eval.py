@@ -1,6 +1,8 @@
 """Evaluate a captioner, `prefixcap eval ckpt=PATH`, or captions made elsewhere, `prefixcap eval captions=FILE …`."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from prefixcap.metrics import check_metrics
 from prefixcap.scripts.captioning import open_images, open_memory, write_captions, write_resumably
 from prefixcap.scripts.launch import run
 from prefixcap.store import FeatureStore
+from prefixcap.store.named import open_training_store
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCap
 
@@ -73,19 +76,19 @@ def compare_folders(config: DictConfig) -> str:
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
     captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
-    learned_from = captioner.trained_on.get("store")
     if config.get("data"):
         store = open_images(config.data, captioner, config.regions)
-    elif learned_from is not None:
-        store = FeatureStore(learned_from)
-        require_match(store, captioner)
     else:
-        raise InputError(f"{config.ckpt} does not say what it was trained on: name the images, e.g. data=coco")
+        store = open_training_store(captioner.trained_on, config.ckpt)
+        require_match(store, captioner)
     split = store.split(config.split)
     # What the metrics need is loaded first: writing captions takes long.
     encoder = captioner.encoder() if "CLIPScore" in config.metrics else None
     language_model = _language_model(config) or captioner.language_model
     captions = write_captions(config, captioner, split)
+    learned_from = None
+    if "store" in captioner.trained_on:
+        learned_from = partial(open_training_store, captioner.trained_on, config.ckpt, store)
     evaluation = evaluate_split(config, store, captions, encoder, language_model, learned_from)
     _look_at_attributes(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
@@ -106,7 +109,7 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
     with name_rows(split.ids):
         written = memory.retrieve(torch.from_numpy(split.embeddings[:]))
     captions = dict(zip(split.ids, written, strict=True))
-    evaluation = evaluate_split(config, store, captions, encoder, language_model, learned_from.location)
+    evaluation = evaluate_split(config, store, captions, encoder, language_model, lambda: learned_from)
     _look_at_attributes(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{learned_from.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
@@ -144,10 +147,11 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
 
 def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: dict[int | str, str]) -> None:
     """In the small world, see whether what captions say is true."""
-    if (store.image_root / ANNOTATIONS).exists():
+    if store.image_root is not None and (store.image_root / ANNOTATIONS).exists():
         scenes = read_scenes(store.image_root)
-        accuracy = attribute_accuracy(list(captions.values()), [scenes[int(image_id)] for image_id in captions])
-        evaluation.extra["right attributes"] = accuracy
+        if captions.keys() <= scenes.keys():
+            accuracy = attribute_accuracy(list(captions.values()), [scenes[int(image_id)] for image_id in captions])
+            evaluation.extra["right attributes"] = accuracy
 
 
 def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
@@ -177,9 +181,9 @@ def evaluate_split(
     captions: dict[int | str, str],
     encoder: Encoder | None,
     language_model: LanguageModel | None,
-    learned_from: str | None = None,
+    learned_from: Callable[[], FeatureStore] | None = None,
 ) -> Evaluation:
-    """Score captions of a split of a store, whose captioner learned from the store at `learned_from`."""
+    """Score captions of a split of a store, whose captioner learned from the store that `learned_from` opens."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, learned_from)
     # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
@@ -189,7 +193,7 @@ def evaluate_split(
         captions,
         {split.ids[row]: references[split.ids[row]] for row in rows},
         config.metrics,
-        files=dict(zip(split.ids, split.files, strict=True)),
+        files={image_id: file for image_id, file in zip(split.ids, split.files, strict=True) if file is not None},
         domains={split.ids[row]: split.domains[row] for row in rows} if any(split.domains) else None,
         encoder=encoder,
         embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,
@@ -201,7 +205,7 @@ def evaluate_split(
 
 
 def _training_captions(
-    config: DictConfig, store: FeatureStore, learned_from: str | None
+    config: DictConfig, store: FeatureStore, learned_from: Callable[[], FeatureStore] | None
 ) -> tuple[list[str] | None, list[str]]:
     """Those that diversity tells new captions from, and what is to be said of them."""
     if "diversity" not in config.metrics:
@@ -209,7 +213,7 @@ def _training_captions(
     notes = []
     try:
         if learned_from is not None:
-            store = FeatureStore(learned_from)
+            store = learned_from()
         else:
             notes.append(f"Novel: not in the split 'train' of {store.location}; what was learned from is not known")
         return store.split("train").captions[:], notes

@@ -23,6 +23,7 @@ from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_logger
 from prefixcap.scripts.launch import command, run
 from prefixcap.scripts.runs import keep_config, settled
 from prefixcap.store import FeatureStore
+from prefixcap.store.remote import is_remote
 from prefixcap.textonly.noise import Noise, read_offset
 from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.training.checkpoints import best_and_last
@@ -88,15 +89,15 @@ def main(config: DictConfig) -> float | None:
             f"warning: all {len(data.val_split):,} validation images have the same caption: nothing was learned about "
             "images. Train longer (trainer.min_steps), or with another optimizer.learning_rate"
         )
-    options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config)])
+    options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config, store)])
     say(f"evaluate it:     {command('eval')} {options}")
     return float(best.best_model_score)
 
 
-def images_to_caption(config: DictConfig) -> list[str]:
+def images_to_caption(config: DictConfig, store: FeatureStore) -> list[str]:
     """Options that name the images to evaluate on, ready for a shell; none, where the checkpoint says which."""
-    if config.model.learns_from != "text":
-        return []
+    if config.model.learns_from != "text":  # `eval` opens no URL that a checkpoint names
+        return list(config.data.options) if is_remote(store.location) else []
     if "images" in config.data:
         return [f"data={config.data.images}"]
     if config.data.get("sentences", False):

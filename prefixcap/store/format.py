@@ -1,14 +1,23 @@
 """What the writer and the reader of a feature store agree on."""
 
-import json
+import stat
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from prefixcap.errors import InputError
+from prefixcap.files import parse_json
+from prefixcap.validation import validate
 
 FORMAT = "prefixcap feature store"
 FORMAT_VERSION = 3
+PART_NAME = r"part-\d{5,9}\.h5"
+MOST_INDEX_BYTES = 2**24  # some 30,000 parts of a gigabyte
+MOST_SHARDS = 10**7
 AGAIN = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
 
 
@@ -40,6 +49,61 @@ class Skipped:
     reason: str
 
 
+Amount = Annotated[int, Field(ge=0, le=2**53)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Shards = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SHARDS)]], Field(min_length=2, max_length=2)]
+
+
+class SplitCounts(BaseModel):
+    """How much of a part, or of a store, belongs to a split."""
+
+    images: Amount
+    captions: Amount
+
+
+class EncoderFields(BaseModel):
+    """The fields of an `EncoderIdentity`."""
+
+    name: str
+    digest: str
+    preprocessing: str
+    dim: Annotated[int, Field(gt=0, le=10**6)]
+
+
+class PartEntry(SplitCounts):
+    """What the index says about one part.
+
+    Attributes:
+        file: its name in the store's folder.
+        bytes: its size.
+        digest: of all its columns, see `Part.digest`.
+        shards: from first up to end.
+        longest_caption: in bytes.
+        skipped: how many images and captions it lists as left out.
+        splits: by name, those that have an image in it.
+    """
+
+    file: Annotated[str, Field(pattern=f"^{PART_NAME}$")]
+    bytes: Amount
+    digest: Digest
+    shards: Shards
+    longest_caption: Amount
+    skipped: Amount
+    splits: dict[str, SplitCounts]
+
+
+class Index(SplitCounts):
+    """`index.json`. Other keys than these are ignored: a later version of the program may write more."""
+
+    encoder: EncoderFields
+    source: str
+    image_root: str
+    job: str
+    made_with: dict[str, str | int | bool]
+    splits: dict[str, SplitCounts]
+    parts: Annotated[list[PartEntry], Field(min_length=1)]
+
+
 def require_format(path: Path, name: object, version: int) -> None:
     """Raise InputError if `path` is of something else than a feature store, or of another version of it."""
     if name != FORMAT:
@@ -51,25 +115,71 @@ def require_format(path: Path, name: object, version: int) -> None:
         )
 
 
-def read_index(store: Path) -> dict[str, Any] | None:
-    """The index of a store, None if there is none yet."""
-    path = store / "index.json"
+def read_index(store: Path) -> Index | None:
+    """The index of a store, None if there is none yet.
+
+    Raises:
+        InputError: it cannot be read, is of something else or of another version, or what it says does not agree.
+    """
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        return index_in(store / "index.json")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); is {store} a feature store?") from error
-    if not isinstance(index, dict):
-        index = {}
-    require_format(path, index.get("format"), index.get("format_version", 0))
-    return index
 
 
-def damage_of(store: Path, part: dict[str, Any]) -> str | None:
+def index_in(path: Path) -> Index:
+    """The index in a file. Raises as `read_index`, and FileNotFoundError or NotADirectoryError if there is none."""
+    try:
+        index = parse_json(_content(path), "it")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, InputError) as error:
+        raise InputError(f"{path} cannot be read ({error}); is it of a feature store?") from error
+    given = index if isinstance(index, dict) else {}
+    require_format(path, given.get("format"), given.get("format_version", 0))
+    checked = validate(Index, given, path, f"delete it and {AGAIN}")
+    _require_agreement(checked, path)
+    return checked
+
+
+def _content(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+        raise InputError("it is no file")
+    with path.open("rb") as file:
+        content = file.read(MOST_INDEX_BYTES + 1)
+    if len(content) > MOST_INDEX_BYTES:
+        raise InputError(f"it has more than {MOST_INDEX_BYTES:,} bytes")
+    return content
+
+
+def _require_agreement(index: Index, path: Path) -> None:
+    """No part may come twice, and all counts must be the sums of those below them."""
+    files = Counter(entry.file for entry in index.parts)
+    if twice := [file for file, count in files.items() if count > 1]:
+        raise InputError(f"{path} names {twice[0]} twice; delete it and {AGAIN}")
+    shares: dict[str, list[SplitCounts]] = {}
+    for entry in index.parts:
+        for name, counts in entry.splits.items():
+            shares.setdefault(name, []).append(counts)
+    if shares.keys() != index.splits.keys():
+        odd = min(shares.keys() ^ index.splits.keys())
+        raise InputError(f"{path}: split {odd!r} is not both in the parts and in the whole; delete it and {AGAIN}")
+    stated: list[tuple[str, SplitCounts, Iterable[SplitCounts]]] = [("the parts have", index, index.parts)]
+    stated += [(f"the splits of {entry.file} have", entry, entry.splits.values()) for entry in index.parts]
+    stated += [(f"the parts of split {name!r} have", index.splits[name], parts) for name, parts in shares.items()]
+    for what, counts, parts in stated:
+        images, captions = sum(part.images for part in parts), sum(part.captions for part in parts)
+        if (counts.images, counts.captions) != (images, captions):
+            raise InputError(
+                f"{path}: {what} {images} images and {captions} captions, but the index says {counts.images} and "
+                f"{counts.captions}; delete it and {AGAIN}"
+            )
+
+
+def damage_of(store: Path, part: PartEntry) -> str | None:
     """What is wrong with a part of a finished store, as far as its size tells; None if nothing is."""
-    path = store / part["file"]
-    if not path.exists():
-        return f"{path} is missing"
+    path = store / part.file
+    if not path.is_file():
+        return f"{path} is {'no file' if path.exists() else 'missing'}"
     size = path.stat().st_size
-    return f"{path} has {size} of {part['bytes']} bytes" if size != part["bytes"] else None
+    return f"{path} has {size} of {part.bytes} bytes" if size != part.bytes else None

@@ -1,31 +1,60 @@
 """One HDF5 file of a feature store: its columns, written at once, read whole or through a memory map."""
 
+import codecs
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from prefixcap.errors import InputError
-from prefixcap.files import write_whole
-from prefixcap.store.format import AGAIN, FORMAT, FORMAT_VERSION, ImageRecord, Skipped, require_format
+from prefixcap.files import parse_json, write_whole
+from prefixcap.store.format import (
+    AGAIN,
+    FORMAT,
+    FORMAT_VERSION,
+    MOST_SHARDS,
+    Digest,
+    ImageRecord,
+    PartEntry,
+    Shards,
+    Skipped,
+    require_format,
+)
+from prefixcap.store.layout import IDS, SPLIT, STRING, STRINGS, LayoutError, Place, read_layout
+from prefixcap.validation import validate
 
 TEXT = h5py.string_dtype("utf-8")
-IDS = ("images/id", "skipped/id")  # whole numbers or strings
-STRINGS = ("images/file", "images/domain", "skipped/file", "skipped/reason")
-SPLIT = "images/split"  # names when read, numbers (an HDF5 enumeration) in the file
 # Positions in another column, and which: where the rows of several pieces become one column, they shift.
 POINTERS = {"captions/text_end": "captions/text", "captions/image": "images/id"}
 HASHED_ROWS = 4096
+TEXT_BLOCK = 2**20
 
 Array = NDArray[Any]
+
+
+class Attributes(BaseModel):
+    """What a file says of itself, beside its format; `shards` is of parts alone."""
+
+    encoder: str
+    encoder_digest: str
+    preprocessing: str
+    dim: Annotated[int, Field(gt=0)]
+    made_with: str
+    source: str
+    image_root: str
+    job: str
+    shards_in_all: Annotated[int, Field(ge=0, le=MOST_SHARDS)]
+    digest: Digest
+    shards: Shards | None = None
 
 
 class UnreadableError(InputError):
@@ -53,7 +82,7 @@ class Columns(dict[str, Array | list[str] | list[int]]):
             SPLIT: [image.split for image in images],
             "captions/text": np.frombuffer(b"".join(texts), np.uint8),
             "captions/text_end": np.cumsum([len(text) for text in texts], dtype=np.int64),
-            "captions/image": np.repeat(np.arange(len(images)), counts),
+            "captions/image": np.repeat(np.arange(len(images), dtype=np.int64), counts),
             "skipped/id": [skip.id for skip in skipped],
             "skipped/file": [skip.file for skip in skipped],
             "skipped/reason": [skip.reason for skip in skipped],
@@ -87,34 +116,41 @@ class Columns(dict[str, Array | list[str] | list[int]]):
 class Part:
     """One file, opened for reading. It may be pickled, and used after a fork: no HDF5 file stays open.
 
+    Args:
+        path: of the file.
+        entry: what the store's index says about it, if it is part of a finished store.
+
     Raises (any method):
-        UnreadableError: the file is missing or damaged.
+        UnreadableError: the file is missing or damaged, or is not laid out as `write_part` does it.
         InputError: it is of another format or version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, entry: PartEntry | None = None) -> None:
+        self.path, self.entry = path, entry
         self._mapped: dict[str, Array] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Part, (self.path,)
+        return Part, (self.path, self.entry)
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
         with self._opened() as file:
-            return {
-                name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in file.attrs.items()
-            }
+            given = {name: _attribute(file, name) for name in Attributes.model_fields if name in file.attrs}
+        try:
+            attributes = validate(Attributes, given, self.path, f"{AGAIN} to mend it").model_dump(exclude_unset=True)
+            made_with = parse_json(attributes["made_with"], f"{self.path}: made_with")
+            validate(dict[str, str | int | bool], made_with, f"{self.path}: made_with", f"{AGAIN} to mend it")
+        except InputError as error:
+            raise UnreadableError(str(error)) from error
+        return attributes
 
     @cached_property
-    def _layout(self) -> dict[str, tuple[int | None, Any, tuple[int, ...]]]:
-        """Of each column: its offset in the file (None: it is empty), dtype and shape."""
+    def _layout(self) -> dict[str, Place]:
         with self._opened() as file:
-            return {
-                f"{group}/{name}": (column.id.get_offset(), column.dtype, column.shape)
-                for group in sorted(file)
-                for name, column in file[group].items()
-            }
+            layout = read_layout(file, self.path.stat().st_size)
+            if self.entry is not None:
+                _require_as_indexed(layout, self.entry)
+        return layout
 
     @property
     def names(self) -> list[str]:
@@ -123,29 +159,42 @@ class Part:
 
     def length(self, name: str) -> int:
         """How many rows a column has."""
-        return self._layout[name][2][0]
+        return self._layout[name].shape[0]
 
     def has_strings(self, name: str) -> bool:
         """Whether a column holds strings."""
-        return bool(self._layout[name][1].kind == "O")
+        return bool(self._layout[name].dtype.kind == "O")
 
     def __getitem__(self, name: str) -> Any:
         """A column, read whole: an array, or a list of strings, or of whole numbers if they are ids."""
-        with self._opened() as file:
-            return self._read(file, name)
+        if self.has_strings(name):
+            with self._opened() as file:
+                return [text.decode() for text in self._strings(file, name)[()]]
+        values = self.mapped(name)
+        if name != SPLIT:
+            return values.tolist() if name in IDS else values.copy()
+        self._require(bool((values < len(self.split_names)).all()), "has an image in a split without a name")
+        return np.array(self.split_names, object)[values].tolist()
 
     def load(self) -> Columns:
-        """All columns, read whole."""
-        with self._opened() as file:
-            return Columns({name: self._read(file, name) for name in self.names})
+        """All columns, read whole. Raises UnreadableError if the rows do not agree, too."""
+        for problem in self.problems():
+            raise UnreadableError(f"{self.path}: {problem}: delete it and {AGAIN}")
+        return Columns({name: self[name] for name in self.names})
 
-    def _read(self, file: Any, name: str) -> Any:
-        values = file[name][()]
-        if name == SPLIT:
-            return np.array(self.split_names)[values].tolist()
-        if values.dtype.kind == "O":
-            return [text.decode() for text in values]
-        return values.tolist() if name in IDS else values
+    def _strings(self, file: Any, name: str) -> Any:
+        """The HDF5 column of strings: HDF5 reads these."""
+        place = self._layout[name]
+        if place.offset is not None:
+            ends = place.offset + place.shape[0] * STRING.itemsize
+            lengths = self._bytes[place.offset : ends].view(STRING)["length"]
+            # A file of some kilobytes can name the same megabytes of letters a million times.
+            self._require(int(lengths.sum(dtype=np.int64)) <= len(self._bytes), f"has strings in {name} that overlap")
+        return file[name]
+
+    def _require(self, holds: bool, problem: str) -> None:
+        if not holds:
+            raise UnreadableError(f"{self.path} {problem}; {AGAIN} to mend it")
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -165,7 +214,7 @@ class Part:
     @property
     def features(self) -> list[str]:
         """The columns that hold features."""
-        return [name for name, (_, dtype, _) in self._layout.items() if dtype.kind == "f"]
+        return [name for name, place in self._layout.items() if place.dtype.kind == "f"]
 
     def row_of(self, name: str) -> tuple[tuple[int, ...], Any]:
         """The shape of one row of a column, and its dtype."""
@@ -175,14 +224,41 @@ class Part:
     @property
     def split_names(self) -> list[str]:
         """The names of the splits, by their number in the file."""
-        names: dict[str, int] = h5py.check_enum_dtype(self._layout[SPLIT][1])
-        return sorted(names, key=lambda name: names[name])
+        return _split_names(self._layout)
 
     def texts(self, rows: NDArray[np.int64]) -> list[str]:
         """The captions at `rows`."""
         ends, text = self.mapped("captions/text_end"), self.mapped("captions/text")
-        starts = np.where(rows > 0, ends[rows - 1], 0)
-        return [text[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends[rows].tolist(), strict=True)]
+        starts, ends = np.where(rows > 0, ends[rows - 1], 0), ends[rows]
+        within = (starts >= 0) & (starts <= ends) & (ends <= len(text))
+        if self.entry is not None:
+            within &= ends - starts <= self.entry.longest_caption
+        self._require(bool(within.all()), "has captions whose ends do not fit their text")
+        try:
+            return [text[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        except UnicodeDecodeError as error:
+            raise UnreadableError(f"{self.path} has captions that are not UTF-8; {AGAIN} to mend it") from error
+
+    def images_of(self, captions: Any) -> NDArray[np.int64]:
+        """The rows of the images of some captions, or of all within a slice."""
+        images: NDArray[np.int64] = self.mapped("captions/image")[captions]
+        within = (images >= 0) & (images < self.length("images/id"))
+        self._require(bool(within.all()), "has captions that point to images that are not there")
+        return images
+
+    def problems(self) -> Iterator[str]:
+        """What rows say that cannot be; all that points into another column is read."""
+        images, captions = self.length("images/id"), self.length("captions/image")
+        pointers, ends, text = (self.mapped(f"captions/{name}") for name in ("image", "text_end", "text"))
+        if captions and not (pointers.min() >= 0 and pointers.max() < images and (np.diff(pointers) >= 0).all()):
+            yield "captions point to images that are not there, or not in order"
+        lengths = np.diff(ends, prepend=0)
+        if (lengths < 0).any() or ends[-1:].sum() != len(text):
+            yield "the ends of the captions do not fit their text"
+        elif not _is_utf8(text, ends):
+            yield "captions are not UTF-8"
+        if images and self.mapped(SPLIT).max() >= len(self.split_names):
+            yield "an image is in a split without a name"
 
     def skipped(self) -> list[Skipped]:
         columns = self["skipped/id"], self["skipped/file"], self["skipped/reason"]
@@ -191,18 +267,60 @@ class Part:
     def digest(self) -> str:
         """The hash of all columns as they are now; the attribute `digest` is that of when they were written."""
         with self._opened() as file:
-            return _digest(file)
+            strings = {name: self._strings(file, name) for name in self.names if self.has_strings(name)}
+            return _digest(strings | {name: self.mapped(name) for name in self.names if name not in strings})
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """The HDF5 file. What HDF5 raises on a damaged one, also later, becomes an UnreadableError."""
         try:
             with h5py.File(self.path, "r") as file:
-                require_format(self.path, file.attrs.get("format"), int(file.attrs.get("format_version", 0)))
+                require_format(self.path, _attribute(file, "format"), _attribute(file, "format_version"))
                 yield file
-        except (OSError, KeyError, RuntimeError) as error:
-            reason = "is missing" if not self.path.exists() else "is damaged or no HDF5 file"
+        except InputError:
+            raise
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            damage = str(error) if isinstance(error, LayoutError) else "is damaged or no HDF5 file"
+            reason = damage if self.path.exists() else "is missing"
             raise UnreadableError(f"{self.path} {reason}; {AGAIN} to mend it") from error
+
+
+def _attribute(file: Any, name: str) -> Any:
+    """A string, a number, or a list of two; None: the file has no such attribute, or one of another kind."""
+    if name not in file.attrs:
+        return None
+    kind = file.attrs.get_id(name)
+    if kind.shape not in ((), (2,)):  # before it is read: there may be any number
+        return None
+    value = file.attrs[name]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _split_names(layout: dict[str, Place]) -> list[str]:
+    names: dict[str, int] = h5py.check_enum_dtype(layout[SPLIT].dtype)
+    return sorted(names, key=lambda name: names[name])
+
+
+def _require_as_indexed(layout: dict[str, Place], entry: PartEntry) -> None:
+    """Raise LayoutError if a part has other rows or splits than the index says."""
+    rows = {"images": entry.images, "captions": entry.captions, "skipped": entry.skipped}
+    for name, column in (("images", "images/id"), ("captions", "captions/image"), ("skipped", "skipped/id")):
+        if layout[column].shape[0] != rows[name]:
+            raise LayoutError(f"has {layout[column].shape[0]} {name}, but the index says {rows[name]}")
+    if unknown := entry.splits.keys() - set(_split_names(layout)):
+        raise LayoutError(f"has no split {min(unknown)!r}, but the index says so")
+
+
+def _is_utf8(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> bool:
+    """Whether captions, one after the other, are UTF-8 each by itself."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(text), TEXT_BLOCK):
+            decoder.decode(text[start : start + TEXT_BLOCK].tobytes())
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return not (text[ends[ends < len(text)]] & 0xC0 == 0x80).any()  # none begins within a character
 
 
 def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns | Part]) -> None:
@@ -244,21 +362,21 @@ def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns 
                     values = np.asarray(values) + starts[POINTERS[name]]
                 if len(values):
                     columns[name][starts[name] : rows[name]] = values
-        file.attrs.update(attributes, format=FORMAT, format_version=FORMAT_VERSION, digest=_digest(file))
+        file.attrs.update(attributes, format=FORMAT, format_version=FORMAT_VERSION, digest=_digest(columns))
         file.flush()
         content = file.id.get_file_image()
     with write_whole(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _digest(file: Any) -> str:
+def _digest(columns: Mapping[str, Any]) -> str:
+    """Of arrays or HDF5 columns, by name; strings are HDF5 columns."""
     digest = hashlib.sha256()
-    for group in sorted(file):
-        for name, column in sorted(file[group].items()):
-            digest.update(f"{group}/{name} {column.shape} {column.dtype.kind}{column.dtype.itemsize}\n".encode())
-            if column.dtype.kind == "O":
-                digest.update(json.dumps([text.decode() for text in column[()]]).encode())
-            else:
-                for row in range(0, len(column), HASHED_ROWS):
-                    digest.update(column[row : row + HASHED_ROWS].tobytes())
+    for name, column in sorted(columns.items()):
+        digest.update(f"{name} {column.shape} {column.dtype.kind}{column.dtype.itemsize}\n".encode())
+        if column.dtype.kind == "O":
+            digest.update(json.dumps([text.decode() for text in column[()]]).encode())
+        else:
+            for row in range(0, len(column), HASHED_ROWS):
+                digest.update(column[row : row + HASHED_ROWS].tobytes())
     return digest.hexdigest()

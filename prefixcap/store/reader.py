@@ -1,6 +1,7 @@
 """Reading a finished feature store."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.store.format import AGAIN, Skipped, damage_of, read_index
-from prefixcap.store.part import SPLIT, Part, UnreadableError
-from prefixcap.store.remote import cache_folder, fetch, is_remote, lock
+from prefixcap.store.format import AGAIN, MOST_INDEX_BYTES, PartEntry, Skipped, damage_of, index_in, read_index
+from prefixcap.store.layout import SPLIT
+from prefixcap.store.part import Part, UnreadableError
+from prefixcap.store.remote import cache_folder, fetch, is_remote, lock, remove_leftovers
 
 Rows = NDArray[np.int64]
 
@@ -73,35 +75,41 @@ class StoreSplit:
         digest: of all that the split's files hold.
     """
 
-    def __init__(self, name: str, parts: list[Part], entries: list[dict[str, Any]], image_root: Path) -> None:
+    def __init__(self, name: str, parts: list[Part], entries: list[PartEntry], image_root: Path | None) -> None:
         self.name, self._parts, self._image_root = name, parts, image_root
-        self.digest = hashlib.sha256(" ".join(entry["digest"] for entry in entries).encode()).hexdigest()
-        self._counts = [entry["splits"][name] for entry in entries]
+        self.digest = hashlib.sha256(" ".join(entry.digest for entry in entries).encode()).hexdigest()
+        counts = [entry.splits[name] for entry in entries]
         # Where all of a part belongs to the split, its rows need no list.
-        self._whole = [entry["images"] == of["images"] for entry, of in zip(entries, self._counts, strict=True)]
-        self._longest = [entry["longest_caption"] for entry in entries]
+        self._whole = [entry.images == own.images for entry, own in zip(entries, counts, strict=True)]
+        self._longest = [entry.longest_caption for entry in entries]
         self._chosen: dict[tuple[int, str], Rows] = {}
-        self._first_image = np.cumsum([0, *(of["images"] for of in self._counts)]).tolist()
-        captions = [of["captions"] for of in self._counts]
+        self._rows_in_parts = {"images": [own.images for own in counts], "captions": [own.captions for own in counts]}
+        self._first_image = np.cumsum([0, *self._rows_in_parts["images"]]).tolist()
+        captions = self._rows_in_parts["captions"]
         self.captions = Column(captions, self._texts)
         self.caption_images = Column(captions, self._images_of_captions, (), np.int64)
 
     def __len__(self) -> int:
         """How many images; in a store of sentences, how many of these."""
-        return sum(of["images"] for of in self._counts)
+        return sum(self._rows_in_parts["images"])
 
     @cached_property
     def embeddings(self) -> Column:
         """N rows of (dim,), as the encoder gave them: not normalised. Raises as `feature` does."""
         return self.feature("images/embedding")
 
+    @property
+    def features(self) -> list[str]:
+        """The names of the features that there are."""
+        return self._parts[0].features
+
     def feature(self, name: str) -> Column:
         """N rows of a feature of the images, or C of one of the captions, by its name in the store.
 
         Raises:
-            InputError: the store has no such feature.
+            InputError: the store has no such feature, or not in one shape.
         """
-        features, folder = self._parts[0].features, self._parts[0].path.parent
+        features, folder = self.features, self._parts[0].path.parent
         if name not in features:
             if name.startswith("images/") and features and all(of.startswith("captions/") for of in features):
                 raise InputError(f"{folder} has sentences and no images: give a store with {name}, data.store=...")
@@ -111,9 +119,12 @@ class StoreSplit:
                 f"the store of {folder} has no {name}; it has {', '.join(features) or 'no features'}: embed into "
                 f"another folder (data.store=...) with features=[{wanted},...], and name that one"
             )
+        row = self._parts[0].row_of(name)
+        for part in self._parts:
+            if name not in part.features or part.row_of(name) != row:
+                raise InputError(f"{part.path} has other rows of {name} than {self._parts[0].path}; {AGAIN} to mend it")
         kind = name.partition("/")[0]
-        read = partial(self._features, name, kind)
-        return Column([of[kind] for of in self._counts], read, *self._parts[0].row_of(name))
+        return Column(self._rows_in_parts[kind], partial(self._features, name, kind), *row)
 
     @cached_property
     def ids(self) -> list[int | str]:
@@ -121,9 +132,10 @@ class StoreSplit:
         return self._all("images/id")
 
     @cached_property
-    def files(self) -> list[Path]:
-        """N absolute paths."""
-        return [self._image_root / file for file in self._all("images/file")]
+    def files(self) -> list[Path | None]:
+        """N absolute paths; None where the store names no file below its image root, or has come from a URL."""
+        root = self._image_root
+        return [None if root is None else _below(root, file) for file in self._all("images/file")]
 
     @cached_property
     def domains(self) -> list[str]:
@@ -140,12 +152,12 @@ class StoreSplit:
     def captions_longer_than(self, size: int) -> Rows:
         """The rows of the captions that are longer than `size` bytes."""
         found, start = [np.empty(0, np.int64)], 0
-        for part, of in enumerate(self._counts):
+        for part, captions in enumerate(self._rows_in_parts["captions"]):
             if self._longest[part] > size:
                 lengths = np.diff(self._parts[part].mapped("captions/text_end"), prepend=0)
                 own = slice(None) if self._whole[part] else self._rows(part, "captions")
                 found.append(np.flatnonzero(lengths[own] > size) + start)
-            start += of["captions"]
+            start += captions
         return np.concatenate(found)
 
     def _all(self, column: str) -> list[Any]:
@@ -162,7 +174,7 @@ class StoreSplit:
         return self._parts[part].texts(self._in_part(part, "captions", places))
 
     def _images_of_captions(self, part: int, places: Rows) -> Rows:
-        images: Rows = self._parts[part].mapped("captions/image")[self._in_part(part, "captions", places)]
+        images = self._parts[part].images_of(self._in_part(part, "captions", places))
         if not self._whole[part]:
             images = np.searchsorted(self._rows(part, "images"), images)
         images += self._first_image[part]
@@ -178,8 +190,12 @@ class StoreSplit:
             opened = self._parts[part]
             belongs = opened.mapped(SPLIT) == opened.split_names.index(self.name)
             if kind == "captions":
-                belongs = belongs[opened.mapped("captions/image")]
-            self._chosen[part, kind] = np.flatnonzero(belongs)
+                belongs = belongs[opened.images_of(slice(None))]
+            rows = np.flatnonzero(belongs)
+            if len(rows) != (stated := self._rows_in_parts[kind][part]):
+                problem = f"has {len(rows)} {kind} of split {self.name!r}, but the index says {stated}"
+                raise InputError(f"{opened.path} {problem}; {AGAIN} to mend it")
+            self._chosen[part, kind] = rows
         return self._chosen[part, kind]
 
 
@@ -187,15 +203,17 @@ class FeatureStore:
     """A finished store, opened for reading.
 
     Args:
-        location: the store's folder; or a URL that fsspec understands (s3://, gs://, https://): the index is then
-            fetched at once and each part when a split is opened that needs it, and kept on the local disk.
+        location: the store's folder; or a URL (https://, s3://, gs:// and others of `remote.PROTOCOLS`): the index is
+            then fetched at once and each part when a split is opened that needs it, and kept on the local disk. A part
+            is kept if it is what the index says.
 
     Attributes:
         location: the absolute path of the folder, or the URL.
         path: the folder, or where the files of a remote store are kept.
         encoder: who made the embeddings.
         source: what was embedded, as the reader named it.
-        image_root: the folder that image files are relative to.
+        image_root: the folder that image files are relative to; None: the store has come from a URL, where paths of
+            another machine say nothing.
         splits: the number of images of each split.
         captions: the number of captions in all.
         made_with: settings that the embeddings were made with, by name.
@@ -210,23 +228,24 @@ class FeatureStore:
             self.location = str(location).rstrip("/")
             self.path = cache_folder(self.location)
             with lock(self.path):
-                fetch(f"{self.location}/index.json", self.path / "index.json")
+                remove_leftovers(self.path)
+                fetch(f"{self.location}/index.json", self.path / "index.json", MOST_INDEX_BYTES, index_in)
         else:
             self.path = Path(location)
             self.location = str(self.path.resolve())
         index = read_index(self.path)
         if index is None:
             raise InputError(_why_unfinished(self.path))
-        for part in index["parts"]:
-            if not is_remote(location) and (reason := damage_of(self.path, part)):
+        for entry in index.parts:
+            if not is_remote(location) and (reason := damage_of(self.path, entry)):
                 raise InputError(f"{reason}; {AGAIN} to mend it")
-        self.encoder = EncoderIdentity(**index["encoder"])
-        self.source: str = index["source"]
-        self.image_root = Path(index["image_root"])
-        self.splits: dict[str, int] = {name: counts["images"] for name, counts in index["splits"].items()}
-        self.captions: int = index["captions"]
-        self.made_with: dict[str, str | int | bool] = index["made_with"]
-        self._entries: list[dict[str, Any]] = index["parts"]
+        self.encoder = EncoderIdentity(**index.encoder.model_dump())
+        self.source: str = index.source
+        self.image_root = None if is_remote(location) else Path(index.image_root)
+        self.splits: dict[str, int] = {name: counts.images for name, counts in index.splits.items()}
+        self.captions: int = index.captions
+        self.made_with: dict[str, str | int | bool] = index.made_with
+        self._entries = index.parts
 
     def require_encoder(self, identity: EncoderIdentity) -> None:
         """Check that the embeddings may be mixed with those of another encoder.
@@ -255,26 +274,56 @@ class FeatureStore:
         """
         if name not in self.splits:
             raise InputError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
-        entries = [entry for entry in self._entries if name in entry["splits"]]
+        entries = [entry for entry in self._entries if name in entry.splits]
         return StoreSplit(name, self._opened(entries), entries, self.image_root)
 
     def skipped(self) -> list[Skipped]:
         """The images that were to be embedded and were left out."""
         return [skip for part in self._opened(self._entries) for skip in part.skipped()]
 
-    def _opened(self, entries: list[dict[str, Any]]) -> list[Part]:
+    def _opened(self, entries: list[PartEntry]) -> list[Part]:
         if is_remote(self.location):
             with lock(self.path):
                 for entry in entries:
                     if not self._is_kept(entry):
-                        fetch(f"{self.location}/{entry['file']}", self.path / entry["file"])
-        return [Part(self.path / entry["file"]) for entry in entries]
+                        url = f"{self.location}/{entry.file}"
+                        fetch(url, self.path / entry.file, entry.bytes, partial(_require_announced, entry))
+        parts = [Part(self.path / entry.file, entry) for entry in entries]
+        for part in parts:
+            self._require_width(part)
+        return parts
 
-    def _is_kept(self, entry: dict[str, Any]) -> bool:
+    def _require_width(self, part: Part) -> None:
+        """The embeddings of a part must be as wide as its encoder makes them."""
+        for name in {"images/embedding", "captions/embedding", "images/patches", "images/regions"} & {*part.features}:
+            if part.row_of(name)[0][-1] != self.encoder.dim:
+                raise InputError(
+                    f"{part.path} has rows of {part.row_of(name)[0]} in {name}, but encoder {self.encoder.name} makes "
+                    f"them {self.encoder.dim} wide; {AGAIN} to mend it"
+                )
+
+    def _is_kept(self, entry: PartEntry) -> bool:
         """True if a part was fetched before, and the remote store has not been made anew since."""
-        if damage_of(self.path, entry):
+        try:
+            kept = Part(self.path / entry.file).attributes["digest"] == entry.digest
+        except UnreadableError:
             return False
-        return bool(Part(self.path / entry["file"]).attributes["digest"] == entry["digest"])
+        return bool(kept) and damage_of(self.path, entry) is None
+
+
+def _below(root: Path, file: str) -> Path | None:
+    """The path of an image; None if it is not below the image root: a stranger's store may name any file."""
+    path, root = Path(os.path.normpath(root / file)), Path(os.path.normpath(root))
+    return path if "\0" not in file and path != root and path.is_relative_to(root) else None
+
+
+def _require_announced(entry: PartEntry, file: Path) -> None:
+    """Check that a file that was fetched is the part that the index of its store says."""
+    part = Part(file, entry)
+    if file.stat().st_size != entry.bytes:
+        raise InputError(f"{file} has {file.stat().st_size} bytes, but the index of its store says {entry.bytes}")
+    if not part.digest() == part.attributes["digest"] == entry.digest:
+        raise InputError(f"{file} is not as the index of its store says (its digest differs)")
 
 
 def _why_unfinished(store: Path) -> str:

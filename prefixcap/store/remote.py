@@ -1,14 +1,19 @@
 """Files of a store that lies on object storage, fetched once and kept on the local disk."""
 
 import hashlib
-import shutil
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
-from prefixcap.files import user_cache, write_whole
+from prefixcap.files import temporary_path, user_cache, write_whole
+
+# Of fsspec's. Others wrap a second address or read local files, which no store needs.
+PROTOCOLS = ("https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "sftp", "ssh", "memory")
+BLOCK = 2**20
 
 
 def is_remote(store: str | Path) -> bool:
@@ -19,35 +24,59 @@ def is_remote(store: str | Path) -> bool:
 def cache_folder(url: str) -> Path:
     """Where the files of a remote store are kept: below $PREFIXCAP_CACHE, else ~/.cache/prefixcap."""
     url = url.rstrip("/")
-    return user_cache() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
+    name = re.sub(r"[^\w.-]+", "-", url.rpartition("/")[2]).strip("-.")[:60] or "store"  # no name such as ".."
+    return user_cache() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
-def fetch(url: str, file: Path) -> None:
+def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> None:
     """Copy a remote file to a local one, whole or not at all.
 
+    Args:
+        url: of one of `PROTOCOLS`.
+        file: takes its name when all is there, and `check` is content.
+        most: bytes that it may have; no more are read.
+        check: is called with the path of what was fetched. Raises InputError to refuse it.
+
     Raises:
-        InputError: it cannot be read, the package for such URLs is not installed, or the disk is full.
+        InputError: it cannot be read, is larger than `most` or refused, the address is of another protocol or the
+            package for it is not installed, or the disk is full.
     """
     import fsspec
 
+    protocol = url.partition("://")[0].lower()
+    if protocol not in PROTOCOLS:
+        raise InputError(f"cannot fetch {url}: a store has a path or a URL of {', '.join(PROTOCOLS)}, not {protocol}")
     try:
         filesystem, path = fsspec.url_to_fs(url)
-        size = filesystem.size(path)
-        with (
-            filesystem.open(path, "rb") as source,
-            write_whole(file) as temporary,
-            temporary.open("wb") as target,
-            tqdm.wrapattr(source, "read", total=size, desc=f"fetching {file.name}", disable=size < 2**20) as reader,
-        ):
-            shutil.copyfileobj(reader, target, 2**20)
-    except InputError:
-        raise
+        size = filesystem.size(path) or 0  # some servers do not tell
+        bar = tqdm(total=size, desc=f"fetching {file.name}", unit="B", unit_scale=True, disable=size < BLOCK)
+        with filesystem.open(path, "rb") as source, write_whole(file) as temporary, bar:
+            with temporary.open("wb") as target:
+                left = most
+                while block := source.read(min(BLOCK, left + 1)):
+                    left -= len(block)
+                    if left < 0:
+                        raise InputError(f"{temporary} is larger than the {most:,} bytes that it may have")
+                    target.write(block)
+                    bar.update(len(block))
+            check(temporary)
+    except InputError as error:
+        raise InputError(str(error).replace(str(temporary_path(file)), url)) from error
     except Exception as error:  # each kind of storage raises what it likes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot fetch {url}: {reason}; check the address, and that you may read it") from error
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what runs that were killed as they fetched have left; call it under the folder's `lock`."""
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def lock(folder: Path) -> FileLock:
     """Held by the one process that fetches, while others of the same machine wait for what it gets."""
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    file = folder / ".lock"
+    if file.is_symlink():  # opening it would empty the file that it leads to
+        raise InputError(f"{file} is a link: delete it")
+    return FileLock(file)

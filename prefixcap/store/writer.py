@@ -3,9 +3,9 @@
 import csv
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from prefixcap.store.format import (
     AGAIN,
     FORMAT,
     FORMAT_VERSION,
+    PART_NAME,
     ImageRecord,
     Skipped,
     damage_of,
@@ -28,6 +29,9 @@ from prefixcap.store.format import (
 from prefixcap.store.part import Columns, Part, UnreadableError, write_part
 
 PART_BYTES = 2**30  # of features in one part, unless a single shard has more
+PIECE = re.compile(r"(\d{6,9})-(\d{4,9})-of-(\d{4,9})\.h5")
+WRITTEN = re.compile(rf"{PIECE.pattern}|\.{PIECE.pattern}\..+\.tmp")  # pieces, and such as a killed run left half-made
+UNFINISHED = re.compile(rf"\.({PART_NAME}|index\.json|skipped\.csv)\..+\.tmp")
 
 Array = NDArray[Any]
 
@@ -61,16 +65,19 @@ class StoreWriter:
         self.made_with: dict[str, str | int | bool] = {}
         index = read_index(path)
         if index is not None:
-            self.made_with = index["made_with"]
-            self._require_same_job(index["job"], index["encoder"]["name"], index["source"])
-        for file in [*pieces_of(path).values(), *path.glob("part-*.h5")]:
+            self.made_with = index.made_with
+            self._require_same_job(index.job, index.encoder.name, index.source)
+        for file in [*pieces_of(path).values(), *parts_of(path)]:
+            part = Part(file)
             try:
-                found = Part(file).attributes
+                found, _ = part.attributes, part.names
             except UnreadableError:
-                file.unlink()  # to be made again
+                file.unlink(missing_ok=True)  # to be made again
             else:
                 self._require_same_job(found["job"], found["encoder"], found["source"])
                 self.made_with = json.loads(found["made_with"])
+        if self.finished():  # the run that finished it may have been killed as it took the pieces away
+            _tidy(path)
 
     def finished(self) -> bool:
         """True if the index and all parts are there, whole."""
@@ -150,7 +157,7 @@ def join(store: Path) -> None:
     """
     try:
         _join(store)
-    except UnreadableError:
+    except (UnreadableError, FileNotFoundError):
         if not _finished(store):  # else another process was through before, and took the pieces away
             raise
 
@@ -163,16 +170,35 @@ def _join(store: Path) -> None:
             f"{store} lacks {len(missing)} of {attributes['shards_in_all']} shards, {missing[0]} for one; {AGAIN}"
         )
     index = read_index(store)
-    ranges = _plan(pieces) if index is None else [tuple(entry["shards"]) for entry in index["parts"]]
+    ranges = _plan(pieces) if index is None else [(first, end) for first, end in (part.shards for part in index.parts)]
     files = [store / f"part-{number:05d}.h5" for number in range(len(ranges))]
     for file, (first, end) in zip(files, ranges, strict=True):
         found = [Part(piece) for (shard, _, _), piece in pieces.items() if first <= shard < end]
         if found and not _is_part(file, first, end):
             write_part(file, attributes | {"shards": [first, end]}, found)
     write_index(store, [Part(file) for file in files])
-    shutil.rmtree(store / "pieces", ignore_errors=True)
-    for leftover in store.glob(".part-*.tmp"):  # of runs that were killed as they wrote
-        leftover.unlink(missing_ok=True)
+    _tidy(store)
+
+
+def _tidy(store: Path) -> None:
+    """Take away what a finished store needs no more, and nothing that a writer did not put there.
+
+    That is its pieces, and what runs that were killed as they wrote have left.
+    """
+    folder = store / "pieces"
+    pieces = [] if folder.is_symlink() else [file for file in _listed(folder) if WRITTEN.fullmatch(file.name)]
+    for file in [*pieces, *(file for file in _listed(store) if UNFINISHED.fullmatch(file.name))]:
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # there is something else in it, or it is gone
+        folder.rmdir()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The files of a folder, none if there is no such folder (any more)."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def write_index(store: Path, parts: Sequence[Part]) -> None:
@@ -181,7 +207,7 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
         rows = csv.writer(table)
         rows.writerow(["id", "file", "reason"])
         rows.writerows([skip.id, skip.file, skip.reason] for part in parts for skip in part.skipped())
-    entries = [_describe(part) for part in parts]
+    entries = [describe(part) for part in parts]
     splits: dict[str, Counter[str]] = {}
     for entry in entries:
         for name, counts in entry["splits"].items():
@@ -205,17 +231,23 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
 
 def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
     """The pieces that are there: number of the shard, of the piece in it, pieces of the shard; and the file."""
-    try:
-        names = sorted((store / "pieces").glob("[0-9]*-of-*.h5"))
-    except FileNotFoundError:  # the process that joined them is taking them away
-        names = []
-    return {tuple(map(int, re.findall(r"\d+", path.stem))): path for path in names}  # type: ignore[misc]
+    found = {}
+    for path in _listed(store / "pieces"):
+        if numbers := PIECE.fullmatch(path.name):
+            shard, number, pieces = map(int, numbers.groups())
+            found[shard, number, pieces] = path
+    return found
+
+
+def parts_of(store: Path) -> list[Path]:
+    """The parts that are there."""
+    return [path for path in _listed(store) if re.fullmatch(PART_NAME, path.name)]
 
 
 def _finished(store: Path) -> bool:
     """True if the index and all parts are there, whole."""
     index = read_index(store)
-    return index is not None and not any(damage_of(store, entry) for entry in index["parts"])
+    return index is not None and not any(damage_of(store, entry) for entry in index.parts)
 
 
 def _missing(store: Path, shards: int) -> list[int]:
@@ -227,7 +259,7 @@ def _missing(store: Path, shards: int) -> list[int]:
     wanted = (
         range(shards)
         if index is None
-        else [shard for entry in index["parts"] if damage_of(store, entry) for shard in range(*entry["shards"])]
+        else [shard for entry in index.parts if damage_of(store, entry) for shard in range(*entry.shards)]
     )
     return [shard for shard in wanted if shard not in whole]
 
@@ -235,11 +267,15 @@ def _missing(store: Path, shards: int) -> list[int]:
 def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) -> dict[str, Any]:
     """What all pieces say of themselves; of the parts if there is no piece."""
     attributes: dict[str, Any] = {}
-    for file in pieces.values() or sorted(store.glob("part-*.h5")):
-        found = Part(file).attributes
-        attributes = attributes or found
+    features: dict[str, Any] | None = None
+    for file in pieces.values() or parts_of(store):
+        part = Part(file)
+        found, rows = part.attributes, {name: part.row_of(name) for name in part.features}
+        attributes, features = attributes or found, rows if features is None else features
         if found["job"] != attributes["job"]:
             raise InputError(f"{file} is of another job than the other files of {store}: take it away")
+        if rows != features:
+            raise InputError(f"{file} has other features than the other files of {store}: delete it and {AGAIN}")
     if not attributes:
         raise InputError(f"{store} holds no piece of a feature store")
     return {name: value for name, value in attributes.items() if name not in ("digest", "shards")}
@@ -248,7 +284,8 @@ def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) ->
 def _is_part(file: Path, first: int, end: int) -> bool:
     """True if the part is there, with those shards; one that cannot be read counts as absent."""
     try:
-        return bool(Part(file).attributes["shards"] == [first, end])
+        part = Part(file)
+        return bool(part.attributes.get("shards") == [first, end]) and not any(part.problems())
     except UnreadableError:
         return False
 
@@ -269,12 +306,12 @@ def _plan(pieces: dict[tuple[int, int, int], Path]) -> list[tuple[int, int]]:
     return [*ranges, (first, max(sizes) + 1)]
 
 
-def _describe(part: Part) -> dict[str, Any]:
+def describe(part: Part) -> dict[str, Any]:
     """What the index says about one part."""
     names = part.split_names
     split_of_image = part.mapped("images/split")
     images = np.bincount(split_of_image, minlength=len(names)).tolist()
-    captions = np.bincount(split_of_image[part.mapped("captions/image")], minlength=len(names)).tolist()
+    captions = np.bincount(split_of_image[part.images_of(slice(None))], minlength=len(names)).tolist()
     return {
         "file": part.path.name,
         "bytes": part.path.stat().st_size,

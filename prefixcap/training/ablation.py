@@ -22,7 +22,7 @@ from prefixcap.figures import command_parser, run_command, save_figure
 from prefixcap.files import read_table, write_table
 from prefixcap.machine import usable_device
 from prefixcap.metrics import score_captions
-from prefixcap.store import FeatureStore
+from prefixcap.store.named import open_training_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
 def evaluate_run(checkpoint: Path, run: str, most_images: int, decode: str) -> list[Point]:
     """The scores of a checkpoint on images of the splits train and test; for the arguments see `evaluate_runs`."""
     captioner = load(checkpoint, usable_device("auto"))
-    store = FeatureStore(captioner.trained_on["store"])
+    store = open_training_store(captioner.trained_on, checkpoint)
     require_match(store, captioner)
     points = []
     for name in ("train", "test"):

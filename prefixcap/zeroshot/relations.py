@@ -24,6 +24,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import Journal, read_json
 from prefixcap.metrics import score_parts
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.store.remote import is_remote
 from prefixcap.zeroshot.arithmetic import embed_expressions, encoder_of, parse
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def _relation(entry: Any, where: str) -> Relation:
             raise InputError(f"{where}: {error}") from error
         if len(terms) != 1:
             raise InputError(f"{where}: '{operand}' is more than one operand: give one image, text or embedding")
+        if terms[0].kind == "emb" and is_remote(terms[0].name):
+            raise InputError(
+                f"{where}: '{operand}' names a URL, and what a file names is not fetched: copy that store here"
+            )
     return Relation(name, a, b, c, answer)
 
 
