@@ -72,9 +72,10 @@ class CaptionTokens:
         else:
             tokens, ends = self._kept
             starts = np.where(captions > 0, ends[captions - 1], 0)
-            found = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
-            if not all(len(row) and row.max() < self._vocabulary for row in found):
+            kept = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
+            if not all(len(row) and row.max() < self._vocabulary for row in kept):
                 raise InputError("the tokens kept beside the store are of another tokenizer: delete its folder tokens")
+            found = list(kept)
         if self.most is None:
             return found
         if self.released:

@@ -15,7 +15,7 @@ from prefixcap.validation import validate
 
 FORMAT = "prefixcap feature store"
 FORMAT_VERSION = 3
-PART_NAME = r"part-\d{5,9}\.h5"
+PART_NAME = r"part-[0-9]{5,9}\.h5"
 MOST_INDEX_BYTES = 2**24  # some 30,000 parts of a gigabyte
 MOST_SHARDS = 10**7
 AGAIN = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
@@ -108,9 +108,9 @@ def require_format(path: Path, name: object, version: int) -> None:
     """Raise InputError if `path` is of something else than a feature store, or of another version of it."""
     if name != FORMAT:
         raise InputError(f"{path} is not part of a {FORMAT}; give the path of one, or of a new folder")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has version {version} of the store format, and this prefixcap reads {FORMAT_VERSION}; "
+            f"{path} has version {str(version)[:20]} of the store format, and this prefixcap reads {FORMAT_VERSION}; "
             "use the prefixcap that made it, or embed the images again"
         )
 

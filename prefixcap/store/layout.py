@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from prefixcap.store.heap import STRING
+
 GROUPS = ("captions", "images", "skipped")
 SPLIT = "images/split"  # names when read, numbers (an HDF5 enumeration) in the file
 IDS = ("images/id", "skipped/id")  # integers or strings
@@ -26,8 +28,6 @@ RANKS = {
 }
 MOST_COLUMNS = 64  # of a group
 MOST_ROW_BYTES = 2**30
-# In the file a string is its length, and the place of its letters in a heap, which HDF5 keeps in the same file.
-STRING = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
 
 
 class LayoutError(ValueError):

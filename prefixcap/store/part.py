@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -29,7 +30,8 @@ from prefixcap.store.format import (
     Skipped,
     require_format,
 )
-from prefixcap.store.layout import IDS, SPLIT, STRING, STRINGS, LayoutError, Place, read_layout
+from prefixcap.store.heap import read_strings
+from prefixcap.store.layout import IDS, SPLIT, STRINGS, LayoutError, Place, read_layout
 from prefixcap.validation import validate
 
 TEXT = h5py.string_dtype("utf-8")
@@ -168,8 +170,7 @@ class Part:
     def __getitem__(self, name: str) -> Any:
         """A column, read whole: an array, or a list of strings, or of whole numbers if they are ids."""
         if self.has_strings(name):
-            with self._opened() as file:
-                return [text.decode() for text in self._strings(file, name)[()]]
+            return self._strings(name)
         values = self.mapped(name)
         if name != SPLIT:
             return values.tolist() if name in IDS else values.copy()
@@ -182,15 +183,12 @@ class Part:
             raise UnreadableError(f"{self.path}: {problem}: delete it and {AGAIN}")
         return Columns({name: self[name] for name in self.names})
 
-    def _strings(self, file: Any, name: str) -> Any:
-        """The HDF5 column of strings: HDF5 reads these."""
+    def _strings(self, name: str) -> list[str]:
         place = self._layout[name]
-        if place.offset is not None:
-            ends = place.offset + place.shape[0] * STRING.itemsize
-            lengths = self._bytes[place.offset : ends].view(STRING)["length"]
-            # A file of some kilobytes can name the same megabytes of letters a million times.
-            self._require(int(lengths.sum(dtype=np.int64)) <= len(self._bytes), f"has strings in {name} that overlap")
-        return file[name]
+        try:
+            return [] if place.offset is None else read_strings(self._bytes, place.offset, place.shape[0])
+        except (ValueError, struct.error) as error:
+            raise UnreadableError(f"{self.path} has damaged strings in {name}; {AGAIN} to mend it") from error
 
     def _require(self, holds: bool, problem: str) -> None:
         if not holds:
@@ -266,16 +264,15 @@ class Part:
 
     def digest(self) -> str:
         """The hash of all columns as they are now; the attribute `digest` is that of when they were written."""
-        with self._opened() as file:
-            strings = {name: self._strings(file, name) for name in self.names if self.has_strings(name)}
-            return _digest(strings | {name: self.mapped(name) for name in self.names if name not in strings})
+        return _digest({name: self[name] if self.has_strings(name) else self.mapped(name) for name in self.names})
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """The HDF5 file. What HDF5 raises on a damaged one, also later, becomes an UnreadableError."""
         try:
             with h5py.File(self.path, "r") as file:
-                require_format(self.path, _attribute(file, "format"), _attribute(file, "format_version"))
+                if self.entry is None:  # else the index has said so
+                    require_format(self.path, _attribute(file, "format"), _attribute(file, "format_version"))
                 yield file
         except InputError:
             raise
@@ -362,21 +359,22 @@ def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns 
                     values = np.asarray(values) + starts[POINTERS[name]]
                 if len(values):
                     columns[name][starts[name] : rows[name]] = values
-        file.attrs.update(attributes, format=FORMAT, format_version=FORMAT_VERSION, digest=_digest(columns))
+        written = {name: list(rows.asstr()[()]) if rows.dtype.kind == "O" else rows for name, rows in columns.items()}
+        file.attrs.update(attributes, format=FORMAT, format_version=FORMAT_VERSION, digest=_digest(written))
         file.flush()
         content = file.id.get_file_image()
     with write_whole(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _digest(columns: Mapping[str, Any]) -> str:
-    """Of arrays or HDF5 columns, by name; strings are HDF5 columns."""
+def _digest(columns: Mapping[str, Array | list[str]]) -> str:
+    """Of columns by name."""
     digest = hashlib.sha256()
     for name, column in sorted(columns.items()):
-        digest.update(f"{name} {column.shape} {column.dtype.kind}{column.dtype.itemsize}\n".encode())
-        if column.dtype.kind == "O":
-            digest.update(json.dumps([text.decode() for text in column[()]]).encode())
+        if isinstance(column, list):
+            digest.update(f"{name} {(len(column),)} O8\n{json.dumps(column)}".encode())
         else:
+            digest.update(f"{name} {column.shape} {column.dtype.kind}{column.dtype.itemsize}\n".encode())
             for row in range(0, len(column), HASHED_ROWS):
                 digest.update(column[row : row + HASHED_ROWS].tobytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.files import write_text_whole
 from prefixcap.store.format import AGAIN, MOST_INDEX_BYTES, PartEntry, Skipped, damage_of, index_in, read_index
 from prefixcap.store.layout import SPLIT
 from prefixcap.store.part import Part, UnreadableError
@@ -285,9 +286,7 @@ class FeatureStore:
         if is_remote(self.location):
             with lock(self.path):
                 for entry in entries:
-                    if not self._is_kept(entry):
-                        url = f"{self.location}/{entry.file}"
-                        fetch(url, self.path / entry.file, entry.bytes, partial(_require_announced, entry))
+                    self._fetch(entry)
         parts = [Part(self.path / entry.file, entry) for entry in entries]
         for part in parts:
             self._require_width(part)
@@ -302,13 +301,13 @@ class FeatureStore:
                     f"them {self.encoder.dim} wide; {AGAIN} to mend it"
                 )
 
-    def _is_kept(self, entry: PartEntry) -> bool:
-        """True if a part was fetched before, and the remote store has not been made anew since."""
-        try:
-            kept = Part(self.path / entry.file).attributes["digest"] == entry.digest
-        except UnreadableError:
-            return False
-        return bool(kept) and damage_of(self.path, entry) is None
+    def _fetch(self, entry: PartEntry) -> None:
+        """Fetch a part, unless it was fetched before and the remote store has not been made anew since."""
+        file = self.path / entry.file
+        checked = file.with_suffix(".sha256")  # the digest of what lies there
+        if damage_of(self.path, entry) or not checked.is_file() or checked.read_bytes() != entry.digest.encode():
+            fetch(f"{self.location}/{entry.file}", file, entry.bytes, partial(_require_announced, entry))
+            write_text_whole(checked, entry.digest)
 
 
 def _below(root: Path, file: str) -> Path | None:
@@ -322,7 +321,7 @@ def _require_announced(entry: PartEntry, file: Path) -> None:
     part = Part(file, entry)
     if file.stat().st_size != entry.bytes:
         raise InputError(f"{file} has {file.stat().st_size} bytes, but the index of its store says {entry.bytes}")
-    if not part.digest() == part.attributes["digest"] == entry.digest:
+    if part.digest() != entry.digest:
         raise InputError(f"{file} is not as the index of its store says (its digest differs)")
 
 

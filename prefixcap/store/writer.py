@@ -29,7 +29,7 @@ from prefixcap.store.format import (
 from prefixcap.store.part import Columns, Part, UnreadableError, write_part
 
 PART_BYTES = 2**30  # of features in one part, unless a single shard has more
-PIECE = re.compile(r"(\d{6,9})-(\d{4,9})-of-(\d{4,9})\.h5")
+PIECE = re.compile(r"([0-9]{6,9})-([0-9]{4,9})-of-([0-9]{4,9})\.h5")
 WRITTEN = re.compile(rf"{PIECE.pattern}|\.{PIECE.pattern}\..+\.tmp")  # pieces, and such as a killed run left half-made
 UNFINISHED = re.compile(rf"\.({PART_NAME}|index\.json|skipped\.csv)\..+\.tmp")
 

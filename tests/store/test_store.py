@@ -225,6 +225,48 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.iterdir()) == ["index.json", "part-00000.h5", "skipped.csv"]
 
 
+def test_pieces_that_a_killed_run_left_are_taken_away(tmp_path: Path) -> None:
+    """It was killed as it removed them, when the store was whole; what is not of a writer stays."""
+    path = tmp_path / "store"
+    made = writer(path)
+    for shard in range(2):
+        write(made, shard, [RECORDS[shard]], embeddings(1))
+    shutil.copytree(path / "pieces", tmp_path / "copy")
+    join(path)
+    before = (path / "part-00000.h5").read_bytes()
+    for foreign in ((), ("notes.txt", "1-of-2.h5", "00001-0000-of-0001.h5")):
+        (path / "pieces").mkdir()
+        shutil.copy(tmp_path / "copy" / "000001-0000-of-0001.h5", path / "pieces")
+        (path / "pieces" / ".000000-0000-of-0001.h5.host.1.tmp").write_bytes(b"half")
+        (path / ".index.json.host.1.tmp").write_bytes(b"half")
+        for name in foreign:
+            (path / "pieces" / name).write_text("mine")
+        assert writer(path).finished()
+        left = sorted(file.name for file in (path / "pieces").iterdir()) if foreign else []
+        assert left == sorted(foreign) and (path / "pieces").exists() == bool(foreign)
+        assert not list(path.glob(".*.tmp"))
+    assert (path / "part-00000.h5").read_bytes() == before and FeatureStore(path).captions == 3
+
+
+def test_pieces_behind_a_link_are_left_alone(tmp_path: Path) -> None:
+    other = writer(tmp_path / "other")
+    write(other, 0, RECORDS[:1], embeddings(1))
+    made = writer(tmp_path / "store", shards=1)
+    write(made, 0, RECORDS, embeddings(3))
+    join(tmp_path / "store")
+    (tmp_path / "store" / "pieces").symlink_to(tmp_path / "other" / "pieces")
+    writer(tmp_path / "store", shards=1)
+    assert other.missing() == [1]
+
+
+def test_files_of_other_names_are_no_parts(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for name in ("part-one.h5", "part-000001.txt", "part-1.h5"):
+        (tmp_path / "store" / name).write_text("mine")
+    writer(tmp_path / "store")
+    assert len(list((tmp_path / "store").iterdir())) == 3
+
+
 def test_pieces_made_apart_are_joined_when_all_are_together(tmp_path: Path) -> None:
     one, other, together = tmp_path / "one", tmp_path / "other", tmp_path / "together"
     write(writer(one), 0, RECORDS[:2], embeddings(3)[:2])
