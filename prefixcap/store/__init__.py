@@ -3,7 +3,8 @@
     STORE/part-00000.h5 ...   up to 1 GiB of features each, in the reader's order
     STORE/skipped.csv         what was left out, and why
     STORE/index.json          the parts and their counts; written last: a store without it is unfinished
-    STORE/pieces/             while it is made: up to 1,000 images each, joined to parts at the end
+    STORE/pieces/             while it is made: up to 1,000 images each, joined to parts at the end; what a killed run
+                              leaves of it is taken away by the next
 
 Every file is written whole or not at all. A part or piece holds
 
@@ -19,6 +20,9 @@ and features, float16 or float32, as the encoder gave them; those that were aske
     images/attention                (images, patches) the class token's attention in that layer
     images/regions                  (images, 10, dim) sub-region features (MacCap, equations 10 to 13)
     captions/embedding              (captions, dim)
+
+Each column is one contiguous run of bytes of its file, in the byte order and the types in which it was written: reading
+maps it, and refuses all else (chunks, compression, external and virtual storage, links).
 
 Its attributes name the format, the encoder, how it was made, and the source. A corpus of sentences without images is a
 store too: each sentence has an image row of its own, without file and without image features.
