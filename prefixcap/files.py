@@ -36,6 +36,11 @@ _WEEK = 7 * 24 * 3600.0
 _next_look: dict[Path, float] = {}  # when to look for leftovers in a folder again
 
 
+# Escapes in JSON: a backslash, a pair of surrogates, half of one.
+_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATES = re.compile(rf"\\\\|\\u[dD][89abAB][0-9a-fA-F]{{2}}\\u[dD][c-fC-F][0-9a-fA-F]{{2}}|{_HALF.pattern}")
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
@@ -205,30 +210,29 @@ def parse_json(text: str | bytes, source: object) -> Any:
     """The value of a JSON text that somebody else wrote.
 
     Args:
-        text: JSON; bytes are UTF-8, with or without a byte order mark.
+        text: JSON; bytes are UTF-8, with or without a byte order mark. Half of a surrogate pair, which could never be
+            written again, becomes U+FFFD.
         source: where it comes from, for the message.
 
     Raises:
-        InputError: it is not JSON, is nested too deeply, has an integer of more than 4,300 digits, or escapes that are
-            no characters.
+        InputError: it is not JSON, is nested too deeply, or has an integer of more than 4,300 digits.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # half of a surrogate pair could be read, but never written again
-            json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(_SURROGATES.sub(_without_halves, text) if _HALF.search(text) else text)
     except json.JSONDecodeError as error:
         raise InputError(f"{source} is not JSON: {error.msg} in line {error.lineno}") from error
     except RecursionError as error:
         raise InputError(f"{source} is not usable JSON: it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not JSON in UTF-8 (byte {error.start}); convert it to UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise InputError(f"{source} is not usable JSON: it escapes half of a surrogate pair") from error
     except ValueError as error:  # of `int`
         raise InputError(f"{source} is not usable JSON: an integer in it has too many digits") from error
-    return value
+
+
+def _without_halves(escape: re.Match[str]) -> str:
+    return r"\ufffd" if _HALF.fullmatch(escape[0]) else escape[0]
 
 
 def read_table(file: Path, kind: type[Row]) -> list[Row]:

@@ -86,7 +86,6 @@ def test_processors_that_a_container_grants(text: str, processors: int | None) -
     [
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "too many digits"),
-        ('{"a": "\\ud83d"}', "surrogate"),
         ('{"a": "\\UD83D"}', "line 1"),
         (b"\xff\xfe", "UTF-8"),
         (b'{"a": "\xff"}', "UTF-8"),
@@ -101,6 +100,23 @@ def test_json_that_python_stumbles_over_is_told_in_one_line(text, problem):
 
 def test_json_is_read_with_pairs_of_surrogates_and_a_byte_order_mark():
     assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}', "x.json") == {"a": "😀"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"\ud83d", "\ufffd"),
+        (r"\uD83D x", "\ufffd x"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+        (r"\ud83d\ud83d\ude00\ude00", "\ufffd😀\ufffd"),
+        (r"\\ud83d", "\\ud83d"),  # a backslash, and letters
+        (r"\\\ud83d", "\\\ufffd"),
+        (r"\uDBFF\uDFFF\u00e9", "\U0010ffffé"),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_a_character_that_can_be_written(text: str, value: str) -> None:
+    parsed = parse_json(f'"{text}"', "x.json")
+    assert parsed == value and parsed.encode()
 
 
 def test_a_new_file_has_the_mode_that_open_gives(tmp_path: Path) -> None:
