@@ -3,20 +3,26 @@
 import csv
 import io
 import os
+import re
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.checkpoints import read_checkpoint
 from prefixcap.demo import language_model_beside
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
+from prefixcap.files import read_text, write_text_whole
+
+TARGET = re.compile(r"_target_: *([\w.]+)")
 
 
 def _sweep_number() -> str:
@@ -75,7 +81,7 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
         key = override.partition("=")[0]
         if key in HydraConfig.get().runtime.choices:
             raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
-    before = cast(DictConfig, OmegaConf.load(run_dir / "config.yaml"))
+    before = read_config(run_dir / "config.yaml", overrides)
     for option, value in composed.items():  # those that have come since
         before.setdefault(option, value)
         if option in ("model", "lm"):
@@ -91,6 +97,46 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
         for logger in config.logger.values():
             logger.update({option: config.run_dir for option, value in logger.items() if value == before.run_dir})
     return cast(DictConfig, config)
+
+
+def read_config(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """What `keep_config` wrote. What it would build is built by name, so that every name must be a known one.
+
+    Args:
+        file: a run's `config.yaml`.
+        overrides: of the command line, on which other classes can be named.
+
+    Raises:
+        InputError: it cannot be read, or names a class that is neither in the configuration of this program nor on the
+            command line: somebody else's run could run anything.
+    """
+    try:
+        config = OmegaConf.load(io.StringIO(read_text(file)))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not a run's configuration ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
+        raise InputError(f"{file} is not a run's configuration: resume where one was written")
+    conf = Path(__file__).resolve().parent.parent / "conf"
+    known = {name for own in conf.rglob("*.yaml") for name in TARGET.findall(own.read_text(encoding="utf-8"))}
+    known |= {override.partition("=")[2] for override in overrides if "_target_=" in override}
+    for name in _targets(OmegaConf.to_container(config)):
+        if name not in known:
+            raise InputError(
+                f"{file} builds {name!r}, which is not of prefixcap's configuration: if the run is yours, give that "
+                "option again on the command line; if not, do not go on with it"
+            )
+    return config
+
+
+def _targets(value: Any) -> Iterator[Any]:
+    """All that a configuration would build."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value["_target_"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _targets(inner)
 
 
 @rank_zero_only
@@ -117,4 +163,4 @@ def keep_metrics(logger: CSVLogger, steps: int) -> None:
 
 def _command(file: Path) -> Any:
     """Which command wrote a `config.yaml`; None: it is an older one."""
-    return OmegaConf.to_container(OmegaConf.load(file)).get("command")  # type: ignore[union-attr]
+    return OmegaConf.to_container(read_config(file)).get("command")  # type: ignore[union-attr]
