@@ -121,12 +121,7 @@ class Captioner(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(targets, width) last hidden states of the language model, from which each token of a batch is predicted."""
-        words = self.language_model.embed(batch.words)
-        reads = torch.cat((self.prefix(batch.embeddings).to(words.dtype).flatten(0, 1), words))
-        rows, length = batch.images.shape
-        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.places, reads)
-        hidden = self.language_model.hidden_states(embeddings.view(rows, length, -1), batch.positions, batch.visible())
-        return hidden.flatten(0, 1).index_select(0, batch.sources)
+        return self.language_model.states(self.prefix(batch.embeddings), batch)
 
     def caption(
         self,

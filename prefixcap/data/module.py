@@ -7,14 +7,17 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from prefixcap.batches import Batch, pack
 from prefixcap.captioner import Captioner
 from prefixcap.data.shuffle import ShuffledSampler
-from prefixcap.data.tokens import CaptionTokens
+from prefixcap.data.tokens import CaptionTokens, Tokens
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, StoreSplit
+
+_TRIED = 64  # texts whose tokens are counted, to know the longest
 
 
 class CaptionDataset(Dataset[Batch]):
@@ -49,6 +52,16 @@ class CaptionDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.split.captions if self.ends is None else self.ends)
+
+    def longest(self) -> tuple[int, int]:
+        """An item that takes as many positions of a row as any, and how many: of some with the most bytes of text."""
+        if self.ends is None:
+            items = self.split.longest_captions()[:_TRIED]
+        else:
+            sizes = np.bincount(self.split.caption_images[:], self.split.caption_sizes(), len(self))
+            items = np.argsort(sizes)[-_TRIED:]
+        positions = [len(self.__getitems__([item]).places) for item in items.tolist()]
+        return int(items[np.argmax(positions)]), max(positions)
 
     def __getitems__(self, items: list[int]) -> Batch:
         """The batch of these items."""
@@ -152,6 +165,22 @@ class CaptionData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` gave: within an epoch, a run goes on only with the same batches."""
         self._before = state_dict
+
+    def longest(self) -> tuple[Tensor, list[Tokens], int]:
+        """What to try a language model with before it is trained.
+
+        Returns:
+            Features of two training images; the tokens of a caption of each, the first about as long as any; and the
+            most positions that an image takes of a row, in training or in validation.
+        """
+        captions = self._dataset(self.train_split, self.train_tokens, by_image=False)
+        longest, positions = captions.longest()
+        two = np.array([longest, len(captions) - 1 if longest == 0 else 0])
+        others = [self._dataset(self.val_split, self.val_tokens, by_image=True)]
+        if self.group_captions:
+            others.append(self._dataset(self.train_split, self.train_tokens, by_image=True))
+        most = max(positions, *(dataset.longest()[1] for dataset in others))
+        return captions.__getitems__(two.tolist()).embeddings, self.train_tokens[two], most
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""

@@ -17,6 +17,7 @@ from prefixcap.descriptions import REMEDY, require_layers
 from prefixcap.errors import InputError
 from prefixcap.files import parse_json, read_json
 from prefixcap.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
+from prefixcap.language.checks import require_embedded_tokens
 from prefixcap.language.lean import Quantization, checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.language.lora import Lora
 from prefixcap.language.model import TEXTS, Dtype, LanguageModel, Tuning, check_tuning
@@ -89,6 +90,7 @@ def load_language_model(
     if gradient_checkpointing:
         checkpoint_layers(model)
     language_model = LanguageModel(model, load_tokenizer(name), name, tuning, lora)
+    require_embedded_tokens(language_model)
     language_model.describe()  # what no checkpoint could hold is told before training
     return language_model
 

@@ -1,23 +1,33 @@
 """Any causal language model of transformers: embeddings in, logits out, with a key/value cache."""
 
-import inspect
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from prefixcap.errors import InputError
+from prefixcap.language.checks import (
+    keeps_keys_and_values,
+    no_cache,
+    require_trainable,
+    word_embeddings,
+)
 from prefixcap.language.lean import (
     Quantization,
     quantization_of,
 )
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
+from prefixcap.language.masks import attention_masks
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+    from prefixcap.batches import Batch
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 TEXTS = (
@@ -58,7 +68,8 @@ class LanguageModel(nn.Module):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        self.dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        words = word_embeddings(model, name)
+        self.dtype = str(words.dtype).removeprefix("torch.")
         self.quantization = quantization_of(model)
         check_tuning(tuning, self.quantization)
         if tokenizer.eos_token_id is None:
@@ -69,8 +80,9 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.tuning: Tuning = tuning
-        self.dim: int = model.get_input_embeddings().embedding_dim
-        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.dim = words.shape[1]
+        config = model.config.get_text_config(decoder=True)
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.end_token: int = tokenizer.eos_token_id
         self.model.requires_grad_(tuning == "full")
         _fuse_activations(self.model)
@@ -78,6 +90,7 @@ class LanguageModel(nn.Module):
         if self.lora is not None:
             add_adapters(model, self.lora)
         self._read = self._read_plainly
+        self._keeps_keys_and_values = keeps_keys_and_values(model)
         self._pieces: dict[int, str] = {}
         self.train(tuning != "frozen")
 
@@ -134,6 +147,20 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
         return logits[:, -last:]  # not every model knows logits_to_keep
 
+    def states(self, prefix: Tensor, batch: "Batch") -> Tensor:
+        """(images, prefix length, dim) prefixes -> (targets, width) last hidden states that a batch is predicted from.
+
+        Args:
+            prefix: of each image.
+            batch: its images and captions, see `prefixcap.batches`.
+        """
+        words = self.embed(batch.words)
+        reads = torch.cat((prefix.to(words.dtype).flatten(0, 1), words))
+        rows, length = batch.images.shape
+        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.places, reads)
+        hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.positions, batch.visible())
+        return hidden.flatten(0, 1).index_select(0, batch.sources)
+
     def hidden_states(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """(rows, length, dim) embeddings -> (rows, length, width) last hidden states, of which `head` makes logits.
 
@@ -142,37 +169,26 @@ class LanguageModel(nn.Module):
             positions: (rows, length) where each stands in its own text.
             visible: (rows, 1, length, length) bool, which positions (last) each position sees.
         """
+        masks = attention_masks(self.model.config, visible, positions)
         if self.model.config._attn_implementation == "eager":  # it adds what the others select by
-            visible = torch.zeros_like(visible, dtype=embeddings.dtype).masked_fill(
-                ~visible, torch.finfo(embeddings.dtype).min
-            )
-        return self._read(embeddings, positions, visible)
+            masks = tree_map(partial(_as_addend, dtype=embeddings.dtype), masks)
+        return self._read(embeddings, positions, masks)
 
-    def _read_plainly(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    def _read_plainly(self, embeddings: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
         states: Tensor = self.model.base_model(
-            inputs_embeds=embeddings, attention_mask=visible, position_ids=positions, use_cache=False
+            inputs_embeds=embeddings, attention_mask=masks, position_ids=positions, use_cache=False
         ).last_hidden_state
         return states
 
     def require_trainable(self) -> None:
-        """Check that captions can be trained with this language model.
+        """Check that captions can be trained with this language model, as far as its configuration says.
 
         Raises:
             InputError: it cannot read texts that lie in a row, it does more with its last hidden states than `head`,
-                or all of it is to be trained and its weights are too coarse for the steps.
+                it keeps something else than keys and values, or all of it is to be trained and its weights are too
+                coarse for the steps.
         """
-        if "position_ids" not in inspect.signature(self.model.base_model.forward).parameters:
-            raise InputError(
-                f"language model '{self.name}' counts positions by itself: training needs one that is told"
-            )
-        for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(self.model.config, changed, None) not in (None, 1.0):
-                raise InputError(f"language model '{self.name}' has {changed}, which training does not know")
-        if self.tuning == "full" and self.dtype != "float32":
-            raise InputError(
-                f"lm_tuning=full takes steps too small for {self.dtype} weights: set lm.dtype=float32, with "
-                "trainer.precision=bf16-mixed to compute in bfloat16, or train adapters with model.lm_tuning=lora"
-            )
+        require_trainable(self)
 
     def compile_training(self, mode: str) -> None:
         """Let `hidden_states` run in kernels of torch.compile, for batches of any shape; decoding stays as it is.
@@ -213,16 +229,13 @@ class LanguageModel(nn.Module):
 
     def _go_on(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
         length = cache.get_seq_length() + embeddings.shape[1]
-        output = None
-        if not _keeps_states(self.model):
-            output = self.model(
-                inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, **options
-            )
-        if output is None or cache.get_seq_length() != length:  # it would write on from the newest word alone
-            raise InputError(
-                f"language model '{self.name}' keeps no keys and values to go on from: take a transformer that keeps "
-                "them in every layer"
-            )
+        if not self._keeps_keys_and_values:
+            raise no_cache(self.name)
+        output = self.model(
+            inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, **options
+        )
+        if cache.get_seq_length() != length:  # it would write on from the newest word alone
+            raise no_cache(self.name)
         return output
 
     def describe(self) -> dict[str, Any]:
@@ -278,10 +291,9 @@ class LanguageModel(nn.Module):
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
 
 
-def _keeps_states(model: "PreTrainedModel") -> bool:
-    """Whether layers keep something else than keys and values, as those of Mamba, Jamba or LFM2."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return model._is_stateful or not set(kinds) <= {"full_attention", "sliding_attention", "chunked_attention"}
+def _as_addend(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, so that no other position is seen than these."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _fuse_activations(model: "PreTrainedModel") -> None:

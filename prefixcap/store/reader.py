@@ -155,11 +155,24 @@ class StoreSplit:
         found, start = [np.empty(0, np.int64)], 0
         for part, captions in enumerate(self._rows_in_parts["captions"]):
             if self._longest[part] > size:
-                lengths = np.diff(self._parts[part].mapped("captions/text_end"), prepend=0)
-                own = slice(None) if self._whole[part] else self._rows(part, "captions")
-                found.append(np.flatnonzero(lengths[own] > size) + start)
+                found.append(np.flatnonzero(self._caption_sizes(part) > size) + start)
             start += captions
         return np.concatenate(found)
+
+    def longest_captions(self) -> Rows:
+        """The rows of captions with at least three quarters of the most bytes that one has, or more of them."""
+        size = max(self._longest, default=0) * 3 // 4  # of the parts, which may have longer ones in other splits
+        while not len(rows := self.captions_longer_than(size - 1)) and size:
+            size = size * 3 // 4
+        return rows
+
+    def caption_sizes(self) -> Rows:
+        """C lengths of the captions, in bytes."""
+        return np.concatenate([np.empty(0, np.int64), *map(self._caption_sizes, range(len(self._parts)))])
+
+    def _caption_sizes(self, part: int) -> Rows:
+        sizes = np.diff(self._parts[part].mapped("captions/text_end"), prepend=0)
+        return sizes if self._whole[part] else sizes[self._rows(part, "captions")]
 
     def _all(self, column: str) -> list[Any]:
         found: list[Any] = []

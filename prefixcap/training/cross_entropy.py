@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 
 from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
+from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.images import thumbnail
@@ -26,6 +27,7 @@ from prefixcap.textonly.noise import Noise
 from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.optimizer import adamw
+from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.training.samples import Sample, samples_page
 from prefixcap.training.tracking import log_samples
 
@@ -55,7 +57,8 @@ class CaptionTraining(L.LightningModule):
         adamw_options: other arguments of `torch.optim.AdamW`, e.g. `eps=1e-6`.
 
     Raises:
-        InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`.
+        InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`, or, when
+            training starts, `prefixcap.training.reading_check`.
     """
 
     fewest_steps = 100  # a mapper that begins with random weights has learned next to nothing by then
@@ -87,6 +90,7 @@ class CaptionTraining(L.LightningModule):
         self.noise, self.noise_in_validation = noise, noise_in_validation
         self.val_loss = MeanMetric()
         self.val_captions: dict[int | str, str] = {}
+        self._reads_rows = False  # it is known that the language model can
         self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
 
     def configure_callbacks(self) -> list[L.Callback]:
@@ -98,6 +102,21 @@ class CaptionTraining(L.LightningModule):
                 "DeepSpeed sums gradients of batches by itself, so that captions of small ones would count more: set "
                 "trainer.accumulate_grad_batches=1, or trainer=ddp or fsdp"
             )
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CaptionData) and not self._reads_rows:
+            self._require_same_reading(data)
+
+    def _require_same_reading(self, data: CaptionData) -> None:
+        embeddings, captions, positions = data.longest()
+        with undisturbed(self.captioner), whole(self.captioner):
+            prefix = self.captioner.prefix(embeddings)
+            most = max(positions, self.positions_of_an_image())
+            require_same_reading(self.captioner.language_model, prefix, captions, most)
+        self._reads_rows = True
+
+    def positions_of_an_image(self) -> int:
+        """The most positions of a row that an image takes with captions that are not in the data."""
+        return 0
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         total = self.captioner.loss(self.with_noise(batch))

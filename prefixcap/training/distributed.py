@@ -92,6 +92,7 @@ def whole(model: nn.Module) -> Iterator[None]:
         model._get_fsdp_state()._lazy_init()  # or the first layer that runs would take itself for the whole model
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
+        shard.set_reshard_after_backward(False, recurse=False)
         shard.unshard()
     try:
         yield
@@ -99,6 +100,7 @@ def whole(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.reshard()
             shard.set_reshard_after_forward(shard is not model, recurse=False)
+            shard.set_reshard_after_backward(True, recurse=False)
 
 
 class ShardedOptimizer(DeepSpeedStrategy):

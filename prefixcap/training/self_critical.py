@@ -48,6 +48,9 @@ class SelfCriticalTraining(CaptionTraining):
         self.reward, self.draws, self.sample_tokens, self.temperature = reward, draws, sample_tokens, temperature
         self._thread = ThreadPoolExecutor(1)
 
+    def positions_of_an_image(self) -> int:
+        return self.captioner.prefix_length + self.draws * (self.sample_tokens - 1)
+
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """-1 / tokens * the sum over samples of (reward - mean reward of the image's others) * log-probability."""
         images = np.repeat(np.arange(len(batch.embeddings)), self.draws)

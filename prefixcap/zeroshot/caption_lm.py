@@ -32,6 +32,7 @@ from prefixcap.store.reader import Column
 from prefixcap.training.cross_entropy import linear_warmup_and_decay
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.optimizer import adamw
+from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.zeroshot.inputs import start_token
 
 Texts = Sequence[str] | Column
@@ -130,10 +131,14 @@ class CaptionTexts(L.LightningDataModule):
 
     def batch(self, captions: Sequence[str]) -> Batch:
         """Captions -> what is read, what is to be predicted from it, and how much of each row is no padding."""
-        most = self.max_caption_tokens
-        tokens = [[self.start, *row[:-1][:most], row[-1]] for row in tokenize_captions(self.tokenizer, list(captions))]
+        tokens = self.tokens(captions)
         rows = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True, padding_value=self.start)
         return rows[:, :-1], rows[:, 1:], torch.tensor([len(row) - 1 for row in tokens])
+
+    def tokens(self, captions: Sequence[str]) -> list[list[int]]:
+        """The start token, those of a caption as far as they are read, and the end token; of each caption."""
+        most = self.max_caption_tokens
+        return [[self.start, *row[:-1][:most], row[-1]] for row in tokenize_captions(self.tokenizer, list(captions))]
 
 
 class CaptionLMTraining(L.LightningModule):
@@ -179,6 +184,15 @@ class CaptionLMTraining(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         return [MetricsLog()]
+
+    def on_fit_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CaptionTexts):
+            lm, captions = self.language_model, data.captions["train"]
+            tokens = data.tokens(captions[np.array([0, len(captions) - 1])])
+            with undisturbed(lm):
+                prefix = lm.embed(torch.tensor([tokens[0][:1]] * 2, device=self.device))  # the start token
+                require_same_reading(lm, prefix.detach(), [row[1:] for row in tokens], max(map(len, tokens)))
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats a token, and the (rows, length, width) last hidden states that it comes from."""

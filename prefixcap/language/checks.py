@@ -1,0 +1,98 @@
+"""What can be told of a language model before it reads anything; `prefixcap.training.reading_check` measures more."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from prefixcap.errors import InputError, listed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from prefixcap.language.model import LanguageModel
+
+ADVICE = "a decoder such as GPT-2, OPT or LLaMA (lm.name)"
+
+# Layers that keep keys and values, and nothing else.
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def word_embeddings(model: "PreTrainedModel", name: str) -> Tensor:
+    """The (words, dim) embeddings of a model's words.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        weight: Tensor = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError) as error:
+        raise InputError(
+            f"language model '{name}' ({type(model).__name__}) has no word embeddings to put a prefix before: "
+            f"take another, {ADVICE}"
+        ) from error
+    return weight
+
+
+def require_embedded_tokens(language_model: "LanguageModel") -> None:
+    """Check that a model has embeddings for its end token and for the tokens that were added to its tokenizer.
+
+    Raises:
+        InputError: it has not.
+    """
+    tokenizer, count = language_model.tokenizer, len(word_embeddings(language_model.model, language_model.name))
+    added = tokenizer.get_added_vocab()
+    # Special tokens stand in no caption, but for the end token.
+    used = {token: number for token, number in added.items() if token not in tokenizer.all_special_tokens}
+    used[tokenizer.eos_token] = tokenizer.eos_token_id
+    if outside := [f"{token!r} ({number})" for token, number in used.items() if number >= count]:
+        raise InputError(
+            f"the tokenizer of language model '{language_model.name}' has {listed('token', outside)}, but the model "
+            f"embeds only {count} tokens: save it after model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
+def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
+    """Whether all that a model keeps of what it read are keys and values, in a cache that it can be given back.
+
+    Layers of Mamba, Jamba or LFM2 keep something else, and GPT-1 keeps nothing.
+    """
+    layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    return takes_cache and not model._is_stateful and set(layer_types) <= _ATTENTION
+
+
+def require_trainable(language_model: "LanguageModel") -> None:
+    """See `LanguageModel.require_trainable`."""
+    model, name = language_model.model, language_model.name
+    config: Any = model.config.get_text_config(decoder=True)
+    takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    if not takes_positions or getattr(config, "alibi", False):
+        raise InputError(
+            f"language model '{name}' counts positions by itself: training needs one that is told, {ADVICE}"
+        )
+    for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, changed, None) not in (None, 1.0):
+            raise InputError(
+                f"language model '{name}' has {changed}, which training does not know: take another, {ADVICE}"
+            )
+    if not isinstance(getattr(model.get_output_embeddings(), "weight", None), Tensor):
+        raise InputError(
+            f"language model '{name}' has no output embeddings that training could read: take another, {ADVICE}"
+        )
+    if not keeps_keys_and_values(model):
+        raise no_cache(name)
+    require_embedded_tokens(language_model)
+    if language_model.tuning == "full" and language_model.dtype != "float32":
+        raise InputError(
+            f"lm_tuning=full takes steps too small for {language_model.dtype} weights: set lm.dtype=float32, with "
+            "trainer.precision=bf16-mixed to compute in bfloat16, or train adapters with model.lm_tuning=lora"
+        )
+
+
+def no_cache(name: str) -> InputError:
+    """A model that reads everything again for each token."""
+    return InputError(
+        f"language model '{name}' keeps no keys and values to go on from: take a transformer that keeps them in every "
+        "layer"
+    )
