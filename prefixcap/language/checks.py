@@ -3,12 +3,13 @@
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from prefixcap.errors import InputError, listed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefixcap.language.model import LanguageModel
 
@@ -50,6 +51,16 @@ def require_embedded_tokens(language_model: "LanguageModel") -> None:
             f"the tokenizer of language model '{language_model.name}' has {listed('token', outside)}, but the model "
             f"embeds only {count} tokens: save it after model.resize_token_embeddings(len(tokenizer))"
         )
+
+
+def ids_without_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Tensor | None:
+    """(vocabulary,) bool, which ids of a model's output its tokenizer has no token for; None: it has one for each."""
+    head = model.get_output_embeddings()
+    if not isinstance(getattr(head, "weight", None), Tensor):
+        return None
+    unknown = torch.ones(len(head.weight), dtype=torch.bool)
+    unknown[[number for number in tokenizer.get_vocab().values() if number < len(unknown)]] = False
+    return unknown if unknown.any() else None
 
 
 def keeps_keys_and_values(model: "PreTrainedModel") -> bool:

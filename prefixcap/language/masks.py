@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -38,3 +39,8 @@ def attention_masks(config: "PretrainedConfig", visible: Tensor, position_ids: T
     by_type = {layer_type: masks.get(layer_type, visible) for layer_type in types}
     first, *others = by_type.values()
     return by_type if any(mask is not first for mask in others) else first
+
+
+def as_addend(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as the number that is added to each attention score, as plain implementations of attention take it."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)

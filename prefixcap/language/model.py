@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from prefixcap.errors import InputError
 from prefixcap.language.checks import (
+    ids_without_token,
     keeps_keys_and_values,
     no_cache,
     require_trainable,
@@ -19,10 +20,11 @@ from prefixcap.language.checks import (
 )
 from prefixcap.language.lean import (
     Quantization,
+    fuse_activations,
     quantization_of,
 )
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
-from prefixcap.language.masks import attention_masks
+from prefixcap.language.masks import as_addend, attention_masks
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +40,8 @@ TEXTS = (
 
 Tuning = Literal["frozen", "lora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+_NEVER = -1e4  # a logit of probability 0.0, whose products and differences are finite
 
 
 class LanguageModel(nn.Module):
@@ -85,12 +89,14 @@ class LanguageModel(nn.Module):
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.end_token: int = tokenizer.eos_token_id
         self.model.requires_grad_(tuning == "full")
-        _fuse_activations(self.model)
+        fuse_activations(self.model)
         self.lora = (lora or Lora()) if tuning == "lora" else None
         if self.lora is not None:
             add_adapters(model, self.lora)
         self._read = self._read_plainly
         self._keeps_keys_and_values = keeps_keys_and_values(model)
+        self._without_token: Tensor | None
+        self.register_buffer("_without_token", ids_without_token(model, tokenizer), persistent=False)
         self._pieces: dict[int, str] = {}
         self.train(tuning != "frozen")
 
@@ -171,7 +177,7 @@ class LanguageModel(nn.Module):
         """
         masks = attention_masks(self.model.config, visible, positions)
         if self.model.config._attn_implementation == "eager":  # it adds what the others select by
-            masks = tree_map(partial(_as_addend, dtype=embeddings.dtype), masks)
+            masks = tree_map(partial(as_addend, dtype=embeddings.dtype), masks)
         return self._read(embeddings, positions, masks)
 
     def _read_plainly(self, embeddings: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
@@ -219,13 +225,16 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: the model keeps something else than keys and values, as state-space models do.
         """
-        logits: Tensor = self._go_on(embeddings, cache).logits[:, -1].float()
-        return logits
+        return self.of_tokens(self._go_on(embeddings, cache).logits[:, -1].float())
 
     def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
         """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
         output = self._go_on(embeddings, cache, output_hidden_states=True)
-        return output.logits[:, -1].float(), output.hidden_states[-1].float()
+        return self.of_tokens(output.logits[:, -1].float()), output.hidden_states[-1].float()
+
+    def of_tokens(self, logits: Tensor) -> Tensor:
+        """(…, vocabulary) logits, by which no id is written that the tokenizer has no token for."""
+        return logits if self._without_token is None else logits.masked_fill(self._without_token, _NEVER)
 
     def _go_on(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
         length = cache.get_seq_length() + embeddings.shape[1]
@@ -289,21 +298,6 @@ class LanguageModel(nn.Module):
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
-
-
-def _as_addend(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, so that no other position is seen than these."""
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-def _fuse_activations(model: "PreTrainedModel") -> None:
-    """Put torch's one operation in the place of GPT-2's activation, which transformers writes out in seven."""
-    from transformers.activations import NewGELUActivation
-
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str]) -> list[list[int]]:

@@ -6,8 +6,9 @@ last hidden states than its head, would be trained into another one without a wo
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +35,12 @@ _ROUNDING_8BIT = 0.3
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within it a model is in eval mode, and random numbers that are drawn are not missed afterwards."""
+    """Within it a model is in eval mode and not compiled, and random numbers that are drawn are not missed later."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    # A compiled model would be compiled once more, for this alone.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), eager:
         model.eval()
         try:
             yield
@@ -128,7 +131,7 @@ def _by_cache(language_model: LanguageModel, prefix: Tensor, words: Tensor) -> t
     cache.select(torch.zeros(2, dtype=torch.long, device=prefix.device))
     for place in range(start, length):
         found.append(language_model.step(embeddings[:, place : place + 1].repeat(2, 1, 1), cache))
-    expected = language_model(embeddings, last=len(found)).expand(2, -1, -1)
+    expected = language_model.of_tokens(language_model(embeddings, last=len(found)).float()).expand(2, -1, -1)
     return _centred(torch.stack(found, dim=1)), _centred(expected)
 
 

@@ -100,7 +100,7 @@ def tiny_model(kind: str, options: dict[str, Any], tuning: Tuning = "full", seed
     torch.manual_seed(seed)
     end = tokenizer.eos_token_id
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": 0}
-    config = _config(kind, options | {"vocab_size": len(tokenizer)} | ends)
+    config = _config(kind, {"vocab_size": len(tokenizer)} | options | ends)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():

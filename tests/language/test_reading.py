@@ -16,6 +16,7 @@ from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.decoding import decode
+from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.language.masks import attention_masks
@@ -293,3 +294,21 @@ def test_a_model_without_word_embeddings_is_told(monkeypatch: pytest.MonkeyPatch
 
 def test_the_context_of_a_nested_configuration_is_known() -> None:
     assert tiny_model("gemma3", {}).context == 256
+
+
+def test_a_padded_vocabulary_writes_no_id_without_a_token() -> None:
+    lm = tiny_model("llama", {"vocab_size": 512})
+    count = len(lm.tokenizer)
+    with torch.no_grad():
+        lm.head.weight[count:] *= 20  # they would be the likeliest
+    prefix = torch.randn(3, 4, lm.dim)
+    with torch.no_grad():
+        plain = lm.model(inputs_embeds=prefix).logits[:, -1]
+        step = lm.step(prefix, KeyValueCache(4))
+    assert (plain.argmax(-1) >= count).any()
+    torch.testing.assert_close(step[:, :count], plain[:, :count])
+    assert (step.softmax(-1)[:, count:] == 0).all() and step.log_softmax(-1).isfinite().all()
+    for method, options in (("greedy", {}), ("beam", {"beams": 4}), ("nucleus", {}), ("contrastive", {})):
+        written = decode(lm, prefix, method, max_tokens=8, **options)
+        assert all(token < count for own in written for caption in own for token in caption)
+    check(captioner_of(lm))
