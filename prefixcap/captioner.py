@@ -4,31 +4,33 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from prefixcap.batches import Batch
+from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.descriptions import FORMAT_VERSION, require_description, require_mapper
 from prefixcap.encoders import Encoder, EncoderIdentity, embed_images, load_encoder
+from prefixcap.encoders.inputs import Images, as_embeddings, check_finite, check_images
 from prefixcap.encoders.regions import unit_parts as as_unit_parts
-from prefixcap.errors import InputError, RowsError
+from prefixcap.errors import InputError
 from prefixcap.hub import missing_encoder, naming
 from prefixcap.language import LanguageModel, rebuild_language_model
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
+from prefixcap.options import Count, Positive, check_value
 from prefixcap.textonly.cleaning import cleaned
-from prefixcap.textonly.noise import gaussian_noise
+from prefixcap.textonly.noise import Variance, gaussian_noise
 from prefixcap.weights import require_numbers, require_shapes, shapes_of
-
-Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
 
 
 class Captioner(nn.Module):
@@ -93,6 +95,14 @@ class Captioner(nn.Module):
         Raises:
             InputError: the embeddings are of another shape than the mapper reads.
         """
+        self._check_shape(embeddings)
+        embeddings = embeddings.to(self.device, torch.float32)
+        if self.normalize_embeddings:
+            embeddings = F.normalize(embeddings, dim=-1)
+        prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
+        return self._append(prefix, [self.language_model.start_token]) if self.start_token else prefix
+
+    def _check_shape(self, embeddings: Tensor) -> None:
         reads, dim = self.mapper.features, self.encoder_identity.dim
         places, command = ("", "") if reads == "embedding" else (f"{reads}, ", f" and features=[image,{reads}]")
         if embeddings.ndim != (3 if places else 2) or embeddings.shape[-1] != dim:
@@ -100,11 +110,6 @@ class Captioner(nn.Module):
                 f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, {places}{dim}): "
                 f"embed the images with {self.encoder_identity.name}{command}"
             )
-        embeddings = embeddings.to(self.device, torch.float32)
-        if self.normalize_embeddings:
-            embeddings = F.normalize(embeddings, dim=-1)
-        prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
-        return self._append(prefix, [self.language_model.start_token]) if self.start_token else prefix
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of all caption tokens given their image's prefix and the tokens before them (equation 5).
@@ -146,6 +151,9 @@ class Captioner(nn.Module):
         Raises:
             InputError: as `candidates`.
         """
+        rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
+        if wrong := {"count", "by_similarity"} & options.keys():
+            raise InputError(f"caption gives one caption of an image and takes no {min(wrong)}: call candidates")
         found = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)
         return [captions[0] for captions in found]
 
@@ -171,7 +179,8 @@ class Captioner(nn.Module):
 
         Args:
             images: paths or PIL images, which the captioner's own encoder embeds (it is loaded when first needed),
-                or (batch, dim) embeddings as that encoder gives them, see `prefix`.
+                or (batch, dim) embeddings as that encoder gives them, see `prefix`: a tensor or array of any kind of
+                real numbers, which are read as float32.
             count: how many for each image.
             decode: name of a decoder, see `prefixcap.decoding`.
             batch_size: images that are captioned together.
@@ -190,42 +199,43 @@ class Captioner(nn.Module):
                 `prefixcap.textonly.cleaning`.
             rerank_characters: `by_similarity` reads so many characters of a caption (80 in MacCap's released code);
                 None: as much as the encoder does.
-            prompt: how every caption begins, e.g. "a photo of".
-            seed: of the noise, or of what the nucleus decoder draws; or a generator, on the CPU, to go on drawing from.
+            prompt: how every caption begins, e.g. "a photo of"; spaces at its ends do not count.
+            seed: of the noise, or of what a decoder with a `generator` draws, 0 to 2**63 - 1; or a generator, on the
+                CPU, to go on drawing from.
             options: the decoder's, e.g. `beams=5`, `max_tokens=67`.
 
         Raises:
             InputError: an image cannot be read, the embeddings are of another width, NaN or infinite, the encoder
-                cannot be loaded or has other weights than the one trained with, or the decoder or an option of it does
-                not exist.
+                cannot be loaded or has other weights than the one trained with, the decoder or an option of it does
+                not exist or is out of its range, or the decoder gives fewer captions than `count`.
         """
-        if isinstance(images, str | Path | Image.Image):
-            raise InputError("captions are written for a list of images: give [image]")
-        given = isinstance(images, Tensor | np.ndarray)
-        if given:
-            finite = torch.as_tensor(images).flatten(1).isfinite().all(1).tolist()
-            if wrong := [row for row, is_finite in enumerate(finite) if not is_finite]:
-                raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
-        if by_similarity and embeddings is None and self.features != "images/embedding" and given:
+        count, noise = check_value("count", count, Count), check_value("noise", noise, Variance)
+        batch_size = check_value("batch_size", batch_size, Positive)
+        if "generator" in options:
+            raise InputError(f"decoder '{decode}' has no option 'generator': seed takes a number or a generator")
+        check_decoder(decode, 1 if noise else count, options)
+        generator = random_generator(seed)
+        if draws(decode):
+            options["generator"] = generator
+        elif seed is not None and not noise:
+            raise InputError(f"seed is for what is drawn at random, and '{decode}' does not draw: leave it out")
+        beginning = self.language_model.tokenize_prompt(prompt)
+        images = self._checked(images)
+        if by_similarity and embeddings is None and self.features != "images/embedding" and isinstance(images, Tensor):
             raise InputError(
                 f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
             )
-        regions = unit_parts and self.features != "images/embedding"
-        if regions and (self.features != "images/regions" or (given and embeddings is None)):
+        regions = check_value("unit_parts", unit_parts, bool) and self.features != "images/embedding"
+        if regions and (self.features != "images/regions" or (isinstance(images, Tensor) and embeddings is None)):
             raise InputError(
                 f"unit_parts divides regions by the image's embedding, and this captioner reads {self.features}: "
                 f"{'give embeddings, too' if self.features == 'images/regions' else 'leave it out'}"
             )
-        if rerank_characters is not None and not (isinstance(rerank_characters, int) and rerank_characters >= 1):
-            raise InputError(f"rerank_characters is an integer of at least 1, or None, not {rerank_characters!r}")
-        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        if decode == "nucleus":
-            options["generator"] = generator
-        elif seed is not None and not noise:
-            raise InputError(f"seed is for what is drawn at random, and '{decode}' does not draw: leave it out")
+        clean = check_value("clean", clean, bool)
+        rerank_characters = check_value("rerank_characters", rerank_characters, Positive | None)
+        compared = None if embeddings is None else self._compared(embeddings, len(images))
         if noise:  # each candidate takes a row of a batch
             batch_size = max(1, batch_size // count)
-        beginning = self.language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         training = self.training
         self.eval()
         try:
@@ -237,7 +247,7 @@ class Captioner(nn.Module):
                     features = self.embed(images[part])
                     reads = features if project is None else project(features)
                     if regions:
-                        whole = self.embed(images[part], "images/embedding") if embeddings is None else embeddings[part]
+                        whole = self.embed(images[part], "images/embedding") if compared is None else compared[part]
                         reads = as_unit_parts(reads, torch.as_tensor(whole, device=reads.device))
                     if noise:
                         reads = reads.to("cpu", torch.float32)
@@ -245,12 +255,17 @@ class Captioner(nn.Module):
                         reads = gaussian_noise(scaled.repeat_interleave(count, 0), noise, generator)
                     prefix = self._append(self.prefix(reads), beginning)
                     tokens = decode_tokens(self.language_model, prefix, decode, 1 if noise else count, **options)
-                    written = [self.language_model.detokenize(beginning + row) for of_row in tokens for row in of_row]
-                    written = list(map(cleaned, written)) if clean else written
-                    captions = [written[first : first + count] for first in range(0, len(written), count)]
+                    captions = [[self.language_model.detokenize(beginning + row) for row in rows] for rows in tokens]
+                    if clean:
+                        captions = [list(map(cleaned, of_image)) for of_image in captions]
+                    if noise:  # one of each row, and `count` rows of each image
+                        captions = [
+                            list(itertools.chain(*captions[row : row + count]))
+                            for row in range(0, len(captions), count)
+                        ]
                     if by_similarity:
-                        if embeddings is not None:
-                            features = torch.as_tensor(embeddings[part])
+                        if compared is not None:
+                            features = compared[part]
                         elif self.features != "images/embedding":
                             features = self.embed(images[part], "images/embedding")
                         captions = self._ranked(features, captions, rerank_characters)
@@ -279,6 +294,22 @@ class Captioner(nn.Module):
         found = self.candidates(several, **own_options(options))
         texts = [[{"generated_text": caption} for caption in captions] for captions in found]
         return texts[0] if one else texts
+
+    def _checked(self, images: Images) -> Sequence[str | Path | Image.Image] | Tensor:
+        """Images that can be read, and embeddings of the right shape, all finite. Raises InputError otherwise."""
+        checked = check_images(images)
+        if isinstance(checked, Tensor):
+            self._check_shape(checked)
+            check_finite(checked)
+        return checked
+
+    def _compared(self, embeddings: Tensor | NDArray[Any], images: int) -> Tensor:
+        """(images, dim) embeddings to compare captions with. Raises InputError if they have another shape."""
+        compared, shape = as_embeddings(embeddings), (images, self.encoder_identity.dim)
+        if compared.shape != shape:
+            raise InputError(f"embeddings= of shape {tuple(compared.shape)}: give {shape}, one for each image")
+        check_finite(compared)
+        return compared
 
     def _append(self, prefix: Tensor, tokens: list[int]) -> Tensor:
         """(batch, length, dim) prefix and the tokens that follow it, in the language model's precision."""
@@ -325,12 +356,11 @@ class Captioner(nn.Module):
         Raises:
             InputError: an image cannot be read, or the encoder cannot be loaded.
         """
-        if isinstance(images, Tensor):
-            return images
-        if isinstance(images, np.ndarray):
-            return torch.from_numpy(images)
+        checked = check_images(images)
+        if isinstance(checked, Tensor):
+            return checked
         # A copy is no inference tensor, which `prefix` could not be differentiated through.
-        return embed_images(self.encoder(), images, features or self.features).clone()
+        return embed_images(self.encoder(), checked, features or self.features).clone()
 
     def encoder(self) -> Encoder:
         """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.

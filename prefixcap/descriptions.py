@@ -4,18 +4,16 @@
 held to the schema here before anything is made of it: wherever it may come from, no place of it is trusted.
 """
 
-import inspect
 import re
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.errors import PydanticSchemaGenerationError
 
 from prefixcap.errors import InputError
 from prefixcap.mappers import MAPPERS, build_mapper
+from prefixcap.options import check_options
 from prefixcap.validation import validate
 from prefixcap.weights import Shapes, require_shapes
 
@@ -149,7 +147,10 @@ def require_mapper(
     if name not in MAPPERS:
         raise InputError(f"{source}: unknown mapper '{name}': choose one of {', '.join(MAPPERS)}")
     given = {option: value for option, value in options.items() if option != "name"}
-    _require_options(MAPPERS[name], given, source)
+    try:
+        check_options(f"{source}: mapper", MAPPERS[name], given, positional=2)
+    except InputError as error:
+        raise InputError(f"{error}; {REMEDY}") from error
     for option, value in given.items():
         count = len(value) if isinstance(value, list | tuple) else value if "layer" in option else 0
         if isinstance(count, int) and count > len(weights):  # each would take a moment, weights or not
@@ -157,29 +158,14 @@ def require_mapper(
     try:
         with torch.device("meta"):
             mapper = build_mapper(embedding_dim=embedding_dim, lm_dim=lm_dim, **options)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{source}: {error}; {REMEDY}") from error
     except Exception as error:
         if not MAPPERS[name].__module__.startswith("prefixcap."):
             return  # one of somebody's own may need numbers as it is made
         raise InputError(f"{source}: mapper '{name}' cannot be made with {given} ({error}); {REMEDY}") from error
     made = {f"mapper.{name}": tuple(weight.shape) for name, weight in mapper.state_dict().items()}
     require_shapes(weights, made, source)
-
-
-def _require_options(kind: type, given: Mapping[str, Any], source: object) -> None:
-    """Hold options to the signature of the class that takes them after the two widths."""
-    try:
-        inspect.signature(kind).bind(0, 0, **given)
-    except TypeError as error:
-        raise InputError(f"{source}: mapper: {error}; {REMEDY}") from error
-    try:
-        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
-    except NameError:  # of a type that is imported for type checkers alone
-        hints = {}
-    for option in given.keys() & hints.keys():
-        with suppress(PydanticSchemaGenerationError):  # a type of somebody's own
-            validate(hints[option], given[option], f"{source}: mapper.{option}", REMEDY)
 
 
 def require_layers(config: Mapping[str, Any], weights: Shapes, source: object) -> None:

@@ -13,6 +13,21 @@ class InputError(ValueError):
     """
 
 
+class OptionError(InputError):
+    """A mistake that another value of an option mends. Who knows how its user spells options says so, see
+    `spell_options`.
+
+    Args:
+        problem: what is wrong.
+        name: of the option.
+        value: that mends it.
+    """
+
+    def __init__(self, problem: str, name: str, value: object) -> None:
+        super().__init__(f"{problem}: set {name}={value}")
+        self.problem, self.name, self.value = problem, name, value
+
+
 class RowsError(InputError):
     """A mistake in some rows of what was given. Who knows which images they are says so, see `name_rows`.
 
@@ -25,6 +40,16 @@ class RowsError(InputError):
     def __init__(self, what: str, rows: Sequence[int], problem: str) -> None:
         super().__init__(f"{what}: {listed('row', rows)} {problem}")
         self.what, self.rows, self.problem = what, rows, problem
+
+
+@contextmanager
+def spell_options(before: str) -> Iterator[None]:
+    """Within it, what mends a mistake is told as its user types it: `give --set beams=10`, where "give --set " stands
+    before the name."""
+    try:
+        yield
+    except OptionError as error:
+        raise InputError(f"{error.problem}: {before}{error.name}={error.value}") from error
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from prefixcap.captioner import Captioner, Images
+from prefixcap.captioner import Captioner
+from prefixcap.encoders.inputs import Images, check_finite
 from prefixcap.errors import InputError
+from prefixcap.options import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,12 +42,14 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Toke
         InputError: as `Captioner.prefix`; an image cannot be read; or count is not 1 to the size of the vocabulary.
     """
     words = captioner.language_model.model.get_input_embeddings().weight[: len(captioner.language_model.tokenizer)]
-    if not 1 <= count <= len(words):
+    if not 1 <= (count := check_value("count", count, int)) <= len(words):
         raise InputError(
             f"the {count} nearest tokens are asked for: give 1 to {len(words)}, the size of the vocabulary"
         )
     made = captioner.mapper.prefix_length  # a start token behind them says nothing of an image
-    vectors = captioner.prefix(captioner.embed(images))[:, :made]  # (N, P, dim)
+    embeddings = captioner.embed(images)
+    vectors = captioner.prefix(embeddings)[:, :made]  # (N, P, dim)
+    check_finite(embeddings)
     cosines: Tensor = F.normalize(vectors.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
     values, tokens = cosines.topk(count)  # (N, P, count)
     spell = captioner.language_model.spell

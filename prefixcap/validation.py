@@ -38,12 +38,13 @@ def validate(schema: type[T], value: object, source: object, remedy: str) -> T:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] == "missing" else f", not {_shortened(problem['input'])}"
+        given = "" if problem["type"] == "missing" else f", not {shortened(problem['input'])}"
         raise InputError(f"{source}: {place + ': ' if place else ''}{message}{given}; {remedy}") from error
     return validated
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A wrong value, on one line and short enough for a message."""
     if isinstance(value, dict | list | tuple | set) and len(value) > 8:
         return f"a {type(value).__name__} of {len(value):,}"
     try:

@@ -16,7 +16,7 @@ import typer
 from prefixcap.cli.inputs import find_images, read_ahead
 from prefixcap.cli.options import Checkpoint, Device
 from prefixcap.cli.outputs import Format, Row, open_output
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, spell_options
 from prefixcap.files import no_space
 
 if TYPE_CHECKING:
@@ -189,10 +189,11 @@ def captions_of(
                     compared = (
                         encode_feature(encoder, pixels, whole) if rerank and captioner.features != whole else None
                     )
-                    captions = captioner.candidates(
-                        features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
-                        embeddings=compared, **options,
-                    )  # fmt: skip
+                    with spell_options("give --set "):
+                        captions = captioner.candidates(
+                            features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
+                            embeddings=compared, **options,
+                        )  # fmt: skip
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
@@ -209,11 +210,9 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: the decoder has no such option, or a value is of another kind.
     """
-    import torch
+    from prefixcap.decoding import decoder_options, draws, random_generator
 
-    from prefixcap.decoding import decoder_options
-
-    kinds = decoder_options(decode) | ({"seed": int} if decode == "nucleus" else {})
+    kinds = decoder_options(decode) | ({"seed": int} if draws(decode) else {})
     options: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -225,7 +224,7 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
             number = "a whole number" if kinds[name] is int else "a number"
             raise InputError(f"--set {setting}: {name} is {number}, not '{value}'") from error
     if "seed" in options:
-        options["seed"] = torch.Generator().manual_seed(options["seed"])  # all batches draw from it
+        options["seed"] = random_generator(options["seed"])  # all batches draw from it
     return options
 
 

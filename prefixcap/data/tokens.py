@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BLOCK = 1 << 16  # captions that are tokenized together
+_VERSION = 2  # of how captions are tokenized: kept tokens of an older one are made again
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -144,7 +145,7 @@ def _make(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path,
 
 def _digest(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Of all that the tokens depend on."""
-    digest = hashlib.sha256(f"{split.digest} {tokenizer.eos_token_id}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {split.digest} {tokenizer.eos_token_id}".encode())
     with tempfile.TemporaryDirectory() as folder:
         for file in sorted(map(Path, tokenizer.save_pretrained(folder))):
             if file.is_file():

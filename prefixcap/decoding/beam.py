@@ -1,23 +1,28 @@
 """Beam search over the likeliest captions, ranked by mean log-probability, and its diverse kind.
 
-With one group it is the search of `transformers.generate(num_beams=…)` with its defaults, and finds the same captions.
-It differs in what it computes: the prefix is read once for an image, not once for a beam, and an image whose search has
-ended leaves the batch. With more groups it is the diverse beam search of Vijayakumar et al. 2018: the beams of an image
-are searched in groups, and what an earlier group wrote at the same step counts against a token (Hamming diversity).
+With one group and two beams or more it is the search of `transformers.generate(num_beams=…)` with its defaults, and
+finds the same captions; with one beam that is greedy, where this may find a likelier caption. It differs in what it
+computes: the prefix is read once for an image, not once for a beam, and an image whose search has ended leaves the
+batch. With more groups it is the diverse beam search of Vijayakumar et al. 2018: the beams of an image are searched in
+groups, and what an earlier group wrote at the same step counts against a token (Hamming diversity).
 """
 
 import itertools
+import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.rules import Rules
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Count
 
-_NEVER = -1.0e9  # a score that no caption can have
+_NEVER = -math.inf  # the score of what cannot be written
 
 
 @torch.inference_mode()
@@ -25,11 +30,11 @@ def beam(
     language_model: LanguageModel,
     prefix: Tensor,
     rules: Rules,
-    captions: int = 1,
-    beams: int = 5,
-    length_penalty: float = 1.0,
-    groups: int = 1,
-    diversity: float = 0.5,
+    captions: Count = 1,
+    beams: Count = 5,
+    length_penalty: Annotated[float, Interval(ge=-10.0, le=10.0)] = 1.0,
+    groups: Count = 1,
+    diversity: Annotated[float, Interval(ge=0.0, le=1000.0)] = 0.5,
 ) -> list[list[list[int]]]:
     """The captions with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
 
@@ -47,12 +52,11 @@ def beam(
         diversity: what a token's log-probability loses for each beam of an earlier group that takes it at this step.
 
     Raises:
-        InputError: a value makes no sense.
+        InputError: there are fewer beams than captions, or they are no multiple of `groups`.
     """
-    if beams < 1 or groups < 1 or beams % groups:
-        raise InputError(f"beams must be at least 1 and a multiple of groups={groups}, not {beams}")
-    if not 1 <= captions <= beams:
-        raise InputError(f"captions must lie between 1 and beams={beams}, not {captions}")
+    if beams % groups:
+        raise InputError(f"beams must be a multiple of groups={groups}, not {beams}")
+    require_beams(captions, beams, groups)
     end, batch = language_model.end_token, len(prefix)
     cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
     logits = language_model.step(prefix, cache)
@@ -82,6 +86,13 @@ def beam(
         sizes = [search.scores.numel() for search in searches]
         parts, starts = list(torch.split(logits, sizes)), [0, *itertools.accumulate(sizes[:-1])]
     return [_ranked([search.found[image] for search in searches])[:captions] for image in range(batch)]
+
+
+def require_beams(captions: int, beams: int, groups: int = 1) -> None:
+    """Raise OptionError where a search with so many beams cannot end with so many captions."""
+    if captions > beams:
+        enough = math.ceil(captions / groups) * groups
+        raise OptionError(f"captions must lie between 1 and beams={beams}, not {captions}", "beams", enough)
 
 
 class _Search:

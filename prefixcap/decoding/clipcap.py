@@ -4,19 +4,23 @@ They give the same tokens as that code, which reads the whole sequence again for
 differ from the usual searches: a caption ends with a full stop, which stays, and a beam that has ended keeps its place.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from prefixcap.decoding.beam import require_beams
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.rules import Rules
 from prefixcap.decoding.stepwise import likeliest, write
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Count
 
 
 @torch.inference_mode()
 def clipcap(
-    language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1, beams: int = 5, stop: str = "."
+    language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: Count = 1, beams: Count = 5, stop: str = "."
 ) -> list[list[list[int]]]:
     """Beam search over mean log-probabilities in which beams that have ended take part to the end.
 
@@ -29,15 +33,19 @@ def clipcap(
         stop: a caption has ended with this token, and keeps it.
 
     Raises:
-        InputError: `captions` or `beams` makes no sense, or `stop` is not one token of the language model.
+        InputError: there are fewer beams than captions, or more than the language model has tokens, or `stop` is not
+            one of these.
     """
-    if not 1 <= captions <= beams:
-        raise InputError(f"captions must lie between 1 and beams={beams}, not {captions}")
+    require_beams(captions, beams)
     stop_token = _token(language_model, stop)
     found: list[list[list[int]]] = [[] for _ in prefix]
     images = torch.arange(len(prefix), device=prefix.device)  # those with a beam that has not ended
     cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
     log_probs = _log_probs(language_model, prefix, cache)
+    if beams > log_probs.shape[1]:
+        raise InputError(
+            f"beams must lie between 1 and {log_probs.shape[1]}, the tokens of the language model, not {beams}"
+        )
     scores, words = rules.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)
     tokens = words.unsqueeze(-1)  # (open, beams, length)
     lengths = torch.ones_like(scores)
@@ -49,7 +57,8 @@ def clipcap(
             of_closed = (values[closed].tolist() for values in (images, scores / lengths, tokens, lengths))
             for image, means, written, ends in zip(*of_closed, strict=True):
                 order = sorted(range(beams), key=means.__getitem__, reverse=True)
-                found[image] = [written[beam][: int(ends[beam])] for beam in order[:captions]]
+                possible = [beam for beam in order if means[beam] > -math.inf]
+                found[image] = [written[beam][: int(ends[beam])] for beam in possible[:captions]]
             if closed.all():
                 break
             images, scores, tokens, lengths, stopped, rows = (

@@ -10,6 +10,7 @@ from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.rules import Rules
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Positive, Proportion
 
 
 @torch.inference_mode()
@@ -17,8 +18,8 @@ def contrastive(
     language_model: LanguageModel,
     prefix: Tensor,
     rules: Rules,
-    top_k: int = 4,
-    penalty: float = 0.6,
+    top_k: Positive = 4,
+    penalty: Proportion = 0.6,
     guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> list[list[list[int]]]:
     """Of the likeliest tokens, the one with the highest (1 - penalty) * probability - penalty * similarity.
@@ -36,23 +37,24 @@ def contrastive(
             (open,), what they have written (open, length), and the tokens to choose from (open, top_k). None: nothing.
 
     Raises:
-        InputError: a value makes no sense.
+        InputError: the language model has fewer tokens than `top_k`.
     """
-    if top_k < 1 or not 0 <= penalty <= 1:
-        raise InputError(
-            "contrastive needs top_k of at least 1 and penalty between 0.0 and 1.0, not "
-            f"top_k={top_k} penalty={penalty}"
-        )
     end, device = language_model.end_token, prefix.device
     cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
     logits, hidden = language_model.step_with_states(prefix, cache)
+    if top_k > logits.shape[1]:
+        raise InputError(
+            f"top_k must lie between 1 and {logits.shape[1]}, the tokens of the language model, not {top_k}"
+        )
     before = F.normalize(hidden, dim=-1)  # (open, length, dim) of all positions so far
     images = torch.arange(len(prefix), device=device)  # those whose caption has not ended
     rows = images
     tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)
     captions: list[list[int]] = [[] for _ in prefix]
     for length in range(1, rules.max_tokens + 1):
-        likeliest, words = rules.apply(tokens, logits, end).softmax(-1).topk(top_k)  # (open, top_k)
+        allowed = rules.apply(tokens, logits, end)
+        rules.check_choice(allowed)
+        likeliest, words = allowed.softmax(-1).topk(top_k)  # (open, top_k)
         # All candidates are read: what the chosen one leaves behind is what the next step goes on from.
         cache.select(rows.repeat_interleave(top_k))
         logits, hidden = language_model.step_with_states(language_model.embed(words.reshape(-1, 1)), cache)
@@ -61,6 +63,7 @@ def contrastive(
         scores = (1 - penalty) * likeliest - penalty * similarity
         if guide is not None:
             scores = scores + guide(images, tokens, words)
+        scores = scores.masked_fill(allowed.gather(1, words) == -torch.inf, -torch.inf)
         best = scores.argmax(-1, keepdim=True)
         chosen = words.gather(1, best)
         tokens = torch.cat((tokens, chosen), dim=1)

@@ -1,11 +1,14 @@
 """What every decoder keeps to: how long a caption may get, and what it may repeat."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Positive, check_fields
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,18 @@ class Rules:
         no_repeat_ngram: no n-gram of this length comes twice; 0: any may (`no_repeat_ngram_size`).
 
     Raises:
-        InputError: a value makes no sense.
+        InputError: a value is out of its range.
     """
 
-    max_tokens: int = 67
-    min_tokens: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    max_tokens: Positive = 67
+    min_tokens: Annotated[int, Ge(0)] = 0
+    repetition_penalty: Annotated[float, Interval(ge=0.01, le=100.0)] = 1.0
+    no_repeat_ngram: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if not 0 <= self.min_tokens <= self.max_tokens:
+        check_fields(self)
+        if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
-        if self.repetition_penalty <= 0:
-            raise InputError(f"repetition_penalty must be above 0.0, not {self.repetition_penalty}")
-        if self.no_repeat_ngram < 0:
-            raise InputError(f"no_repeat_ngram must be at least 0, not {self.no_repeat_ngram}")
 
     def check_room(self, language_model: LanguageModel, prefix: Tensor) -> None:
         """Raise InputError unless the prefix and `max_tokens` more fit the language model's context."""
@@ -59,3 +57,11 @@ class Rules:
             scores = scores.clone()
             scores[:, end_token] = -float("inf")
         return scores
+
+    def check_choice(self, scores: Tensor) -> None:
+        """Raise InputError where (rows, vocabulary) scores leave a row no token that it may go on with."""
+        if self.no_repeat_ngram and self.min_tokens and not scores.isfinite().any(-1).all():
+            raise InputError(
+                f"no_repeat_ngram={self.no_repeat_ngram} and min_tokens={self.min_tokens} leave no token to write: "
+                "lower min_tokens"
+            )

@@ -1,14 +1,16 @@
 """One token after another: the likeliest one, or one drawn at random."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.rules import Rules
-from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Count
 
 
 @torch.inference_mode()
@@ -23,10 +25,10 @@ def nucleus(
     language_model: LanguageModel,
     prefix: Tensor,
     rules: Rules,
-    captions: int = 1,
-    top_p: float = 0.9,
-    top_k: int = 0,
-    temperature: float = 1.0,
+    captions: Count = 1,
+    top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9,
+    top_k: Annotated[int, Ge(0)] = 0,
+    temperature: Annotated[float, Gt(0.0)] = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[list[list[int]]]:
     """Each next token drawn at random from the likeliest ones; see `prefixcap.decoding.decode`.
@@ -38,33 +40,31 @@ def nucleus(
         captions: how many to draw for each image.
         top_p: draw from the fewest tokens that have together this probability (Holtzman et al. 2020); 1.0: from all.
         top_k: draw from this many of the likeliest (Fan et al. 2018); 0: from all.
-        temperature: divides the logits; below 1.0, likely tokens are drawn more often.
+        temperature: divides the logits; below 1.0, likely tokens are drawn more often, near 0.0 the likeliest alone.
         generator: of the random numbers, on the CPU; None: torch's own. The captions that a generator gives do not
             depend on the size of the batches.
-
-    Raises:
-        InputError: a value makes no sense.
     """
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-    if captions < 1 or not 0 < top_p <= 1 or top_k < 0 or temperature <= 0:
-        raise InputError(
-            "nucleus needs captions of at least 1, top_p above 0.0 and at most 1.0, top_k of at least 0 and "
-            f"temperature above 0.0, not captions={captions} top_p={top_p} top_k={top_k} temperature={temperature}"
-        )
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    warpers = LogitsProcessorList()
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(float(top_p))] if top_p < 1 else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     chance = torch.rand(len(prefix) * captions, rules.max_tokens, generator=generator).to(prefix.device)
 
     def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        cumulative = warpers(None, logits).softmax(-1).cumsum(-1)
+        cumulative = warpers(None, divided(logits, temperature)).softmax(-1).cumsum(-1)
         wanted = chance[rows, step, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
     end = language_model.end_token
     written = [_without(caption, end) for caption in write(language_model, prefix, rules, draw, end, captions)]
     return [written[first : first + captions] for first in range(0, len(written), captions)]
+
+
+def divided(logits: Tensor, temperature: float) -> Tensor:
+    """(…, n) logits over a temperature of any size, less their highest, which a low one would make infinite."""
+    limits = torch.finfo(torch.float32)  # which takes what is smaller for 0 and what is larger for infinite
+    return (logits - logits.amax(-1, keepdim=True)) / min(max(temperature, limits.tiny), limits.max)
 
 
 def likeliest(logits: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -105,7 +105,9 @@ def write(
     writing = torch.arange(count, device=device)  # the captions that have not ended
     tokens = torch.empty(count, 0, dtype=torch.long, device=device)
     for step in range(rules.max_tokens):
-        chosen = choose(rules.apply(tokens, logits, end), writing, step)
+        allowed = rules.apply(tokens, logits, end)
+        rules.check_choice(allowed)
+        chosen = choose(allowed, writing, step)
         tokens = torch.cat((tokens, chosen.unsqueeze(1)), dim=1)
         ended = (chosen == end) | (step + 1 == rules.max_tokens)
         if ended.any():

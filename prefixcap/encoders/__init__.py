@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from prefixcap.demo import ASSETS
+from prefixcap.encoders.inputs import check_image
 from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
@@ -101,5 +102,5 @@ def embed_images(
     Raises:
         InputError: an image cannot be read, or the encoder has no such feature.
     """
-    opened = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+    opened = [image if isinstance(image, Image.Image) else open_image(image) for image in map(check_image, images)]
     return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), feature)

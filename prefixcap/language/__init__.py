@@ -1,7 +1,8 @@
 """Any causal language model of transformers: frozen, with adapters, or tuned; in less memory, if wanted."""
 
 from prefixcap.language.loading import count_parameters, load_language_model, load_tokenizer, rebuild_language_model
-from prefixcap.language.model import Dtype, LanguageModel, Tuning, tokenize_captions
+from prefixcap.language.model import Dtype, LanguageModel, Tuning
+from prefixcap.language.tokens import tokenize_captions, tokenize_texts
 
 __all__ = [
     "Dtype",
@@ -12,4 +13,5 @@ __all__ = [
     "load_tokenizer",
     "rebuild_language_model",
     "tokenize_captions",
+    "tokenize_texts",
 ]

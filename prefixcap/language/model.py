@@ -25,6 +25,7 @@ from prefixcap.language.lean import (
 )
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
 from prefixcap.language.masks import as_addend, attention_masks
+from prefixcap.language.tokens import tokenize_captions, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -121,8 +122,12 @@ class LanguageModel(nn.Module):
         return super().train(mode and self.tuning != "frozen")
 
     def tokenize(self, captions: list[str]) -> list[list[int]]:
-        """Token ids of each caption, with the end token and no other special token."""
+        """Token ids of each caption, with the end token and no other special token; see `tokenize_captions`."""
         return tokenize_captions(self.tokenizer, captions)
+
+    def tokenize_prompt(self, prompt: str | None) -> list[int]:
+        """Token ids of a text that is to be continued, see `prefixcap.language.tokens.tokenize_prompt`."""
+        return tokenize_prompt(self.tokenizer, prompt)
 
     def detokenize(self, tokens: list[int]) -> str:
         """The caption that the tokens spell, on one line, without special tokens."""
@@ -298,11 +303,6 @@ class LanguageModel(nn.Module):
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
-
-
-def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str]) -> list[list[int]]:
-    """Token ids of each caption, with the end token and no other special token."""
-    return [[*row, tokenizer.eos_token_id] for row in tokenizer(captions, add_special_tokens=False)["input_ids"]]
 
 
 def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:

@@ -8,6 +8,7 @@ from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.mlp import MLPMapper
 from prefixcap.mappers.query import QueryMapper
 from prefixcap.mappers.transformer import TransformerMapper
+from prefixcap.options import check_options
 
 MAPPERS: dict[str, type[Mapper]] = {
     "mlp": MLPMapper,
@@ -25,9 +26,7 @@ def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> 
     Raises:
         InputError: no mapper has this name, or it does not take one of the options.
     """
-    if name not in MAPPERS:
+    if not isinstance(name, str) or name not in MAPPERS:
         raise InputError(f"unknown mapper '{name}': choose one of {', '.join(MAPPERS)}")
-    try:
-        return MAPPERS[name](embedding_dim, lm_dim, **options)
-    except TypeError as error:
-        raise InputError(f"mapper '{name}': {error}") from error
+    options = check_options(f"mapper '{name}'", MAPPERS[name], options, positional=2)
+    return MAPPERS[name](embedding_dim, lm_dim, **options)

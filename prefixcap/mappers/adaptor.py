@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
+from prefixcap.options import Count
 
 
 class AdaptorMapper(Mapper):
@@ -35,7 +36,7 @@ class AdaptorMapper(Mapper):
     features = "regions"
 
     def __init__(
-        self, embedding_dim: int, lm_dim: int, prefix_length: int = 32, layers: int = 1, heads: int = 8
+        self, embedding_dim: int, lm_dim: int, prefix_length: Count = 32, layers: Count = 1, heads: Count = 8
     ) -> None:
         super().__init__()
         if embedding_dim % heads:

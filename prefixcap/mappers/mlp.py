@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
+from prefixcap.options import Count, Positive
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -33,8 +34,8 @@ class MLPMapper(Mapper):
         self,
         embedding_dim: int,
         lm_dim: int,
-        prefix_length: int = 10,
-        hidden: Sequence[int] | None = None,
+        prefix_length: Count = 10,
+        hidden: Sequence[Positive] | None = None,
         activation: str = "tanh",
     ) -> None:
         super().__init__()

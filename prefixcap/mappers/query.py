@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.transformer import Attention
+from prefixcap.options import Count
 
 FEATURES = ("patches", "regions")
 
@@ -37,11 +38,11 @@ class QueryMapper(Mapper):
         self,
         embedding_dim: int,
         lm_dim: int,
-        prefix_length: int = 10,
+        prefix_length: Count = 10,
         features: str = "patches",
-        width: int = 512,
-        layers: int = 4,
-        heads: int = 8,
+        width: Count = 512,
+        layers: Count = 4,
+        heads: Count = 8,
     ) -> None:
         super().__init__()
         if features not in FEATURES:

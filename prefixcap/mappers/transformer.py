@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
+from prefixcap.options import Count
 
 
 class TransformerMapper(Mapper):
@@ -32,10 +33,10 @@ class TransformerMapper(Mapper):
         self,
         embedding_dim: int,
         lm_dim: int,
-        prefix_length: int = 10,
-        clip_length: int = 10,
-        layers: int = 8,
-        heads: int = 8,
+        prefix_length: Count = 10,
+        clip_length: Count = 10,
+        layers: Count = 8,
+        heads: Count = 8,
     ) -> None:
         super().__init__()
         if lm_dim % heads:

@@ -13,7 +13,7 @@ from data_prep.embed import feature_path, open_store
 from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.encoders import EncoderIdentity
-from prefixcap.errors import InputError, name_rows
+from prefixcap.errors import InputError, name_rows, spell_options
 from prefixcap.files import Journal
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
@@ -77,7 +77,7 @@ def write_captions(
     if options.get("rerank") or options.get("unit_parts"):
         options["embeddings"] = split.embeddings[chosen]
     ids = [split.ids[row] for row in chosen.tolist()]
-    with name_rows(ids):
+    with name_rows(ids), spell_options("set decode."):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
         if reads != captioner.features:

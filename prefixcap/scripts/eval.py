@@ -24,6 +24,7 @@ from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.machine import usable_device
 from prefixcap.metrics import check_metrics
+from prefixcap.options import check_options
 from prefixcap.scripts.captioning import open_images, open_memory, write_captions, write_resumably
 from prefixcap.scripts.launch import run
 from prefixcap.store import FeatureStore
@@ -129,7 +130,8 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
         encoder = load_encoder(store.encoder.name, usable_device(config.device))
     store.require_encoder(encoder.identity)
     lm = load_language_model(lm_name).to(usable_device(config.device))
-    captioner = (Magic if name == "magic" else ZeroCap)(encoder, lm, **options)
+    kind = Magic if name == "magic" else ZeroCap
+    captioner = kind(encoder, lm, **check_options(f"method {name}", kind, options, positional=2))
     hydra = HydraConfig.get()
     chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]
     words = [store.path.name, config.split, *(override.removeprefix("method.") for override in chosen)]

@@ -11,11 +11,12 @@ from prefixcap.checkpoints import load
 from prefixcap.demo import language_model_beside
 from prefixcap.demo.relations import write_relations
 from prefixcap.encoders import load_encoder
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, spell_options
 from prefixcap.files import Journal, write_text_whole
 from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import load_language_model
 from prefixcap.machine import usable_device
+from prefixcap.options import check_options
 from prefixcap.scripts.launch import run
 from prefixcap.zeroshot.arithmetic import encoder_of
 from prefixcap.zeroshot.magic import Magic
@@ -43,7 +44,8 @@ def main(config: DictConfig) -> None:
         options = {("decode" if name == "method" else name): value for name, value in config.decode.items()}
         job |= {"checkpoint": str(Path(config.ckpt).resolve()), "decode": OmegaConf.to_container(config.decode)}
     journal = Journal(out / "written.jsonl", job)
-    captions = answer(captioner, relations, file.parent, journal, config.batch_size, True, **options)
+    with spell_options("set decode."):
+        captions = answer(captioner, relations, file.parent, journal, config.batch_size, True, **options)
     scores = score(relations, captions, encoder)
     answers = [
         {
@@ -76,6 +78,7 @@ def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
     lm = lm or language_model_beside(encoder, "demo" if own else "gpt2-medium")
     with naming(missing_language_model, lm):
         opened = load_encoder(encoder, device)
+    options = check_options(f"method {name}", METHODS[name], options, positional=2)
     return METHODS[name](opened, load_language_model(lm).to(device), **options)
 
 

@@ -19,6 +19,7 @@ from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
+from prefixcap.options import check_options
 from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import command, run
 from prefixcap.scripts.runs import keep_config, settled
@@ -45,8 +46,9 @@ def main(config: DictConfig) -> float | None:
     require_encoder_name(store, config.encoder.name)
     L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
+    lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
     captioner = Captioner(
-        load_language_model(tuning=config.model.lm_tuning, lora=Lora(**lm.pop("lora", {})), **lm),
+        load_language_model(tuning=config.model.lm_tuning, lora=lora, **lm),
         store.encoder,
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
@@ -127,10 +129,7 @@ def noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     options = dict(options)
     if offset := options.get("offset"):
         options["offset"] = read_offset(Path(offset))
-    try:
-        made = Noise(**options)
-    except TypeError as error:
-        raise InputError(f"model.noise: {error}; it takes kind, variance, share, copies, offset") from error
+    made = Noise(**check_options("model.noise", Noise, options))
     several = captioner.features != "images/embedding"
     if model.learns_from == "text" and several != (made.copies is not None):
         needed = "10: the mapper reads several" if several else "null: the mapper reads one"

@@ -53,11 +53,12 @@ def read_pixels(path: str, resize: Any, resample: str, crop: list[int] | None, c
 def main(images: list[str], prompt: str = "", max_tokens: int = 67) -> None:
     about = json.loads((FOLDER / "export.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # a prompt is plain text
     encoder, mapper, language_model = map(open_model, ("image_encoder", "mapper", "language_model"))
     for image in images:
         (embedding,) = encoder(read_pixels(image, **about["image"]))
         (prefix,) = mapper(embedding)
-        new = tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
+        new = tokenizer.encode(prompt.strip(), add_special_tokens=False).ids if prompt.strip() else []
         written, past = list(new), np.zeros(about["empty_past"], np.float32)
         for _ in range(max_tokens):
             logits, past = language_model(prefix, np.array([new], np.int64).reshape(1, -1), past)

@@ -8,15 +8,18 @@ Every function takes a generator on the device of the embeddings; None: torch's 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.errors import InputError
+from prefixcap.options import Count, check_fields
 
-KINDS = ("gaussian", "ball", "dimensions")
+Variance = Annotated[float, Interval(ge=0.0, le=100.0)]
 
 
 def gaussian_noise(embeddings: Tensor, variance: float, generator: torch.Generator | None = None) -> Tensor:
@@ -71,23 +74,16 @@ class Noise:
         InputError: there is no such kind, or a number is out of its range.
     """
 
-    kind: str = "gaussian"
-    variance: float = 0.016
-    share: float = 0.1
-    copies: int | None = None
+    kind: Literal["gaussian", "ball", "dimensions"] = "gaussian"
+    variance: Variance = 0.016
+    share: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.1
+    copies: Count | None = None
     offset: Tensor | None = None
     normalize_before: bool = True
     normalize_after: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown noise.kind '{self.kind}': choose one of {', '.join(KINDS)}")
-        if not self.variance >= 0:
-            raise InputError(f"noise.variance is at least 0, not {self.variance}")
-        if not 0 < self.share <= 1:
-            raise InputError(f"noise.share is above 0 and at most 1, not {self.share}")
-        if self.copies is not None and self.copies < 1:
-            raise InputError(f"noise.copies is at least 1, or null, not {self.copies}")
+        check_fields(self, "noise.")
 
     def __call__(self, embeddings: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(batch, dim) embeddings -> the same shape, or (batch, copies, dim), with noise.

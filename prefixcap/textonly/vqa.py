@@ -28,7 +28,8 @@ from prefixcap.decoding import decode
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError, listed
 from prefixcap.files import write_text_whole
-from prefixcap.language import LanguageModel
+from prefixcap.language import LanguageModel, tokenize_texts
+from prefixcap.options import Positive, check_options, check_value
 from prefixcap.textonly.vqa_files import Question
 
 TOP = (1, 5, 10)
@@ -132,6 +133,7 @@ def ask(
     Raises:
         InputError: as `write_answers`.
     """
+    options = check_options("answers", write_answers, options, positional=5)
     answers = write_answers(language_model, questions, captions, batch_size, progress, **options)
     return Answered(questions, captions, answers, candidates, nearest_candidates(encoder, answers, candidates))
 
@@ -182,9 +184,11 @@ def write_answers(
     Raises:
         InputError: a prompt does not fit the language model's context, or an option makes no sense.
     """
+    batch_size = check_value("batch_size", batch_size, Positive)
     asked = [prompt(question.text, caption) for question, caption in zip(questions, captions, strict=True)]
     # With what the tokenizer puts before a text: OPT and Llama have only seen texts that begin so.
-    tokens: list[list[int]] = language_model.tokenizer(asked)["input_ids"] if asked else []
+    before = _before_texts(language_model)
+    tokens = [[*before, *row] for row in tokenize_texts(language_model.tokenizer, [text.strip() for text in asked])]
     room = (language_model.context or float("inf")) - max_tokens
     if long := [question.id for question, row in zip(questions, tokens, strict=True) if len(row) > room]:
         raise InputError(
@@ -206,6 +210,12 @@ def write_answers(
                     answers[row] = first_sentence(language_model.tokenizer.decode(best, skip_special_tokens=True))
                 bar.update(len(batch))
     return answers
+
+
+def _before_texts(language_model: LanguageModel) -> list[int]:
+    """The special tokens that a tokenizer puts before every text."""
+    bare, whole = (language_model.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    return list(whole[: whole.index(bare[0])])
 
 
 def nearest_candidates(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefixcap.batches import Batch, pack
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import decode
+from prefixcap.decoding import check_decoder, decode
 from prefixcap.losses import token_cross_entropy
 from prefixcap.store import StoreSplit
 from prefixcap.training.cross_entropy import CaptionTraining
@@ -45,6 +45,9 @@ class SelfCriticalTraining(CaptionTraining):
         **options: Any,
     ) -> None:
         super().__init__(captioner, val_split, **options)
+        check_decoder(
+            "nucleus", draws, {"temperature": temperature, "max_tokens": sample_tokens}
+        )  # better now than later
         self.reward, self.draws, self.sample_tokens, self.temperature = reward, draws, sample_tokens, temperature
         self._thread = ThreadPoolExecutor(1)
 

@@ -1,6 +1,5 @@
 """What the model does for the page and the API. Equal jobs are done together, see `prefixcap.web.batcher`."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,18 +8,12 @@ import torch
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import DECODERS
 from prefixcap.encoders import Encoder, encode_feature
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
 from prefixcap.zeroshot.arithmetic import encoder_of, weighted_sum
 
 EMBEDDING = "images/embedding"
-
-OPTIONS: dict[str, list[str]] = {
-    name: list(inspect.signature(decoder).parameters)[3:] for name, decoder in DECODERS.items()
-}
-"""What each decoder takes beside the language model, the prefix and the rules."""
 
 
 class Scored(NamedTuple):

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefixcap.decoding import DECODERS
+from prefixcap.decoding import DECODERS, own_options
 from prefixcap.errors import InputError
 from prefixcap.images import MOST_PIXELS
 from prefixcap.web.gate import MOST_BYTES
-from prefixcap.web.jobs import OPTIONS, Captions
+from prefixcap.web.jobs import Captions
 
 MOST_IMAGES = 16  # in a request
 MOST_TEXTS = 8
@@ -27,10 +27,8 @@ DECODER_SETTINGS = ("max_tokens", "beams", "length_penalty", "top_p", "top_k", "
 
 def decoder_settings(decoder: str) -> list[str]:
     """Those of `Settings` that a decoder takes, beside what every one does. Raises InputError if it is unknown."""
-    if decoder not in OPTIONS:
-        raise InputError(f"unknown decoder '{decoder}': choose one of {', '.join(OPTIONS)}")
     named = {"captions": "count", "generator": "seed"}
-    options = [named.get(option, option) for option in OPTIONS[decoder]]
+    options = [named.get(option, option) for option in own_options(decoder)]
     return ["max_tokens", *(option for option in options if option in Settings.model_fields)]
 
 

@@ -1,22 +1,17 @@
 """What ZeroCap and MAGIC begin with: the directions of images, and a text to go on from."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap.encoders import Encoder, embed_images
-from prefixcap.errors import InputError, RowsError
+from prefixcap.encoders.inputs import Images, check_finite, check_images
+from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-
-Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
+from prefixcap.options import Positive, check_value
 
 
 def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool) -> Iterator[Tensor]:
@@ -31,18 +26,16 @@ def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool
     Raises:
         InputError: an image cannot be read, or embeddings have another width, NaN or infinite numbers.
     """
-    if isinstance(images, str | Path | Image.Image):
-        raise InputError("captions are written for a list of images: give [image]")
-    if isinstance(images, Tensor | np.ndarray):
-        given, dim = torch.as_tensor(images), encoder.identity.dim
+    batch_size = check_value("batch_size", batch_size, Positive)
+    given, dim = check_images(images), encoder.identity.dim
+    if isinstance(given, Tensor):
         if given.ndim != 2 or given.shape[1] != dim:
             raise InputError(f"embeddings of shape {tuple(given.shape)}: give (batch, {dim})")
-        if wrong := (~given.isfinite().all(1)).nonzero().flatten().tolist():
-            raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
-    with tqdm(total=len(images), unit=" images", disable=not progress, delay=1) as bar:
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            embeddings = torch.as_tensor(part) if isinstance(part, Tensor | np.ndarray) else embed_images(encoder, part)
+        check_finite(given)
+    with tqdm(total=len(given), unit=" images", disable=not progress, delay=1) as bar:
+        for start in range(0, len(given), batch_size):
+            part = given[start : start + batch_size]
+            embeddings = part if isinstance(part, Tensor) else embed_images(encoder, part)
             yield F.normalize(embeddings.to(encoder.device, torch.float32), dim=-1).clone()  # no inference tensor
             bar.update(len(embeddings))
 
@@ -70,7 +63,7 @@ def prompt_tokens(
         InputError: they and the caption exceed the language model's context, or the prompt fills the encoder's.
     """
     lm, tower = language_model, encoder.text_tower
-    tokens = [start_token(lm, start), *lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    tokens = [start_token(lm, start), *lm.tokenize_prompt(prompt)]
     if lm.context is not None and len(tokens) + max_tokens > lm.context:
         raise InputError(
             f"a prompt of {len(tokens)} tokens and max_tokens={max_tokens} exceed the context of language model "

@@ -16,18 +16,22 @@ that is a special token adds nothing to what CLIP reads, as in the released code
 the end of its own text.
 """
 
-import math
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Gt, Interval
 from torch import Tensor
 
 from prefixcap.decoding import decode
+from prefixcap.decoding.stepwise import divided
 from prefixcap.encoders import Encoder
+from prefixcap.encoders.inputs import Images
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Positive, Proportion, check_options
 from prefixcap.zeroshot.continuations import Continuations
-from prefixcap.zeroshot.inputs import Images, directions, prompt_tokens
+from prefixcap.zeroshot.inputs import directions, prompt_tokens
 
 
 class Magic:
@@ -48,7 +52,7 @@ class Magic:
             as in `prefixcap.zeroshot.caption_lm`. The released language models have "<-start_of_text->".
 
     Raises:
-        InputError: a value makes no sense, there is no such start token, or the prompt does not fit.
+        InputError: a value is out of its range, there is no such start token, or the prompt does not fit.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
@@ -64,24 +68,18 @@ class Magic:
         language_model: LanguageModel,
         *,
         prompt: str = "",
-        top_k: int = 45,
-        alpha: float = 0.1,
-        beta: float = 2.0,
-        temperature: float = 0.01,
-        max_tokens: int = 15,
+        top_k: Positive = 45,
+        alpha: Proportion = 0.1,
+        beta: Annotated[float, Interval(ge=0.0, le=1e6)] = 2.0,
+        temperature: Annotated[float, Gt(0.0)] = 0.01,
+        max_tokens: Positive = 15,
         start: str | None = None,
     ) -> None:
+        given = {"prompt": prompt, "top_k": top_k, "alpha": alpha, "beta": beta, "temperature": temperature}
+        check_options("magic", Magic, given | {"max_tokens": max_tokens, "start": start}, positional=2)
         words = language_model.head.out_features
-        if not 1 <= top_k <= words:
+        if top_k > words:
             raise InputError(f"top_k must lie between 1 and {words}, the words of the language model, not {top_k}")
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha must lie between 0.0 and 1.0, not {alpha}")
-        if not 0 <= beta < math.inf:
-            raise InputError(f"beta must be at least 0.0, not {beta}")
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature must be above 0.0, not {temperature}")
-        if max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, not {max_tokens}")
         self.encoder, self.language_model = encoder, language_model.eval()
         self.top_k, self.alpha, self.beta, self.temperature = top_k, alpha, beta, temperature
         self.max_tokens = max_tokens
@@ -116,7 +114,7 @@ class Magic:
         """(batch, dim) embeddings of length one -> the tokens of each image's caption, without the end token."""
 
         def guide(rows: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
-            return self.beta * (self._cosines(images[rows], tokens, words) / self.temperature).softmax(-1)
+            return self.beta * divided(self._cosines(images[rows], tokens, words), self.temperature).softmax(-1)
 
         lm = self.language_model
         read = torch.tensor([self._prompt], device=images.device).expand(len(images), -1)

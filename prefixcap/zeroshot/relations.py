@@ -24,6 +24,7 @@ from prefixcap.errors import InputError
 from prefixcap.files import Journal, read_json
 from prefixcap.metrics import score_parts
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.options import Positive, check_value
 from prefixcap.store.remote import is_remote
 from prefixcap.zeroshot.arithmetic import embed_expressions, encoder_of, parse
 
@@ -118,6 +119,7 @@ def answer(
     Raises:
         InputError: as `embed_expressions`, `encoder_of` or the captioner.
     """
+    batch_size = check_value("batch_size", batch_size, Positive)
     encoder = encoder_of(captioner)
     expressions = list(dict.fromkeys(relation.expression for relation in relations))
     left = [expression for expression in expressions if expression not in journal.found]

@@ -11,18 +11,21 @@ has seen is not read again, padding is not read at all, and beams and images are
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from transformers import DynamicCache
 
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.encoders import Encoder
+from prefixcap.encoders.inputs import Images
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
+from prefixcap.options import Count, NonNegative, Positive, check_fields, check_options
 from prefixcap.zeroshot.continuations import Continuations
-from prefixcap.zeroshot.inputs import Images, directions, prompt_tokens
+from prefixcap.zeroshot.inputs import directions, prompt_tokens
 
 Guide = Literal["gradient", "clip", "clip_and_lm"]
 Factors = Literal["probability", "logit"]
@@ -54,6 +57,9 @@ class ZeroCapOptions:
         forbidden: texts of tokens that are never written.
         factors: of what these are factors: of the "probability", as the paper says, or, as in the released code, of the
             "logit" (a negative one is divided).
+        joint_beams: the probabilities of an image's beams add up to one together, not those of each beam, as in the
+            released code: from the second token on, each costs about log(beams) more, but one that has ended pays
+            nothing, so that shorter captions win.
         fusion: share of the guided log-probability in a token's, the rest is the unguided one. Released code: 0.99.
         guide: "gradient", or, for the ablation of supplement C, no optimization but tokens by CLIP's potentials alone
             ("clip", A1) or times the language model's probability ("clip_and_lm", A2).
@@ -63,40 +69,28 @@ class ZeroCapOptions:
     """
 
     prompt: str = "Image of a"
-    beams: int = 5
-    max_tokens: int = 15
-    iterations: int = 5
-    step_size: float = 0.3
-    gradient_power: float = 1.0
-    language_weight: float = 0.2
-    temperature: float = 0.01
-    candidates: int = 512
+    beams: Count = 5
+    max_tokens: Positive = 15
+    iterations: Positive = 5
+    step_size: NonNegative = 0.3
+    gradient_power: NonNegative = 1.0
+    language_weight: NonNegative = 0.2
+    temperature: Annotated[float, Gt(0)] = 0.01
+    candidates: Positive = 512
     end: str = "."
-    end_factor: float = 1.04
-    end_from: int = 3
-    repetition_factor: float = 0.5
-    repetition_window: int = 4
-    capital_factor: float = 1.0
+    end_factor: Annotated[float, Gt(0)] = 1.04
+    end_from: Annotated[int, Ge(0)] = 3
+    repetition_factor: Annotated[float, Gt(0)] = 0.5
+    repetition_window: Positive = 4
+    capital_factor: Annotated[float, Gt(0)] = 1.0
     forbidden: Sequence[str] = ()
     factors: Factors = "probability"
-    fusion: float = 1.0
+    fusion: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    joint_beams: bool = False
     guide: Guide = "gradient"
 
     def __post_init__(self) -> None:
-        for name in ("beams", "max_tokens", "candidates", "iterations", "repetition_window"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {getattr(self, name)}")
-        for name in ("temperature", "end_factor", "repetition_factor", "capital_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("step_size", "gradient_power", "language_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a finite number of at least 0, not {getattr(self, name)}")
-        if not 0 < self.fusion <= 1:
-            raise InputError(f"fusion must be above 0 and at most 1, not {self.fusion}")
-        for name, known in (("factors", get_args(Factors)), ("guide", get_args(Guide))):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} '{getattr(self, name)}': choose one of {', '.join(known)}")
+        check_fields(self)
 
 
 class ZeroCap:
@@ -112,7 +106,7 @@ class ZeroCap:
             and beam that it happened to.
 
     Raises:
-        InputError: there is no such option or it makes no sense, or the prompt does not fit.
+        InputError: there is no such option or it is out of its range, or the prompt does not fit.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
@@ -124,10 +118,7 @@ class ZeroCap:
     """
 
     def __init__(self, encoder: Encoder, language_model: LanguageModel, **options: Any) -> None:
-        try:
-            self.options = ZeroCapOptions(**options)
-        except TypeError as error:
-            raise InputError(f"zerocap: {str(error).rpartition('() ')[2]}") from error
+        self.options = ZeroCapOptions(**check_options("zerocap", ZeroCapOptions, options))
         self.encoder, self.language_model = encoder, language_model.requires_grad_(False).eval()
         self.skipped = 0
         self._continuations = Continuations(encoder)
@@ -178,50 +169,53 @@ class ZeroCap:
         cache = KeyValueCache(len(self._prompt) + options.max_tokens)
         prompt = torch.tensor([self._prompt], device=device).expand(len(directions), -1)
         lm.step(lm.embed(prompt[:, :-1]), cache)
-        # Beams that are being written, those of an image together; and what has ended, by image.
-        images = torch.arange(len(directions), device=device)
-        tokens = torch.empty(len(directions), 0, dtype=torch.long, device=device)
-        scores = torch.zeros(len(directions), device=device)
-        ended: list[list[tuple[float, list[int]]]] = [[] for _ in directions]
+        images = torch.arange(len(directions), device=device)  # those that are searched
+        tokens = torch.empty(len(directions), 1, 0, dtype=torch.long, device=device)  # (open, beams, length)
+        scores = torch.zeros(len(directions), 1, device=device)  # (open, beams) sums of log-probabilities
+        lengths = torch.zeros_like(scores)
+        ended = torch.zeros_like(scores, dtype=torch.bool)
+        found: list[list[list[int]]] = [[] for _ in directions]
         for step in range(options.max_tokens):
-            log_probs = self._next(directions[images], tokens, prompt[: len(tokens), -1:], cache, step)
-            means = (scores.unsqueeze(1) + log_probs) / (step + 1)
-            rows, chosen = self._best(images, means, ended, tokens)
-            scores, tokens = means[rows, chosen] * (step + 1), torch.cat((tokens[rows], chosen.unsqueeze(1)), dim=1)
-            ends = (chosen == self._end) | (chosen == lm.end_token) | (step + 1 == options.max_tokens)
-            for image, score, written in zip(
-                images[rows][ends].tolist(), scores[ends].tolist(), tokens[ends].tolist(), strict=True
-            ):
-                ended[image].append((score / (step + 1), written))
-            rows, tokens, scores = rows[~ends], tokens[~ends], scores[~ends]
-            if not len(rows):
+            read = self._to_read(scores, ended)
+            read_images = images.unsqueeze(1).expand_as(read)[read]
+            logits = self._next(directions[read_images], tokens[read], prompt[: len(read_images), -1:], cache, step)
+            log_probs = logits.new_full((*read.shape, logits.shape[1]), -math.inf)
+            log_probs[read] = logits
+            log_probs = log_probs - log_probs.logsumexp((1, 2) if options.joint_beams else 2, keepdim=True)
+            log_probs[ended] = -math.inf
+            log_probs[..., 0].masked_fill_(ended, 0.0)  # a beam that has ended goes on with token 0 at no cost
+            lengths = lengths + ~ended
+            means = ((scores.unsqueeze(-1) + log_probs) / lengths[..., None]).flatten(1)  # (open, beams * vocabulary)
+            means, best = means.topk(min(options.beams, means.shape[1]))
+            source, chosen = best // logits.shape[1], best % logits.shape[1]  # (open, beams)
+            lengths, ended = lengths.gather(1, source), ended.gather(1, source)
+            scores = means * lengths
+            tokens = torch.cat((tokens.gather(1, source.unsqueeze(-1).expand(-1, -1, step)), chosen.unsqueeze(-1)), -1)
+            ended = ended | (chosen == self._end) | (chosen == lm.end_token) | (means == -math.inf)
+            rows = torch.zeros_like(read, dtype=torch.long).masked_scatter(
+                read, torch.arange(len(logits), device=device)
+            )
+            rows = rows.gather(1, source)  # of the cache, that each beam continues
+            closed = ended.all(dim=1) | (step + 1 == options.max_tokens)
+            for image, *beams in zip(*(x[closed].tolist() for x in (images, tokens, lengths, means)), strict=True):
+                found[image] = [
+                    written[: int(length)] for written, length, mean in zip(*beams, strict=True) if mean > -math.inf
+                ]
+            if closed.all():
                 break
-            images = images[rows]
-            cache.select(rows)
-        return [[written for _, written in sorted(of_image, key=lambda found: -found[0])] for of_image in ended]
+            images, tokens, scores, lengths, ended, rows = (
+                x[~closed] for x in (images, tokens, scores, lengths, ended, rows)
+            )
+            cache.select(rows[self._to_read(scores, ended)])
+        return found
 
-    def _best(
-        self, images: Tensor, means: Tensor, ended: list[list[tuple[float, list[int]]]], tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The row and the token of each beam to go on with; captions that have ended and are no more among the best of
-        their image are dropped."""
-        rows: list[int] = []
-        chosen: list[int] = []
-        for image in dict.fromkeys(images.tolist()):
-            own = (images == image).nonzero().flatten()
-            best, places = means[own].flatten().topk(min(self.options.beams, means[own].numel()))
-            open_ones = [(score, place) for score, place in zip(best.tolist(), places.tolist(), strict=True)]
-            ranked = sorted([*((score, -1 - at) for at, (score, _) in enumerate(ended[image])), *open_ones],
-                            key=lambda found: -found[0])[: self.options.beams]  # fmt: skip
-            ended[image] = [ended[image][-1 - place] for _, place in ranked if place < 0]
-            for score, place in ranked:
-                if place >= 0 and score > -math.inf:
-                    rows.append(int(own[place // means.shape[1]]))
-                    chosen.append(place % means.shape[1])
-        return torch.tensor(rows, device=means.device), torch.tensor(chosen, device=means.device)
+    def _to_read(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """(open, beams) bool: the beams that the language model reads, and the cache holds."""
+        return ~ended | (scores > -math.inf) if self.options.joint_beams else ~ended
 
     def _next(self, directions: Tensor, tokens: Tensor, last: Tensor, cache: KeyValueCache, step: int) -> Tensor:
-        """(rows, vocabulary) log-probabilities of the next token; the cache takes in the newest, which is unguided."""
+        """(rows, vocabulary) log-probabilities of the next token, not yet normalized; the cache takes in the newest,
+        which is unguided."""
         options, lm = self.options, self.language_model
         newest = lm.embed(tokens[:, -1:] if step else last)
         before = lm.step(newest, cache).log_softmax(-1)  # the language model's own
@@ -244,7 +238,8 @@ class ZeroCap:
             )
         if options.fusion == 1:
             return guided
-        return (options.fusion * guided + (1 - options.fusion) * before).log_softmax(-1)
+        mixed = options.fusion * guided + (1 - options.fusion) * before
+        return mixed.masked_fill(guided == -math.inf, -math.inf)  # of which a very small share is not a number
 
     @torch.enable_grad()
     def _guided(self, newest: Tensor, past: Past, before: Tensor, cosines: "_Cosines") -> Tensor:

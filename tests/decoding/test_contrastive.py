@@ -45,3 +45,12 @@ def test_same_tokens_as_the_definition(kind: str, top_k: int, penalty: float) ->
         lengths |= {len(captions[0]) for captions in expected}
         differs += expected != decode(lm, prefixes, "greedy", max_tokens=10)
     assert len(lengths) > 1 and (differs > 0) == (penalty > 0)
+
+
+def test_a_token_that_is_ruled_out_is_never_the_most_unlike() -> None:
+    """Its probability is 0, but where all tokens are looked at, it may be less like the others than any."""
+    lm = random_lm("gpt2", seed=0, words=6)
+    prefix = torch.randn(20, 3, 32)
+    for lm.end_token in range(6):
+        captions = decode(lm, prefix, "contrastive", top_k=6, penalty=1.0, max_tokens=4, min_tokens=4)
+        assert all(len(tokens) == 4 for (tokens,) in captions)

@@ -1,8 +1,12 @@
 """Drawing tokens at random: the right distribution, the same captions again, and what the options leave."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from prefixcap.decoding import decode
+from tests.conftest import small_lm
 from tests.decoding import random_lm
 
 
@@ -52,3 +56,34 @@ def test_one_word_to_draw_from_is_greedy() -> None:
     lm = random_lm("opt", 3)
     prefix = torch.randn(5, 3, 32)
     assert decode(lm, prefix, "nucleus", top_k=1, max_tokens=9) == decode(lm, prefix, "greedy", max_tokens=9)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-45, 1e-30])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    """Divided by it as they are, logits would be infinite, and no token likely."""
+    lm = small_lm()
+    prefix = torch.randn(5, 4, lm.dim)
+    assert decode(lm, prefix, "nucleus", temperature=temperature, max_tokens=9) == decode(
+        lm, prefix, "greedy", max_tokens=9
+    )
+
+
+def test_the_smallest_share_is_the_likeliest_token() -> None:
+    lm = small_lm()
+    prefix = torch.randn(5, 4, lm.dim)
+    assert decode(lm, prefix, "nucleus", top_p=1e-300, max_tokens=9) == decode(lm, prefix, "greedy", max_tokens=9)
+
+
+def test_an_endless_temperature_draws_all_words_alike_but_those_that_are_ruled_out() -> None:
+    lm = random_lm("gpt2", seed=0, words=6)
+    lm.end_token = 5
+    options: dict[str, Any] = {
+        "temperature": 1e300,
+        "top_p": 1.0,
+        "min_tokens": 1,
+        "max_tokens": 1,
+        "generator": torch.Generator().manual_seed(0),
+    }
+    drawn = [tokens[0] for tokens in decode(lm, torch.randn(1, 3, 32), "nucleus", 5000, **options)[0]]
+    counts = torch.bincount(torch.tensor(drawn), minlength=6)
+    assert counts[5] == 0 and (counts[:5] - 1000).abs().max() < 150

@@ -227,7 +227,12 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
         (["eval", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
         (["eval", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
-        (["eval", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"], "top_p=2"),
+        (
+            ["eval", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"],
+            r"top_p must be above 0\.0 and at most 1\.0, not 2\n",
+        ),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "decode.rerank=10"], r"beams=5, not 10: set decode\.beams=10\n"),
+        (["eval", "ckpt={run}/checkpoints/best.ckpt", "batch_size=0"], "batch_size must be at least 1, not 0"),
         (["eval", "captions=absent.json"], "cannot read absent.json: No such file"),
         (["eval", "captions=pyproject.toml"], "is not JSON"),
     ],

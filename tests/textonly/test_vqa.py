@@ -311,7 +311,7 @@ def test_nothing_to_choose_from(world: Path, tmp_path: Path) -> None:
         ({"ckpt": None, "caption": "false"}, "name who answers"),
         ({"encoder": "demo", "encoder.name": "transformers:{world}/images_only"}, "is a 'clip_vision_model' model"),
         ({"answers.max_tokens": "120"}, "the prompts of 32 questions and max_tokens=120 exceed the context"),
-        ({"answers.beams": "0", "decode.max_tokens": "1"}, "beams must be at least 1"),
+        ({"answers.beams": "0", "decode.max_tokens": "1"}, "beams must be between 1 and 10000, not 0"),
     ],
 )
 def test_mistakes(

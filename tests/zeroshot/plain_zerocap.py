@@ -5,6 +5,7 @@ the whole text again, its context's keys and values are moved as plain tensors, 
 Where the paper is silent, the docstring of `ZeroCapOptions` says what is meant.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -89,6 +90,8 @@ class PlainZeroCap:
     def captions(self, embedding: Tensor) -> list[str]:
         """(dim,) -> captions, the closest to the image first."""
         direction = embedding / embedding.norm()
+        if self.options.joint_beams:
+            return self.by_similarity(self.jointly_normalized(direction), direction)
         beams = [Beam((), 0.0, False)]
         for step in range(self.options.max_tokens):
             found = [beam for beam in beams if beam.ended]
@@ -102,12 +105,44 @@ class PlainZeroCap:
             beams = sorted(found, key=lambda beam: -beam.mean)[: self.options.beams]
             if all(beam.ended for beam in beams):
                 break
-        texts = [self.lm.detokenize(list(beam.tokens)) for beam in sorted(beams, key=lambda beam: -beam.mean)]
+        return self.by_similarity([list(beam.tokens) for beam in sorted(beams, key=lambda beam: -beam.mean)], direction)
+
+    def jointly_normalized(self, direction: Tensor) -> list[list[int]]:
+        """The search of the released code: probabilities are divided by their sum over all beams, of which those that
+        have ended read on, token 0 after token 0, and may write nothing else, at no cost. The tokens of each beam."""
+        most = self.options.beams
+        texts: list[tuple[int, ...]] = [()]
+        sums, lengths, stopped = [0.0], [0], [False]  # of each beam
+        for step in range(self.options.max_tokens):
+            weights = [self.mixed(text, direction, step).double().exp() for text in texts]
+            total = sum(float(row.sum()) for row in weights)
+            candidates = []
+            for beam, row in enumerate(weights):
+                length = lengths[beam] + (not stopped[beam])
+                row = row / total
+                for token in [0] if stopped[beam] else row.topk(most).indices.tolist():
+                    score = sums[beam] + (0.0 if stopped[beam] else math.log(float(row[token])))
+                    candidates.append((score / length, score, length, beam, token))
+            best = sorted(candidates, reverse=True)[:most]
+            ends = (self.end, self.lm.end_token)
+            texts = [(*texts[beam], token) for _, _, _, beam, token in best]
+            stopped = [stopped[beam] or token in ends for _, _, _, beam, token in best]
+            sums, lengths = [score for _, score, *_ in best], [length for _, _, length, *_ in best]
+            if all(stopped):
+                break
+        return [list(text[:length]) for text, length in zip(texts, lengths, strict=True)]
+
+    def by_similarity(self, written: list[list[int]], direction: Tensor) -> list[str]:
+        texts = [self.lm.detokenize(tokens) for tokens in written]
         cosines = self.cosines(texts, direction).tolist()
         return [text for _, text in sorted(zip(cosines, texts, strict=True), key=lambda pair: -pair[0])]
 
     def next_token(self, tokens: tuple[int, ...], direction: Tensor, step: int) -> Tensor:
         """(vocabulary,) log-probabilities after the prompt and these tokens."""
+        return self.mixed(tokens, direction, step).log_softmax(0)
+
+    def mixed(self, tokens: tuple[int, ...], direction: Tensor, step: int) -> Tensor:
+        """(vocabulary,) log of guided ** fusion * unguided ** (1 - fusion): probabilities that do not add up to one."""
         options = self.options
         text = [*self.prompt, *tokens]
         with torch.no_grad():
@@ -127,8 +162,7 @@ class PlainZeroCap:
         for token in range(len(logits)):
             self.weigh(logits, token, tokens, step)
         guided = logits.log_softmax(0)
-        mixed = options.fusion * guided + (1 - options.fusion) * before if options.fusion != 1 else guided
-        return mixed.log_softmax(0)
+        return options.fusion * guided + (1 - options.fusion) * before if options.fusion != 1 else guided
 
     def weigh(self, logits: Tensor, token: int, tokens: tuple[int, ...], step: int) -> None:
         """Multiply what one token gets."""

@@ -194,6 +194,64 @@ def test_other_language_models(world: World, watch: list[Watched], kind: str) ->
         assert_equals_plain(world.encoder, lm, embedding, {**QUICK, "iterations": 3}, watch, read)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"iterations": 1},
+        {"iterations": 1, "end_factor": 30.0, "factors": "probability"},
+        {"guide": "clip_and_lm", "end_factor": 300.0, "factors": "probability"},
+        {"guide": "clip_and_lm", "end": " a", "end_factor": 1000.0, "factors": "probability", "max_tokens": 6},
+    ],
+)
+def test_beams_normalized_together_equal_the_released_search(
+    double: World, watch: list[Watched], more: dict[str, Any]
+) -> None:
+    """Also what it reads behind captions that have ended, whose probabilities are in the sum."""
+    options = {**RELEASED, "max_tokens": 5, "beams": 3, "candidates": 40, "joint_beams": True, **more}
+    for embedding in double.embeddings[[0, 12, 13]]:
+        assert_equals_plain(double.encoder, double.lm, embedding, options, watch, within=1e-9)
+        plain = PlainZeroCap(double.encoder.encode_texts, double.lm, ZeroCapOptions(**options))
+        found = written(ZeroCap(double.encoder, double.lm, **options), embedding.unsqueeze(0))
+        assert found == plain.jointly_normalized(normalize(embedding, dim=0)), "the best by their mean come first"
+
+
+def test_beams_normalized_together_favour_short_captions(double: World) -> None:
+    """Where that changes the order of an image's captions, it is that of the released search."""
+    options: dict[str, Any] = {
+        "max_tokens": 6,
+        "candidates": 50,
+        "guide": "clip_and_lm",
+        "end_factor": 300.0,
+        "end_from": 1,
+    }
+
+    def ranked(beams: int, joint: bool) -> list[list[list[int]]]:
+        zerocap = ZeroCap(double.encoder, double.lm, **options, beams=beams, joint_beams=joint)
+        return zerocap._search(normalize(double.embeddings, dim=-1))
+
+    apart, together = ranked(3, False), ranked(3, True)
+    assert sum(len(of_image[0]) for of_image in together) < sum(len(of_image[0]) for of_image in apart)
+    differ = [image for image in range(len(apart)) if apart[image] != together[image]]
+    assert differ
+    plain = PlainZeroCap(double.encoder.encode_texts, double.lm, ZeroCapOptions(**options, beams=3, joint_beams=True))
+    for image in differ[:4]:
+        assert together[image] == plain.jointly_normalized(normalize(double.embeddings[image], dim=0))
+    assert ranked(1, True) == ranked(1, False), "one beam has nobody to share with"
+
+
+def test_the_smallest_share_of_guidance_is_none(world: World) -> None:
+    """In float32 it is 0, and 0 times the minus infinity of what is forbidden is not a number."""
+    options = {**QUICK, "guide": "clip_and_lm", "forbidden": [" small"]}
+    found = [ZeroCap(world.encoder, world.lm, **options, fusion=share) for share in (1e-300, 1e-9)]
+    assert written(found[0], world.embeddings[:3]) == written(found[1], world.embeddings[:3])
+
+
+def test_images_together_and_alone_where_beams_are_normalized_together(world: World) -> None:
+    zerocap = ZeroCap(world.encoder, world.lm, **QUICK | {"max_tokens": 8, "beams": 3, "end_from": 1}, joint_beams=True)
+    together = zerocap.candidates(world.embeddings[8:14])
+    assert zerocap.candidates(world.embeddings[8:14], batch_size=1) == together
+
+
 def test_an_encoder_that_is_not_causal(world: World, watch: list[Watched], siglip_folder: Path) -> None:
     encoder = load_encoder(f"transformers:{siglip_folder}")
     assert encoder.text_tower is None
@@ -309,23 +367,23 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(world: World) -
         ({"end": "zebra"}, "end: 'zebra' is 5 tokens of 'demo': give one"),
         ({"end": ""}, "end: '' is 0 tokens"),
         ({"forbidden": [" red", "a red"]}, "forbidden: 'a red' is 2 tokens"),
-        ({"beams": 0}, "beams must be a whole number of at least 1, not 0"),
-        ({"max_tokens": 2.5}, "max_tokens must be a whole number of at least 1, not 2.5"),
+        ({"beams": 0}, "beams must be between 1 and 10000, not 0"),
+        ({"max_tokens": 2.5}, "max_tokens must be an integer of at least 1, not 2.5"),
         ({"iterations": 0}, "iterations must be"),
         ({"candidates": -1}, "candidates must be"),
-        ({"repetition_window": 0}, "repetition_window must be a whole number of at least 1, not 0"),
-        ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),
-        ({"end_factor": float("inf")}, "end_factor must be above 0, not inf"),
-        ({"repetition_factor": float("nan")}, "repetition_factor must be above 0, not nan"),
-        ({"capital_factor": -1.0}, "capital_factor must be above 0"),
-        ({"step_size": float("nan")}, "step_size must be a finite number of at least 0, not nan"),
+        ({"repetition_window": 0}, "repetition_window must be at least 1, not 0"),
+        ({"temperature": 0.0}, "temperature must be above 0.0, not 0.0"),
+        ({"end_factor": float("inf")}, "end_factor must be a finite number above 0.0, not inf"),
+        ({"repetition_factor": float("nan")}, "repetition_factor must be a finite number above 0.0, not nan"),
+        ({"capital_factor": -1.0}, "capital_factor must be above 0.0"),
+        ({"step_size": float("nan")}, "step_size must be a finite number of at least 0.0, not nan"),
         ({"gradient_power": -1.0}, "gradient_power must be"),
         ({"language_weight": float("inf")}, "language_weight must be"),
-        ({"fusion": 0.0}, "fusion must be above 0 and at most 1, not 0.0"),
+        ({"fusion": 0.0}, "fusion must be above 0.0 and at most 1.0, not 0.0"),
         ({"factors": "odds"}, "unknown factors 'odds': choose one of probability, logit"),
         ({"guide": "none"}, "unknown guide 'none': choose one of gradient, clip, clip_and_lm"),
         ({"beam": 3}, "zerocap: got an unexpected keyword argument 'beam'"),
-        ({"temperature": "cold"}, "zerocap: '<' not supported between"),
+        ({"temperature": "cold"}, "zerocap: temperature must be a finite number above 0.0, not 'cold'"),
     ],
 )
 def test_options_that_make_no_sense(world: World, options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,85 @@
+"""Images as they are given to a captioner: paths and pictures, or embeddings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from prefixcap.errors import InputError, RowsError
+from prefixcap.validation import shortened
+
+Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
+
+_ROWS = 1 << 14  # whose numbers are looked at together
+_READ_AS_THEY_ARE = (np.float16, np.float32, np.float64)
+
+
+def check_images(images: object) -> Sequence[str | Path | Image.Image] | Tensor:
+    """Images as they are to be read: paths and pictures in a list, embeddings as a tensor of real numbers.
+
+    Raises:
+        InputError: it is one image, no list, or something in the list is neither a path nor a picture.
+
+    Examples:
+        >>> check_images("photo.jpg")
+        Traceback (most recent call last):
+        ...
+        prefixcap.errors.InputError: captions are written for a list of images: give [image]
+    """
+    if isinstance(images, Tensor | np.ndarray):
+        return as_embeddings(images)
+    if isinstance(images, str | Path | Image.Image):
+        raise InputError("captions are written for a list of images: give [image]")
+    if isinstance(images, bytes | bytearray) or not isinstance(images, Sequence):
+        raise InputError(
+            f"images are given as {shortened(images)}: give a list of paths or PIL images, or embeddings as one array"
+        )
+    for image in images if isinstance(images, list | tuple) else ():
+        check_image(image)
+    return images
+
+
+def check_image(image: object) -> str | Path | Image.Image:
+    """A path or a picture; InputError if it is something else."""
+    if isinstance(image, str | Path | Image.Image):
+        return image
+    if isinstance(image, Tensor | np.ndarray):
+        raise InputError(
+            f"an image is given as an array of shape {tuple(image.shape)}: give a path or a PIL image, or all "
+            "embeddings as one array (batch, …)"
+        )
+    raise InputError(f"an image is given as {shortened(image)}: give a path or a PIL image, e.g. PIL.Image.open(file)")
+
+
+def as_embeddings(given: Tensor | NDArray[Any]) -> Tensor:
+    """Embeddings as a tensor, of the same numbers, which are read as float32 later.
+
+    Raises:
+        InputError: they are no real numbers, or the bytes of pictures.
+    """
+    if given.dtype in (np.uint8, torch.uint8) and given.ndim >= 3:
+        raise InputError(
+            f"pictures are given as an array of bytes of shape {tuple(given.shape)}: give a list of PIL images, e.g. "
+            "[PIL.Image.fromarray(picture)]"
+        )
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "fiu":
+            raise InputError(f"embeddings of type {given.dtype}: give an array of real numbers")
+        # Torch knows neither all of NumPy's kinds of numbers nor all its ways to lay them out.
+        kind = given.dtype if given.dtype in _READ_AS_THEY_ARE else np.dtype(np.float32)
+        return torch.from_numpy(np.require(given, kind, ["C", "W"]))
+    if given.dtype.is_complex or given.dtype == torch.bool:
+        raise InputError(f"embeddings of type {str(given.dtype).removeprefix('torch.')}: give a tensor of real numbers")
+    return given
+
+
+def check_finite(embeddings: Tensor) -> None:
+    """Raise RowsError where a row (batch, …) is NaN, or infinite in float32."""
+    finite = [part.to(torch.float32).flatten(1).isfinite().all(1) for part in embeddings.split(_ROWS)]
+    if wrong := (~torch.cat(finite)).nonzero().flatten().tolist() if finite else []:
+        raise RowsError("embeddings", wrong, "NaN or infinite: embed again")

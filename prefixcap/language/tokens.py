@@ -1,0 +1,63 @@
+"""Texts to token ids. A text is plain text: nothing that it says becomes a special token."""
+
+from typing import TYPE_CHECKING
+
+from prefixcap.errors import InputError
+from prefixcap.validation import shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str]) -> list[list[int]]:
+    """Token ids of each caption, with the end token and no other special token; see `tokenize_texts`."""
+    return [[*row, tokenizer.eos_token_id] for row in tokenize_texts(tokenizer, captions)]
+
+
+def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | None) -> list[int]:
+    """Token ids of a text that is to be continued, without the spaces at its ends: the next word brings its own.
+
+    Args:
+        tokenizer: of the language model that continues it.
+        prompt: plain text; None: nothing.
+
+    Raises:
+        InputError: it is no text.
+
+    Examples:
+        >>> from prefixcap.language import load_tokenizer
+        >>> tokenizer = load_tokenizer("demo")
+        >>> tokenize_prompt(tokenizer, "A red ") == tokenize_prompt(tokenizer, "A red")
+        True
+    """
+    prompt = "" if prompt is None else prompt
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt must be one text, not {shortened(prompt)}")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InputError(f"prompt {shortened(prompt)} has half of a surrogate pair: give it in Unicode")
+    return tokenize_texts(tokenizer, [prompt.strip()])[0]
+
+
+def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """Token ids of texts. Where one spells a special token, such as "<|endoftext|>", it has the tokens of its letters.
+
+    The unknown token alone of all special ones may be in them.
+    """
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    # To a unigram tokenizer a special token is a word like any other.
+    return [row if special.isdisjoint(row) else _spelled_out(tokenizer, row, special) for row in rows]
+
+
+def _spelled_out(tokenizer: "PreTrainedTokenizerBase", row: list[int], special: set[int]) -> list[int]:
+    """Tokens, with those of its letters in the place of each special one."""
+    spelled: list[int] = []
+    for token in row:
+        if token in special:
+            letters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(token)))
+            spelled += [letter for letter in letters if letter is not None and letter not in special]
+        else:
+            spelled.append(token)
+    return spelled

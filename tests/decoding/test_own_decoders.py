@@ -1,0 +1,207 @@
+"""Decoders of one's own: what they are asked for, what they must give, and whose mistake an error is."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefixcap.cli.captioning import read_options
+from prefixcap.decoding import DECODERS, Rules, decode
+from prefixcap.errors import InputError
+from prefixcap.language import LanguageModel
+from prefixcap.mappers import MAPPERS, Mapper, build_mapper
+from prefixcap.web.schema import Settings, decoder_settings
+from tests.conftest import small_captioner, small_lm
+from tests.decoding import random_lm
+
+Captions = list[list[list[int]]]
+
+
+@pytest.fixture
+def own() -> Iterator[None]:
+    """The decoders below, registered."""
+    before = dict(DECODERS)
+    DECODERS.update(
+        one=one, short=short, long=long, uneven=uneven, fewer_images=fewer_images, strings=strings, broken=broken,
+        sampler=sampler, numbered=numbered,
+    )  # fmt: skip
+    yield
+    DECODERS.clear()
+    DECODERS.update(before)
+
+
+def one(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1) -> Captions:
+    """Takes `captions` and does not heed it."""
+    return [[[1, 2]] for _ in prefix]
+
+
+def short(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Captions:
+    return [[] for _ in prefix]
+
+
+def long(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 5) -> Captions:
+    return [[[number] for number in range(captions + 1)] for _ in prefix]
+
+
+def uneven(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int) -> Captions:
+    return [[[1]] * (captions - (row == 1)) for row in range(len(prefix))]
+
+
+def fewer_images(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Captions:
+    return [[[1]] for _ in prefix[1:]]
+
+
+def strings(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Any:
+    return [["a red star"] for _ in prefix]
+
+
+def broken(language_model: LanguageModel, prefix: Tensor, rules: Rules, width: int = 3) -> Captions:
+    return [[[1] + None] for _ in prefix]  # type: ignore[operator]
+
+
+def sampler(
+    language_model: LanguageModel, prefix: Tensor, rules: Rules, generator: torch.Generator | None = None
+) -> Captions:
+    return [[torch.randint(3, 20, (5,), generator=generator).tolist()] for _ in prefix]
+
+
+def numbered(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1) -> Captions:
+    """Tokens that say which image and which of its captions they are of."""
+    return [[[int(row[0, 0]), number + 3] for number in range(captions)] for row in prefix]
+
+
+@pytest.mark.parametrize(
+    ("method", "captions", "message"),
+    [
+        ("one", 2, "decoder 'one' gave 1 of 2 captions of an image"),
+        ("short", 1, "decoder 'short' gave 0 of 1 captions of an image"),
+        ("long", 2, "decoder 'long' gave 3 of 2 captions of an image"),
+        ("uneven", 2, "decoder 'uneven' gave 1 of 2 captions of an image"),
+        ("fewer_images", 1, "decoder 'fewer_images' gave captions of 3 images where 4 were given"),
+        ("strings", 1, "decoder 'strings' gave a str where a list of token ids belongs"),
+        ("short", 2, "decoder 'short' writes one caption of an image, not captions=2"),
+    ],
+)
+def test_captions_that_are_not_those_asked_for(own: None, method: str, captions: int, message: str) -> None:
+    """Where they were counted over all images, one image would get those of the next."""
+    with pytest.raises(InputError, match=message) as error:
+        small_captioner().candidates(torch.randn(4, 16), captions, method)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_image_has_its_own_captions(own: None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = small_captioner()
+    marks = torch.arange(5.0)
+    monkeypatch.setattr(
+        type(captioner), "prefix", lambda self, reads: marks[: len(reads), None, None].expand(-1, 4, 32)
+    )
+    monkeypatch.setattr(LanguageModel, "detokenize", lambda self, row: " ".join(map(str, row)))
+    found = captioner.candidates(torch.randn(5, 16), count, "numbered")
+    assert found == [[f"{image} {number + 3}" for number in range(count)] for image in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("beam", {"beams": 600}),
+        ("beam", {"beams": 600, "no_repeat_ngram": 1}),
+        ("beam", {"beams": 600, "min_tokens": 1}),
+    ],
+)
+def test_built_in_decoders_that_find_fewer(method: str, options: dict[str, Any]) -> None:
+    lm = small_lm()
+    words, ends = lm.head.out_features, options.get("min_tokens", 0)
+    with pytest.raises(InputError, match=rf"gave {words - ends} of 600 captions") as error:
+        decode(lm, torch.randn(2, 4, lm.dim), method, 600, max_tokens=1, **options)
+    assert re.search("longer ones with max_tokens", str(error.value))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3])
+@pytest.mark.parametrize("method", ["beam", "clipcap"])
+def test_what_cannot_be_written_is_no_caption(method: str, max_tokens: int) -> None:
+    """A vocabulary of six words, in which all that may be written can be counted: as many beams find it all."""
+    lm = random_lm("gpt2", seed=0, words=6)
+    lm.end_token, stop = 5, 5
+    options = {"stop": lm.tokenizer.decode([stop])} if method == "clipcap" else {}
+
+    def possible(written: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """All captions that go on from here: no word twice, and no end before the second."""
+        if (written and written[-1] == stop) or len(written) == max_tokens:
+            return [written]
+        words = [word for word in range(6) if word not in written and not (word == stop and not written)]
+        return [caption for word in words for caption in possible((*written, word))]
+
+    keeps = method == "clipcap"
+    expected = {tuple(word for word in caption if keeps or word != stop) for caption in possible(())}
+    beams = 6 if keeps else 200
+    asked = min(beams, len(expected))
+    rules: dict[str, Any] = {"max_tokens": max_tokens, "min_tokens": 1, "no_repeat_ngram": 1}
+    (found,) = decode(lm, torch.randn(1, 3, 32), method, min(asked, 5), beams=beams, **rules, **options)
+    assert {tuple(caption) for caption in found} <= expected
+    if not keeps:
+        (everything,) = decode(lm, torch.randn(1, 3, 32), method, asked, beams=beams, **rules)
+        assert sorted(map(tuple, everything)) == sorted(expected)
+        with pytest.raises(InputError, match=f"gave {asked} of {asked + 1} captions"):
+            decode(lm, torch.randn(1, 3, 32), method, asked + 1, beams=beams, **rules)
+
+
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "contrastive"])
+def test_rules_that_leave_no_token_are_told(method: str) -> None:
+    lm = random_lm("gpt2", seed=0, words=6)
+    lm.end_token = 5
+    with pytest.raises(
+        InputError, match="no_repeat_ngram=1 and min_tokens=6 leave no token to write: lower min_tokens"
+    ):
+        decode(lm, torch.randn(2, 3, 32), method, max_tokens=8, min_tokens=6, no_repeat_ngram=1)
+    for tokens in decode(lm, torch.randn(20, 3, 32), method, max_tokens=5, min_tokens=5, no_repeat_ngram=1):
+        assert sorted(tokens[0]) == [0, 1, 2, 3, 4], "each word once, and never the end"
+
+
+def test_a_mistake_inside_a_part_keeps_its_traceback(own: None) -> None:
+    """Its author wants to see it; who only uses it is told that it is none of theirs."""
+    with pytest.raises(TypeError, match="can only concatenate list"):
+        small_captioner().caption(torch.randn(1, 16), "broken")
+    with pytest.raises(
+        InputError, match="decoder 'broken': got an unexpected keyword argument 'depth'; its options: width"
+    ):
+        small_captioner().caption(torch.randn(1, 16), "broken", depth=1)
+    with pytest.raises(InputError, match="decoder 'broken': width must be an integer, not 'wide'"):
+        small_captioner().caption(torch.randn(1, 16), "broken", width="wide")
+
+
+def test_a_mistake_inside_a_mapper_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Mapper):
+        def __init__(self, embedding_dim: int, lm_dim: int, depth: int = 2, wide: bool = False) -> None:
+            super().__init__()
+            self.sizes = [embedding_dim] + lm_dim  # type: ignore[operator]  # noqa: RUF005
+
+    monkeypatch.setitem(MAPPERS, "broken", Broken)
+    with pytest.raises(TypeError, match="can only concatenate list"):
+        build_mapper("broken", 4, 8, depth=3)
+    with pytest.raises(
+        InputError, match="mapper 'broken': got an unexpected keyword argument 'width'; its options: depth"
+    ):
+        build_mapper("broken", 4, 8, width=3)
+    for name, options in (("broken", {"depth": 2.0}), ("mlp", {"prefix_length": 0}), ("mlp", {"hidden": [4, 0.5]})):
+        with pytest.raises(InputError, match=rf"mapper '{name}': \w+.* must be"):
+            build_mapper(name, 4, 8, **options)
+
+
+def test_whoever_takes_a_generator_draws(own: None) -> None:
+    captioner = small_captioner()
+    images = torch.randn(6, 16)
+    first, second, other = (captioner.caption(images, "sampler", seed=seed) for seed in (3, 3, 4))
+    assert first == second != other
+    generator = torch.Generator().manual_seed(3)
+    assert captioner.caption(images, "sampler", batch_size=2, seed=generator) == first
+    assert isinstance(read_options("sampler", ["seed=3"])["seed"], torch.Generator)
+    assert decoder_settings("sampler") == ["max_tokens", "seed"]
+    assert Settings.model_validate({"decode": "sampler", "seed": 3}).job().seed == 3
+    with pytest.raises(InputError, match="'one' does not draw: leave it out"):
+        captioner.caption(images, "one", seed=3)
+    with pytest.raises(InputError, match="has no option 'generator': seed takes a number or a generator"):
+        captioner.caption(images, "sampler", generator=generator)
