@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and text files that are read with a clear word when they are not."""
 
+import atexit
 import csv
 import errno
 import io
@@ -8,17 +9,20 @@ import os
 import platform
 import re
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from prefixcap.errors import InputError
 
 Row = TypeVar("Row")
+T = TypeVar("T")
 
 _REASONS: dict[int | None, str] = {
     errno.EACCES: "no permission to write there",
@@ -137,8 +141,43 @@ def _sync_folder(folder: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The folder for what can be fetched or made again: $PREFIXCAP_CACHE, else ~/.cache/prefixcap."""
-    return Path(os.environ.get("PREFIXCAP_CACHE", "~/.cache/prefixcap")).expanduser()
+    """The folder for what can be fetched or made again: $PREFIXCAP_CACHE, else ~/.cache/prefixcap.
+
+    In a container the user may have no home folder: then it is a temporary one, which goes with this process, and one
+    line on stderr says so.
+
+    Raises:
+        InputError: there is no place for temporary files either.
+    """
+    return _own_cache() or _temporary_cache()
+
+
+def require_user_cache() -> None:
+    """Refuse to keep something for later where nothing can be kept.
+
+    Raises:
+        InputError: the user has no home folder, and $PREFIXCAP_CACHE names no other.
+    """
+    if _own_cache() is None:
+        raise InputError("there is no home folder to keep files in: set PREFIXCAP_CACHE=FOLDER")
+
+
+def _own_cache() -> Path | None:
+    try:
+        return Path(os.environ.get("PREFIXCAP_CACHE") or "~/.cache/prefixcap").expanduser()
+    except RuntimeError:  # neither $HOME nor the list of users has a home
+        return None
+
+
+@cache
+def _temporary_cache() -> Path:
+    try:
+        folder = tempfile.mkdtemp(prefix="prefixcap-")
+    except OSError as error:
+        raise InputError(f"no home folder, and no temporary one ({error}): set PREFIXCAP_CACHE=FOLDER") from error
+    print("no home folder: nothing is kept for the next time; set PREFIXCAP_CACHE=FOLDER to keep it", file=sys.stderr)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def temporary_path(path: Path) -> Path:
@@ -202,7 +241,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError naming the file and the place."""
+    """The content of a JSON file, see `parse_json`. Raises InputError naming the file and the place."""
     return parse_json(read_text(path), path)
 
 
@@ -239,18 +278,45 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
     """The rows of a CSV file that `write_table` wrote. Raises InputError if it holds something else."""
     rows = csv.DictReader(io.StringIO(read_text(file)))
     try:
-        return [kind(**{field.name: field.type(row[field.name]) for field in fields(kind)}) for row in rows]  # type: ignore[operator, arg-type]
-    except (KeyError, TypeError, ValueError) as error:
+        return [kind(**{field.name: field.type(from_cell(row[field.name])) for field in fields(kind)}) for row in rows]  # type: ignore[operator, arg-type]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{file} is not a table that this command wrote: move it away") from error
 
 
 def write_table(file: Path, rows: Sequence[Any]) -> None:
     """Write instances of one dataclass, at least one, as CSV, whole or not at all. Raises as `write_whole`."""
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in rows)
+    table = table_writer(text)
+    table.writerow([field.name for field in fields(rows[0])])
+    table.writerows(map(as_cell, asdict(row).values()) for row in rows)
     write_text_whole(file, text.getvalue())
+
+
+# Spreadsheets run a cell that begins with one of these as a formula (OWASP, "CSV Injection"), wide forms included.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def table_writer(text: IO[str]) -> Any:
+    """A writer of CSV whose cells of text are in quotes, so that no spreadsheet divides them at other signs.
+
+    Texts that others wrote go through `as_cell`.
+    """
+    return csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+
+
+def as_cell(value: T) -> T | str:
+    """A value as a cell of a table: a text that a spreadsheet would run gets a single quote before it.
+
+    Examples:
+        >>> as_cell("=1+1"), as_cell("a dog"), as_cell(-0.3)
+        ("'=1+1", 'a dog', -0.3)
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_cell(text: str) -> str:
+    """The text of a cell that `as_cell` made."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class Journal:

@@ -1,18 +1,24 @@
 """Files that cannot be written, and how much of the machine may be used."""
 
+import csv
 import errno
+import io
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from prefixcap import machine
@@ -23,8 +29,10 @@ from prefixcap.files import (
     Journal,
     no_space,
     parse_json,
+    read_table,
     temporary_path,
     write_folder_whole,
+    write_table,
     write_text_whole,
     write_whole,
 )
@@ -280,3 +288,22 @@ def test_no_space_is_what_led_to_another_error() -> None:
         outer = RuntimeError("writer failed")
         outer.__context__ = error
         assert no_space(outer)
+
+
+@settings(max_examples=50, derandomize=True, database=None, deadline=None)
+@given(st.lists(st.tuples(st.text(), st.floats(allow_nan=False)), min_size=1))
+@example([("=1+1", -0.3), ("'=1", 1e-9), ("''-x", 0.0), ("\t=1", -1.0), ("\uff1d1", 2.0), ("a;=1", 3.0), ("", 4.0)])
+def test_texts_in_tables_come_back_and_none_begins_as_a_formula(rows: list[tuple[str, float]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.csv"
+        write_table(file, [Cell(text.replace("\r", " ").replace("\0", " "), score) for text, score in rows])
+        found = read_table(file, Cell)
+        cells = [row[0] for row in csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))][1:]
+    assert found == [Cell(text.replace("\r", " ").replace("\0", " "), score) for text, score in rows]
+    assert not any(cell.startswith(tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")) for cell in cells)
+
+
+@dataclass
+class Cell:
+    text: str
+    score: float

@@ -67,7 +67,7 @@ def run(
         Format,
         typer.Option(
             "--format", metavar="NAME", rich_help_panel=WRITTEN,
-            help="text (IMAGE<tab>CAPTION), json, jsonl, csv, or sidecar (photo.txt beside photo.jpg).",
+            help="text (IMAGE<tab>CAPTION), json, jsonl, csv, coco (COCO results), sidecar (photo.txt beside it).",
         ),
     ] = "text",
     out: Annotated[
@@ -113,6 +113,10 @@ def run(
     ] = None,
 ) -> None:  # fmt: skip
     """Caption images: files, folders, patterns or URLs."""
+    if form == "coco" and count > 1:
+        raise InputError(
+            f"--format coco has one caption an image: leave --count {count} out, or choose another --format"
+        )
     # `--set beams=10 max_tokens=20` gives the second word here.
     images = find_images([word for word in inputs if not _is_setting(word)], allow_urls)
     options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs)])

@@ -97,7 +97,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _java() -> Iterator[Finding]:
-    from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
+    from prefixcap.metrics.spice_setup import is_set_up, spice_folder
 
     group = "METEOR and SPICE"
     version = _java_version()
@@ -106,7 +106,7 @@ def _java() -> Iterator[Finding]:
     else:
         enough = "enough for both" if 8 <= version <= 21 else "enough for METEOR; SPICE needs 8 to 21"
         yield Finding(group, "Java", "ok", f"{version}, {enough}")
-    if all((spice_folder() / file).is_file() for file in CORENLP_FILES):
+    if is_set_up():
         yield Finding(group, "SPICE", "ok", f"set up in {spice_folder()}")
     else:
         yield Finding(

@@ -1,6 +1,5 @@
 """Captions on their way out, as they come: what was written is whole, whatever happens then."""
 
-import csv
 import io
 import json
 import sys
@@ -8,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from prefixcap.cli.inputs import is_url
 from prefixcap.errors import InputError, listed
-from prefixcap.files import write_text_whole, write_whole
+from prefixcap.files import as_cell, table_writer, write_text_whole, write_whole
+from prefixcap.image_ids import image_id
 
-Format = Literal["text", "json", "jsonl", "csv", "sidecar"]
+Format = Literal["text", "json", "jsonl", "csv", "coco", "sidecar"]
 Row = tuple[str, list[str]]  # an image's name, and its captions, the best first
 
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -47,7 +47,7 @@ class Stream:
     def __init__(self, file: BinaryIO, form: Format, can_rewrite: bool) -> None:
         self.images = 0
         self._file, self._form, self._can_rewrite = file, form, can_rewrite
-        self._end = "\n]\n" if form == "json" else ""
+        self._end = "\n]\n" if form in ("json", "coco") else ""
         self._length = 0  # of the text without its end, in bytes
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -74,11 +74,15 @@ class Stream:
             return "".join(f"{image.translate(_ESCAPES)}\t{caption}\n" for caption in captions)
         if self._form == "csv":
             text = io.StringIO()
-            rows = csv.writer(text, lineterminator="\n")
+            rows = table_writer(text)
             rows.writerows([["image", "caption"]] if not number else [])
-            rows.writerows([image, caption] for caption in captions)
+            rows.writerows([as_cell(image), as_cell(caption)] for caption in captions)
             return text.getvalue()
-        line = json.dumps({"image": image, "captions": captions}, ensure_ascii=False)
+        if self._form == "coco":
+            entry: dict[str, Any] = {"image_id": image_id(image), "caption": captions[0]}
+        else:
+            entry = {"image": image, "captions": captions}
+        line = json.dumps(entry, ensure_ascii=False)
         if self._form == "jsonl":
             return f"{line}\n"
         return f",\n{line}" if number else f"[\n{line}"
@@ -131,7 +135,10 @@ def open_output(form: Format, out: Path | None, images: Sequence[str], overwrite
             raise InputError("--format sidecar writes a text file beside each image: leave --out away")
         _check_sidecars(images, overwrite)
         yield Sidecars()
-    elif out is not None and (out.is_file() or not out.exists()):
+        return
+    if form == "coco":
+        _check_ids(images)
+    if out is not None and (out.is_file() or not out.exists()):
         if out.is_file() and not overwrite:
             raise InputError(f"{out} is there already: name another file, or give --overwrite")
         failure = None
@@ -154,6 +161,14 @@ def open_output(form: Format, out: Path | None, images: Sequence[str], overwrite
                 yield output
             finally:
                 output.close()
+
+
+def _check_ids(images: Sequence[str]) -> None:
+    users = Counter(map(image_id, images))
+    if shared := [repr(name) for name, count in users.items() if count > 1]:
+        raise InputError(
+            f"several images would share an id, {listed('id', shared)}: caption them apart, or choose another --format"
+        )
 
 
 def _check_sidecars(images: Sequence[str], overwrite: bool) -> None:

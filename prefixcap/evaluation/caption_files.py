@@ -1,43 +1,109 @@
-"""Captions and references in the JSON files that others write."""
+"""Captions and references in the files that others write, and in those of `prefixcap caption`."""
 
-from collections.abc import Iterator
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.files import from_cell, parse_json, read_json, read_text
 from prefixcap.metrics import ImageId
 
 _FORMS = "give COCO annotations, a Karpathy split file, or a list of entries with 'image_name' and 'captions'"
 
 
 def read_captions(path: str | Path) -> dict[ImageId, str]:
-    """Captions of images from a JSON file.
-
-    Either the COCO results format, `[{"image_id": …, "caption": …}, …]`, or entries with `prediction` and
-    `image_name`, as MAGIC publishes its results. Half a surrogate pair, which is no character, becomes U+FFFD.
+    """Captions of images from a file, as `read_candidates` reads it: of several of an image the first, the best.
 
     Raises:
-        InputError: there is no such file, it has another form, or an image has two captions.
+        InputError: as `read_candidates`.
     """
-    captions: dict[ImageId, str] = {}
-    for number, entry in _objects(path, read_json(Path(path)), "captions"):
-        if "prediction" in entry and "image_name" in entry:
-            name, caption = entry["image_name"], entry["prediction"]
-        elif "caption" in entry and "image_id" in entry:
-            name, caption = entry["image_id"], entry["caption"]
-        else:
-            raise InputError(
-                f"{path}: entry {number} has neither 'image_id' and 'caption' (COCO results) nor 'image_name' and "
-                "'prediction': give captions in one of these forms"
-            )
+    return {image: captions[0] for image, captions in read_candidates(path).items()}
+
+
+def read_candidates(path: str | Path) -> dict[ImageId, list[str]]:
+    """Captions of images from a file, the best of each image first.
+
+    The name of the file says what it holds: `.jsonl`, `.csv`, and `.txt` or `.tsv` are as `prefixcap caption` writes
+    them with `--format jsonl`, `csv` and `text`. Any other name is of JSON: the COCO results format,
+    `[{"image_id": …, "caption": …}, …]`, entries with `prediction` and `image_name`, as MAGIC publishes its results, or
+    entries with `image` and `captions`, as `--format json` writes them. Half a surrogate pair, which is no character,
+    becomes U+FFFD.
+
+    Raises:
+        InputError: there is no such file, it has another form, or an image comes twice.
+    """
+    path = Path(path)
+    read = {".jsonl": _of_lines, ".csv": _of_csv, ".txt": _of_text, ".tsv": _of_text}.get(path.suffix.lower(), _of_json)
+    captions: dict[ImageId, list[str]] = {}
+    for number, name, texts in read(path):
         image_id = _image_id(path, number, name)
         if image_id in captions:
             raise InputError(
                 f"{path}: image {image_id!r} has two captions (entry {number} is the second): give one each"
             )
-        captions[image_id] = _text(path, image_id, caption)
+        if not isinstance(texts, list) or not texts:
+            raise InputError(f"{path}: the captions of image {image_id!r} are {_shown(texts)}: give a list of texts")
+        captions[image_id] = [_text(path, image_id, text) for text in texts]
     return captions
+
+
+_Entry = tuple[int, Any, Any]  # its number, the id of its image, and the captions
+
+
+def _of_json(path: Path) -> Iterator[_Entry]:
+    return (_entry(path, number, entry) for number, entry in _objects(path, read_json(path), "captions"))
+
+
+def _of_lines(path: Path) -> Iterator[_Entry]:
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
+    values = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return (_entry(path, number, entry) for number, entry in _objects(path, values, "captions"))
+
+
+def _entry(path: Path, number: int, entry: dict[str, Any]) -> _Entry:
+    for name, captions in (("image_name", "prediction"), ("image_id", "caption"), ("image", "captions")):
+        if name in entry and captions in entry:
+            return number, entry[name], entry[captions] if captions == "captions" else [entry[captions]]
+    raise InputError(
+        f"{path}: entry {number} has neither 'image_id' and 'caption' (COCO results) nor 'image_name' and "
+        "'prediction' nor 'image' and 'captions' (prefixcap caption): give captions in one of these forms"
+    )
+
+
+def _of_csv(path: Path) -> Iterator[_Entry]:
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        columns = rows.fieldnames or []
+        if not {"image", "caption"} <= set(columns):
+            raise InputError(f"{path} has the columns {', '.join(columns) or 'none'}: give it image and caption")
+        pairs = [(row["image"], row["caption"]) for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {rows.line_num}: {error}") from error
+    short = [number for number, pair in enumerate(pairs) if None in pair]
+    if short:
+        raise InputError(f"{path}: row {short[0]} lacks an image or a caption")
+    return _together((from_cell(image), from_cell(caption)) for image, caption in pairs)
+
+
+def _of_text(path: Path) -> Iterator[_Entry]:
+    lines = [line for line in read_text(path).split("\n") if line]
+    for number, line in enumerate(lines, 1):
+        if "\t" not in line:
+            raise InputError(f"{path}, line {number} has no tab: give IMAGE<tab>CAPTION in each line")
+    escapes = {"\\t": "\t", "\\n": "\n", "\\r": "\r"}
+    pairs = (line.split("\t", 1) for line in lines)
+    return _together((re.sub(r"\\[tnr]", lambda sign: escapes[sign[0]], image), text) for image, text in pairs)
+
+
+def _together(pairs: Iterable[tuple[str, str]]) -> Iterator[_Entry]:
+    """The captions of an image stand in lines that follow each other, the best first."""
+    for number, (image, of_image) in enumerate(groupby(pairs, itemgetter(0))):
+        yield number, image, [caption for _, caption in of_image]
 
 
 def read_references(path: str | Path, split: str | None = None) -> dict[ImageId, list[str]]:
@@ -62,7 +128,7 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
         for number, annotation in _objects(path, content["annotations"], "annotations"):
             image_id = _image_id(path, number, annotation.get("image_id"))
             references.setdefault(image_id, []).append(_text(path, image_id, annotation.get("caption")))
-        return references
+        return _in_order_of(content.get("images"), references)
     if isinstance(content, dict) and "images" in content:
         images = _of_karpathy(path, content["images"], split)
     elif isinstance(content, list):
@@ -77,6 +143,13 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
             raise InputError(f"{path}: the references of image {image_id!r} are {_shown(texts)}: give a list of texts")
         references[image_id] = [_text(path, image_id, text) for text in texts]
     return references
+
+
+def _in_order_of(images: Any, references: dict[ImageId, list[str]]) -> dict[ImageId, list[str]]:
+    """References in the order of COCO's list of images, if there is one: so the COCO tools read captions."""
+    listed = [image.get("id") for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    known = [image for image in listed if isinstance(image, int | str) and image in references]
+    return {image: references[image] for image in dict.fromkeys([*known, *references])}
 
 
 def _of_entries(path: str | Path, entries: list[Any]) -> Iterator[tuple[int, Any, Any]]:
@@ -114,18 +187,13 @@ def _objects(where: str | Path, values: Any, what: str) -> Iterator[tuple[int, d
 def _image_id(path: str | Path, number: int, image_id: Any) -> ImageId:
     if isinstance(image_id, bool) or not isinstance(image_id, int | str):
         raise InputError(f"{path}: the image id of entry {number} is {_shown(image_id)}: give a number or a text")
-    return _whole(image_id) if isinstance(image_id, str) else image_id
+    return image_id
 
 
 def _text(path: str | Path, image_id: ImageId, text: Any) -> str:
     if not isinstance(text, str):
         raise InputError(f"{path}: a caption of image {image_id!r} is {_shown(text)}: give a text")
-    return _whole(text)
-
-
-def _whole(text: str) -> str:
-    """Half a surrogate pair cannot be written to any file in UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _shown(value: Any) -> str:

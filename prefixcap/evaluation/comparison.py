@@ -52,7 +52,8 @@ def compare(first: Path, second: Path) -> Comparison:
         second: likewise, of the same images and references.
 
     Raises:
-        InputError: a folder holds no evaluation, or the images, the references or all metrics differ.
+        InputError: a folder holds no evaluation, or that of one image, or the images, the references or all metrics
+            differ.
     """
     a, b = _read(first), _read(second)
     images, others = (json.loads(str(statistics.pop("images"))) for statistics in (a, b))
@@ -65,6 +66,8 @@ def compare(first: Path, second: Path) -> Comparison:
         )
     if str(a.pop("references")) != str(b.pop("references")):
         raise InputError(f"{first} and {second} have different references: evaluate both with the same references")
+    if len(images) < 2:
+        raise InputError(f"{first} and {second} evaluate one image, which cannot tell which is better: evaluate more")
     if not (metrics := [metric for metric in a if metric in b]):
         raise InputError(f"{first} and {second} have no metric in common: evaluate both with the same metrics")
     b = {metric: b[metric][[rows[image] for image in images]] for metric in metrics}

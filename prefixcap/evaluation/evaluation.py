@@ -1,9 +1,9 @@
 """The evaluation of a captioner: its captions' scores, beside what people reach, written to a folder."""
 
-import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.evaluation.report import CaptionedImage, Table, html_report, table
-from prefixcap.files import write_text_whole, write_whole
+from prefixcap.files import as_cell, table_writer, write_text_whole, write_whole
 from prefixcap.metrics import (
     SCORERS,
     ImageId,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 OTHER_METRICS = ("CLIPScore", "diversity", "perplexity")  # beside SCORERS, which need captions and references alone
 STATISTICS = "statistics.npz"
+LEAST = 0.001  # of people's score, for a ratio to it: what is less is what constants against division by 0 make of it
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Evaluation:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95% confidence interval of each score of the captions, by bootstrap over images."""
+        """The 95% confidence interval of each score of the captions, by bootstrap over images; none of one image."""
         return _intervals(self.scores)
 
     @cached_property
@@ -77,22 +78,38 @@ class Evaluation:
         """Those of each domain's scores."""
         return {domain: _intervals(scores) for domain, scores in self.domains.items()}
 
-    def tables(self) -> list[Table]:
-        """The captions' scores beside the humans', and then the further figures."""
-        rows = {"captions": self.scores.corpus}
+    def all_notes(self) -> list[str]:
+        """What is to be said of the scores, one line each, `notes` among them."""
         notes = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
         if empty := self.scores.empty:
             have = "1 caption has" if len(empty) == 1 else f"{len(empty)} captions have"
             notes.append(f"{have} no word: {listed('image', [repr(image_id) for image_id in empty])}")
+        notes += self.scores.notes
+        if self.intervals:
+            notes.append("95% confidence intervals (±: half of one) by bootstrap over images")
+        elif self.scores.corpus:
+            notes.append("one image has no confidence interval")
+        if low := [name for name, score in (self.humans.corpus if self.humans else {}).items() if score < LEAST]:
+            notes.append(f"captions / humans: none for {', '.join(low)}, where people score less than {LEAST}")
+        return notes + self.notes
+
+    def tables(self) -> list[Table]:
+        """The captions' scores beside the humans', and then the further figures."""
+        rows = {"captions": self.scores.corpus}
         if self.humans is not None:
             rows |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
-        if self.scores.corpus:
-            notes.append("95% confidence intervals (±: half of one) by bootstrap over images")
         intervals = {"captions": self.intervals, "humans": self.human_intervals}
-        tables = [Table("scores", rows, intervals, [*notes, *self.notes])]
+        tables = [Table("scores", rows, intervals, self.all_notes())]
         if self.domains:
             domains = {domain: scores.corpus for domain, scores in self.domains.items()}
-            tables.append(Table("domains", domains, self.domain_intervals))
+            notes = [
+                f"{domain}: {note}"
+                for domain, scores in self.domains.items()
+                if domain != "overall"
+                for note in scores.notes
+                if note not in self.scores.notes
+            ]
+            tables.append(Table("domains", domains, self.domain_intervals, notes))
         return tables + [Table(name, {name: figures}) for name, figures in self.extra.items()]
 
     def table(self) -> str:
@@ -106,7 +123,8 @@ class Evaluation:
         Raises:
             InputError: the folder cannot be written to, or the disk is full.
         """
-        metrics: dict[str, Any] = self.scores.corpus | {"intervals": self.intervals}
+        metrics: dict[str, Any] = self.scores.corpus | {"intervals": self.intervals, "images": len(self.references)}
+        metrics["notes"] = self.all_notes()
         if self.humans is not None:
             humans: dict[str, Any] = self.humans.corpus | {"intervals": self.human_intervals}
             metrics |= {"humans": humans, "captions / humans": self._of_humans()}
@@ -127,20 +145,23 @@ class Evaluation:
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
             np.savez(file, **described, **self.scores.statistics)  # type: ignore[arg-type]  # none is named allow_pickle
-        write_text_whole(folder / "metrics.json", json.dumps(metrics | self.extra, indent=1) + "\n")
+        write_text_whole(folder / "metrics.json", json.dumps(_finite(metrics | self.extra), indent=1) + "\n")
 
     def _of_humans(self) -> dict[str, float]:
-        """Each score of the captions over that of people."""
+        """Each score of the captions over that of people, where theirs is clearly more than 0."""
         of_humans = self.humans.corpus if self.humans is not None else {}
-        of_captions = self.scores.corpus
-        return {name: of_captions[name] / score for name, score in of_humans.items() if score and name in of_captions}
+        captions = self.scores.corpus
+        return {
+            name: captions[name] / score for name, score in of_humans.items() if score >= LEAST and name in captions
+        }
 
     def _per_image(self) -> str:
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
+        rows = table_writer(text)
         rows.writerow(["image_id", "caption", *self.scores.per_image])
         for image_id, caption in self.captions.items():
-            rows.writerow([image_id, caption, *(f"{of[image_id]:.6f}" for of in self.scores.per_image.values())])
+            scores = (round(of_images[image_id], 6) for of_images in self.scores.per_image.values())
+            rows.writerow([as_cell(image_id), as_cell(caption), *scores])
         return text.getvalue()
 
     def _images(self) -> list[CaptionedImage]:
@@ -218,7 +239,9 @@ def evaluate(
         diversity = Diversity(training_captions)
         diversity.update(texts)
         extra["diversity"] = {name: float(value) for name, value in diversity.compute().items()}
-    if language_model is not None and "perplexity" in metrics:
+    if "perplexity" in metrics and not any(map(str.strip, texts)):
+        scores.missing["perplexity"] = "no caption has a word"
+    elif language_model is not None and "perplexity" in metrics:
         from prefixcap.metrics.perplexity import Perplexity
 
         perplexity = Perplexity(language_model)
@@ -237,10 +260,21 @@ def how_to_score(metric: str) -> tuple[Sequence[str], Score]:
 def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for metric, statistics in scores.statistics.items():
+        if len(statistics) < 2:
+            continue
         names, score = how_to_score(metric)
         bounds = confidence_interval(over_folds(score) if statistics.ndim == 3 else score, statistics).tolist()
         found |= {name: (low, high) for name, (low, high) in zip(names, bounds, strict=True)}
     return found
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _add(scores: Scores, name: str, of_images: dict[ImageId, float]) -> None:

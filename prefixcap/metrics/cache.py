@@ -32,7 +32,10 @@ def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
         make: computes named arrays.
     """
     digest = hashlib.sha256(_code() + json.dumps(content).encode()).hexdigest()
-    file = user_cache() / "references" / f"{kind}-{digest[:32]}.npz"
+    try:
+        file = user_cache() / "references" / f"{kind}-{digest[:32]}.npz"
+    except InputError:  # there is no place for files at all
+        return make()
     arrays = _read(file)
     if arrays is None:
         arrays = make()

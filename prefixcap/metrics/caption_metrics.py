@@ -12,7 +12,8 @@ from torch import Tensor
 from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.cider import Cider
 from prefixcap.metrics.meteor import Meteor
-from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.ptb import tokenize_corpus
+from prefixcap.metrics.references import tokenized_references
 from prefixcap.metrics.rouge import RougeL
 from prefixcap.metrics.scorer import Scorer
 from prefixcap.metrics.spice import Spice
@@ -22,8 +23,9 @@ from prefixcap.metrics.texts import TextMetric, check_texts
 class CaptionMetric(TextMetric):
     """Scores of all captions of all ranks against their references.
 
-    Captions and references are tokenized where they are added. Every rank gathers those of all ranks, some 300 bytes
-    an image with five references, and scores them.
+    The state is the texts in the order in which they were added, some 300 bytes an image with five references. Every
+    rank gathers those of all ranks, one rank's after the other's, tokenizes them in that order, as one text
+    (`prefixcap.metrics.ptb`), and scores them.
 
     Args:
         scorer: what scores them, e.g. `prefixcap.metrics.meteor.Meteor()`.
@@ -44,8 +46,7 @@ class CaptionMetric(TextMetric):
                 images than there are captions.
         """
         check_texts(captions, references)
-        images = zip(captions, references, strict=True)
-        self._add([tokenize(text) for text in (caption, *of_image)] for caption, of_image in images)
+        self._add((caption, *texts) for caption, texts in zip(captions, references, strict=True))
 
     def compute(self) -> dict[str, Tensor]:
         """A () float tensor for each of the scorer's `scores`.
@@ -55,7 +56,8 @@ class CaptionMetric(TextMetric):
             MetricUnavailable: the scorer cannot run on this machine.
         """
         images = self._images()
-        statistics = self.scorer.statistics([texts[0] for texts in images], [texts[1:] for texts in images])
+        captions = tokenize_corpus(caption for caption, *_ in images)
+        statistics = self.scorer.statistics(captions, tokenized_references([texts for _, *texts in images]))
         scores = zip(self.scorer.scores, self.scorer.score(statistics.sum(axis=0)).tolist(), strict=True)
         return {name: torch.tensor(score, device=self.device) for name, score in scores}
 

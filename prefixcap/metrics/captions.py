@@ -1,10 +1,11 @@
 """Scores of captions against the captions that people wrote for the same images.
 
-The numbers are those of the COCO caption tools (pycocoevalcap), with their tokenizer. BLEU, METEOR, ROUGE-L and SPICE
-lie between 0 and 1. CIDEr (CIDEr-D) has no upper bound. Papers usually print all of them times 100.
+The numbers are those of the COCO caption tools (pycocoevalcap), with their tokenizer, which reads captions in the order
+of their mapping, and references in the order of theirs, as one text each (`prefixcap.metrics.ptb`). BLEU, METEOR,
+ROUGE-L and SPICE lie between 0 and 1. CIDEr (CIDEr-D) has no upper bound. Papers usually print all of them times 100.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -13,16 +14,18 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, listed
 from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.cider import Cider
+from prefixcap.metrics.cider import Cider, tells_nothing
+from prefixcap.metrics.java import JavaPrograms
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.ngrams import ReferenceTexts
-from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.ptb import tokenize_corpus
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
 from prefixcap.metrics.rouge import RougeL
 from prefixcap.metrics.scorer import MetricUnavailable, Scorer
+from prefixcap.metrics.scripts import has_unspaced
 from prefixcap.metrics.significance import Score
 from prefixcap.metrics.spice import Spice
 
@@ -37,6 +40,7 @@ _SCORERS: tuple[Scorer, ...] = (Bleu(), Meteor(), RougeL(), Cider(), Spice())
 SCORERS = {scorer.name: scorer for scorer in _SCORERS}
 
 _IN_JAVA = {"METEOR", "SPICE"}  # they wait for other processes, which take some seconds to start
+_FEW = 100  # images: of so few, CIDEr's weights of words are chance
 _OF_ALL_IMAGES = {"CIDEr"}  # the statistics of an image depend on which others it is scored with
 
 
@@ -52,6 +56,7 @@ class Scores:
         per_image: the scores of each image by itself, in the order of the references.
         missing: metrics that could not be computed: why, and what to do about it, in one line each.
         empty: images whose caption has no word.
+        notes: what else is to be said of the scores, one line each.
         statistics: of each metric, in the order of the references. Of captions (images, k): `SCORERS[metric].score`
             of their sum is the corpus score. Of people (images, folds, k + 1): `over_folds` of that is.
     """
@@ -60,6 +65,7 @@ class Scores:
     per_image: dict[str, dict[ImageId, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     empty: tuple[ImageId, ...] = ()
+    notes: tuple[str, ...] = ()
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
@@ -111,18 +117,36 @@ def score_parts(
     scores = {}
     for name, members in parts.items():
         chosen = set(members)
-        rows = [row for row, image in enumerate(whole.images) if image in chosen]
-        part = _Fold(
-            [whole.images[row] for row in rows],
-            [whole.captions[row] for row in rows],
-            ReferenceTexts(whole.references[row] for row in rows),
+        part = _tokenized(
+            {image: text for image, text in captions.items() if image in chosen},
+            {image: texts for image, texts in references.items() if image in chosen},
         )
         of_part = {
-            metric: _statistics(SCORERS[metric], [part]) if metric in _OF_ALL_IMAGES else [of_whole[rows]]
+            metric: [_statistics_of_part(SCORERS[metric], part, whole, of_whole)]
             for metric, (of_whole,) in statistics.items()
         }
         scores[name] = _scores_of_corpus(part, of_part, missing)
     return scores | {"overall": _scores_of_corpus(whole, statistics, missing)}
+
+
+def _statistics_of_part(scorer: Scorer, part: "_Fold", whole: "_Fold", of_whole: Statistics) -> Statistics:
+    """(images of the part, k); what the images have in common with the whole is not computed again."""
+    if scorer.name in _OF_ALL_IMAGES:
+        return scorer.statistics(part.captions, part.references)
+    rows = {image: row for row, image in enumerate(whole.images)}
+    own = [rows[image] for image in part.images]
+    statistics = of_whole[own]
+    # Where other texts follow, the tokenizer may read the end of a text otherwise.
+    other = [
+        place
+        for place, row in enumerate(own)
+        if part.captions[place] != whole.captions[row] or part.references[place] != whole.references[row]
+    ]
+    if other:
+        statistics[other] = scorer.statistics(
+            [part.captions[place] for place in other], [part.references[place] for place in other]
+        )
+    return statistics
 
 
 def score_humans(references: References, metrics: Sequence[str] = tuple(SCORERS)) -> Scores | None:
@@ -165,6 +189,11 @@ def score_humans(references: References, metrics: Sequence[str] = tuple(SCORERS)
     return _scores(folds, *_run(metrics, statistics_of_folds))
 
 
+def cider_tells_nothing(references: References) -> bool:
+    """Whether CIDEr against these references is 0 whatever the captions are, see `prefixcap.metrics.cider`."""
+    return tells_nothing(tokenized_references(list(references.values())).grams, len(references))
+
+
 def cider(captions: Captions, references: References) -> float:
     """CIDEr of the corpus, for validation while training. Needs no Java; raises as `score_captions` does.
 
@@ -186,9 +215,9 @@ class _Fold(NamedTuple):
 
 
 def _tokenized(captions: Captions, references: References) -> _Fold:
-    images = list(references)
-    texts = tokenized_references([references[image] for image in images])
-    return _Fold(images, [tokenize(captions[image]) for image in images], texts)
+    tokenized = dict(zip(captions, tokenize_corpus(captions.values()), strict=True))
+    texts = tokenized_references(list(references.values()))
+    return _Fold(list(references), [tokenized[image] for image in references], texts)
 
 
 def _run(
@@ -196,7 +225,8 @@ def _run(
 ) -> tuple[dict[str, list[Statistics]], dict[str, str]]:
     """The statistics of each metric, and why there are none. Python computes while Java programs run."""
     found, missing = {}, {}
-    with ThreadPoolExecutor(len(_IN_JAVA)) as threads:
+    programs = JavaPrograms()
+    with ThreadPoolExecutor(len(_IN_JAVA), initializer=programs.adopt) as threads, programs:
         started = {metric: threads.submit(statistics, SCORERS[metric]) for metric in metrics if metric in _IN_JAVA}
         ready = {metric: statistics(SCORERS[metric]) for metric in metrics if metric not in _IN_JAVA}
         for metric in metrics:
@@ -219,7 +249,26 @@ def _statistics(scorer: Scorer, folds: Sequence[_Fold]) -> list[Statistics]:
 def _scores_of_corpus(fold: _Fold, statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
     empty = tuple(image for image, caption in zip(fold.images, fold.captions, strict=True) if not caption)
     of_metrics = {metric: array for metric, (array,) in statistics.items()}
-    return replace(_scores([fold], statistics, missing), empty=empty, statistics=of_metrics)
+    scores = _scores([fold], statistics, missing)
+    return replace(scores, empty=empty, notes=tuple(_notes(fold, statistics)), statistics=of_metrics)
+
+
+def _notes(fold: _Fold, metrics: Collection[str]) -> Iterator[str]:
+    """Why some scores of a corpus say less than they seem to."""
+    count = len(fold.images)
+    if bare := [repr(image) for image, texts in zip(fold.images, fold.references, strict=True) if not any(texts)]:
+        yield f"references have no word: {listed('image', bare)}"
+    if "CIDEr" in metrics and tells_nothing(fold.references.grams, count):
+        yield (
+            f"CIDEr is 0 whatever the captions say: no word of the references is rarer than another in "
+            f"{'one image' if count == 1 else f'these {count:,} images'}, and it weighs words by that"
+        )
+    elif "CIDEr" in metrics and count < _FEW:
+        yield f"CIDEr weighs words by the references of these {count} images: it compares with no score of others"
+    if any(map(has_unspaced, chain(fold.captions, chain.from_iterable(fold.references)))):
+        english = [metric for metric in ("METEOR", "SPICE") if metric in metrics]
+        limit = f"; {' and '.join(english)} know{'s' * (len(english) == 1)} English only" if english else ""
+        yield f"scripts without spaces are scored character by character, not word by word{limit}"
 
 
 def over_folds(score: Score) -> Score:

@@ -34,6 +34,18 @@ class Cider:
         return mean(totals)
 
 
+def tells_nothing(references: ReferenceGrams, counted: int) -> bool:
+    """Whether CIDEr-D is 0 whatever the captions are: no n-gram of the references is rarer than all others.
+
+    So it is of one image alone, of images that have the same references, and of references without words.
+
+    Args:
+        references: of all images.
+        counted: how many images.
+    """
+    return all((documents[documents > 0] >= counted).all() for documents in references.documents)
+
+
 def consensus(captions: Sequence[str], references: ReferenceGrams, counted: int) -> NDArray[np.float64]:
     """CIDEr-D of tokenized captions, one for each image of the references.
 

@@ -1,12 +1,17 @@
 """Java programs of the COCO caption tools, each run as processes that end with the call."""
 
+import errno
 import importlib.util
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from types import FrameType
 
 from prefixcap.metrics.scorer import MetricUnavailable
 
@@ -20,10 +25,65 @@ def tools_folder(metric: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+class JavaPrograms:
+    """Java processes that end with a block, whatever ends it: an error, Ctrl-C, SIGTERM or SIGHUP.
+
+    Python waits for its threads, so that without this the one that waits for Java would hold up the others; and a
+    process that SIGTERM ends leaves the processes that it started behind.
+    """
+
+    def __init__(self) -> None:
+        self._running = set[subprocess.Popen[bytes]]()
+        self._ended = False
+
+    def __enter__(self) -> "JavaPrograms":
+        main = threading.current_thread() is threading.main_thread()  # no other can handle signals
+        numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if main else ()
+        self._handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+        for number in self._handled:
+            signal.signal(number, self._end_with_the_process)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.end()
+        for number in self._handled:
+            signal.signal(number, signal.SIG_DFL)
+
+    def adopt(self) -> None:
+        """Let programs that this thread starts be among those that end with the block."""
+        _thread.programs = self
+
+    def end(self) -> None:
+        """End all that run, and let no other begin."""
+        self._ended = True
+        for process in list(self._running):
+            process.kill()
+
+    def run(self, command: Sequence[str], text: bytes) -> subprocess.CompletedProcess[bytes]:
+        """As `subprocess.run`."""
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            self._running.add(process)
+            try:
+                if self._ended:  # while it was started
+                    process.kill()
+                output, errors = process.communicate(text)
+            finally:
+                process.kill()
+                self._running.remove(process)
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def _end_with_the_process(self, number: int, frame: FrameType | None) -> None:
+        self.end()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+_thread = threading.local()
+
+
 def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
     """What a Java program prints for a text, in a process that is gone afterwards, whatever happens.
-
-    It reads and writes files: nobody has to feed it, and it never waits for anybody.
 
     Raises:
         MetricUnavailable: there is no Java, or the program ends with an error.
@@ -33,31 +93,63 @@ def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
         raise MetricUnavailable(
             f"{metric} needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
         )
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        source.write(text.encode(errors="replace"))  # half a surrogate pair is no text in UTF-8
-        source.seek(0)
-        try:
-            done = subprocess.run([java, *arguments], stdin=source, stdout=output, stderr=errors, check=False)
-        except OSError as error:
-            raise failure(metric, str(error)) from error
-        if done.returncode != 0:
-            raise failure(metric, _last_line(_content(errors)) or f"exit status {done.returncode}")
-        return _content(output)
+    command = [java, "-XX:-UsePerfData", *arguments]  # which would write to the temporary folder
+    source = text.encode(errors="replace")  # half a surrogate pair is no text in UTF-8
+    try:
+        if programs := getattr(_thread, "programs", None):
+            done = programs.run(command, source)
+        else:
+            with JavaPrograms() as programs:
+                done = programs.run(command, source)
+    except OSError as error:
+        raise failure(metric, str(error)) from error
+    if done.returncode != 0:
+        errors = (done.stdout + b"\n" + done.stderr).decode(errors="replace")  # some are told on the standard output
+        raise failure(metric, _complaint(errors) or f"exit status {done.returncode}", errors)
+    return str(done.stdout.decode(errors="replace"))
 
 
-def failure(metric: str, reason: str) -> MetricUnavailable:
-    """The error for a Java program that failed."""
+@contextmanager
+def temporary_folder(metric: str) -> Iterator[Path]:
+    """A folder for the files of a Java program, removed afterwards.
+
+    Raises:
+        MetricUnavailable: there is no place for temporary files, or it is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="prefixcap-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise _no_temporary_files(metric, str(error)) from error
+
+
+def failure(metric: str, reason: str, printed: str = "") -> MetricUnavailable:
+    """The error for a Java program that failed.
+
+    Args:
+        metric: that it was to compute.
+        reason: what it said.
+        printed: all that it said, where more than the reason tells what is wrong.
+    """
+    if any(os.strerror(number) in printed for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        return _no_temporary_files(metric, reason)
+    remedy = "check that `java -version` works"
+    if "UnsupportedClassVersionError" in printed:
+        remedy = "install Java 8 or newer"
+    elif any(sign in printed for sign in ("OutOfMemoryError", " heap", "insufficient memory")):
+        remedy = "free memory, and leave sizes of the heap out of _JAVA_OPTIONS"
+    return MetricUnavailable(f"{metric}'s Java program failed ({reason}): {remedy}, and score again")
+
+
+def _no_temporary_files(metric: str, reason: str) -> MetricUnavailable:
     return MetricUnavailable(
-        f"{metric}'s Java program failed ({reason}): check that `java -version` works, and score again"
+        f"{metric} needs room for temporary files ({reason}): free some, or name a folder by TMPDIR=FOLDER, and score "
+        "again"
     )
 
 
-def _content(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
-
-
-def _last_line(errors: str) -> str:
-    """What a program complained about last, without the places that Java names after it."""
-    lines = [line for line in errors.splitlines() if line and not line[0].isspace()]
+def _complaint(errors: str) -> str:
+    """What a program complained about last, without the places that Java names after it, and what Java always says."""
+    always = ("Picked up ", "NOTE: Picked up ", "Error: Could not create the Java", "Error: A fatal exception has occ")
+    lines = [line for line in errors.splitlines() if line and not line[0].isspace() and not line.startswith(always)]
     return "".join(lines[-1:])

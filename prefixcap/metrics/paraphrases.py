@@ -6,7 +6,6 @@ that a table without the others gives the same scores.
 """
 
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.java import ASSETS, run_java, tools_folder
+from prefixcap.metrics.java import ASSETS, run_java, temporary_folder, tools_folder
 from prefixcap.metrics.references import WORTH_A_FILE
 
 _RUN = re.compile(r"[^\W_]+")
@@ -28,10 +27,10 @@ def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]])
     The pairs that have a phrase of many references are kept from one call to the next (`prefixcap.metrics.cache`).
 
     Raises:
-        MetricUnavailable: there is no Java, or it cannot read the table.
+        MetricUnavailable: there is no Java, it cannot read the table, or there is no room for temporary files.
     """
-    with tempfile.TemporaryDirectory(prefix="paraphrases-") as folder:
-        of_references, of_both = Path(folder) / "of_references", Path(folder) / "paraphrase-en.gz"
+    with temporary_folder("METEOR") as folder:
+        of_references, of_both = folder / "of_references", folder / "paraphrase-en.gz"
 
         def search() -> dict[str, np.ndarray]:
             whole = tools_folder("meteor") / "data" / "paraphrase-en.gz"
@@ -41,7 +40,7 @@ def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]])
         content = [list(texts) for texts in references]
         few = sum(map(len, content)) < WORTH_A_FILE
         found = search() if few else cached("paraphrases", content, search)
-        found["table"].tofile(of_references)
+        of_references.write_bytes(found["table"].tobytes())
         _keep_phrases_of(captions, of_references, of_both)
         yield of_both
 

@@ -10,18 +10,24 @@ follows the token; that context counts for the length, but is left for the next 
 list of rules. Most captions need none of it: they are words of letters with spaces between them, which
 `_PLAIN_CAPTION` takes at once, and `_PLAIN_WORD` one by one where something else stands among them.
 
-Three things differ on purpose. A caption is tokenized on its own, while the COCO tools write all captions
-into one file, where the first word of the next caption can decide whether "plan b." ends in "b" or "b."
-(here it is "b", as before a caption that begins with "A"). Characters that Java takes for the end of a
-line (a form feed, say) are spaces here, while there they shift all captions that follow. Letters that
-entered Unicode after version 6.1 are letters here, and are dropped there.
+The COCO tools write all captions into one file, a caption a line, and the lexer reads on past the end of a line: the
+first word of the next caption can decide whether "plan b." ends in "b" or "b.". `tokenize_corpus` therefore reads its
+captions as one text, too. `tokenize` reads one caption alone, as if a caption followed that begins with "A".
+
+Three things differ on purpose. Characters that Java takes for the end of a line (a form feed, say) are spaces here,
+while there they shift all captions that follow. Letters that entered Unicode after version 6.1 are letters here, and
+are dropped there. Scripts that are written without spaces are split into characters (`prefixcap.metrics.scripts`),
+while there a whole clause is one word.
 """
 
 import re
 import string
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple, TypeAlias
+
+from prefixcap.metrics.scripts import character, spaced
 
 # What the COCO tools drop after tokenizing. Their list also names -LRB-, -RRB-, -LCB- and -RCB-, which
 # never occur because the tokens are lower-cased: brackets stay in a caption as -lrb-, -rrb- and so on.
@@ -29,27 +35,71 @@ _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 
 
 def tokenize(caption: str) -> str:
-    """The lower-cased tokens of a caption, punctuation left out, joined by single spaces.
+    """The lower-cased tokens of a caption by itself, punctuation left out, joined by single spaces.
 
     The result has no line break. It is empty where the caption has nothing but spaces and punctuation.
+
+    Examples:
+        >>> tokenize("The dog doesn't bark.")
+        "the dog does n't bark"
     """
-    if _PLAIN_CAPTION.fullmatch(caption):
-        words = caption.removesuffix(".").replace(",", "").lower().split()
-        if not (caption.endswith(".") and words[-1] in _MAY_KEEP_DOT):
-            return " ".join(words)
-    text = " ".join(caption.splitlines()) + "\n"  # some rules look at the character after a token
-    tokens = []
-    position, end = 0, len(text) - 1
-    while position < end:
-        plain = _PLAIN_WORD.match(text, position)
-        if plain and not (text[plain.end()] == "." and plain[1].lower() in _MAY_KEEP_DOT):
-            tokens.append(plain[1].lower())
-            position = plain.end()
-        else:
-            token, position = _next_token(text, position)
-            if token and token not in _PUNCTUATION:
+    plain = _plain_tokens(caption)
+    return tokenize_corpus([caption, "A "])[0] if plain is None else plain
+
+
+def tokenize_corpus(captions: Iterable[str]) -> list[str]:
+    """What `tokenize` gives, for captions that the COCO tools read as one text: each is the context of the one before.
+
+    Args:
+        captions: in the order in which the tools would read them.
+
+    Examples:
+        >>> tokenize_corpus(["Plan b.", "a dog", "Plan b.", "The dog"])
+        ['plan b.', 'a dog', 'plan b', 'the dog']
+    """
+    lines = [text if text.isascii() and text.isprintable() else _as_line(text) for text in captions]
+    text = "\n".join(lines)
+    tokenized, pending = [], deque[str]()  # what a token that spans lines leaves for those that follow
+    start = position = 0
+    for line in lines:
+        end = start + len(line)
+        plain = _plain_tokens(line) if position <= start else None
+        if plain is None:
+            tokens = [pending.popleft()] if pending else []
+            position = max(position, start)
+            while position < end:
+                token, position = _token_at(text, position)
+                token, *others = token.split("\n")
+                pending.extend(others)
                 tokens.append(token)
-    return " ".join(tokens)
+            printed = " ".join(filter(None, tokens)).rstrip()  # as the tools read what Java prints
+            plain = " ".join(token for token in printed.split(" ") if token not in _PUNCTUATION)
+        tokenized.append(plain)
+        start = end + 1
+    return tokenized
+
+
+def _as_line(caption: str) -> str:
+    """A caption without line breaks, and with spaces where its script has none."""
+    return spaced(_LINE_BREAK.sub(" ", caption))
+
+
+def _plain_tokens(line: str) -> str | None:
+    """The tokens of a caption that needs none of the rules; None: it may need them."""
+    if not _PLAIN_CAPTION.fullmatch(line):
+        return None
+    words = line.removesuffix(".").replace(",", "").lower().split()
+    return None if line.endswith(".") and words[-1] in _MAY_KEEP_DOT else " ".join(words)
+
+
+def _token_at(text: str, position: int) -> tuple[str, int]:
+    """The token that begins at a position, or "", and where it ends."""
+    if not text[position].isascii() and (unspaced := character().match(text, position)):
+        return unspaced[0], unspaced.end()
+    plain = _PLAIN_WORD.match(text, position)
+    if plain and not (text[plain.end()] == "." and plain[1].lower() in _MAY_KEEP_DOT):
+        return plain[1].lower(), plain.end()
+    return _next_token(text, position)
 
 
 def _next_token(text: str, start: int) -> tuple[str, int]:
@@ -191,11 +241,14 @@ _TITLES = (
 _PROPRIETARY = "[pP]{1,2}[tT][ye][sS]?"
 _MANUFACTURING = "[mM][ft][gG]"
 _TITLE = f"(?:{_ACRONYM}|{_words(_TITLES)}|{_MANUFACTURING}|{_capitalized('Miss')})"
+_NUMBERED = "ca fig figs prop no nos art bldg pp op"  # "fig. 2"
 _FILE_ENDINGS = (
     "bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png "
     "ppt ps py sql tar txt wav x xml zip"
 )
-_URL_PATH = r"""(?:/[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-])?"""
+_URL_PATH = r"""/[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},-]"""
+_WWW = r"""(?ai:www)\.(?:[^ \t\n\f\r"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"""
+_DOMAIN = rf"""(?:[^ \t\n\f\r"`'<>|.!?(){{}},-_$]+\.)+{_words("com net org edu")}"""
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"
 _TAG = (
     rf"<(?:[!?][A-Za-z\-][^>\r\n]*|/{_TAG_NAME}"
@@ -248,8 +301,11 @@ _RULES = [
     _Rule(f"[yY]{_APOSTROPHE}", before=_ALPHA),
     # addresses
     _Rule(r"""(?ai:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},-]"""),
-    _Rule(rf"""(?ai:www)\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_URL_PATH}"""),
-    _Rule(rf"""(?:[^ \t\n\f\r"`'<>|.!?(){{}},-_$]+\.)+{_words("com net org edu")}{_URL_PATH}"""),
+    # Each with and without a path: Python takes the first way to match, not the longest.
+    _Rule(_WWW),
+    _Rule(_WWW + _URL_PATH),
+    _Rule(_DOMAIN),
+    _Rule(_DOMAIN + _URL_PATH),
     _Rule(
         r"""(?:(?ai:&lt;)|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\u00a0]*@"""
         r"""[^ \t\n\f\r"<>|(){}.\u00a0]+(?:\.[^ \t\n\f\r"<>|(){}.\u00a0]+)*(?:(?ai:&gt;)|>)?"""
@@ -275,9 +331,9 @@ _RULES = [
         lambda token: token.translate(_CURRENCIES),
     ),
     # abbreviations
-    _Rule("[A-Za-z]", before=rf"\.{_BLANK}+(?:(?:{_capitalized(_SENTENCE_STARTS)}|{_TAG}){_BLANK}|\Z)"),
+    _Rule("[A-Za-z]", before=rf"\.{_BLANK}+(?:(?:{_capitalized(_SENTENCE_STARTS)}|{_TAG}){_BLANK})"),
     _Rule(rf"{_DOTTED_ACRONYM}\.", before=rf"{_BLANK}+(?:{_capitalized(_SENTENCE_STARTS)}|{_TAG}){_BLANK}"),
-    _Rule(rf"{_words('ca fig figs prop no nos art bldg pp op')}\.", before=rf"{_BLANK}?\d"),
+    _Rule(rf"{_words(_NUMBERED)}\.", before=rf"{_BLANK}?\d"),
     _Rule(r"(?ai:pty|pte|co)\.", before=rf"{_SPACE}(?ai:ltd|lim)"),
     _Rule(rf"(?:{_words(_ABBREVIATIONS)}|{_PROPRIETARY}|{_capitalized(_STATES)})\.", before=r"[\s\S]{2}|"),
     _Rule(rf"{_TITLE}\."),
@@ -328,9 +384,10 @@ _RULES = [
 # Letters between spaces, also with hyphens, which is most of any caption: no rule matches longer there, and
 # none rewrites them. So too before the full stop at the end, unless the word may be an abbreviation.
 _LETTERS = r"(?!(?ai:cannot|gonna|wanna|gotta|lemme|gimme)(?![A-Za-z]))[A-Za-z]+(?:-[A-Za-z]+)*"
+_LINE_BREAK = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
 _PLAIN_WORD = re.compile(rf" *({_LETTERS})(?=,? |\.?\n)")
 _PLAIN_CAPTION = re.compile(rf"{_LETTERS}(?:,? +{_LETTERS})*\.?")
 _MAY_KEEP_DOT = frozenset(
-    f"{_ABBREVIATIONS} {_TITLES} {_STATES} {' '.join(string.ascii_lowercase)} mfg mtg "
+    f"{_ABBREVIATIONS} {_TITLES} {_STATES} {_NUMBERED} {' '.join(string.ascii_lowercase)} mfg mtg "
     "pty ptys ppty pptys pte ptes ppte pptes".lower().split()
 )

@@ -1,7 +1,7 @@
 """Tokenized references of images and their n-grams, made once for the same references."""
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from prefixcap.metrics.cache import Arrays, cached
 from prefixcap.metrics.ngrams import ORDERS, Grams, ReferenceGrams, ReferenceTexts, images_of
-from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.ptb import tokenize_corpus
 
 WORTH_A_FILE = 1000  # texts; of fewer, nothing takes long
 
 
 def tokenized_references(references: Sequence[Sequence[str]]) -> ReferenceTexts:
-    """The references of images, tokenized; many of them come from a file if they were tokenized before."""
+    """The references of images, tokenized as one text; many of them come from a file if they were tokenized before."""
     if sum(map(len, references)) < WORTH_A_FILE:
         return _tokenized(references)
     content = [list(texts) for texts in references]
@@ -23,7 +23,12 @@ def tokenized_references(references: Sequence[Sequence[str]]) -> ReferenceTexts:
 
 
 def _tokenized(references: Sequence[Sequence[str]]) -> ReferenceTexts:
-    return ReferenceTexts([tokenize(text) for text in texts] for texts in references)
+    return _grouped(tokenize_corpus(chain.from_iterable(references)), map(len, references))
+
+
+def _grouped(texts: Sequence[str], counts: Iterable[int]) -> ReferenceTexts:
+    """Texts of all images, by image: each has as many as `counts` says."""
+    return ReferenceTexts(texts[start:end] for start, end in pairwise(accumulate(counts, initial=0)))
 
 
 def _packed(references: ReferenceTexts) -> Arrays:
@@ -47,8 +52,7 @@ def _unpacked(arrays: Arrays) -> ReferenceTexts:
     """The opposite of `_packed`."""
     integers = {name: array.astype(np.int64) for name, array in arrays.items() if name not in ("texts", "words")}
     texts = _as_texts(arrays["texts"])
-    bounds = accumulate(integers["references"].tolist(), initial=0)
-    references = ReferenceTexts(texts[start:end] for start, end in pairwise(bounds))
+    references = _grouped(texts, integers["references"].tolist())
     references.grams = ReferenceGrams(
         images=images_of(integers["references"]),
         lengths=integers["lengths"],

@@ -53,7 +53,8 @@ def confidence_interval(
         (scores, 2), low and high.
 
     Raises:
-        InputError: there are no images or no samples, or `level` is not between 0 and 1.
+        InputError: there are fewer than two images, which cannot differ, or no samples, or `level` is not between 0 and
+            1.
     """
     _check(len(statistics), samples, level)
     counts = _counts(len(statistics), samples, seed)
@@ -114,6 +115,8 @@ def _percentiles(scores: Array, level: float) -> Array:
 def _check(images: int, samples: int, level: float) -> None:
     if not images:
         raise InputError("there are no images to resample")
+    if images == 1:
+        raise InputError("one image cannot tell how sure a score is: give statistics of two or more")
     if samples < 1:
         raise InputError(f"{samples} bootstrap samples are too few: give 1,000 or more")
     if not 0 < level < 1:

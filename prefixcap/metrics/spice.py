@@ -16,11 +16,12 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixcap.errors import InputError
 from prefixcap.machine import memory, processors
 from prefixcap.metrics.cache import digest_of
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
-from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
+from prefixcap.metrics.spice_setup import CORENLP_FILES, is_set_up, spice_folder
 
 _MOST_HEAP = 8 << 30  # what the COCO tools ask for
 _IMAGES_AT_ONCE = 2000  # then the new parses are kept: what is interrupted goes on from there
@@ -36,7 +37,11 @@ class Spice:
 
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """(images, 2) = (F score, 1); see `prefixcap.metrics.scorer.Scorer`."""
-        if not all((spice_folder() / file).is_file() for file in CORENLP_FILES):
+        try:
+            ready = is_set_up()
+        except InputError as error:
+            raise MetricUnavailable(f"SPICE has no folder for its files: {error}, and score again") from error
+        if not ready:
             raise MetricUnavailable(
                 "SPICE needs Stanford CoreNLP 3.6.0: run `prefixcap setup-spice` once, and score again"
             )

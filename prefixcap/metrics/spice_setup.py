@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from prefixcap.errors import InputError
-from prefixcap.files import user_cache, write_whole
+from prefixcap.files import require_user_cache, user_cache, write_whole
 
 _RELEASE = "stanford-corenlp-full-2015-12-09"
 _DOWNLOAD = f"https://nlp.stanford.edu/software/{_RELEASE}.zip"
@@ -34,6 +34,14 @@ def spice_folder() -> Path:
     return user_cache() / "spice"
 
 
+def is_set_up() -> bool:
+    """Whether `spice_folder` holds what SPICE needs; a folder that cannot be looked into does not."""
+    try:
+        return all((spice_folder() / file).is_file() for file in CORENLP_FILES)
+    except OSError:
+        return False
+
+
 def setup_spice(source: Path | None = None) -> None:
     """Get the files of CoreNLP that SPICE needs, each whole or not at all. Does nothing if they are there.
 
@@ -42,13 +50,14 @@ def setup_spice(source: Path | None = None) -> None:
             come through Maven, or, where that is not installed, from the Stanford NLP group.
 
     Raises:
-        InputError: they are not there, cannot be fetched, or cannot be read or written.
+        InputError: they are not there, cannot be fetched, or cannot be read or written, or there is no folder for them.
     """
+    require_user_cache()
     folder = spice_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".setup.lock"):  # a second process waits, and finds what the first one got
-            if all((folder / file).is_file() for file in CORENLP_FILES):
+            if is_set_up():
                 return
             if source is not None:
                 _take(source, folder)

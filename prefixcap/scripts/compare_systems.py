@@ -18,7 +18,7 @@ import numpy as np
 
 from prefixcap.checkpoints import read_checkpoint
 from prefixcap.errors import InputError
-from prefixcap.files import read_json, write_text_whole
+from prefixcap.files import as_cell, read_json, write_text_whole
 from prefixcap.store.named import open_training_store
 
 RIGHT = "right attributes"  # of the small world: share of captions of which every word is true
@@ -157,7 +157,7 @@ def main() -> None:
     text = markdown(rows)
     write_text_whole(folder / "table.md", text)
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(rows)
+    csv.writer(lines, lineterminator="\n").writerows(map(as_cell, row) for row in rows)
     write_text_whole(folder / "table.csv", lines.getvalue())
     print(
         f"\n{given.source} to {given.target}, {len(given.seeds)} seeds\n\n{text}\nwritten to {folder}/table.md and .csv"

@@ -16,14 +16,15 @@ from prefixcap.demo import language_model_beside
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
-from prefixcap.errors import InputError, name_rows
+from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
-from prefixcap.evaluation.caption_files import read_captions, read_references
+from prefixcap.evaluation.caption_files import read_candidates, read_references
 from prefixcap.evaluation.comparison import compare
 from prefixcap.hub import missing_language_model, naming
+from prefixcap.image_ids import by_image
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.machine import usable_device
-from prefixcap.metrics import check_metrics
+from prefixcap.metrics import ImageId, check_metrics
 from prefixcap.options import check_options
 from prefixcap.scripts.captioning import open_images, open_memory, write_captions, write_resumably
 from prefixcap.scripts.launch import run
@@ -51,6 +52,10 @@ def main(config: DictConfig) -> None:
         return
     if config.out and Path(config.out).is_file():
         raise InputError(f"out={config.out} is a file: name a folder for the results")
+    if config.subset and not config.captions:
+        raise InputError(
+            "subset=true is for captions=FILE, which may have captions of a part of the images: leave it out"
+        )
     config.metrics = _names(config, "metrics")
     check_metrics(config.metrics, OTHER_METRICS)
     if method:
@@ -159,7 +164,10 @@ def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: d
 def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Score captions made elsewhere, against a file of references or a split of a data set."""
     file = Path(config.captions)
-    captions = read_captions(file)
+    candidates = read_candidates(file)
+    captions = {image: texts[0] for image, texts in candidates.items()}
+    several = sum(len(texts) > 1 for texts in candidates.values())
+    notes = [f"{several:,} images have several captions: the first of each is scored, the best"] if several else []
     language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
@@ -171,10 +179,36 @@ def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
         evaluation = evaluate_split(config, store, captions, encoder, language_model)
     else:
         references = read_references(config.references or file, config.split)
+        captions, references, left_out = _same_images(config, captions, references)
         evaluation = evaluate(captions, references, config.metrics, language_model=language_model)
+        evaluation.notes += left_out
         if "diversity" in config.metrics:
             evaluation.notes.append("Novel is missing: what the captioner learned from is not known; name it by data=")
+    evaluation.notes += notes
     return evaluation, _below_runs(file), file.name
+
+
+def _same_images(
+    config: DictConfig,
+    captions: dict[ImageId, str],
+    references: dict[ImageId, list[str]],
+    files: dict[ImageId, Path] | None = None,
+) -> tuple[dict[ImageId, str], dict[ImageId, list[str]], list[str]]:
+    """Captions and references by the same ids and in the same order, and what is to be said of images left out."""
+    captions = by_image(captions, references, files)
+    bare = [repr(image) for image in references if image not in captions]
+    notes: list[str] = []
+    if bare and len(bare) < len(references):
+        if not config.subset:
+            raise InputError(
+                f"no caption in {config.captions} for {listed('image', bare)} of {len(references):,}: caption these, "
+                "too, or give subset=true to score the others alone"
+            )
+        notes.append(f"a part: {len(references) - len(bare):,} of {len(references):,} images have a caption")
+        references = {image: texts for image, texts in references.items() if image in captions}
+    # As the COCO tools do, which read captions in the order of the images.
+    ordered = {image: captions[image] for image in references if image in captions}
+    return ordered | captions, references, notes
 
 
 def evaluate_split(
@@ -191,11 +225,16 @@ def evaluate_split(
     # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
     rows = [row for row, image_id in enumerate(split.ids) if config.limit is None or image_id in captions]
     references = split.references()
+    files = {image_id: file for image_id, file in zip(split.ids, split.files, strict=True) if file is not None}
+    if config.captions:
+        captions, references, left_out = _same_images(config, captions, references, files)
+        notes += left_out
+        rows = [row for row in rows if split.ids[row] in references]
     evaluation = evaluate(
         captions,
         {split.ids[row]: references[split.ids[row]] for row in rows},
         config.metrics,
-        files={image_id: file for image_id, file in zip(split.ids, split.files, strict=True) if file is not None},
+        files=files,
         domains={split.ids[row]: split.domains[row] for row in rows} if any(split.domains) else None,
         encoder=encoder,
         embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,

@@ -1,5 +1,6 @@
 """Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
 
+import math
 import shlex
 import warnings
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from prefixcap.hub import missing_language_model, naming
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
+from prefixcap.metrics import cider_tells_nothing
 from prefixcap.options import check_options
 from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import command, run
 from prefixcap.scripts.runs import keep_config, settled
-from prefixcap.store import FeatureStore
+from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.store.remote import is_remote
 from prefixcap.textonly.noise import Noise, read_offset
 from prefixcap.training import CaptionTraining, trainable_parameters
@@ -36,7 +38,8 @@ from prefixcap.training.self_critical import SelfCriticalTraining
 
 
 def main(config: DictConfig) -> float | None:
-    """The best val_cider, which a sweep may maximise; None where something was to be found instead of trained."""
+    """The best val_cider, or -val_loss (see `monitored`), which a sweep may maximise; None where something was to be
+    found instead of trained."""
     config = settled(config)
     run_dir = Path(config.run_dir)
     loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
@@ -68,8 +71,10 @@ def main(config: DictConfig) -> float | None:
         noise=noise(config.model, captioner), noise_in_validation=config.model.learns_from == "text",
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
-    best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps)
-    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *instantiate(config.callbacks).values()]
+    monitor = monitored(config, data.val_split)
+    best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps, monitor)
+    chosen = instantiate(monitoring(config.callbacks, monitor)).values()
+    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *chosen]
     trainer = make_trainer(config, loggers, callbacks)
     if config.find:
         say(found(config.find, trainer, training, data, run_dir))
@@ -85,15 +90,39 @@ def main(config: DictConfig) -> float | None:
     if best.best_model_score is None:
         say(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
         return None
-    say(f"best checkpoint: {best.best_model_path} (val_cider {best.best_model_score:.3f})")
-    if float(trainer.callback_metrics["val_distinct"]) * len(data.val_split) <= 1 < len(data.val_split):
+    say(f"best checkpoint: {best.best_model_path} ({monitor} {best.best_model_score:.3f})")
+    if training.same_captions:
         say(
-            f"warning: all {len(data.val_split):,} validation images have the same caption: nothing was learned about "
-            "images. Train longer (trainer.min_steps), or with another optimizer.learning_rate"
+            "warning: all validation images have the same caption, so nothing was learned about images: train longer "
+            "(trainer.min_steps), or with another optimizer.learning_rate"
         )
     options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config, store)])
     say(f"evaluate it:     {command('eval')} {options}")
-    return float(best.best_model_score)
+    return float(best.best_model_score) * (-1 if monitor == "val_loss" else 1)
+
+
+def monitored(config: DictConfig, split: StoreSplit) -> str:
+    """What `best.ckpt` is picked by: val_cider; but val_loss, and a line that says so, where val_cider is always 0."""
+    limit, batches = config.trainer.get("limit_val_batches"), math.ceil(len(split) / config.batch_size)
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    validated = split.ids[: batches * config.batch_size]
+    references = {image: texts for image, texts in split.references().items() if texts}
+    references = {image: references[image] for image in validated if image in references}
+    if not references or not cider_tells_nothing(references):
+        return "val_cider"
+    images = "1 validation image" if len(references) == 1 else f"{len(references):,} validation images"
+    say(f"val_cider is 0 whatever captions say: no word of {images} is rarer than another. val_loss picks best.ckpt")
+    return "val_loss"
+
+
+def monitoring(callbacks: DictConfig, monitor: str) -> DictConfig:
+    """Callbacks that look at val_cider, looking at `monitor` in its place."""
+    looking = callbacks.copy()
+    for options in looking.values():
+        if options.get("monitor") == "val_cider" and monitor == "val_loss":
+            options.update(monitor=monitor, mode="min")
+    return looking
 
 
 def images_to_caption(config: DictConfig, store: FeatureStore) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole, write_whole
+from prefixcap.files import as_cell, write_text_whole, write_whole
 from prefixcap.store.format import (
     AGAIN,
     FORMAT,
@@ -206,7 +206,8 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
     with write_whole(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["id", "file", "reason"])
-        rows.writerows([skip.id, skip.file, skip.reason] for part in parts for skip in part.skipped())
+        skipped = (skip for part in parts for skip in part.skipped())
+        rows.writerows(map(as_cell, (skip.id, skip.file, skip.reason)) for skip in skipped)
     entries = [describe(part) for part in parts]
     splits: dict[str, Counter[str]] = {}
     for entry in entries:

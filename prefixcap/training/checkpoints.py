@@ -24,9 +24,13 @@ from prefixcap.training.arriving import Arriving
 from prefixcap.training.distributed import gathered, greatest_of_processes
 
 
-def best_and_last(folder: Path, every_n_steps: int | None = None) -> tuple[ModelCheckpoint, "LastCheckpoint"]:
-    """Callbacks that keep `best.ckpt`, by CIDEr on the validation images, and `last.ckpt`, see `LastCheckpoint`."""
-    best = ModelCheckpoint(folder, "best", monitor="val_cider", mode="max", enable_version_counter=False)
+def best_and_last(
+    folder: Path, every_n_steps: int | None = None, monitor: str = "val_cider"
+) -> tuple[ModelCheckpoint, "LastCheckpoint"]:
+    """Callbacks that keep `best.ckpt`, by CIDEr on the validation images or by "val_loss", and `last.ckpt`, see
+    `LastCheckpoint`."""
+    mode = "min" if monitor == "val_loss" else "max"
+    best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
     return best, LastCheckpoint(folder / "last.ckpt", every_n_steps)
 
 

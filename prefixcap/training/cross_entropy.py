@@ -39,9 +39,9 @@ class CaptionTraining(L.LightningModule):
     """Trains a captioner's mapper, and its language model if that is tuned.
 
     Logs `train_loss`, `val_loss` (nats a caption token), `val_cider` (CIDEr of greedy captions of the validation
-    images) and `val_distinct` (different captions among these, as a share of the images). After every validation the
-    captions of the first of them are written to `samples/`, as JSON and as a page with the images, and logged with
-    these.
+    images, in their order; 0 whatever these say where `prefixcap.metrics.cider_tells_nothing` of the references) and
+    `val_distinct` (different captions among these, as a share of the images). After every validation the captions of
+    the first of them are written to `samples/`, as JSON and as a page with the images, and logged with these.
 
     Args:
         captioner: the model.
@@ -90,6 +90,7 @@ class CaptionTraining(L.LightningModule):
         self.noise, self.noise_in_validation = noise, noise_in_validation
         self.val_loss = MeanMetric()
         self.val_captions: dict[int | str, str] = {}
+        self.same_captions = False  # of all images of the last validation
         self._reads_rows = False  # it is known that the language model can
         self._tokens: list[Tensor] = []  # of each batch of the step, the mean over processes
 
@@ -172,7 +173,9 @@ class CaptionTraining(L.LightningModule):
         captioned = {image_id: captions for image_id, captions in references.items() if captions and image_id in found}
         score = cider({image_id: found[image_id] for image_id in captioned}, captioned)
         self.log("val_cider", score, prog_bar=True, sync_dist=True)
-        self.log("val_distinct", len(set(found.values())) / len(found), sync_dist=True)
+        distinct = len(set(found.values()))
+        self.log("val_distinct", distinct / len(found), sync_dist=True)
+        self.same_captions = distinct == 1 < len(found)
         if self.samples is not None and self.trainer.is_global_zero:
             self._write_samples(self.samples, found, dict(islice(captioned.items(), SAMPLES)))
         self.val_captions = {}

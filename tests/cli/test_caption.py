@@ -56,6 +56,14 @@ def test_every_format_holds_the_same_captions(command: Command, ckpt: Path, phot
     assert {file.suffix[1:] for file in out.parent.iterdir()} == READ.keys()  # and nothing temporary
 
 
+def test_coco_results(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path) -> None:
+    printed = command("caption", photos, "--ckpt", ckpt, *QUICK, "--format", "coco").out
+    expected = [{"image_id": Path(image).name, "caption": texts[0]} for image, texts in captions(ckpt, photos).items()]
+    assert json.loads(printed) == expected
+    told = mistaken("caption", photos, "--ckpt", ckpt, "--format", "coco", "--count", 2)
+    assert "--format coco has one caption an image: leave --count 2 out" in told
+
+
 def test_sidecars(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path) -> None:
     options = ("--ckpt", ckpt, *QUICK, "--format", "sidecar")
     assert command("caption", photos, *options)[:2] == (0, "")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from prefixcap.cli.outputs import open_output
 from prefixcap.errors import InputError
-from prefixcap.evaluation.caption_files import read_captions, read_references
+from prefixcap.evaluation.caption_files import read_candidates, read_captions, read_references
 
 
 @pytest.fixture
@@ -24,6 +25,76 @@ def test_the_forms_of_captions(file: Path) -> None:
     entries = [{"image_id": 7, "caption": "a dog"}, {"image_name": "a.jpg", "prediction": "a cat", "captions": []}]
     file.write_text(json.dumps(entries))
     assert read_captions(file) == {7: "a dog", "a.jpg": "a cat"}
+
+
+NAMES = [
+    "a.jpg",
+    "new folder/b c.png",
+    "=1+1.jpg",
+    "tab\there.png",
+    'quote".png',
+    "line\nbreak.png",
+    "-x,y;z.jpg",
+    "'=a.png",
+]
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "text"])
+def test_what_the_command_writes_is_read_again(form: Any, tmp_path: Path) -> None:
+    texts = ["a dog", "=HYPERLINK(1)", "-0.3", "'-quoted", 'a, b; "c"', "caf\u00e9 \u72d7", "+", "@x"]
+    rows = [(name, [text, f"{text} again"]) for name, text in zip(NAMES, texts, strict=True)]
+    file = tmp_path / {"text": "captions.txt"}.get(form, f"captions.{form}")
+    with open_output(form, file, [name for name, _ in rows], False) as output:
+        output.add(rows[:3])
+        output.add(rows[3:])
+    assert read_candidates(file) == dict(rows)
+    assert read_captions(file) == dict(zip(NAMES, texts, strict=True))
+
+
+def test_coco_results_are_read_again(tmp_path: Path) -> None:
+    names = ["val2014/COCO_val2014_000000391895.jpg", "000000000139.jpg", "x/1000092795.jpg", "http://h/a%20b.png?x=1"]
+    with open_output("coco", tmp_path / "results.json", names, False) as output:
+        output.add([(name, [f"a dog {number}"]) for number, name in enumerate(names)])
+    written = json.loads((tmp_path / "results.json").read_text())
+    ids = [391895, 139, "1000092795.jpg", "a b.png"]
+    assert written == [{"image_id": image, "caption": f"a dog {number}"} for number, image in enumerate(ids)]
+    assert list(read_captions(tmp_path / "results.json")) == ids
+    for same in (["a/x.jpg", "b/x.jpg"], ["COCO_train2014_000000000139.jpg", "val2017/000000000139.jpg"]):
+        with (
+            pytest.raises(InputError, match="several images would share an id"),
+            open_output("coco", None, same, False),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", "id,text\n1,a\n", "has the columns id, text: give it image and caption"),
+        ("c.csv", "", "has the columns none"),
+        ("c.csv", "image,caption\na\n", "row 0 lacks an image or a caption"),
+        ("c.csv", 'image,caption\na,"b', r"line \d: unexpected end of data"),
+        ("c.csv", "image,caption\na,b\nc,d\na,e\n", r"image 'a' has two captions \(entry 2 is the second\)"),
+        ("c.txt", "a.jpg a dog\n", "line 1 has no tab: give IMAGE<tab>CAPTION"),
+        ("c.jsonl", '{"image": "a", "captions": ["b"]}\n{"image"', "line 2 is not JSON"),
+        ("c.jsonl", '{"image": "a", "captions": []}\n', "the captions of image 'a' are \\[\\]: give a list of texts"),
+        ("c.jsonl", '{"image": "a", "captions": "b"}\n', "the captions of image 'a' are 'b': give a list of texts"),
+        ("c.jsonl", "[1]\n", "entry 0 of the captions is no object"),
+    ],
+)
+def test_mistakes_in_what_the_command_writes(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_captions(tmp_path / name)
+
+
+def test_annotations_are_in_the_order_of_their_images(file: Path) -> None:
+    """As `COCO.getImgIds` gives them; what the list of images lacks comes last."""
+    annotations = [{"image_id": image, "caption": f"{image}"} for image in (3, 1, 2, 1)]
+    file.write_text(
+        json.dumps({"images": [{"id": 1}, {"id": 9}, {}, {"id": [2]}, {"id": 2}], "annotations": annotations})
+    )
+    assert list(read_references(file).items()) == [(1, ["1", "1"]), (2, ["2"]), (3, ["3"])]
 
 
 def test_the_forms_of_references(file: Path) -> None:

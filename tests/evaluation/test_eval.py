@@ -13,6 +13,7 @@ import torch
 from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.language import load_language_model
+from prefixcap.metrics import cider
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 
 REFERENCES = {7: ["a red circle", "a red ball"], 8: ["a blue square"], 9: ["a green star", "one green star"]}
@@ -94,6 +95,49 @@ def test_captions_of_one_name_in_two_folders(tmp_path: Path, monkeypatch: pytest
     for name in ("x", "y"):
         written = json.loads((tmp_path / "runs" / "eval" / name / "captions" / "captions.json").read_text())
         assert written[0]["caption"] == f"{name} \ufffd"
+
+
+def test_captions_of_a_part_of_the_images(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mistake: Callable[..., str],
+) -> None:
+    """What `prefixcap caption` wrote, three captions an image, against COCO annotations in another order."""
+    monkeypatch.chdir(tmp_path)
+    annotations = [{"image_id": image, "caption": text} for image, texts in REFERENCES.items() for text in texts]
+    images = [{"id": image} for image in (9, 7, 8)]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    rows = [{"image": f"val2014/COCO_val2014_{n:012}.jpg", "captions": [REFERENCES[n][0], "no", "no"]} for n in (7, 9)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [f"captions={tmp_path}/captions.jsonl", f"references={tmp_path}/annotations.json", "metrics=[CIDEr]"]
+    told = mistake("eval", *options)
+    assert "no caption in" in told and "for image 8 of 3: caption these, too, or give subset=true" in told
+    monkeypatch.chdir(tmp_path)
+    evaluate(monkeypatch, *options, "subset=true", "out=scores")
+    printed = capsys.readouterr().out
+    assert "a part: 2 of 3 images have a caption" in printed and "2 images have several captions: the first" in printed
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    part = {image: REFERENCES[image] for image in (9, 7)}
+    assert scores["CIDEr"] == cider({image: texts[0] for image, texts in part.items()}, part) > 0
+    assert scores["images"] == 2 and "a part: 2 of 3 images have a caption" in scores["notes"]
+    assert [entry["image_id"] for entry in json.loads((tmp_path / "scores" / "captions.json").read_text())] == [9, 7]
+    rows.append({"image": "stranger.jpg", "captions": ["a dog"]})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "images with a caption but no references (1): 'stranger.jpg'" in mistake("eval", *options, "subset=true")
+    assert "subset=true is for captions=FILE" in mistake("eval", "ckpt=x", "subset=true")
+
+
+def test_captions_of_a_store_by_the_names_of_its_files(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path / "cache"))
+    data = ["data=coco", f"data.store={make_store(tmp_path / 'store', encoder)}", "metrics=[CIDEr]", "out=scores"]
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f"photos/{n}.jpg,{n}\n" for n in REFERENCES))
+    evaluate(monkeypatch, "captions=captions.csv", *data)
+    written = json.loads((tmp_path / "scores" / "captions.json").read_text())
+    assert written == [{"image_id": image, "caption": f"{image}"} for image in REFERENCES]
 
 
 def test_the_image_of_a_damaged_embedding_is_named(

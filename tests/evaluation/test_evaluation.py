@@ -1,5 +1,6 @@
 """Evaluations as they are read again: tables, files, comparisons; and what each metric needs."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.comparison import compare
+from prefixcap.files import from_cell
 from prefixcap.language import load_language_model
 from prefixcap.metrics import Scores
 from prefixcap.metrics.clip_score import PROMPT
@@ -79,6 +81,78 @@ def test_a_metric_that_only_people_have_is_no_ratio() -> None:
     evaluation = Evaluation(GOOD, REFERENCES, scores, Scores({"CIDEr": 1.0, "METEOR": 0.5}))
     line = next(line for line in evaluation.table().splitlines() if line.startswith("captions / humans"))
     assert line.split()[3:] == ["0.5000", "-"]
+
+
+def test_no_ratio_to_people_who_score_next_to_nothing(tmp_path: Path) -> None:
+    """BLEU-4 of short captions comes from the constants against division by 0."""
+    references = {1: ["a dog", "the pet"], 2: ["a cat", "a cat"]}
+    evaluation = evaluate({1: "a dog", 2: "a cat"}, references, ["BLEU", "CIDEr"])
+    assert evaluation.humans is not None and 0 < evaluation.humans.corpus["BLEU-4"] < 0.001
+    evaluation.write(tmp_path, "test")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["captions / humans"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "CIDEr"}
+    assert metrics["images"] == 2 and metrics["notes"] == evaluation.all_notes()
+    assert "captions / humans: none for BLEU-4, where people score less than 0.001" in metrics["notes"]
+    ratios = next(line for line in evaluation.table().splitlines() if line.startswith("captions / humans"))
+    assert ratios.split()[6] == "-"
+
+
+def test_one_image(tmp_path: Path) -> None:
+    evaluation = evaluate({"a": "a dog runs"}, {"a": ["a dog", "a dog runs fast"]}, ["ROUGE-L", "CIDEr"])
+    assert evaluation.intervals == evaluation.human_intervals == {}
+    printed = evaluation.table()
+    assert "±" not in printed and "\none image has no confidence interval\n" in printed
+    assert "CIDEr is 0 whatever the captions say: no word of the references is rarer than another in one im" in printed
+    evaluation.write(tmp_path / "one", "test")
+    assert "CIDEr is 0 whatever" in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="evaluate one image, which cannot tell which is better"):
+        compare(tmp_path / "one", tmp_path / "one")
+    domains = {image: "single" if image == "0.jpg" else "others" for image in REFERENCES}
+    several = evaluate(POOR, REFERENCES, ["ROUGE-L", "CIDEr"], domains=domains)
+    assert several.domain_intervals["single"] == {} and several.domain_intervals["others"]
+    assert "\nsingle: CIDEr is 0 whatever the captions say" in several.table()
+
+
+def test_few_images_and_scripts_without_spaces_are_noted() -> None:
+    few = evaluate(POOR, REFERENCES, ["CIDEr"]).all_notes()
+    assert "CIDEr weighs words by the references of these 8 images: it compares with no score of others" in few
+    many = {number: [f"a dog {number}"] for number in range(100)}
+    notes = evaluate(dict.fromkeys(many, "a dog"), many, ["CIDEr"]).all_notes()
+    assert not any(note.startswith(("CIDEr", "scripts")) for note in notes)
+    chinese = evaluate(dict.fromkeys(many, "狗"), many, ["CIDEr"]).all_notes()
+    assert "scripts without spaces are scored character by character, not word by word" in chinese
+    bare = evaluate(dict.fromkeys(many, "a dog"), many | {3: ["...", ""]}, ["CIDEr"]).all_notes()
+    assert "references have no word: image 3" in bare
+
+
+def test_captions_without_any_word_have_no_perplexity() -> None:
+    evaluation = evaluate(
+        dict.fromkeys(REFERENCES, " "), REFERENCES, ["CIDEr", "diversity", "perplexity"],
+        language_model=load_language_model("demo"),
+    )  # fmt: skip
+    assert "perplexity is missing: no caption has a word" in evaluation.table()
+    assert evaluation.extra["diversity"]["Vocabulary"] == 0
+
+
+def test_figures_that_json_has_no_number_for(tmp_path: Path) -> None:
+    evaluation = evaluate(POOR, REFERENCES, ["CIDEr"])
+    evaluation.extra["perplexity"] = {"under gpt2": float("inf"), "x": float("nan"), "y": 1.0}
+    evaluation.write(tmp_path, "test")
+    text = (tmp_path / "metrics.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert json.loads(text)["perplexity"] == {"under gpt2": None, "x": None, "y": 1.0}
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
+    captions = {image: f"{sign}cmd|' /C calc'!A0;=1+1" for image, sign in zip(REFERENCES, "=+-@\t\r'a", strict=True)}
+    renamed = {f"={image}": texts for image, texts in REFERENCES.items()}
+    evaluate({f"={image}": text for image, text in captions.items()}, renamed, ["CIDEr"]).write(tmp_path, "test")
+    with (tmp_path / "per_image.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for row in rows for cell in row)
+    assert [[from_cell(cell) for cell in row[:2]] for row in rows] == [[f"={i}", text] for i, text in captions.items()]
+    assert all(float(row[2]) >= 0 for row in rows)
+    assert ';=1+1",' in (tmp_path / "per_image.csv").read_text(encoding="utf-8")  # in quotes, whatever divides cells
 
 
 def test_captions_without_words_are_named() -> None:

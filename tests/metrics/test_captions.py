@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from prefixcap.errors import InputError
-from prefixcap.metrics import SCORERS, cider, score_captions, score_humans, score_parts
+from prefixcap.metrics import SCORERS, cider, cider_tells_nothing, score_captions, score_humans, score_parts
 from prefixcap.metrics.ptb import tokenize
 from tests.metrics.coco_tools import needs_java, needs_shared_data, shared_json
 
@@ -69,6 +69,38 @@ def test_scores_are_those_of_the_coco_tools_with_their_java_tokenizer() -> None:
         mean = sum(scores.per_image[name].values()) / len(captions)
         assert scores.corpus[name] == pytest.approx(mean)
     assert cider(captions, references) == scores.corpus["CIDEr"]
+
+
+@needs_java
+@needs_shared_data
+def test_captions_whose_end_depends_on_the_next_score_as_by_the_coco_tools() -> None:
+    """In the order of each mapping, which differ, and as parts."""
+    entries = shared_json("results/magic_coco_test.json")[:300]
+    generator = random.Random(0)
+
+    def ended(text: str) -> str:
+        begin = generator.choice(["The", "a", "In", "Its"])
+        return f"{begin} {text.rstrip(' .')} {generator.choice(['t.', 'b.', 'U.S.', 'on a', 'fig.'])}"
+
+    references = {entry["image_name"]: [ended(text) for text in entry["captions"]] for entry in entries}
+    captions = {entry["image_name"]: ended(entry["prediction"]) for entry in reversed(entries)}
+
+    def by_tools(images: list[str]) -> dict[str, float]:
+        tokenizer = PTBTokenizer()
+        gts = tokenizer.tokenize({i: [{"caption": text} for text in references[i]] for i in images})
+        res = tokenizer.tokenize({i: [{"caption": text}] for i, text in captions.items() if i in gts})
+        scores = {f"BLEU-{n}": score for n, score in enumerate(Bleu(4).compute_score(gts, res, verbose=0)[0], 1)}
+        for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider())):
+            scores[name] = scorer.compute_score(gts, res)[0]
+        return scores
+
+    images = list(references)
+    alone = {image: tokenize(text) for image, text in captions.items()}
+    assert score_captions(alone, references, WITHOUT_JAVA).corpus["CIDEr"] != pytest.approx(by_tools(images)["CIDEr"])
+    scores = score_parts(captions, references, {"odd": images[1::2]}, WITHOUT_JAVA)
+    assert scores["overall"].corpus == pytest.approx(by_tools(images), abs=1e-12)
+    assert scores["odd"].corpus == pytest.approx(by_tools(images[1::2]), abs=1e-12)
+    assert score_captions(captions, references, WITHOUT_JAVA).corpus == scores["overall"].corpus
 
 
 @needs_shared_data
@@ -224,6 +256,28 @@ def test_mistakes_in_parts_are_told_in_one_line(parts: Any, message: str) -> Non
     with pytest.raises(InputError) as error:
         score_parts(CAPTIONS, REFERENCES, parts, WITHOUT_JAVA)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("references", "nothing"),
+    [
+        ({1: ["a dog runs", "the dog"]}, True),
+        ({1: ["a dog"], 2: ["a dog"]}, True),
+        ({1: ["", "..."], 2: ["!"]}, True),
+        ({}, True),
+        ({1: ["a dog"], 2: ["a dog barks"]}, False),
+        ({1: ["a dog"], 2: ["..."]}, False),
+    ],
+)
+def test_references_of_which_cider_tells_nothing(references: dict[int, list[str]], nothing: bool) -> None:
+    """Whatever the captions are: those of others, the references themselves, none."""
+    assert cider_tells_nothing(references) == nothing
+    scores = [
+        cider({image: text or texts[0] for image, texts in references.items()}, references)
+        for text in ("", "a dog barks", "a dog", "a cat sleeps")
+        if references
+    ]
+    assert nothing == (max(scores, default=0.0) == 0)
 
 
 def test_humans_need_two_references() -> None:

@@ -126,6 +126,10 @@ STATISTICS = np.ones((3, 2))
         ),
         (lambda: paired_test(mean, STATISTICS[:0], STATISTICS[:0]), "there are no images to resample"),
         (lambda: confidence_interval(mean, STATISTICS[:0]), "there are no images to resample"),
+        (
+            lambda: confidence_interval(mean, STATISTICS[:1]),
+            "one image cannot tell how sure a score is: give statistics of two or more",
+        ),
         (lambda: confidence_interval(mean, STATISTICS, 0), "0 bootstrap samples are too few: give 1,000 or more"),
         (
             lambda: confidence_interval(mean, STATISTICS, level=95),

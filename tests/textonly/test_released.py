@@ -282,5 +282,5 @@ def test_candidates_are_cleaned_and_compared_by_their_first_characters(monkeypat
     for row, embedding, after in zip(clean, embeddings, ranked, strict=True):
         assert after == sorted(row, key=lambda caption: -float(embedding[ord(caption[:7][-1]) % 16]))
     for wrong in (0, "80", 1.5):
-        with pytest.raises(InputError, match="rerank_characters must be (an integer of )?at least 1"):
+        with pytest.raises(InputError, match=r"rerank_characters must be (an integer of )?at least 1"):
             model.caption(embeddings, "greedy", rerank_characters=wrong)
