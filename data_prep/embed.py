@@ -67,6 +67,9 @@ def make_store(
     if data.store is not None and is_remote(data.store):
         raise InputError(f"a store is made on a local disk, and then copied: {data.store} is a URL; give a path")
     dataset: Dataset = instantiate(data.reader)
+    if options.get("progress", True):
+        for note in dataset.notes:
+            print(note)
     if options.get("features") is None:
         options["features"] = ["image"] if dataset.has_images else ["caption"]
     with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
@@ -134,6 +137,8 @@ def print_store(store: FeatureStore, unit: str) -> None:
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
     captions = f"; captions: {store.captions:,}" if unit == "images" else ""
     print(f"{unit}: {splits}{captions}")
+    if others := sorted(store.splits.keys() - {"train", "val", "test"}):
+        print(f"neither train, val nor test: {', '.join(others)}; read only where they are named, as split={others[0]}")
     if unit == "sentences" and (copies := copies_of_captions(store)):
         print(f"copies: {copies:,} sentences are said a second time or more; they are kept, and count as often")
     if skipped := store.skipped():

@@ -113,6 +113,7 @@ class Dataset:
         image_root: the folder that `ImageRecord.file` is relative to.
         source: what was read, as the store's attributes say it.
         has_images: False for sentences alone.
+        notes: what whoever embeds it is to be told.
     """
 
     shards: Sequence[Shard]
@@ -120,6 +121,7 @@ class Dataset:
     image_root: Path
     source: str
     has_images: bool = True
+    notes: Sequence[str] = ()
 
     @property
     def unit(self) -> str:
@@ -150,13 +152,18 @@ class FileShard:
 
 
 def of_files(
-    records: list[ImageRecord], skipped: list[Skipped], image_root: Path, source: str, shard_size: int = 1000
+    records: list[ImageRecord],
+    skipped: list[Skipped],
+    image_root: Path,
+    source: str,
+    shard_size: int = 1000,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """A data set of image files, all of them listed in memory."""
     shards = [
         FileShard(records[first : first + shard_size], image_root) for first in range(0, len(records), shard_size)
     ]
-    return Dataset(shards, skipped, image_root, source)
+    return Dataset(shards, skipped, image_root, source, notes=notes)
 
 
 def import_pyarrow() -> Any:

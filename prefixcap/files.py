@@ -40,11 +40,6 @@ _WEEK = 7 * 24 * 3600.0
 _next_look: dict[Path, float] = {}  # when to look for leftovers in a folder again
 
 
-# Escapes in JSON: a backslash, a pair of surrogates, half of one.
-_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_SURROGATES = re.compile(rf"\\\\|\\u[dD][89abAB][0-9a-fA-F]{{2}}\\u[dD][c-fC-F][0-9a-fA-F]{{2}}|{_HALF.pattern}")
-
-
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
@@ -249,8 +244,8 @@ def parse_json(text: str | bytes, source: object) -> Any:
     """The value of a JSON text that somebody else wrote.
 
     Args:
-        text: JSON; bytes are UTF-8, with or without a byte order mark. Half of a surrogate pair, which could never be
-            written again, becomes U+FFFD.
+        text: JSON; bytes are UTF-8, with or without a byte order mark. Half a surrogate pair in an escape is let
+            through: whoever writes such a text has to look.
         source: where it comes from, for the message.
 
     Raises:
@@ -259,7 +254,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(_SURROGATES.sub(_without_halves, text) if _HALF.search(text) else text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{source} is not JSON: {error.msg} in line {error.lineno}") from error
     except RecursionError as error:
@@ -268,10 +263,6 @@ def parse_json(text: str | bytes, source: object) -> Any:
         raise InputError(f"{source} is not JSON in UTF-8 (byte {error.start}); convert it to UTF-8") from error
     except ValueError as error:  # of `int`
         raise InputError(f"{source} is not usable JSON: an integer in it has too many digits") from error
-
-
-def _without_halves(escape: re.Match[str]) -> str:
-    return r"\ufffd" if _HALF.fullmatch(escape[0]) else escape[0]
 
 
 def read_table(file: Path, kind: type[Row]) -> list[Row]:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
+from prefixcap.colour import to_rgb
 from prefixcap.encoders.inputs import Images, check_finite
 from prefixcap.errors import InputError
 from prefixcap.options import check_value
@@ -80,7 +81,7 @@ def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations
     figure = Figure(figsize=(8, 2.4 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 2, width_ratios=(1, 2.4), squeeze=False)
     for (left, right), image, caption, tokens in zip(axes, images, captions, interpretations, strict=True):
-        left.imshow(image.convert("RGB"))
+        left.imshow(to_rgb(image))
         words = "  ".join(_visible(row[0][0]) for row in tokens)
         texts = ((0.95, "caption", caption, 64, 11), (0.5, "nearest token of each prefix vector", words, 72, 10))
         for height, heading, text, columns, size in texts:

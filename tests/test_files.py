@@ -110,23 +110,6 @@ def test_json_is_read_with_pairs_of_surrogates_and_a_byte_order_mark():
     assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}', "x.json") == {"a": "😀"}
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        (r"\ud83d", "\ufffd"),
-        (r"\uD83D x", "\ufffd x"),
-        (r"\ude00\ud83d", "\ufffd\ufffd"),
-        (r"\ud83d\ud83d\ude00\ude00", "\ufffd😀\ufffd"),
-        (r"\\ud83d", "\\ud83d"),  # a backslash, and letters
-        (r"\\\ud83d", "\\\ufffd"),
-        (r"\uDBFF\uDFFF\u00e9", "\U0010ffffé"),
-    ],
-)
-def test_half_a_surrogate_pair_becomes_a_character_that_can_be_written(text: str, value: str) -> None:
-    parsed = parse_json(f'"{text}"', "x.json")
-    assert parsed == value and parsed.encode()
-
-
 def test_a_new_file_has_the_mode_that_open_gives(tmp_path: Path) -> None:
     """Also one that a library writes by way of a file of its own, which others cannot read."""
     weights = {"a": torch.zeros(2)}

@@ -16,7 +16,7 @@ from data_prep.interchange.arrays import read_arrays
 from data_prep.interchange.clip_retrieval import read_clip_retrieval
 from data_prep.interchange.clipcap import read_clipcap
 from data_prep.interchange.sources import CHUNK, Array, Row, Source
-from data_prep.readers.inputs import INT64, check_shares, clean_caption, draw_split
+from data_prep.readers.inputs import INT64, check_shares, clean_caption, draw_split, is_storable, split_name
 from data_prep.records import ImageRecord, Skipped
 from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
@@ -214,7 +214,7 @@ class _Checks:
     def record(self, row: Row, split: str | None, where: str) -> ImageRecord:
         """The record of an image, its captions left out; a wrong one raises InputError beginning with `where`."""
         image_id = row.id
-        if not (_is_text(image_id) and image_id) and not (type(image_id) is int and image_id in INT64):
+        if not (is_storable(image_id) and image_id) and not (type(image_id) is int and image_id in INT64):
             raise InputError(f"{where}: the id {image_id!r} is neither a text nor a whole number of 64 bits: mend it")
         assert isinstance(image_id, int | str)
         self.kind = self.kind or type(image_id)
@@ -229,15 +229,10 @@ class _Checks:
             raise InputError(f"{where}: the id {image_id!r} comes twice: give every image its own, then import again")
         self.seen.add(number)
         for name, value in (("file", row.file), ("split", row.split), ("domain", row.domain)):
-            if value is not None and not _is_text(value):
+            if value is not None and not is_storable(value):
                 raise InputError(f"{where}: the {name} {value!r} is no text: mend it")
-        own = str(split or row.split or draw_split(str(image_id), *self.shares, seed=0))
+        own = split_name(str(split or row.split or "")) or draw_split(str(image_id), *self.shares, seed=0)
         return ImageRecord(image_id, str(row.file or ""), own, (), str(row.domain or ""))
-
-
-def _is_text(value: object) -> bool:
-    """Whether HDF5 can hold it as a text: a string without null characters and halves of characters."""
-    return isinstance(value, str) and "\0" not in value and value.encode(errors="ignore").decode() == value
 
 
 def _convert(chunk: _Chunk, check: _Checks) -> tuple[list[ImageRecord], dict[str, Array], list[Skipped]]:

@@ -2,21 +2,25 @@
 
 The annotations give the captions, the split file says which image is in which split and where it lies.
 Karpathy's "restval" (the rest of val2014) counts as "train", as in every paper that uses these splits.
-Without a split file, as for nocaps, the annotations are one split.
+Without a split file the annotations are COCO's own splits, by the names of their files, or, as for nocaps, one.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data_prep.readers.inputs import (
     check_shares,
     clean_caption,
-    draw_split,
+    draw_splits,
     image_id_of,
-    karpathy_split,
     object_list,
     relative_file,
+    split_name,
+    split_of,
     text_of,
     value_of,
 )
@@ -24,26 +28,31 @@ from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_json
 
+Entries = dict[
+    int | str, tuple[Path, dict[str, Any]]
+]  # by image id: the annotation file, and what it says of the image
+
 
 def read_coco(
     root: str | Path,
     annotations: str = "captions_*.json",
     split_file: str | None = "dataset_coco.json",
     images: str = "",
-    split: str = "val",
+    split: str | None = None,
     val_share: float = 0.0,
     test_share: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
-    """Read COCO captions, with the Karpathy split, as one split, or with splits that are drawn.
+    """Read COCO captions, with the Karpathy split, COCO's own, as one split, or with splits that are drawn.
 
     Args:
-        root: the folder that holds the image folders (`train2014`, `val2014`).
+        root: the folder that holds the image folders (`train2014`, `val2014`), or their folder `images`.
         annotations: pattern of the annotation files, looked for in `root` and in `root/annotations`.
-        split_file: in the form of Karpathy's `dataset_coco.json`; relative to `root`, or absolute. None: all
-            images of the annotations are one split.
-        images: without a split file, the folder below `root` that the annotations' file names are relative to.
-        split: without a split file, the name of the split.
+        split_file: in the form of Karpathy's `dataset_coco.json`; relative to `root`, or absolute. It is of COCO 2014;
+            of 2017, which has the same images in other folders, it gives the splits. None: the annotations are all.
+        images: the folder below `root` that the annotations' file names are relative to; "": the one that an
+            annotation file is called by (`train2017` of `captions_train2017.json`), if it is there, else `root`.
+        split: without a split file, of all images. None: what an annotation file is called by, "val" if it is by none.
         val_share: share of the images, 0.0 to 1.0, that is drawn for "val", whatever split they are in.
         test_share: likewise for "test"; what is left is then "train". Both 0.0: nothing is drawn.
         seed: of the draw. The split of an image depends on its id and the seed alone.
@@ -62,7 +71,7 @@ def read_coco(
     files = sorted(root.glob(annotations)) or sorted((root / "annotations").glob(annotations))
     if not files:
         raise InputError(f"no file {annotations} in {root} or {root / 'annotations'}; set data.root to COCO's folder")
-    entries: dict[int | str, tuple[Path, dict[str, Any]]] = {}
+    entries: Entries = {}
     captions: dict[int | str, list[str]] = {}
     skipped: list[Skipped] = []
     for file in files:
@@ -90,10 +99,13 @@ def read_coco(
 
     records: list[ImageRecord] = []
     placed: set[int | str] = set()
+    places = _Places(root, images, split)
     listed = (
-        _placed_by_annotations(root, images, split, entries) if split_file is None else _placed_by(root, split_file)
+        ((image_id, *places.own(*entry)) for image_id, entry in entries.items())
+        if split_file is None
+        else places.by_split_file(split_file, entries)
     )
-    for image_id, file_name, split_name in listed:
+    for image_id, file_name, own_split in listed:
         placed.add(image_id)
         if image_id not in entries:
             skipped.append(Skipped(image_id, file_name, "image is not in the annotations"))
@@ -101,9 +113,10 @@ def read_coco(
             skipped.append(Skipped(image_id, file_name, "image without caption"))
         else:
             domain = str(entries[image_id][1].get("domain", ""))
-            if val_share or test_share:
-                split_name = draw_split(str(image_id), val_share, test_share, seed)
-            records.append(ImageRecord(image_id, file_name, split_name, tuple(captions[image_id]), domain))
+            records.append(ImageRecord(image_id, file_name, own_split, tuple(captions[image_id]), domain))
+    if val_share or test_share:
+        drawn = draw_splits((str(record.id) for record in records), val_share, test_share, seed)
+        records = [replace(record, split=drawn[str(record.id)]) for record in records]
     skipped += [
         Skipped(image_id, "", "image is not in the split file") for image_id in entries if image_id not in placed
     ]
@@ -117,23 +130,45 @@ def read_coco(
     return of_files(records, skipped, root, f"COCO captions in {root}")
 
 
-def _placed_by(root: Path, split_file: str) -> Iterator[tuple[int | str, str, str]]:
-    """(id, file, split) of each image of a split file."""
-    path = root / split_file
-    seen: set[int | str] = set()
-    for image in object_list(path, read_json(path), "images"):
-        image_id = image_id_of(path, image, "cocoid")
-        if image_id in seen:
-            raise InputError(f"{path}: the image id {image_id} comes twice")
-        seen.add(image_id)
-        name = f"{text_of(path, image, 'filepath')}/{text_of(path, image, 'filename')}"
-        yield image_id, relative_file(root, name, str(path)), karpathy_split(text_of(path, image, "split"))
+class _Places:
+    """Where images lie, and in which split; as `read_coco` has it."""
 
+    def __init__(self, root: Path, images: str, split: str | None) -> None:
+        self.root, self.images, self.split = root, images, split
+        self._folder = cache(self._look_for)
 
-def _placed_by_annotations(
-    root: Path, images: str, split: str, entries: dict[int | str, tuple[Path, dict[str, Any]]]
-) -> Iterator[tuple[int | str, str, str]]:
-    """(id, file, split) of each image of the annotations, whose file names are relative to `root/images`."""
-    for image_id, (path, image) in entries.items():
-        name = str(Path(images) / text_of(path, image, "file_name"))
-        yield image_id, relative_file(root, name, str(path)), split
+    def own(self, path: Path, image: dict[str, Any]) -> tuple[str, str]:
+        """The file and the split of an image, as its annotation file says it."""
+        called = re.search(r"(train|val|test)\d*", path.name)
+        folder = self.images or ((called and self._folder(called[0])) or "")
+        name = str(Path(folder) / text_of(path, image, "file_name"))
+        split = self.split or (called[1] if called else "val")
+        return relative_file(self.root, name, str(path)), split_name(split)
+
+    def by_split_file(self, split_file: str, entries: Entries) -> Iterator[tuple[int | str, str, str]]:
+        """(id, file, split) of each image of a split file; where its folder is not there, the annotations' file."""
+        path = self.root / split_file
+        if not path.exists():
+            raise InputError(
+                f"cannot read {path}: No such file or directory; put Karpathy's there, or give "
+                "data.reader.split_file=null to have the splits of the annotations"
+            )
+        seen: set[int | str] = set()
+        for image in object_list(path, read_json(path), "images"):
+            image_id = image_id_of(path, image, "cocoid")
+            if image_id in seen:
+                raise InputError(f"{path}: the image id {image_id} comes twice")
+            seen.add(image_id)
+            folder, name = text_of(path, image, "filepath"), text_of(path, image, "filename")
+            there = self._folder(folder)
+            file = relative_file(self.root, f"{there or folder}/{name}", str(path))
+            if there is None and "file_name" in (entry := entries.get(image_id, (path, {})))[1]:
+                file, _ = self.own(*entry)
+            yield image_id, file, split_of(path, image)
+
+    def _look_for(self, name: str) -> str | None:
+        """Where a folder of images of that name lies below the root; None: it is not there."""
+        try:
+            return next((path for path in (name, f"images/{name}") if (self.root / path).is_dir()), None)
+        except OSError:  # it is too long for a name
+            return None

@@ -1,121 +1,163 @@
-"""A folder of images with a table of captions: CSV, TSV or JSON lines."""
+"""A folder of images with captions: in a table, in JSON, or in a text file beside each image."""
 
-import json
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from data_prep.readers.inputs import (
-    check_shares,
-    clean_caption,
-    draw_split,
-    relative_file,
-    require_columns,
-    table_rows,
-)
+from data_prep.readers.inputs import SPLITS, check_shares, clean_caption, draw_splits, is_storable, split_name
+from data_prep.readers.names import FileNames
+from data_prep.readers.tables import Row, read_rows
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
-from prefixcap.errors import InputError
-from prefixcap.files import read_text
+from prefixcap.errors import InputError, listed
 from prefixcap.images import IMAGE_SUFFIXES
+
+# What files with captions are called, where none is named.
+TABLE = re.compile(r"(captions\.(csv|tsv|jsonl|json|txt)|metadata\.(csv|jsonl)|results\.csv|.*\.token(\.txt)?)", re.I)
+SIDECARS = (".txt", ".caption")
+MOST_BYTES = 1_000_000  # of a text file beside an image
 
 
 def read_folder(
-    root: str | Path, captions: str | Path, val_share: float = 0.1, test_share: float = 0.1, seed: int = 0
+    root: str | Path,
+    captions: str | Path | None = None,
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
 ) -> Dataset:
     """Read a folder of images with captions.
 
     Args:
         root: the folder that the image paths are relative to.
-        captions: a `.csv` or `.tsv` file with the columns `image`, `caption` and, if wanted, `split`, or a
-            `.jsonl` file with the same keys, where `captions` may give a list. An image may have several
-            rows. In a `.tsv` file quotation marks are ordinary characters.
+        captions: a table with a column of images, one of captions and, if wanted, `split`, or JSON with such keys, see
+            `data_prep.readers.tables.read_rows`. An image may have several rows. None: `captions.csv` in `root`; else
+            the one file there that is called as such files are (`TABLE`), or such files in the folders `train`, `val`
+            and `test`, or one in another folder; else a text file beside each image, with a caption a line.
         val_share: share of the images, 0.0 to 1.0, that goes to "val" where no split is given.
         test_share: likewise for "test"; what is left is "train".
-        seed: of the draw. The split of an image depends on its path and the seed alone.
+        seed: of the draw. The split of an image depends on its path and the seed alone, but where images are few: then
+            each split that has a share gets one at least.
 
     Returns:
-        The images in the order of the file, with the relative paths as ids. Captions that are empty or no
-        text, and images in the folder that have no caption, are in `skipped`.
+        The images in the order of the file, with the relative paths as ids. An image that is not there under the very
+        name is looked for by it in another case, Unicode form or ending, and, if the name has no folder, in the folders
+        below. Captions that are empty or no text, rows that cannot be read, and images in the folder that have no
+        caption, are in `skipped`.
 
     Raises:
         InputError: a file or folder is missing, is not UTF-8, lacks a column or has a row that cannot be
-            read; a path leaves `root`; an image is given two splits; no caption is left. The message names
-            the file.
+            read; a path leaves `root`; an image is given two splits; no caption is left; several files may be the one
+            with the captions. The message names the file.
     """
-    root, captions = Path(root), Path(captions)
+    root = Path(root)
     check_shares(val_share, test_share)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; set data.root to the folder of the images")
+    names = FileNames(root)
+    tables: Sequence[tuple[Path, str | None]] = [(Path(captions), None)] if captions is not None else find_tables(root)
+    source = ", ".join(str(path) for path, _ in tables) or f"text files in {root}"
+    rows = [(path.parent, split, row) for path, split in tables for row in read_rows(path)]
+    if not tables:
+        rows = [(root, split, row) for split, row in _sidecar_rows(root, names)]
+    likeliest = (root,) if captions is not None else ()
+    found_files = names.find(((*likeliest, folder, root), row) for folder, _, row in rows)
     texts: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     skipped: list[Skipped] = []
-    for where, image, caption, split in _rows(captions):
-        if not isinstance(image, str) or not image:
-            raise InputError(f"{where}: 'image' must be a path, not {image!r}")
-        image_id = relative_file(root, image, where)
-        if split is not None:
-            name = split.strip() if isinstance(split, str) else ""
-            if not name or splits.setdefault(image_id, name) != name:
-                raise InputError(f"{where}: {image} has the split {split!r}; give each image one split, by name")
-        texts.setdefault(image_id, [])
-        try:
-            texts[image_id].append(clean_caption(caption))
-        except ValueError as error:
-            skipped.append(Skipped(image_id, image_id, str(error)))
-    records = [
-        ImageRecord(
-            image_id,
-            image_id,
-            splits.get(image_id) or draw_split(image_id, val_share, test_share, seed),
-            (*found,),
-        )
-        for image_id, found in texts.items()
-        if found
-    ]
-    if not records:
-        raise InputError(f"{captions} has no caption")
-    uncaptioned = [file for file in _image_files(root) if not texts.get(file)]
-    skipped += [Skipped(file, file, "image without caption") for file in uncaptioned]
-    return of_files(records, skipped, root, f"captions in {captions}")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, object, object, object]]:
-    """(place, image, caption, split or None) for each caption of a file, not checked yet."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _jsonl_rows(path)
-    elif suffix in (".csv", ".tsv"):
-        for where, row in table_rows(path, ["image", "caption"]):
-            yield where, row["image"], row["caption"], row.get("split")
-    else:
-        raise InputError(f"{path} must be a .csv, .tsv or .jsonl file")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, object, object, object]]:
-    # Not splitlines: that also breaks at characters that JSON allows inside a string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
+    for (_, split, row), image_id in zip(rows, found_files, strict=True):
+        if image_id is None:
+            skipped.append(Skipped("", str(row.image or Path(source).name), row.problem or ""))
             continue
-        where = f"{path}, line {number}"
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where} is not JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is no JSON object")
-        caption_key = "captions" if "captions" in row else "caption"
-        require_columns(where, list(row), ["image", caption_key])
-        captions = row[caption_key]
-        for caption in captions if isinstance(captions, list) else [captions]:
-            yield where, row["image"], caption, row.get("split")
+        given = split if row.split is None else _given_split(row)
+        if given is not None and splits.setdefault(image_id, given) != given:
+            raise InputError(
+                f"{row.where}: {row.image} has the split {row.split!r}; give each image one split, by name"
+            )
+        texts.setdefault(image_id, [])
+        for caption in row.captions:
+            try:
+                texts[image_id].append(clean_caption(caption))
+            except ValueError as error:
+                skipped.append(Skipped(image_id, image_id, str(error)))
+    captioned = {image_id: tuple(found) for image_id, found in texts.items() if found}
+    if not captioned:
+        raise InputError(f"{source} has no caption" if rows or tables else _nothing_found(root))
+    drawn = draw_splits((image_id for image_id in captioned if image_id not in splits), val_share, test_share, seed)
+    splits = drawn | splits
+    records = [ImageRecord(image_id, image_id, splits[image_id], found) for image_id, found in captioned.items()]
+    uncaptioned = [file for file in names.files if not texts.get(file)]
+    skipped += [Skipped(file, file, "image without caption") for file in uncaptioned]
+    return of_files(records, skipped, root, f"captions in {source}", notes=names.notes())
 
 
-def _image_files(root: Path) -> list[str]:
-    """The image files below `root`, relative to it, sorted."""
-    return sorted(
-        (Path(folder) / name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+def find_tables(root: Path) -> Sequence[tuple[Path, str | None]]:
+    """The files with the captions of a folder, each with the split of its images, if its folder says it.
+
+    Raises:
+        InputError: several may be meant.
+    """
+    if (root / "captions.csv").is_file():
+        return [(root / "captions.csv", None)]
+    if here := _only_table(root):
+        return [(here, None)]
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    of_splits = [path for path in folders if path.name.casefold() in SPLITS]
+    found = [(table, split_name(path.name)) for path in of_splits if (table := _only_table(path))]
+    if found:
+        return found
+    below = [table for path in folders if (table := _only_table(path))]
+    return [(_only(below), None)] if below else []
+
+
+def _only_table(folder: Path) -> Path | None:
+    tables = sorted(path for path in folder.iterdir() if TABLE.fullmatch(path.name) and path.is_file())
+    tables = [path for path in tables if not any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)]
+    return _only(tables) if tables else None
+
+
+def _only(tables: list[Path]) -> Path:
+    if len(tables) > 1:
+        raise InputError(
+            f"any of the {listed('file', tables)} may have the captions: choose by data.reader.captions=FILE"
+        )
+    return tables[0]
+
+
+def _given_split(row: Row) -> str:
+    name = split_name(row.split) if isinstance(row.split, str) else ""
+    if not name or not is_storable(name):
+        raise InputError(_two_splits(row))
+    return name
+
+
+def _two_splits(row: Row) -> str:
+    return f"{row.where}: {row.image} has the split {row.split!r}; give each image one split, by name"
+
+
+def _sidecar_rows(root: Path, names: FileNames) -> Iterator[tuple[str | None, Row]]:
+    """The captions in the text files beside images, with the split that the first folder is called by."""
+    sharing: dict[Path, list[str]] = {}
+    for image in names.files:
+        for suffix in SIDECARS:
+            if (file := (root / image).with_suffix(suffix)).is_file():
+                sharing.setdefault(file, []).append(image)
+                break
+    for file, images in sharing.items():
+        for image in images:
+            folder = image.partition("/")[0]
+            split = split_name(folder) if folder != image and folder.casefold() in SPLITS else None
+            if len(images) > 1:
+                problem = f"{file.name} may be the captions of {listed('file', images)}"
+            elif file.stat().st_size > MOST_BYTES:
+                problem = f"{file.name} is too long for captions"
+            else:
+                lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+                yield split, Row(str(file), image, tuple(lines) or ("",))
+                continue
+            yield split, Row(str(file), image, problem=problem)
+
+
+def _nothing_found(root: Path) -> str:
+    return (
+        f"cannot read {root / 'captions.csv'}: No such file or directory; put it there, with the columns image and "
+        "caption, or a .txt file beside each image, or name another file with data.reader.captions=FILE"
     )

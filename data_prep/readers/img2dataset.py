@@ -10,7 +10,7 @@ from os import scandir
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.readers.inputs import check_shares, clean_caption, draw_split
+from data_prep.readers.inputs import SPLITS, check_shares, clean_caption, draw_split, draw_splits, split_name
 from data_prep.readers.tar import list_tar
 from data_prep.records import (
     Dataset,
@@ -23,33 +23,40 @@ from data_prep.records import (
     read_column,
 )
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.files import parse_json, read_json
 from prefixcap.images import IMAGE_SUFFIXES
 
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}  # by the folder that holds the shards
 IMAGE_COLUMNS = ("jpg", "png", "webp", "image")
-CAPTION_COLUMNS = ("caption", "text", "TEXT")
+CAPTION_COLUMNS = ("caption", "captions", "text", "TEXT")
+CAPTION_KEYS = ("captions", "caption", "text", "TEXT")  # in JSON
+TEXTS = (".txt", ".caption")
+MOST_TEXT = 10_000_000  # bytes of a text or JSON file
+MOST_IMAGE = 1_000_000_000
 
-Row = tuple[str, str, Path | TarMember | ParquetCell | None, object]  # key, file, where the image is, caption
+# The key, the file, where the image is, its captions; or why it has none.
+Row = tuple[str, str, Path | TarMember | ParquetCell | None, list[object] | str]
 FileOrMember = TypeVar("FileOrMember", Path, TarMember)
 
 
 def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: float = 0.01, seed: int = 0) -> Dataset:
     """Read what img2dataset wrote, in its forms "webdataset", "parquet" and "files".
 
-    A shard is a tar of KEY.jpg with KEY.txt or, where that is missing, KEY.json with a "caption"; a parquet file
-    with a column of images ("jpg", "png", "webp" or "image") and one of captions ("caption", "text" or "TEXT");
-    or a folder of such files as a tar holds. A parquet file beside a tar or folder of its name only describes
-    that, and is left aside.
+    A shard is a tar of KEY.jpg with KEY.txt or KEY.caption, a caption a line, or, where these are missing, KEY.json
+    with a "caption", "captions", "text" or a list; a parquet file with a column of images ("jpg", "png", "webp" or
+    "image") and one of captions ("caption", "captions", "text" or "TEXT"); or a folder of such files as a tar holds.
+    Several lines are one caption if KEY.json says so, as img2dataset's does. A parquet file beside a tar or folder of
+    its name only describes that, and is left aside.
 
     An image's id is its KEY where all shards have different names of one length and their keys begin with them,
     as img2dataset's do, and SHARD/KEY elsewhere: no two shards can have the same.
 
     Args:
-        root: the folder of the shards. Those in its folders `train`, `val`, `validation` and `test` are of that split.
+        root: the folder of the shards. Those in its folders `train`, `val` and `test`, or other spellings of these,
+            are of that split.
         val_share: share of the other images, 0.0 to 1.0, that goes to "val".
         test_share: likewise for "test"; what is left is "train".
-        seed: of the draw. The split of an image depends on its id and the seed alone.
+        seed: of the draw. The split of an image depends on its id and the seed alone, but in a single shard of few
+            images, where each split that has a share gets one at least.
 
     Returns:
         The shards, by name; none of them is read yet.
@@ -69,9 +76,11 @@ def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: floa
     keys_differ = len(stems) == len(files) and len({len(stem) for stem in stems}) == 1
     shards = []
     for name, file in sorted(files.items()):
-        split = SPLITS.get(posixpath.dirname(name))
+        split = split_name(posixpath.dirname(name)) or None
         size = _size(root, name, file)
-        shards.append(DownloadedShard(root, name, file, size, keys_differ, split, val_share, test_share, seed))
+        shards.append(
+            DownloadedShard(root, name, file, size, keys_differ, split, val_share, test_share, seed, len(files) == 1)
+        )
     return Dataset(shards, [], root, f"img2dataset's output in {root}")
 
 
@@ -87,6 +96,7 @@ class DownloadedShard:
         keys_differ: no other shard has keys that begin with this one's name.
         split: of all its images; None: drawn.
         val_share: of the draw, as are `test_share` and `seed`.
+        alone: there is no other shard.
     """
 
     root: Path
@@ -98,6 +108,7 @@ class DownloadedShard:
     val_share: float
     test_share: float
     seed: int
+    alone: bool = False
 
     def fingerprint(self) -> str:
         path = self.root / self.file
@@ -110,7 +121,7 @@ class DownloadedShard:
         path = self.root / self.file
         try:
             if path.is_dir():
-                samples, skipped = self._select(_paired(self.file, _files(path), Path.read_bytes))
+                samples, skipped = self._select(_paired(self.file, _files(path), Path.read_bytes, _bytes_of))
             elif path.suffix == ".tar":
                 samples, skipped = self._read_tar(path)
             else:
@@ -133,7 +144,7 @@ class DownloadedShard:
                 return tar.read(member.size)
 
             named = [(posixpath.normpath(member.name), member) for member in members]  # without a leading "./"
-            samples, skipped = self._select(_paired(self.file, named, content))
+            samples, skipped = self._select(_paired(self.file, named, content, lambda member: member.size))
         if cut:
             skipped.append(Skipped("", self.file, "the tar is cut short; what comes before is taken"))
         return samples, skipped
@@ -157,36 +168,60 @@ class DownloadedShard:
 
     def _select(self, rows: Iterable[Row]) -> tuple[list[Sample], list[Skipped]]:
         """The images with a caption, and the other rows with the reason."""
-        samples: list[Sample] = []
+        found: list[tuple[str, str, Path | TarMember | ParquetCell, tuple[str, ...]]] = []
         skipped: list[Skipped] = []
         seen: set[str] = set()
-        for key, file, where, caption in rows:
+        for key, file, where, captions in rows:
             is_id = self.keys_differ and key.startswith(posixpath.basename(self.name))
             image_id, file = _storable(key if is_id else f"{self.name}/{key}"), _storable(file)
-            try:
-                if where is None:
-                    raise ValueError("caption without image")
-                if image_id in seen:
-                    raise ValueError("id comes twice")
-                seen.add(image_id)
-                if caption is None:
-                    raise ValueError("image without caption")
-                captions = (clean_caption(caption),)
-            except ValueError as error:
-                skipped.append(Skipped(image_id, file, str(error)))
+            problem = _problem(where, captions, image_id in seen)
+            if where is None or isinstance(captions, str) or problem:
+                skipped.append(Skipped(image_id, file, problem))
                 continue
-            split = self.split or draw_split(image_id, self.val_share, self.test_share, self.seed)
-            samples.append(Sample(ImageRecord(image_id, file, split, captions), where))
+            seen.add(image_id)
+            texts: list[str] = []
+            for caption in captions:
+                try:
+                    texts.append(clean_caption(caption))
+                except ValueError as error:
+                    skipped.append(Skipped(image_id, file, str(error)))
+            if texts:
+                found.append((image_id, file, where, tuple(texts)))
+        splits = self._splits([image_id for image_id, _, _, _ in found])
+        samples = [
+            Sample(ImageRecord(image_id, file, splits[image_id], texts), where)
+            for image_id, file, where, texts in found
+        ]
         return samples, skipped
+
+    def _splits(self, ids: list[str]) -> dict[str, str]:
+        if self.split is not None:
+            return dict.fromkeys(ids, self.split)
+        shares = (self.val_share, self.test_share, self.seed)
+        return (
+            draw_splits(ids, *shares) if self.alone else {image_id: draw_split(image_id, *shares) for image_id in ids}
+        )
+
+
+def _problem(where: object, captions: list[object] | str, seen: bool) -> str:
+    """Why an image is left out; "": it is not."""
+    if where is None:
+        return "caption without image"
+    if seen:
+        return "id comes twice"
+    if isinstance(captions, str):
+        return captions
+    return "" if captions else "image without caption"
 
 
 def _shard_files(root: Path) -> dict[str, str]:
     """The files and folders that are shards, relative to `root`, by their names without suffix."""
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; set data.root to the output folder of img2dataset")
-    paths = [path for folder in ("", *SPLITS) if (root / folder).is_dir() for path in (root / folder).iterdir()]
+    splits = [path for path in root.iterdir() if path.name.casefold() in SPLITS and path.is_dir()]
+    paths = [path for folder in (root, *splits) for path in folder.iterdir()]
     tars = [path for path in paths if path.suffix == ".tar" and path.is_file()]
-    folders = [path for path in paths if path.is_dir() and path.relative_to(root).as_posix() not in SPLITS]
+    folders = [path for path in paths if path.is_dir() and path not in splits]
     tables = [path for path in paths if path.suffix == ".parquet" and path.is_file()]
     found: dict[str, str] = {}
     for path in [*tars, *filter(_has_image, folders), *tables]:
@@ -218,7 +253,7 @@ def _size(root: Path, name: str, file: str) -> int | None:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    return [(path.name, path) for path in sorted(folder.iterdir())]
+    return [(path.name, path) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def _listing(folder: Path) -> list[tuple[str, int]]:
@@ -226,7 +261,10 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
 
 
 def _paired(
-    shard: str, files: list[tuple[str, FileOrMember]], content: Callable[[FileOrMember], bytes]
+    shard: str,
+    files: list[tuple[str, FileOrMember]],
+    content: Callable[[FileOrMember], bytes],
+    size: Callable[[FileOrMember], int],
 ) -> Iterator[Row]:
     """The images among files, in their order, with the captions; then the captions that have no image."""
     images: list[tuple[str, str, FileOrMember]] = []
@@ -236,30 +274,64 @@ def _paired(
         key, suffix = posixpath.splitext(name)
         if _is_image(name):
             images.append((key, name, where))
-        elif suffix in (".txt", ".json"):
-            (texts if suffix == ".txt" else metadata).setdefault(key, (name, where))
+        elif suffix.lower() in TEXTS:
+            texts.setdefault(key, (name, where))
+        elif suffix.lower() == ".json":
+            metadata.setdefault(key, (name, where))
     for key, name, where in images:
-        caption: object = None
-        if key in texts:
-            caption = content(texts[key][1])
-        elif key in metadata:
-            caption = _caption_in(content(metadata[key][1]))
-        yield key, f"{shard}/{name}", where, caption
+        captions: list[object] | str = "the file is too large" if size(where) > MOST_IMAGE else []
+        beside = [table[key][1] if key in table else None for table in (texts, metadata)]
+        if any(file is not None and size(file) > MOST_TEXT for file in beside):
+            captions = "the caption is too long"
+        elif captions == []:
+            text, told = beside
+            captions = _lines(content(text)) if text is not None else []
+            if told is not None and len(captions) != 1:
+                captions = _settled(captions, _captions_in(content(told)))
+        yield key, f"{shard}/{_within(name)}", where, captions
     have_image = {key for key, _, _ in images}
     for key, (name, _) in (metadata | texts).items():
         if key not in have_image:
-            yield key, f"{shard}/{name}", None, None
+            yield key, f"{shard}/{_within(name)}", None, []
 
 
-def _caption_in(metadata: bytes) -> object:
-    """The caption in the JSON that img2dataset writes; None if there is none."""
+def _lines(text: bytes) -> list[object]:
+    """The captions in a text file, a line each; a blank one where there is nothing else."""
+    return [line for line in text.splitlines() if line.strip()] or [text]
+
+
+def _settled(lines: list[object], told: list[object]) -> list[object]:
+    """The captions of an image, from its text file, if it has one, and its JSON: which tells whether lines are one."""
+    joined = b" ".join(line for line in lines if isinstance(line, bytes)).decode("utf-8-sig", "replace").split()
+    if not lines or any(isinstance(caption, str) and caption.split() == joined for caption in told):
+        return told
+    return lines
+
+
+def _captions_in(metadata: bytes) -> list[object]:
+    """The captions in the JSON beside an image; none if it is damaged or has none."""
     try:
-        content = json.loads(metadata.decode("utf-8-sig"))
+        content = parse_json(metadata.decode("utf-8-sig"), "JSON")
     except UnicodeDecodeError:
-        return metadata  # refused for the same reason
-    except json.JSONDecodeError:
-        return None
-    return content.get("caption") if isinstance(content, dict) else None
+        return [metadata]  # refused for the same reason
+    except InputError:
+        return []
+    if isinstance(content, dict):
+        content = next((content[key] for key in CAPTION_KEYS if content.get(key) is not None), [])
+    return _listed(content)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _bytes_of(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _within(name: str) -> str:
+    """A name in an archive as a path that does not lead out of it."""
+    return posixpath.normpath(f"/{name}").lstrip("/")
 
 
 def _image_column(schema: Any) -> str | None:
@@ -280,13 +352,13 @@ def _parquet_rows(path: Path, shard: str, parquet: Any, image: str, caption: str
     number = 0
     for group in range(parquet.num_row_groups):
         absent = _absent(parquet, group, image)
-        captions = _texts(read_column(parquet, group, caption))
+        captions = [_listed(value) for value in _texts(read_column(parquet, group, caption))]
         keys = _texts(read_column(parquet, group, "key")) if "key" in parquet.schema_arrow.names else []
         for row, is_absent in enumerate(absent):
             key = keys[row] if keys else None
             name = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(number if key is None else key)
             where = None if is_absent else ParquetCell(path, image, group, row)
-            yield name, f"{shard}/{name}", where, captions[row]
+            yield name, f"{shard}/{_within(name)}", where, captions[row]
             number += 1
 
 
@@ -303,9 +375,12 @@ def _absent(parquet: Any, group: int, image: str) -> list[bool]:
 
 def _texts(column: Any) -> list[object]:
     """The values of a column; strings as bytes, because they may be no UTF-8."""
-    types = import_pyarrow().types
+    pyarrow = import_pyarrow()
+    types = pyarrow.types
     if types.is_string(column.type) or types.is_large_string(column.type):
         column = column.cast("large_binary" if types.is_large_string(column.type) else "binary")
+    elif types.is_list(column.type) and types.is_string(column.type.value_type):
+        column = column.cast(pyarrow.list_(pyarrow.binary()))
     values: list[object] = column.to_pylist()
     return values
 

@@ -1,25 +1,34 @@
 """What readers share: captions, paths, splits and entries as they come from others, checked."""
 
-import csv
 import hashlib
-import io
+import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from prefixcap.errors import InputError
-from prefixcap.files import read_text
 
 INT64 = range(-(2**63), 2**63)
+NOTHING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "#na"}  # how programs write a cell that holds nothing
+
+SPLITS = {
+    **dict.fromkeys(("train", "training", "restval"), "train"),  # "restval": the rest of COCO's val2014, in every paper
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 def clean_caption(caption: object) -> str:
     """A caption on one line, its whitespace folded to single spaces; bytes are read as UTF-8.
 
     Raises:
-        ValueError: it is no text, or nothing is left; the message is the reason to list it as skipped.
+        ValueError: it is no text, or nothing is left, or one of `NOTHING`, as pandas writes `nan`; the message is the
+            reason to list it as skipped.
     """
+    if isinstance(caption, float) and math.isnan(caption):
+        raise ValueError("empty caption")
     if isinstance(caption, bytes):
         try:
             caption = caption.decode("utf-8-sig")
@@ -30,6 +39,8 @@ def clean_caption(caption: object) -> str:
     folded = " ".join(caption.replace("\0", " ").split())
     if not folded:
         raise ValueError("empty caption")
+    if folded.casefold() in NOTHING:
+        raise ValueError(f"empty caption ({folded})")
     if not folded.isprintable():
         try:
             folded.encode("utf-8")
@@ -47,9 +58,14 @@ def relative_file(root: Path, file: str, where: str) -> str:
         InputError: the path leaves `root`; the message begins with `where`.
     """
     normal = Path(os.path.normpath(file))
-    if "\0" in file or normal.is_absolute() or normal.parts[:1] in ((), ("..",)):
+    if not is_storable(file) or normal.is_absolute() or normal.parts[:1] in ((), ("..",)):
         raise InputError(f"{where}: the image {file!r} is not inside {root}; give paths relative to that folder")
     return normal.as_posix()
+
+
+def is_storable(value: object) -> TypeGuard[str]:
+    """Whether it is a text that a store can hold: without null characters and halves of characters."""
+    return isinstance(value, str) and "\0" not in value and value.encode(errors="ignore").decode() == value
 
 
 def check_shares(val_share: float, test_share: float) -> None:
@@ -63,15 +79,38 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 def draw_split(image_id: str, val_share: float, test_share: float, seed: int) -> str:
     """The split of an image, from a hash: it stays the same when other images come or go."""
-    number = int(hashlib.sha256(f"{seed}:{image_id}".encode()).hexdigest()[:16], 16) / 16**16
+    number = _drawn_number(image_id, seed)
     if number < test_share:
         return "test"
     return "val" if number < test_share + val_share else "train"
 
 
-def karpathy_split(name: str) -> str:
-    """The split that one of Karpathy's files names: "restval" counts as "train", as in every paper that uses them."""
-    return "train" if name == "restval" else name
+def draw_splits(ids: Iterable[str], val_share: float, test_share: float, seed: int) -> dict[str, str]:
+    """The split of each image, as `draw_split` draws it; but where images are few, none that has a share stays empty.
+
+    If the images suffice for one each, an empty one gets that whose number is closest to its own.
+    """
+    splits = {image_id: draw_split(image_id, val_share, test_share, seed) for image_id in ids}
+    numbers = {"train": 1.0, "val": test_share, "test": 0.0}  # which an image of the split has, or is close to
+    shares = {"train": 1 - val_share - test_share, "val": val_share, "test": test_share}
+    wanted = [name for name, share in shares.items() if share > 1e-9]
+    for split in wanted if len(splits) >= len(wanted) else []:
+        counts = Counter(splits.values())
+        if not counts[split]:
+            spare = [image_id for image_id, own in splits.items() if counts[own] > 1]
+            closest = min(spare, key=lambda image_id: abs(_drawn_number(image_id, seed) - numbers[split]))
+            splits[closest] = split
+    return splits
+
+
+def _drawn_number(image_id: str, seed: int) -> float:
+    """From 0 to 1."""
+    return int(hashlib.sha256(f"{seed}:{image_id}".encode()).hexdigest()[:16], 16) / 16**16
+
+
+def split_name(name: str) -> str:
+    """ "train", "val" or "test" for the usual spellings of it, in any case; another name as it is."""
+    return SPLITS.get(name.strip().casefold(), name.strip())
 
 
 def object_list(file: Path, content: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -100,41 +139,17 @@ def text_of(file: Path, entry: dict[str, Any], key: str) -> str:
     return value
 
 
+def split_of(file: Path, entry: dict[str, Any]) -> str:
+    """The split that an entry names, see `split_name`. Raises InputError naming `file`."""
+    name = split_name(text_of(file, entry, "split"))
+    if not name or not is_storable(name):
+        raise InputError(f"{file}: 'split' must be a name, not {entry['split']!r}")
+    return name
+
+
 def image_id_of(file: Path, entry: dict[str, Any], key: str) -> int | str:
     """The image id under `key`, as a store can hold it. Raises InputError naming `file`."""
     value = value_of(file, entry, key)
-    if isinstance(value, str) or (type(value) is int and value in INT64):
+    if is_storable(value) or (type(value) is int and value in INT64):
         return value
     raise InputError(f"{file}: {key!r} must be a whole number of 64 bits or a string, not {value!r}")
-
-
-def table_rows(path: Path, needed: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) for each row of a `.csv` or `.tsv` file with a header; in a `.tsv` file quotes are ordinary.
-
-    Raises:
-        InputError: the file cannot be read, lacks a needed column or has a row of another length than the header.
-    """
-    text = io.StringIO(read_text(path), newline="")
-    if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(text, strict=True)
-    else:
-        rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        columns = list(rows.fieldnames or [])
-        require_columns(path, columns, needed)
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{where}: the row has not {len(columns)} fields as the header has; is a quote missing?"
-                )
-            yield where, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: {error}") from error
-
-
-def require_columns(where: object, found: list[str], needed: list[str]) -> None:
-    """Raise InputError, naming the place, if a needed column is not among those found."""
-    for column in needed:
-        if column not in found:
-            raise InputError(f"{where} has no column {column!r}; it has {', '.join(found) or 'none'}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.readers.inputs import clean_caption, karpathy_split, object_list, relative_file, text_of, value_of
+from data_prep.readers.inputs import clean_caption, object_list, relative_file, split_of, text_of, value_of
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
 from prefixcap.files import read_json
@@ -38,7 +38,7 @@ def read_karpathy(
         seen.add(name)
         folder = text_of(path, image, "filepath") if "filepath" in image else ""
         file = relative_file(root, str(Path(images) / folder / name), str(path))
-        split = karpathy_split(text_of(path, image, "split"))
+        split = split_of(path, image)
         captions: list[str] = []
         for sentence in object_list(path, image, "sentences"):
             caption = value_of(path, sentence, "raw")

@@ -9,6 +9,7 @@ EMPTY = bytes(BLOCK)  # the end of the archive
 FILES = (b"0", b"\0", b"7")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices and folders: their size is no size of data
 PAX, LONG_NAME = b"x", b"L"  # members that tell the name or the size of the next
+MOST_TOLD = 1 << 20  # bytes of such a member
 
 
 def list_tar(path: Path) -> tuple[list[TarMember], bool]:
@@ -41,7 +42,7 @@ def list_tar(path: Path) -> tuple[list[TarMember], bool]:
             if kind in WITHOUT_DATA:
                 size = 0
             offset += BLOCK
-            if size < 0 or offset + size > end:
+            if size < 0 or offset + size > end or (kind in (PAX, LONG_NAME) and size > MOST_TOLD):
                 return members, True
             if kind == LONG_NAME:
                 told[b"path"] = file.read(size).rstrip(b"\0")
@@ -75,11 +76,12 @@ def _number(field: bytes) -> int:
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
     """Records of the form "LENGTH KEY=VALUE\\n", as far as they have it."""
     told = {}
-    while data:
-        length, _, rest = data.partition(b" ")
-        if not length.isdigit() or int(length) <= len(length):
+    start = 0
+    while start < len(data):
+        length, space, _ = data[start : start + 10].partition(b" ")
+        if not space or not length.isdigit() or int(length) <= len(length):
             break
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        key, _, value = data[start + len(length) + 1 : start + int(length) - 1].partition(b"=")
         told[key] = value
-        data = data[int(length) :]
+        start += int(length)
     return told

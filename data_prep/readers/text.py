@@ -5,22 +5,23 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.readers.inputs import (
     check_shares,
     clean_caption,
     draw_split,
-    karpathy_split,
+    draw_splits,
     object_list,
-    table_rows,
-    text_of,
+    split_name,
+    split_of,
     value_of,
 )
+from data_prep.readers.tables import read_rows
 from data_prep.records import Dataset, FileShard, ImageRecord, Sample, Shard, Skipped
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.files import parse_json, read_json
 
 SHARD_LINES = 10_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -59,7 +60,7 @@ def read_text(
     check_shares(val_share, 0.0)
     if max_words is not None and (not isinstance(max_words, int) or max_words < 1):
         raise InputError(f"max_words must be a whole number of at least 1, or null, not {max_words!r}")
-    rules = Rules(split, val_share, max_words)
+    rules = Rules(split_name(split), val_share, max_words)
     patterns = [files] if isinstance(files, str | Path) else list(files)
     paths = list(dict.fromkeys(path for pattern in patterns for path in _matching(Path(pattern))))
     shards: list[Shard] = []
@@ -68,7 +69,7 @@ def read_text(
     for path in paths:
         if path.suffix.lower() in WHOLE:
             sentences = [(number + place, *found) for place, found in enumerate(_sentences(path))]
-            records, left_out = rules.apply(path.name, sentences)
+            records, left_out = replace(rules, alone=len(paths) == 1).apply(path.name, sentences)
             starts = range(0, len(records), SHARD_LINES)
             shards += [FileShard(records[start : start + SHARD_LINES], path.parent) for start in starts]
             skipped += left_out
@@ -77,6 +78,8 @@ def read_text(
             for shard in _line_shards(path, number, rules):
                 shards.append(shard)
                 number += shard.size
+    if len(shards) == 1 and isinstance(shards[0], LineShard):
+        shards = [replace(shards[0], rules=replace(rules, alone=True))]
     where = ", ".join(map(str, patterns))
     if not shards:
         raise InputError(f"no sentence in {where or 'no file'}; set data.files to a path, a pattern or a list of them")
@@ -85,11 +88,16 @@ def read_text(
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of a sentence; as `read_text` has it."""
+    """What becomes of a sentence; as `read_text` has it.
+
+    Attributes:
+        alone: they are all sentences that there are, so that one at least must go to "val" if any share does.
+    """
 
     split: str
     val_share: float
     max_words: int | None
+    alone: bool = False
 
     def apply(self, file: str, sentences: Iterable[Sentence]) -> tuple[list[ImageRecord], list[Skipped]]:
         """The records of sentences of a file, and what is left out."""
@@ -105,13 +113,22 @@ class Rules:
             if self.max_words is not None and len(sentence.split()) > self.max_words:
                 long += 1
                 continue
-            if split is None:
-                drawn = self.val_share > 0 and draw_split(sentence, self.val_share, 0.0, seed=0) == "val"
-                split = "val" if drawn else self.split
-            records.append(ImageRecord(number, "", split, (sentence,)))
+            records.append(ImageRecord(number, "", split or "", (sentence,)))
+        drawn = self._drawn([record.captions[0] for record in records if not record.split])
+        records = [record if record.split else replace(record, split=drawn[record.captions[0]]) for record in records]
         if long:  # told at once: they may be millions
             skipped.append(Skipped("", file, f"{long} sentences of more than {self.max_words} words"))
         return records, skipped
+
+    def _drawn(self, sentences: list[str]) -> dict[str, str]:
+        """The split of each of the sentences whose file says none."""
+        if not self.val_share:
+            return dict.fromkeys(sentences, self.split)
+        if self.alone:
+            drawn = draw_splits(sentences, self.val_share, 0.0, seed=0)
+        else:
+            drawn = {sentence: draw_split(sentence, self.val_share, 0.0, seed=0) for sentence in sentences}
+        return {sentence: "val" if split == "val" else self.split for sentence, split in drawn.items()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,8 @@ class LineShard:
     rules: Rules
 
     def fingerprint(self) -> str:
-        values = [self.file.name, self.digest, self.first, self.column, *astuple(self.rules)]
+        rules = (self.rules.split, self.rules.val_share, self.rules.max_words)
+        values = [self.file.name, self.digest, self.first, self.column, *rules]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def read(self) -> tuple[list[Sample], list[Skipped]]:
@@ -233,11 +251,13 @@ def _texts_of_line(line: bytes, suffix: str, column: int) -> list[object]:
             raise ValueError("line without caption")
         return [cells[column]]
     try:
-        return _texts_of_entry(json.loads(line.decode()))
+        text = line.decode()
     except UnicodeDecodeError:
         raise ValueError("caption is not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
+    try:
+        return _texts_of_entry(parse_json(text, "line"))
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("line is ")) from error
 
 
 def _texts_of_entry(entry: object) -> list[object]:
@@ -253,8 +273,8 @@ def _texts_of_entry(entry: object) -> list[object]:
 def _sentences(path: Path) -> Iterator[tuple[object, str | None]]:
     """The sentences of a file that is read whole, not checked yet, with the split if it says one."""
     if path.suffix.lower() == ".csv":
-        for _, row in table_rows(path, ["caption"]):
-            yield row["caption"], None
+        for row in read_rows(path, with_image=False):
+            yield from ((caption, None) for caption in row.captions)
         return
     content = read_json(path)
     if isinstance(content, list):
@@ -270,6 +290,6 @@ def _sentences(path: Path) -> Iterator[tuple[object, str | None]]:
             yield value_of(path, annotation, "caption"), None
     else:
         for image in object_list(path, content, "images"):
-            split = karpathy_split(text_of(path, image, "split"))
+            split = split_of(path, image)
             for sentence in object_list(path, image, "sentences"):
                 yield value_of(path, sentence, "raw"), split

@@ -141,7 +141,8 @@ class CaptionData(L.LightningDataModule):
         if missing := {"train", "val"} - opened.splits.keys():
             raise InputError(
                 f"{opened.location} has no split '{min(missing)}', only {', '.join(opened.splits)}: embed into another "
-                "folder (data.store=...) with some of the images or sentences in it, e.g. data.reader.val_share=0.02"
+                "folder (data.store=...) with some images or sentences in it, by a column `split` or, without one, "
+                "by data.reader.val_share=0.02"
             )
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")

@@ -40,24 +40,6 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any PIL mode -> RGB; an RGB image is returned as it is.
-
-    Transparency is dropped, as in the published CLIP preprocessing. Greyscale of 16 bits is scaled to 8,
-    where PIL would turn all but the darkest pixels white.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):  # "I": how older Pillow opens a 16-bit PNG
-        levels = np.asarray(image.convert("I")) / 257  # 65535 -> 255
-        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns when such a palette goes straight to RGB
-    elif image.mode == "La":
-        image = image.convert("LA")  # the only way that PIL knows out of premultiplied alpha
-    return image.convert("RGB")
-
-
 def first_line(error: Exception) -> str:
     """What went wrong, short enough to quote in an InputError: other libraries' messages may run to pages."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from prefixcap.encoders.common import first_line, normalized, to_rgb, weights_digest
+from prefixcap.colour import to_rgb
+from prefixcap.encoders.common import first_line, normalized, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError

@@ -15,7 +15,8 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
-from prefixcap.encoders.common import first_line, normalized, to_rgb, to_tensor, weights_digest
+from prefixcap.colour import to_rgb
+from prefixcap.encoders.common import first_line, normalized, to_tensor, weights_digest
 from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError

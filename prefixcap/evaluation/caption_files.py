@@ -187,13 +187,18 @@ def _objects(where: str | Path, values: Any, what: str) -> Iterator[tuple[int, d
 def _image_id(path: str | Path, number: int, image_id: Any) -> ImageId:
     if isinstance(image_id, bool) or not isinstance(image_id, int | str):
         raise InputError(f"{path}: the image id of entry {number} is {_shown(image_id)}: give a number or a text")
-    return image_id
+    return _written(image_id) if isinstance(image_id, str) else image_id
 
 
 def _text(path: str | Path, image_id: ImageId, text: Any) -> str:
     if not isinstance(text, str):
         raise InputError(f"{path}: a caption of image {image_id!r} is {_shown(text)}: give a text")
-    return text
+    return _written(text)
+
+
+def _written(text: str) -> str:
+    """Half a surrogate pair cannot be written to any file in UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _shown(value: Any) -> str:

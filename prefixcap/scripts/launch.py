@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.errors import InputError
 from prefixcap.files import no_space
+from prefixcap.scripts.paths import as_text, quote_paths
 
 # What the scripts give to a class by themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
@@ -49,16 +51,20 @@ def run(
         taken: by the name of a group, what the options are that it takes without listing them, as a function of the
             group; every argument of a group's `_target_` is one in any case.
     """
+    given = sys.argv[1:]
+    sys.argv[1:] = quote_paths(given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
     conf = Path(__file__).resolve().parent.parent / "conf"
 
     @functools.wraps(main)
     def task(config: DictConfig) -> float | None:
         with _mistakes_in_one_line():  # here too, because Hydra adds lines of its own to what leaves a task
+            if config_name != "embed":
+                _need_no_files(config)
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
             if config.get("data"):
-                OmegaConf.update(config, "data.options", data_options(), force_add=True)
+                OmegaConf.update(config, "data.options", data_options(given), force_add=True)
             return main(config)
 
     with _mistakes_in_one_line(), _plain_warnings():
@@ -101,20 +107,26 @@ def _unknown_option(option: str, group: str, key: str, names: list[str]) -> Inpu
     names = [name for name in names if name not in ("_target_", "hydra")]
     alike = difflib.get_close_matches(key, names, 3)
     if alike:
-        prefix = f"{group}." if group else ""
-        return InputError(
-            f"there is no option '{option}'; did you mean {' or '.join(prefix + name for name in alike)}?"
-        )
+        meant = " or ".join(f"{group}.{name}" if group else name for name in alike)
+        return InputError(f"there is no option '{option}'; did you mean {meant}?")
     there = f"{group} has {', '.join(names)}" if group and len(names) < 20 else "add `--cfg job` to see those there are"
     return InputError(f"there is no option '{option}'; {there}")
 
 
-def data_options() -> list[str]:
-    """The options of this command line that choose the data set, ready for a shell."""
+def data_options(given: Sequence[str]) -> list[str]:
+    """The options of a command line that choose the data set, ready for a shell, as they were `given`."""
     hydra_config = HydraConfig.get()
-    chosen = [f"data={hydra_config.runtime.choices['data']}"]
-    chosen += [override for override in hydra_config.overrides.task if override.lstrip("+").startswith("data.")]
-    return [shlex.quote(option) for option in chosen]
+    options = hydra_config.overrides.task if hydra_config.mode == RunMode.MULTIRUN else given
+    chosen = [option for option in options if option.lstrip("+").startswith("data.")]
+    return [shlex.quote(option) for option in (f"data={hydra_config.runtime.choices['data']}", *chosen)]
+
+
+def _need_no_files(config: DictConfig) -> None:
+    """Where a feature store is named, the files of the data set that it was made of need not be."""
+    if config.get("data") and config.data.get("store"):
+        for option in config.data:
+            if OmegaConf.is_missing(config.data, option):
+                config.data[option] = None
 
 
 def command(script: str) -> str:
@@ -165,7 +177,9 @@ def _explain(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"
     if isinstance(error, OverrideParseException):
-        return f"cannot understand {error.override!r}: {first_line}"
+        option, equals, value = error.override.partition("=")
+        remedy = f"; if that is a text, type {as_text(option, value)}" if equals and option else ""
+        return f"cannot understand {error.override!r}: {first_line}{remedy}"
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", first_line):
         return f"{missing[1]} must be given: add {missing[1]}=VALUE"
     if isinstance(error, InstantiationException) and first_line.startswith("Error in call"):

@@ -64,8 +64,8 @@ def unfinished(config: DictConfig, run_dir: Path) -> str | None:
 
 
 def captions(config: DictConfig) -> tuple[Texts, Texts]:
-    """To train on, and to validate on: sentences from their files, captions of images from their feature store."""
-    if not config.data.get("sentences", False):
+    """To train on, and to validate on: from the feature store, or, if none is named, of sentences from their files."""
+    if config.data.store or not config.data.get("sentences", False):
         store = open_store(config.data, config.encoder.name)
         return store.split("train").captions, store.split("val").captions
     dataset: Dataset = instantiate(config.data.reader)

@@ -39,7 +39,10 @@ def open_model(name: str) -> Callable[..., Any]:
 
 def read_pixels(path: str, resize: Any, resample: str, crop: list[int] | None, crop_rounds_down: bool) -> Any:
     """(1, 3, height, width) uint8; the arguments are "image" in export.json."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data:  # what is transparent is laid on white
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
     if isinstance(resize, int):  # the shorter side
         resize = [int(resize * side / min(image.size)) for side in (image.height, image.width)]
     image = image.resize((resize[1], resize[0]), Image.Resampling[resample.upper()])

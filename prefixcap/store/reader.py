@@ -287,7 +287,9 @@ class FeatureStore:
             InputError: there is no split of that name.
         """
         if name not in self.splits:
-            raise InputError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
+            there = ", ".join(self.splits) or "none"
+            remedy = f": give one of these, e.g. split={max(self.splits)}" if self.splits else ""
+            raise InputError(f"{self.path} has no split {name!r}; it has {there}{remedy}")
         entries = [entry for entry in self._entries if name in entry.splits]
         return StoreSplit(name, self._opened(entries), entries, self.image_root)
 

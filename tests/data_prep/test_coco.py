@@ -193,3 +193,45 @@ def test_splits_that_are_drawn(tmp_path: Path) -> None:
     assert set(other.values()) <= {"val", "test"}
     with pytest.raises(InputError, match="together at most 1"):
         read_coco(tmp_path, val_share=0.5, test_share=0.6)
+
+
+def coco_with_own_splits(root: Path, year: str, below: str = "") -> None:
+    """COCO as it is downloaded: two annotation files, whose file names are relative to a folder each."""
+    (root / "annotations").mkdir()
+    for split, image_id in (("train", 1), ("val", 2)):
+        folder = root / below / f"{split}{year}"
+        folder.mkdir(parents=True)
+        name = f"{image_id:012d}.jpg"
+        (folder / name).touch()
+        content = {"images": [{"id": image_id, "file_name": name}], "annotations": [caption(image_id, split)]}
+        (root / "annotations" / f"captions_{split}{year}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+@pytest.mark.parametrize("year", ["2014", "2017"])
+def test_without_karpathys_file_each_image_is_found_in_its_own_split(tmp_path: Path, year: str, below: str) -> None:
+    coco_with_own_splits(tmp_path, year, below)
+    dataset = read_coco(tmp_path, f"captions_*{year}.json", split_file=None)
+    found = records(dataset)
+    assert [(record.id, record.split, record.captions) for record in found] == [
+        (1, "train", ("train",)),
+        (2, "val", ("val",)),
+    ]
+    assert all((tmp_path / record.file).is_file() for record in found)
+    one_split = records(read_coco(tmp_path, split_file=None, split="train"))
+    assert [record.split for record in one_split] == ["train", "train"]
+
+
+def test_karpathys_splits_hold_for_the_images_of_2017(tmp_path: Path) -> None:
+    """Which has the same images by other names, and some in the other folder."""
+    coco_with_own_splits(tmp_path, "2017")
+    karpathy = [
+        {"cocoid": 1, "filepath": "val2014", "filename": "COCO_val2014_000000000001.jpg", "split": "test"},
+        {"cocoid": 2, "filepath": "val2014", "filename": "COCO_val2014_000000000002.jpg", "split": "restval"},
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": karpathy}))
+    found = records(read_coco(tmp_path))
+    assert [(record.id, record.file, record.split) for record in found] == [
+        (1, "train2017/000000000001.jpg", "test"),
+        (2, "val2017/000000000002.jpg", "train"),
+    ]

@@ -75,7 +75,7 @@ def test_a_caption_that_is_not_finite_leaves_its_image_out(
     data: Dataset, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sick(texts: list[str]) -> torch.Tensor:
-        rows = torch.ones(len(texts), 4)
+        rows = torch.ones(len(texts), encoder.identity.dim)
         rows[[text == "noise 5 b" for text in texts]] = torch.inf
         return rows
 

@@ -233,7 +233,7 @@ def test_parquet_files_that_cannot_be_read(tmp_path: Path) -> None:
     samples, skipped = read(tmp_path)
     assert len(samples) == 50
     damaged = "not a parquet file, or a damaged one"
-    columns = "has not a column of images (jpg, png, webp, image) and one of captions (caption, text, TEXT)"
+    columns = "has not a column of images (jpg, png, webp, image) and one of captions (caption, captions, text, TEXT)"
     reasons = [damaged, damaged, damaged, columns, columns, columns]
     assert skipped == [Skipped("", f"{n:05d}.parquet", reason) for n, reason in enumerate(reasons, start=1)]
 

@@ -98,7 +98,7 @@ def test_columns_and_padding(tmp_path: Path) -> None:
     assert store.split("val").references() == {"000": ["A cat."]}
     assert store.split("train").references() == {"003": ["A dog."]}
     assert np.array_equal(store.split("train").embeddings[:], embeddings(4)[3:])
-    assert store.split("val").files == [tmp_path / "laion"]  # no file of its own
+    assert store.split("val").files == [None]
     assert store.skipped() == [Skipped("001", "", "caption is not text"), Skipped("002", "", "empty caption")]
 
 

@@ -111,7 +111,8 @@ def test_embeddings_of_captions(tmp_path: Path, run: Run) -> None:
     code, out, _ = run(
         import_command, tmp_path / "val", "--store", tmp_path / "again", "--encoder", "demo", "--split", "new"
     )
-    assert (code, out) == (0, f"images: new 1; captions: 1\nstore: {tmp_path / 'again'} (0.0 MB)\n")
+    named = "neither train, val nor test: new; read only where they are named, as split=new\n"
+    assert (code, out) == (0, f"images: new 1; captions: 1\n{named}store: {tmp_path / 'again'} (0.0 MB)\n")
     again = FeatureStore(tmp_path / "again").split("new")
     assert np.array_equal(again.embeddings[:], first.embeddings[:])
     assert np.array_equal(again.feature("captions/embedding")[:], first.feature("captions/embedding")[:])

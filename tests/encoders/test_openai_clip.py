@@ -218,7 +218,10 @@ def test_a_palette_is_resized_in_its_colours(encoder: Encoder, recwarn: pytest.W
     palette = Image.new("P", (64, 64))
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.putdata([(x // 3) % 2 for x in range(64 * 64)])
+    assert torch.equal(encoder.preprocess(palette), encoder.preprocess(palette.convert("RGB")))
+    palette.putpalette([255, 127, 127, 0, 0, 255])
     expected = encoder.preprocess(palette.convert("RGB"))
-    palette.info["transparency"] = b"\x80\xff"
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.info["transparency"] = b"\x80\xff"  # half of the red is the white behind it
     assert torch.equal(encoder.preprocess(palette), expected)
     assert not [warning for warning in recwarn if "Palette" in str(warning.message)]
