@@ -34,7 +34,12 @@ from prefixcap.encoders import load_encoder
 from prefixcap.language import load_language_model
 
 MB = 1 << 20
-SERVE = "import sys; from prefixcap.web.server import serve; serve(sys.argv[1], port=0, max_queue=int(sys.argv[2]))"
+SERVE = """
+import sys
+from prefixcap.web.server import serve
+most = int(sys.argv[2])
+serve(sys.argv[1], port=0, max_queue=most, max_per_client=most)  # all clients have one address
+"""
 
 
 def main() -> None:

@@ -17,7 +17,10 @@ PANEL = "Share"
     epilog="""  prefixcap serve --ckpt best.ckpt
 
   PREFIXCAP_PASSWORD=secret prefixcap serve --ckpt best.ckpt \\
-      --host 0.0.0.0 --port 8000""",
+      --host 0.0.0.0 --port 8000 --allow-host gpu-box
+
+  prefixcap serve --ckpt best.ckpt --root-path /captions \\
+      --allow-host example.org""",
 )
 def serve(
     ckpt: Checkpoint,
@@ -30,12 +33,52 @@ def serve(
         typer.Option(envvar="PREFIXCAP_PASSWORD", metavar="TEXT", help="Ask who comes for it.", show_default=False),
     ] = None,
     max_queue: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that wait; more are sent away.")] = 64,
+    max_per_client: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of them, of one address; half, if not given.", show_default=False),
+    ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Where browsers see the page, e.g. /captions, if a proxy serves it below a path.",
+            show_default=False,
+        ),
+    ] = "",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name that browsers may call it by; may be repeated; *: any."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="A site whose pages may use the API, e.g. https://example.org; may be repeated; *: any."
+        ),
+    ] = None,
+    forwarded_allow_ips: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Addresses and networks of proxies that are trusted in X-Forwarded-*; *: all."
+        ),
+    ] = "127.0.0.1,::1",
     device: Device = "auto",
 ) -> None:
     """Serve a web page and an HTTP API that caption images."""
     from prefixcap.web.server import serve as run
 
-    run(str(ckpt), host, port, password, max_queue, device)
+    run(
+        str(ckpt),
+        host,
+        port,
+        password,
+        max_queue,
+        device,
+        max_per_client=max_per_client,
+        root_path=root_path,
+        allow_hosts=allow_host or (),
+        allow_origins=allow_origin or (),
+        forwarded_allow_ips=forwarded_allow_ips,
+    )
 
 
 @app.command(

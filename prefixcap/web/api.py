@@ -17,7 +17,9 @@ from prefixcap.decoding import DECODERS
 from prefixcap.errors import InputError
 from prefixcap.images import TooManyPixels, decode_image
 from prefixcap.machine import processors
-from prefixcap.web.batcher import Batcher
+from prefixcap.web.access import refusal
+from prefixcap.web.batcher import Batcher, Stopped
+from prefixcap.web.gate import AGAIN
 from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
 from prefixcap.web.schema import (
     ERRORS,
@@ -74,6 +76,8 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
 
     def open_upload(upload: UploadFile) -> Tensor:
         name = _name(upload)
+        if batcher.stopped:
+            raise Stopped
         try:
             return encoder.preprocess(decode_image(upload.file, formats=FORMATS))
         except TooManyPixels as error:
@@ -81,32 +85,53 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         except InputError as error:
             raise HTTPException(400, f"{name}: {error}") from error
 
-    async def pixels_of(images: Sequence[UploadFile]) -> list[Tensor]:
-        return [await anyio.to_thread.run_sync(open_upload, image, limiter=opening) for image in images]
+    async def pixels_of(upload: UploadFile) -> Tensor:
+        return await anyio.to_thread.run_sync(open_upload, upload, limiter=opening)
 
-    async def do(request: Request, job: Job, images: Sequence[UploadFile]) -> list[tuple[str, Any]]:
-        """The name of each image, and what a job gives for it."""
-        pixels = await pixels_of(images)
-        found = await _unless_gone(request, asyncio.gather(*(batcher.submit(job, image) for image in pixels)))
-        return list(zip(map(_name, images), found, strict=True))
+    async def do(request: Request, job: Job, images: Sequence[UploadFile]) -> list[tuple[str, Any, str | None]]:
+        """For each image its name, what a job gives for it, and why it gives nothing; one at least must be an image."""
+        pixels, problems = list[Tensor](), dict[int, HTTPException]()
+        for number, image in enumerate(images):
+            try:
+                pixels.append(await pixels_of(image))
+            except HTTPException as error:
+                problems[number] = error
+        if not pixels:
+            raise HTTPException(problems[0].status_code, "; ".join(error.detail for error in problems.values()))
+        results = iter(
+            await _unless_gone(request, asyncio.gather(*(batcher.submit(job, of, request) for of in pixels)))
+        )
+        return [
+            (_name(image), None, problems[number].detail) if number in problems else (_name(image), next(results), None)
+            for number, image in enumerate(images)
+        ]
 
-    @app.post("/api/caption")
+    @app.post("/api/caption", response_model_exclude_none=True)
     async def caption(
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> CaptionAnswer:
-        """Write captions of images."""
-        found = await do(request, given.job(), given.images)
-        return CaptionAnswer(images=[CaptionedImage(name=name, captions=_scored(captions)) for name, captions in found])
+        """Write captions of images. One that cannot be read has an error in place of captions."""
+        results = await do(request, given.job(), given.images)
+        return CaptionAnswer(
+            images=[
+                CaptionedImage(name=name, captions=_scored(captions or ()), error=error)
+                for name, captions, error in results
+            ]
+        )
 
-    @app.post("/api/interpret")
+    @app.post("/api/interpret", response_model_exclude_none=True)
     async def interpret(
         request: Request, given: Annotated[InterpretRequest, Form(media_type="multipart/form-data")]
     ) -> InterpretAnswer:
-        """Say what the prefixes of images mean: the tokens nearest to each prefix vector."""
-        found = await do(request, Interpretations(given.count), given.images)
+        """Say what the prefixes of images mean: the tokens nearest to each prefix vector.
+
+        An image that cannot be read has an error in place of vectors.
+        """
+        results = await do(request, Interpretations(given.count), given.images)
         return InterpretAnswer(
             images=[
-                InterpretedImage(name=name, vectors=[_scored(tokens) for tokens in vectors]) for name, vectors in found
+                InterpretedImage(name=name, vectors=[_scored(tokens) for tokens in vectors or ()], error=error)
+                for name, vectors, error in results
             ]
         )
 
@@ -126,7 +151,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         if not weights:
             raise InputError("the sum is empty: give images, texts or both")
         job = Arithmetic(given.job())
-        pixels = await pixels_of(given.images)
+        pixels = [await pixels_of(image) for image in given.images]
         found = await _unless_gone(request, batcher.submit(job, Sum(pixels, given.texts, weights)))
         return ArithmeticAnswer(captions=_scored(found))
 
@@ -149,7 +174,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         """Say that the server is up."""
         return Health()
 
-    for kind in (InputError, HTTPException, RequestValidationError, Exception):
+    for kind in (InputError, HTTPException, RequestValidationError, Stopped, Exception):
         app.add_exception_handler(kind, _explain)
     return app
 
@@ -158,22 +183,20 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     """Every mistake is told in one line."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        place = " ".join(str(part) for part in first["loc"][1:])
-        return _answer(422, f"{place}: {PROBLEMS.get(first['type'], first['msg'])}")
+        place = " ".join(str(part) for part in first["loc"][1:])[:100]
+        return refusal(422, f"{place}: {PROBLEMS.get(first['type'], first['msg'])}")
     if isinstance(error, HTTPException):
-        return _answer(error.status_code, error.detail)
+        return refusal(error.status_code, error.detail, dict(error.headers or {}))
     if isinstance(error, InputError):
-        return _answer(422, str(error))
-    return _answer(500, "the server could not do this; its log says why")
-
-
-def _answer(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status)
+        return refusal(422, str(error))
+    if isinstance(error, Stopped):
+        return refusal(503, "the server is stopping: try again in a moment", AGAIN)
+    return refusal(500, "the server could not do this; its log says why")
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What `work` gives. If the client goes away meanwhile, it is cancelled."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnection(request))
+    doing, gone = asyncio.create_task(_result(work)), asyncio.create_task(_disconnection(request))
     try:
         await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
@@ -182,6 +205,10 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     finally:
         doing.cancel()
         gone.cancel()
+
+
+async def _result(work: Awaitable[T]) -> T:
+    return await work  # a task that is cancelled tells nobody; what `gather` returns would, in the log
 
 
 async def _disconnection(request: Request) -> None:

@@ -2,18 +2,23 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Job = TypeVar("Job", bound=Hashable)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class Stopped(Exception):
+    """An item was not begun, or not finished, when the server stopped."""
+
+
 class _Waiting(NamedTuple, Generic[Job, Item, Result]):
     job: Job
     item: Item
+    request: object
     result: "asyncio.Future[Result]"
 
 
@@ -29,6 +34,8 @@ class Batcher(Generic[Job, Item, Result]):
 
     Attributes:
         thread: in which the function is called.
+        stopped: nothing is begun any more.
+        working: what is in the thread now.
     """
 
     def __init__(
@@ -38,23 +45,45 @@ class Batcher(Generic[Job, Item, Result]):
         self._waiting: deque[_Waiting[Job, Item, Result]] = deque()
         self.thread = ThreadPoolExecutor(1, "model")
         self._worker: asyncio.Task[None] | None = None
+        self.stopped = False
+        self.working: list[_Waiting[Job, Item, Result]] = []
 
-    async def submit(self, job: Job, item: Item) -> Result:
+    async def submit(self, job: Job, item: Item, request: object = None) -> Result:
         """The result of an item, in time. One whose caller has been cancelled is not begun.
 
+        Args:
+            job: to be done.
+            item: that it is done for.
+            request: what the item is a part of: when one part has been begun, `stop` leaves the others to be done.
+
         Raises:
+            Stopped: the batcher was stopped before the item was begun.
             Exception: whatever `work` raised for its batch.
         """
-        waiting = _Waiting[Job, Item, Result](job, item, asyncio.get_running_loop().create_future())
+        if self.stopped:
+            raise Stopped
+        waiting = _Waiting[Job, Item, Result](job, item, request, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work_off())
         return await waiting.result
 
+    def stop(self) -> None:
+        """Begin nothing more but the rest of what has been begun."""
+        self.stopped = True
+        begun = {id(waiting.request) for waiting in self.working if waiting.request is not None}
+        _fail(waiting for waiting in self._waiting if id(waiting.request) not in begun)
+
+    def give_up(self) -> None:
+        """Wait for no result any more; the thread may still work."""
+        self.stop()
+        _fail([*self.working, *self._waiting])
+
     async def _work_off(self) -> None:
         """Work until nothing waits."""
         await asyncio.sleep(self._wait)
         while batch := self._next():
+            self.working = batch
             items = [waiting.item for waiting in batch]
             loop = asyncio.get_running_loop()
             try:
@@ -63,9 +92,8 @@ class Batcher(Generic[Job, Item, Result]):
                     if not waiting.result.done():  # by a caller that has gone
                         waiting.result.set_result(result)
             except Exception as error:
-                for waiting in batch:
-                    if not waiting.result.done():
-                        waiting.result.set_exception(error)
+                _fail(batch, error)
+        self.working = []
 
     def _next(self) -> list[_Waiting[Job, Item, Result]]:
         """The oldest items with one job."""
@@ -78,3 +106,9 @@ class Batcher(Generic[Job, Item, Result]):
             (batch if fits else others).append(waiting)
         self._waiting = others
         return batch
+
+
+def _fail(several: Iterable[_Waiting[Any, Any, Any]], error: Exception | None = None) -> None:
+    for waiting in several:
+        if not waiting.result.done():
+            waiting.result.set_exception(error or Stopped())

@@ -1,24 +1,31 @@
-"""What is decided about a request before its body is read: who may ask, how much at once, and for what."""
+"""What is decided about a request before it is done: whether it may ask, how much at once, and for what."""
 
 import asyncio
 import base64
 import binascii
 import hmac
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from email.message import Message as Header
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-READING = frozenset({"GET", "HEAD"})  # methods that send nothing
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+from prefixcap.web.access import READING, client_of, refusal
+
 MOST_BYTES = 32 * 2**20  # of a request's body
 TOO_LARGE = f"a request holds at most {MOST_BYTES >> 20} MB: send fewer or smaller images"
-SLOWEST = 60.0  # seconds that a body may take to arrive
+MOST_TEXT = 64 * 2**10  # of a body without files, whose every byte is looked at
+FORMS = {"multipart/form-data": MOST_BYTES, "application/x-www-form-urlencoded": MOST_TEXT}
+SLOWEST = 120.0  # seconds that a body may take to arrive
+GRACE = 10.0  # seconds before it is asked how quickly it arrives
+LEAST_RATE = 8 * 2**10  # bytes a second
+AGAIN = {"Retry-After": "1"}
 
-# Of Gradio's own paths these alone are served. The page calls none of its functions; others of its paths keep uploads,
-# read files and fetch URLs.
+# Of Gradio's own paths these alone are served, and of the folders the files that are in them. The page calls none of
+# its functions; others of its paths keep uploads, read files and fetch URLs.
 PAGE = ("/", "/theme.css")
 PAGE_FOLDERS = ("/assets/", "/static/")
 
@@ -32,61 +39,107 @@ POLICY = "; ".join(
         "media-src 'self' blob:",
         "font-src 'self' data:",
         "object-src 'none'",
+        "base-uri 'self'",
         "frame-ancestors 'self'",
     ]
 )
 
 
+class Places:
+    """Those of requests that have arrived, and wait or are worked on.
+
+    Args:
+        most: for all clients together.
+        most_of_client: for one client.
+
+    Attributes:
+        stopping: set when the server is about to stop, and nothing more is begun.
+    """
+
+    def __init__(self, most: int, most_of_client: int) -> None:
+        self.most, self.most_of_client = most, most_of_client
+        self.stopping = asyncio.Event()
+        self._taken = Counter[str]()
+
+    def reason_to_refuse(self, client: str) -> str | None:
+        """Why a request of this client finds no place; None if it does."""
+        if self.stopping.is_set():
+            return "the server is stopping: try again in a moment"
+        if self._taken.total() >= self.most:
+            return "busy: others are being served, try again in a moment"
+        if self._taken[client] >= self.most_of_client:
+            return f"busy: other requests of yours are being served, at most {self.most_of_client} at once"
+        return None
+
+    def take(self, client: str) -> None:
+        """Give a place to a request that has arrived. Raises HTTPException if there is none."""
+        if reason := self.reason_to_refuse(client):
+            raise HTTPException(503, reason, AGAIN)
+        self._taken[client] += 1
+
+    def give_back(self, client: str) -> None:
+        """Take a place back."""
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]
+
+
 class Gate:
-    """ASGI middleware before everything else.
+    """ASGI middleware before all that is served.
 
     Args:
         app: what it stands before.
-        paths: of the app, beside those that Gradio's page needs, with their methods; others are not found.
+        paths: of the app, with their methods; others are not found.
         password: asked for by HTTP basic authentication, under any user name; None: nobody is asked. `/health` is open.
-        most_requests: with a body, that are read, wait or are worked on at once; others hear that it is busy.
+        places: of requests with a body.
     """
 
-    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, most_requests: int) -> None:
-        self.app, self.most_requests = app, most_requests
-        self._paths = {**dict.fromkeys(PAGE, READING), **paths}
+    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, places: Places) -> None:
+        self.app, self._paths, self._places = app, paths, places
         self._password = None if password is None else password.encode()
-        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # nothing here has one
-        elif answer := self._refusal(scope["method"], scope["path"], Headers(scope=scope)):
-            await answer(scope, receive, send)
-        elif scope["method"] in READING:
-            await self.app(scope, receive, _with_policy(send))
         else:
-            self._requests += 1
-            try:
-                await self.app(scope, _limited(receive), send)
-            finally:
-                self._requests -= 1
+            path = self._path(scope)
+            scope = {**scope, "path": scope.get("root_path", "") + path}  # as ASGI wants it
+            if answer := self._refusal(scope, path):
+                await answer(scope, receive, send)
+            elif scope["method"] in READING:
+                await self.app(scope, receive, _with_policy(send))
+            else:
+                await self._work(scope, receive, send)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
+    def _path(self, scope: Scope) -> str:
+        """The path below the server's own, which a proxy may have taken off or left there."""
+        path, root = str(scope["path"]), str(scope.get("root_path", ""))
+        if path in self._paths or not f"{path}/".startswith(f"{root}/"):
+            return path
+        return path[len(root) :] or "/"
+
+    def _refusal(self, scope: Scope, path: str) -> JSONResponse | None:
+        method, headers = scope["method"], Headers(scope=scope)
         if self._password is not None and path != "/health" and not self._knows_password(headers):
             challenge = {"WWW-Authenticate": 'Basic realm="prefixcap", charset="UTF-8"'}
-            return _error(401, "the password is missing or wrong", challenge)
-        methods = READING if path.startswith(PAGE_FOLDERS) and "/.." not in path else self._paths.get(path)
+            return refusal(401, "the password is missing or wrong", challenge)
+        methods = self._paths.get(path)
         if methods is None:
-            return _error(404, "there is nothing here: see /docs")
+            return refusal(404, "there is nothing here: see /docs")
         if method not in methods:
-            return _error(405, f"{method} is not for {path}: see /docs", {"Allow": ", ".join(methods)})
+            return refusal(405, f"{method} is not for {path}: see /docs", {"Allow": ", ".join(sorted(methods))})
         if method in READING:
             return None
-        if headers.get("content-type", "").partition(";")[0].strip().lower() not in FORMS:
-            return _error(415, "send multipart/form-data, with images as files: see /docs")
+        most = _most_bytes(headers)
+        if not most:
+            return refusal(415, "send multipart/form-data in UTF-8, not compressed, with images as files: see /docs")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > MOST_BYTES:
-            return _error(413, TOO_LARGE)
-        if self._requests >= self.most_requests:
-            return _error(503, "busy: others are being served, try again in a moment", {"Retry-After": "1"})
+        if length.isdigit() and int(length) > most:
+            return refusal(413, TOO_LARGE)
+        if reason := self._places.reason_to_refuse(client_of(scope)):  # before a body is sent in vain
+            return refusal(503, reason, AGAIN)
         return None
 
     def _knows_password(self, headers: Headers) -> bool:
@@ -97,31 +150,79 @@ class Gate:
             return False
         return scheme.lower() == "basic" and hmac.compare_digest(given, self._password or b"")
 
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client, taken = client_of(scope), False
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": message}, status, headers)
+        def take() -> None:
+            nonlocal taken
+            self._places.take(client)
+            taken = True
+
+        try:
+            await self.app(
+                scope, _limited(receive, _most_bytes(Headers(scope=scope)), take, self._places.stopping), send
+            )
+        finally:
+            if taken:
+                self._places.give_back(client)
 
 
-def _limited(receive: Receive) -> Receive:
-    """`receive`, which ends in an error after too many bytes, or too long a wait for them."""
-    deadline = asyncio.get_running_loop().time() + SLOWEST
+def _most_bytes(headers: Headers) -> int:
+    """How large a form may be; 0 for what is no form as browsers send it.
+
+    Of Python's codecs, which a form may name, some take forever and some give what is no text.
+    """
+    header = Header()
+    header["content-type"] = headers.get("content-type", "")
+    charsets = {value.lower() for name, value in header.get_params([]) if name.lower() == "charset"}
+    if not charsets <= {"utf-8", "utf8"} or headers.get("content-encoding", "identity").lower() != "identity":
+        return 0
+    return FORMS.get(header.get_content_type(), 0)
+
+
+def _limited(receive: Receive, most: int, arrived: Callable[[], None], stopping: asyncio.Event) -> Receive:
+    """`receive`, which ends in an error after too many bytes, too long a wait for them, or when the server stops.
+
+    Args:
+        receive: of a request with a body.
+        most: bytes of the body.
+        arrived: called when all of the body is there; raises HTTPException if that comes at a bad time.
+        stopping: of the server.
+    """
+    start = asyncio.get_running_loop().time()
     received, whole = 0, False
 
     async def limited() -> Message:
         nonlocal received, whole
         if whole:  # what comes now is that the client has gone
             return await receive()
-        try:
-            message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError as error:
-            raise HTTPException(408, f"the request did not arrive within {SLOWEST:.0f} seconds") from error
+        message = await _first(receive, min(start + SLOWEST, start + GRACE + received / LEAST_RATE), stopping)
         received += len(message.get("body", b""))
-        whole = not message.get("more_body", False)
-        if received > MOST_BYTES:
+        if received > most:
             raise HTTPException(413, TOO_LARGE)
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            whole = True
+            arrived()
         return message
 
     return limited
+
+
+async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> Message:
+    """The next message, if it comes before the deadline and before the server stops."""
+    message, stop = asyncio.ensure_future(receive()), asyncio.ensure_future(stopping.wait())
+    try:
+        timeout = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait((message, stop), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if message.done():
+            return message.result()
+        if stop.done():
+            raise HTTPException(503, "the server is stopping: try again in a moment", AGAIN)
+        slow = f"the request came too slowly: within {SLOWEST:.0f} s, and more than {LEAST_RATE >> 10} KB a second"
+        raise HTTPException(408, slow, {"Connection": "close"})
+    finally:
+        message.cancel()
+        stop.cancel()
 
 
 def _with_policy(send: Send) -> Send:

@@ -7,13 +7,19 @@ and, for as long as a request takes, in memory.
 
 import html
 import json
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
+from gradio.route_utils import BUILD_PATH_LIB, STATIC_PATH_LIB
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
+from prefixcap.web.gate import PAGE, PAGE_FOLDERS
 from prefixcap.web.schema import MOST_CHARACTERS, decoder_settings
 
 DECODER_LABELS = {
@@ -53,7 +59,7 @@ COLOURS = {
     "checkbox_background_color_selected": "#0f6a5b", "checkbox_background_color_selected_dark": "#3f9a89",
 }  # fmt: skip
 
-SCRIPT = '<script src="/page.js"></script>'
+ADDRESS = "http://page.invalid"  # at which Gradio draws the page, once
 
 DROP_ZONE = """
 <label id="drop" tabindex="0">
@@ -82,13 +88,16 @@ SUM = """
 """
 
 
-def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> None:
+def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> list[str]:
     """Put the page at "/".
 
     Args:
         app: the API, with what is in `static/`.
         captioner: that is served.
         examples: pictures at /examples/0.jpg and on, which the page offers.
+
+    Returns:
+        Paths of all that the page consists of, beside those of the API.
     """
     with gr.Blocks(title="prefixcap", analytics_enabled=False) as page:
         gr.HTML(_header(captioner), apply_default_css=False)
@@ -113,30 +122,58 @@ def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> None:
         font_mono=["ui-monospace", "monospace"],
     ).set(**COLOURS)  # fmt: skip
     hidden = " ".join(f"body[data-decoder={name}] .setting:not(.for-{name}) {{ display: none }}" for name in DECODERS)
-    head = f"""
-        <link rel="stylesheet" href="/page.css"><style>{hidden}</style>
-        <script src="/page.js"></script>
-    """
+    head = f'<link rel="stylesheet" href="page.css"><style>{hidden}</style>'
     gr.mount_gradio_app(app, page, path="/", theme=theme, head=head, footer_links=[], run_history=False, ssr_mode=False)
+    gradio = app.router.routes[-1]
+    assert isinstance(gradio, Mount)
+    drawn = _without_address(TestClient(gradio.app, ADDRESS).get("/").text)
+
+    async def send(request: Request) -> HTMLResponse:
+        start = _start(request.scope.get("root_path", ""))
+        return HTMLResponse(drawn.replace("<head>", f"<head>{start}", 1), headers={"Cache-Control": "no-cache"})
+
+    app.router.routes.insert(0, Route("/", send))
+    files = [
+        f"{path}{file.relative_to(folder).as_posix()}"
+        for path, folder in zip(PAGE_FOLDERS, (BUILD_PATH_LIB, STATIC_PATH_LIB), strict=True)
+        for file in Path(folder).rglob("*")
+        if file.is_file()
+    ]
+    return [*PAGE, *files]
+
+
+def _start(prefix: str) -> str:
+    """What comes first in the page: its addresses are relative to this, whatever Gradio's part says."""
+    # The browser may be at the prefix without the "/" at its end, to which some addresses of Gradio are relative.
+    where = "new URL(location.search + location.hash, document.baseURI)"
+    arrive = f"<script>history.replaceState(null, '', {where})</script>" if prefix else ""
+    return f"""<base href="{prefix or "."}/">{arrive}
+        <link rel="icon" href="favicon.ico"><script src="page.js"></script>"""
+
+
+def _without_address(page: str) -> str:
+    """A page of Gradio that finds its way by where the browser got it, whatever a proxy made of the address."""
+    where = 'new URL(".", document.baseURI).href.slice(0, -1)'
+    return page.replace(json.dumps(ADDRESS), where).replace('<link rel="manifest" href="/manifest.json" />', "")
 
 
 def _part(name: str, markup: str) -> None:
     """A part of the page that the function of this name in page.js brings to life."""
-    gr.HTML(markup, head=SCRIPT, js_on_load=f"prefixcap.{name}(element)", apply_default_css=False)
+    gr.HTML(markup, js_on_load=f"prefixcap.{name}(element)", apply_default_css=False)
 
 
 def _header(captioner: Captioner) -> str:
     encoder, lm = (html.escape(name) for name in (captioner.encoder_identity.name, captioner.language_model.name))
-    return f"""<header id="head"><img src="/favicon.ico" alt=""><div><h1>prefixcap</h1>
+    return f"""<header id="head"><img src="favicon.ico" alt=""><div><h1>prefixcap</h1>
         <p>Captions by <b>CLIP</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
-        <a href="/docs">HTTP API</a></header>"""
+        <a href="docs">HTTP API</a></header>"""
 
 
 def _examples(count: int) -> str:
     if not count:
         return ""
     pictures = [
-        f'<button type="button" class="example"><img src="/examples/{number}.jpg" alt="example {number + 1}"></button>'
+        f'<button type="button" class="example"><img src="examples/{number}.jpg" alt="example {number + 1}"></button>'
         for number in range(count)
     ]
     return f"""<p class="hint">No photograph at hand? Take one of the small world:</p>

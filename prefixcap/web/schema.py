@@ -49,7 +49,9 @@ class Settings(BaseModel):
     length_penalty: float | None = Field(None, ge=0, le=5, description="beam: above 1.0 favours long captions")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus: draws from the likeliest tokens of so much")
     top_k: int | None = Field(None, ge=0, le=50, description="nucleus, contrastive: chooses from so many tokens")
-    temperature: float | None = Field(None, gt=0, le=5, description="nucleus: below 1.0, likely tokens are likelier")
+    temperature: float | None = Field(
+        None, ge=0.001, le=5, description="nucleus: below 1.0, likely tokens are likelier"
+    )
     penalty: float | None = Field(None, ge=0, le=1, description="contrastive: on likeness to what was written")
 
     def job(self) -> Captions:
@@ -103,6 +105,7 @@ class CaptionedImage(BaseModel):
 
     name: str = Field(examples=["photo.jpg"])
     captions: list[ScoredText]
+    error: str | None = Field(None, description="why there are none; otherwise left out")
 
 
 class CaptionAnswer(BaseModel):
@@ -116,6 +119,7 @@ class InterpretedImage(BaseModel):
 
     name: str = Field(examples=["photo.jpg"])
     vectors: list[list[ScoredText]]
+    error: str | None = Field(None, description="why there are none; otherwise left out")
 
 
 class InterpretAnswer(BaseModel):
@@ -170,11 +174,13 @@ class Error(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": description}
     for status, description in {
-        400: "an image cannot be read",
+        400: "no image can be read",
         401: "the password is missing or wrong",
+        403: "the Host header or the Origin header is not one of this server's",
+        408: "the request came too slowly",
         413: "too many bytes or pixels",
         415: "no multipart/form-data",
-        422: "a setting is unknown or makes no sense",
-        503: "busy: try again after the seconds of Retry-After",
+        422: "a setting is unknown or out of range",
+        503: "busy or stopping: try again after the seconds of Retry-After",
     }.items()
 }

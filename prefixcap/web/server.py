@@ -1,17 +1,22 @@
 """`prefixcap serve`: a captioner as a web page and an HTTP API."""
 
+import asyncio
 import importlib.metadata
 import io
 import os
 import signal
 import socket
 import tempfile
+import threading
+from collections.abc import Sequence, Set
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from prefixcap.captioner import Captioner
@@ -20,9 +25,11 @@ from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import Scene
 from prefixcap.errors import InputError
 from prefixcap.machine import usable_device
+from prefixcap.web.access import PROXIES, READING, Access, AccessMiddleware
 from prefixcap.web.api import build_api
 from prefixcap.web.batcher import Batcher
-from prefixcap.web.gate import Gate
+from prefixcap.web.connections import Connection
+from prefixcap.web.gate import Gate, Places
 from prefixcap.web.jobs import Captions, Job
 
 STATIC = Path(__file__).with_name("static")
@@ -42,6 +49,9 @@ EXAMPLES = (  # of the small world, for who serves a captioner of it
 )
 
 
+GRACE = 20.0  # seconds that a server which is told to stop has for what it has begun
+
+
 def serve(
     ckpt: str,
     host: str = "127.0.0.1",
@@ -49,36 +59,63 @@ def serve(
     password: str | None = None,
     max_queue: int = 64,
     device: str = "auto",
+    max_per_client: int | None = None,
+    root_path: str = "",
+    allow_hosts: Sequence[str] = (),
+    allow_origins: Sequence[str] = (),
+    forwarded_allow_ips: str = PROXIES,
 ) -> None:
     """Serve the web page and the HTTP API of a captioner until Ctrl-C or SIGTERM.
+
+    Then what has been begun is finished, for at most 20 seconds, and what waits is told to come again. A second signal
+    ends the process at once.
 
     Args:
         ckpt: as `prefixcap.load` takes it.
         host: the address to listen on; "0.0.0.0" is all of the machine's.
         port: to listen on; 0: any that is free.
         password: asked for by page and API, under any user name; None: nobody is asked.
-        max_queue: requests that are read, wait or are worked on at once; others are told that the server is busy.
+        max_queue: requests that wait or are worked on at once; others are told that the server is busy.
         device: of the models; "auto": a GPU, if there is one.
+        max_per_client: of `max_queue`, for the requests of one address; None: half of them.
+        root_path: of page and API as browsers see them, e.g. "/captions", where a proxy serves them below a path of
+            its own; "": as a proxy that is trusted says in X-Forwarded-Prefix, else none.
+        allow_hosts: names by which the server may be asked, beside `host` and the names of this machine for itself;
+            "*": any. A server on all addresses may be asked by any of these.
+        allow_origins: other sites, as "https://example.org", whose pages may use the API; "*": any.
+        forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
 
     Raises:
-        InputError: the port is in use or not allowed, the captioner or its encoder cannot be loaded, or a value makes
-            no sense.
+        InputError: the port is in use or not allowed, the captioner or its encoder cannot be loaded, or a value is out
+            of range.
     """
     if password == "":
         raise InputError("the password is empty: give one, or none to ask nobody")
-    if max_queue < 1:
-        raise InputError(f"max_queue must be at least 1, not {max_queue}")
+    for name, value in (("max_queue", max_queue), ("max_per_client", max_per_client)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, it ends as Ctrl-C does
         with _listen(host, port) as listening:
+            address, port = listening.getsockname()[:2]
+            access = Access(
+                hosts=[host, address, *allow_hosts],
+                any_address=address in ("0.0.0.0", "::"),
+                origins=allow_origins,
+                proxies=forwarded_allow_ips,
+                root_path=root_path,
+            )
             captioner = load(ckpt, usable_device(device))
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio makes a folder in it, and puts nothing there
-                app = build_app(captioner, password, max_queue)
-            address, port = listening.getsockname()[:2]
+                app = build_app(captioner, password, max_queue, max_per_client, access)
             print(f"{ckpt} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
-            config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does
-            uvicorn.Server(config).run([listening])
+            _allow_many_files()
+            Server(app).run([listening])
+            if app.state.batcher.working:  # its thread cannot be stopped, and Python would wait for it
+                print("stopped", flush=True)
+                os._exit(0)
     except KeyboardInterrupt:
         pass
     print("stopped")
@@ -94,13 +131,36 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host}, port {port} ({reason}): choose another port or host") from error
 
 
-def build_app(captioner: Captioner, password: str | None = None, max_queue: int = 64) -> FastAPI:
-    """Page and API as one ASGI application, with the captioner ready.
+def _allow_many_files() -> None:
+    """Each connection is an open file, and so is each larger image until it has been read."""
+    try:
+        import resource
+    except ImportError:  # there is no such limit on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def build_app(
+    captioner: Captioner,
+    password: str | None = None,
+    max_queue: int = 64,
+    max_per_client: int | None = None,
+    access: Access | None = None,
+) -> FastAPI:
+    """Page and API as one ASGI application, with the captioner ready. `Server` runs it.
+
+    Another ASGI server must not change what proxies say (uvicorn: `proxy_headers=False`), and should close connections
+    on which a request does not arrive.
 
     Args:
         captioner: to be served; used by one thread alone.
         password: as of `serve`.
         max_queue: as of `serve`.
+        max_per_client: as of `serve`.
+        access: who may ask; None: whoever calls the server by a name that this machine has for itself.
 
     Raises:
         InputError: the captioner's encoder cannot be loaded.
@@ -121,10 +181,62 @@ def build_app(captioner: Captioner, password: str | None = None, max_queue: int 
         app.add_api_route(f"/examples/{number}.jpg", _sent(file.getvalue(), "image/jpeg"), include_in_schema=False)
     for path, (name, media_type) in FILES.items():
         app.add_api_route(path, _sent((STATIC / name).read_bytes(), media_type), include_in_schema=False)
-    paths = {route.path: route.methods or set() for route in app.routes if isinstance(route, Route)}
-    mount_page(app, captioner, len(examples))
-    app.add_middleware(Gate, paths=paths, password=password, most_requests=max_queue)
+    methods: dict[str, Set[str]] = {
+        route.path: route.methods or set() for route in app.routes if isinstance(route, Route)
+    }
+    methods |= dict.fromkeys(mount_page(app, captioner, len(examples)), READING)
+    app.state.batcher = batcher
+    app.state.places = Places(max_queue, max_per_client or max(1, max_queue // 2))
+    app.add_middleware(Gate, paths=methods, password=password, places=app.state.places)
+    access = access or Access()
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(AccessMiddleware, access=access)
     return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn with connections that wait for nobody, and an end that everyone is told of.
+
+    Args:
+        app: from `build_app`.
+        log_level: of uvicorn.
+    """
+
+    def __init__(self, app: FastAPI, log_level: str = "warning") -> None:
+        self.batcher: Batcher[Job, Any, Any] = app.state.batcher
+        self.places: Places = app.state.places
+        config = uvicorn.Config(
+            app, http=Connection, ws="none", proxy_headers=False, log_level=log_level, access_log=False
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end. The next signal ends the process as if nobody listened to it."""
+        self.should_exit = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has been begun, tell all others that they should come again, and end in bounded time."""
+        loop = asyncio.get_running_loop()
+        self.places.stopping.set()
+        self.batcher.stop()
+        timers = [loop.call_later(GRACE, self.batcher.give_up), loop.call_later(GRACE + 2, self._hang_up)]
+        await super().shutdown(sockets)
+        for timer in timers:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        """Close the connections of those who do not take their answer."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _sent(content: bytes, media_type: str) -> Any:

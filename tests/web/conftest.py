@@ -1,5 +1,6 @@
 """A captioner of the small world behind a server of its own, on a free port."""
 
+import http.client
 import io
 import socket
 import threading
@@ -7,20 +8,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
+from torch import Tensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.encoders import load_encoder
 from prefixcap.language import load_language_model
-from prefixcap.web.server import build_app
+from prefixcap.web import jobs
+from prefixcap.web.server import Server, build_app
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +44,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @contextmanager
-def served(captioner: Captioner, password: str | None = None, max_queue: int = 64) -> Iterator[str]:
-    """The address of a server in a thread."""
+def served(captioner: Captioner, *arguments: Any, **options: Any) -> Iterator[str]:
+    """The address of a server in a thread, with the arguments of `build_app`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(build_app(captioner, password, max_queue), log_level="critical"))
+        server = Server(build_app(captioner, *arguments, **options), log_level="critical")
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
@@ -78,3 +81,54 @@ def jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG")
     return file.getvalue()
+
+
+def photograph() -> bytes:
+    return jpeg(Image.effect_noise((60, 40), 50).convert("RGB"))
+
+
+def form(*files: bytes, **fields: object) -> bytes:
+    """A multipart body with the boundary "x", written out."""
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n'.encode() for name in fields
+    ]
+    head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+    return b"".join([*parts, *(head + file + b"\r\n" for file in files), b"--x--\r\n"])
+
+
+def post(body: bytes, *headers: str, path: str = "/api/caption", host: str = "localhost") -> bytes:
+    """A request with a form, written out."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: multipart/form-data; boundary=x", *headers]
+    if not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def connect(address: str, source: str = "127.0.0.1") -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60, source_address=(source, 0))
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the next answer on a connection. Raises ConnectionError where there is none."""
+    response = http.client.HTTPResponse(connection)
+    try:
+        response.begin()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A model that says when it has begun, and goes on when it is told to. To be asked for once a server is there."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def run(job: jobs.Captions, captioner: Captioner, images: list[Tensor]) -> list[list[jobs.Scored]]:
+        begun.set()
+        assert go_on.wait(60)
+        return [[jobs.Scored("a caption", 0.5)] for _ in images]
+
+    monkeypatch.setattr(jobs.Captions, "run", run)
+    yield begun, go_on
+    go_on.set()

@@ -138,25 +138,38 @@ def half_a_request(address: str, picture: Path) -> tuple[socket.socket, bytes]:
     """A connection on which half of a request was sent, and the other half."""
     content = httpx.Request("POST", f"{address}/api/caption", files=files([picture]))
     body = content.read()
-    head = f"POST /api/caption HTTP/1.1\r\nHost: here\r\nContent-Type: {content.headers['content-type']}\r\n"
+    head = f"POST /api/caption HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content.headers['content-type']}\r\n"
     host, port = address.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=60)
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
     return connection, body[100:]
 
 
-def test_who_comes_when_all_places_are_taken_is_told_so(captioner: Captioner, pictures: list[Path]) -> None:
-    with served(captioner, max_queue=2) as address, httpx.Client(base_url=address, timeout=60) as client:
-        taken = [half_a_request(address, pictures[0]) for _ in range(2)]
-        until = time.monotonic() + 30
-        while (answer := client.post("/api/caption", files=files(pictures[:1]))).status_code == 200:
-            assert time.monotonic() < until  # the two are about to be seen
+def test_who_comes_when_all_places_are_taken_is_told_so(
+    captioner: Captioner, pictures: list[Path], request: pytest.FixtureRequest
+) -> None:
+    with (
+        served(captioner, max_queue=1) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        begun, go_on = request.getfixturevalue("held")
+        arriving = [half_a_request(address, pictures[0]) for _ in range(4)]  # which take no place
+        taken = pool.submit(client.post, "/api/caption", files=files(pictures[:1]))
+        assert begun.wait(30)
+        answer = client.post("/api/caption", files=files(pictures[:1]))
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
-        assert answer.json()["error"].startswith("busy")
+        assert answer.json()["error"].startswith("busy: others")
         assert client.get("/health").status_code == client.get("/").status_code == 200
-        for connection, rest in taken:
-            connection.sendall(rest)
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection, rest = arriving[0]
+        connection.sendall(rest)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 503")
+        go_on.set()
+        assert taken.result().status_code == 200
+        connection, rest = arriving[1]
+        connection.sendall(rest)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        for connection, _ in arriving:
             connection.close()
         assert client.post("/api/caption", files=files(pictures[:1])).status_code == 200
 

@@ -59,11 +59,38 @@ IMAGES = {
 @pytest.mark.parametrize("path", ["/api/caption", "/api/interpret", "/api/arithmetic"])
 def test_what_is_no_image_is_refused_by_its_name(client: httpx.Client, kind: str, path: str) -> None:
     content, status, reason = IMAGES[kind]
-    files = [("images", ("good.jpg", PHOTO)), ("images", ("holiday.jpg", content))]
+    bad = [("images", ("holiday.jpg", content))]
+    answers = [client.post(path, files=bad)]
+    if path == "/api/arithmetic":  # where the sum needs all of them
+        answers.append(client.post(path, files=[("images", ("good.jpg", PHOTO)), *bad]))
+    for answer in answers:
+        error = answer.json()["error"]
+        assert answer.status_code == status and error.startswith("holiday.jpg: ") and reason in error
+        assert "\n" not in error
+
+
+@pytest.mark.parametrize(("path", "result"), [("/api/caption", "captions"), ("/api/interpret", "vectors")])
+def test_bad_files_leave_the_results_of_the_good_ones(client: httpx.Client, path: str, result: str) -> None:
+    files = [("images", (f"{kind}.jpg", content)) for kind, (content, _, _) in IMAGES.items()]
+    for number in (0, 4, 15):
+        files.insert(number, ("images", (f"good {number}.jpg", PHOTO)))
     answer = client.post(path, files=files)
-    error = answer.json()["error"]
-    assert answer.status_code == status and error.startswith("holiday.jpg: ") and reason in error
-    assert "\n" not in error
+    images = answer.json()["images"]
+    assert answer.status_code == 200 and [image["name"] for image in images] == [name for _, (name, _) in files]
+    alone = client.post(path, files={"images": PHOTO}).json()["images"][0]
+    for image in images:
+        if image["name"].startswith("good"):
+            assert str(image[result][0])[:30] == str(alone[result][0])[:30] and "error" not in image
+        else:
+            assert set(image) == {"name", result, "error"} and image[result] == []
+            assert image["error"].startswith(f"{image['name']}: ")
+            assert IMAGES[image["name"].removesuffix(".jpg")][2] in image["error"]
+
+
+def test_where_no_file_is_good_all_are_named(client: httpx.Client) -> None:
+    answer = client.post("/api/caption", files=[("images", ("a.jpg", b"")), ("images", ("b.jpg", b"text"))])
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "a.jpg: empty file; b.jpg: not an image"}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -95,6 +122,8 @@ def test_a_name_is_only_a_label(client: httpx.Client, name: str) -> None:
     assert error == f"{found}: not an image"
 
 
+EXTREMES = ("nan", "NaN", "inf", "-inf", "1e400", "-1e-300", "1e-300", "1e300", "0x1", "None", "1,5")
+
 SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"decode": "foo"}, "unknown decoder 'foo': choose one of greedy, beam,"),
     ({"decode": "greedy", "beams": 3}, "decoder 'greedy' takes no beams: leave it out, or take beam, clipcap"),
@@ -109,7 +138,15 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a " * 101}, "prompt: "),
     ({"prompt": "a " * 99}, "exceed the context"),
     ({"max_tokens": 200}, "exceed the context"),
-    ({"decode": "nucleus", "temperature": "nan"}, "temperature: "),
+    *(({"decode": "nucleus", "temperature": value}, "temperature: ") for value in EXTREMES),
+    *(({"decode": "nucleus", "top_p": value}, "top_p: ") for value in EXTREMES if value != "1e-300"),
+    *(({"length_penalty": value}, "length_penalty: ") for value in EXTREMES if value != "1e-300"),
+    *(({"decode": "contrastive", "penalty": value}, "penalty: ") for value in EXTREMES if value != "1e-300"),
+    *(
+        ({name: value}, f"{name}: ")
+        for name in ("count", "beams", "max_tokens")
+        for value in (*EXTREMES, "2.5", "9" * 5000)
+    ),
     ({"decode": "nucleus", "top_p": 0}, "top_p: "),
     ({"decode": "nucleus", "seed": -1}, "seed: "),
     ({"seed": 1}, "'beam' does not draw"),
@@ -124,6 +161,19 @@ def test_a_setting_that_makes_no_sense_is_named(client: httpx.Client, fields: di
     assert answer.status_code == 422 and reason in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decode": "nucleus", "temperature": 0.001}, {"decode": "nucleus", "top_p": "1e-300"},
+        {"decode": "nucleus", "temperature": 5, "top_p": 1}, {"decode": "contrastive", "penalty": "1e-300"},
+        {"decode": "nucleus", "seed": 2**63 - 1}, {"length_penalty": 5}, {"length_penalty": "1e-300"},
+    ],
+)  # fmt: skip
+def test_a_setting_at_its_limit_is_obeyed(client: httpx.Client, fields: dict[str, Any]) -> None:
+    answer = client.post("/api/caption", data={"max_tokens": 6, **fields}, files={"images": PHOTO})
+    assert answer.status_code == 200 and answer.json()["images"][0]["captions"][0]["text"]
+
+
 def test_mistakes_of_arithmetic_are_named(client: httpx.Client) -> None:
     twice = [("images", PHOTO), ("images", PHOTO)]
     for fields, files, reason in (
@@ -132,6 +182,8 @@ def test_mistakes_of_arithmetic_are_named(client: httpx.Client) -> None:
         ({"texts": ["a"], "text_weights": [1, 2]}, twice, "text_weights: 2 are given for 1"),
         ({"image_weights": ["nan", 1]}, twice, "image_weights 0: "),
         ({"image_weights": ["1e9", 1]}, twice, "image_weights 0: "),
+        ({"image_weights": ["1e-300", "-1e-300"]}, twice, "the sum comes to nothing"),
+        ({"image_weights": ["inf", 1]}, twice, "image_weights 0: "),
         ({"texts": ["a " * 101]}, twice, "texts 0: "),
         ({"texts": ["a"] * 9}, twice, "texts: too many"),
         ({"count": 1}, [("texts", (None, b""))], "texts 0: "),

@@ -1,9 +1,13 @@
 """The page in a real browser: Chromium without a window, by Playwright."""
 
+import contextlib
+import http.client
 import io
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -13,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
+from prefixcap.web.access import Access
 from prefixcap.zeroshot.arithmetic import embed_expressions
 from tests.web.conftest import jpeg, served
 
@@ -246,3 +251,109 @@ def test_the_password_opens_page_and_api(browser: Browser, captioner: Captioner,
         captions(page, 1)
         expect(page.locator(".card.failed")).to_have_count(0)
         context.close()
+
+
+# ---- below a proxy's path ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def proxy_of(address: str, path: str, *headers: str) -> Iterator[tuple[str, list[str]]]:
+    """A reverse proxy that serves an address below a path, which it takes off: its own address, and its misses."""
+    missed: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not f"{self.path}/".startswith(f"{path}/"):
+                missed.append(self.path)
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            given = dict(self.headers.items()) | dict(header.split(": ") for header in headers)
+            back = http.client.HTTPConnection(address.removeprefix("http://"))
+            back.request(self.command, self.path[len(path) :] or "/", body, given)
+            answer = back.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            back.close()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}{path}", missed
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("root_path", "headers", "end"),
+    [
+        ("", [], "/"),  # it need not know
+        ("", ["X-Forwarded-Prefix: /a/captions", "X-Forwarded-Host: localhost"], ""),
+        ("/a/captions", [], ""),
+    ],
+    ids=["unknown", "header", "option"],
+)
+def test_the_page_works_below_a_path_of_a_proxy(
+    browser: Browser, captioner: Captioner, pictures: list[Path], root_path: str, headers: list[str], end: str
+) -> None:
+    with (
+        served(captioner, access=Access(root_path=root_path)) as address,
+        proxy_of(address, "/a/captions", *headers) as (below, missed),
+    ):
+        visit = Visit(browser, below + end, DESKTOP)
+        page = visit.page
+        page.set_input_files("#files", pictures[:1])
+        page.locator(".example").first.click()
+        assert captions(page, 2)[0] == captioner.candidates(pictures[:1], 3, by_similarity=True)[0]
+        page.get_by_text("What the prefix says", exact=True).first.click()
+        expect(page.locator(".prefix td")).to_have_count(12, timeout=PATIENCE)
+        page.get_by_role("tab", name="Arithmetic").click()
+        page.get_by_role("button", name="An example").click()
+        captions(page, 3)
+        expect(page.locator(".card.failed")).to_have_count(0)
+        assert page.evaluate("[...document.images].filter((image) => image.naturalWidth === 0).length") == 0
+        page.get_by_role("link", name="HTTP API").click()
+        expect(page.locator("pre").first).to_contain_text(f"{below}/api/caption")
+        page.get_by_role("link", name="Back to the page").click()
+        page.locator("#drop").wait_for()
+        assert page.url.rstrip("/") == below
+        assert all(url.startswith((below, f"blob:{below[:20]}", "data:")) for url in visit.requests)
+        assert (visit.mistakes, missed) == ([], [])
+        page.close()
+
+
+def test_sampled_captions_come_by_similarity_unless_the_visitor_wants_otherwise(
+    visit: Visit, pictures: list[Path]
+) -> None:
+    page = visit.page
+    page.evaluate(
+        """() => {
+            const plain = window.fetch;
+            window.sent = [];
+            window.fetch = (path, options) => {
+                window.sent.push(options.body.get("by_similarity"));
+                return plain(path, options);
+            };
+        }"""
+    )
+    page.get_by_text("How captions are written").click()
+    page.get_by_label("Decoder").click()
+    page.get_by_role("option", name=re.compile("^Nucleus")).click()
+    expect(page.locator("body")).to_have_attribute("data-decoder", "nucleus")
+    page.set_input_files("#files", pictures[:1])
+    captions(page, 1)
+    scores = [float(score) for score in page.locator(".card .score").all_inner_texts()]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    page.get_by_label("The caption closest to the picture comes first").uncheck()
+    page.get_by_role("button", name="Write again").click()
+    captions(page, 1)
+    assert page.evaluate("window.sent") == ["true", "false"]

@@ -6,8 +6,8 @@ window.prefixcap = (() => {
   const MOST_TRIES = 30; // while the server is busy
 
   // What is sent with a picture, by decoder: what no decoder takes is not among the settings.
-  let settings = { decode: "beam", count: 3 };
-  let takes = {};
+  let settings = { decode: "beam", count: 3, by_similarity: true };
+  let takes = { beam: ["count"] };
 
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -113,7 +113,7 @@ window.prefixcap = (() => {
         if (!details.open || inside.hasChildNodes()) return;
         inside.append(element("p", { class: "working" }, "Reading …"));
         try {
-          const { images } = await ask("/api/interpret", [["images", this.file], ["count", 3]]);
+          const { images } = await ask("api/interpret", [["images", this.file], ["count", 3]]);
           const rows = images[0].vectors.map((tokens, at) => {
             const row = element("tr", {}, element("th", { scope: "row" }, String(at + 1)));
             row.append(...tokens.map((token) => element("td", {}, element("code", {}, token.text.trim() || "␣"), score(token))));
@@ -150,7 +150,7 @@ window.prefixcap = (() => {
 
   function addPictures(files) {
     const added = [...files].map((file) => {
-      const request = () => ["/api/caption", [["images", file], ...chosen()]];
+      const request = () => ["api/caption", [["images", file], ...chosen()]];
       return new Card(file.name, element("div", { class: "picture" }, show(file)), request, file);
     });
     added.forEach((card) => card.write());
@@ -160,7 +160,7 @@ window.prefixcap = (() => {
   // ---- the parts of the page, each called when Gradio has made it ---------------------------------------
 
   async function example(number) {
-    const blob = await (await fetch(`/examples/${number}.jpg`)).blob();
+    const blob = await (await fetch(`examples/${number}.jpg`)).blob();
     return new File([blob], `example ${number + 1}`, { type: "image/jpeg" });
   }
 
@@ -272,7 +272,7 @@ window.prefixcap = (() => {
           const operand = file ? show(file) : element("q", { dir: "auto" }, text);
           shown.push(element("span", {}, element("b", {}, sign, " ", number), operand));
         }
-        new Card("sum", element("div", { class: "picture sum" }, ...shown), () => ["/api/arithmetic", [...parts, ...chosen()]]).write();
+        new Card("sum", element("div", { class: "picture sum" }, ...shown), () => ["api/arithmetic", [...parts, ...chosen()]]).write();
       };
       part.querySelector("#work-out").addEventListener("click", workOut);
       part.querySelector("#example")?.addEventListener("click", async () => {
