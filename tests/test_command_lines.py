@@ -70,6 +70,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert composed("eval", "out=~/new").out == str(tmp_path / "new")
     Path("~x").mkdir()
     assert composed("eval", "out=~x").out == "~x"
+    assert composed("eval", "out=~nobody-of-that-name/x").out == "~nobody-of-that-name/x"
 
 
 def test_what_means_something_to_hydra_keeps_its_meaning() -> None:

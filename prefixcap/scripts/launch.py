@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,7 @@ from prefixcap.scripts.paths import as_text, quote_paths
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
 
 
-def run(
-    main: Callable[[DictConfig], float | None],
-    config_name: str,
-    taken: Mapping[str, Callable[[DictConfig], Iterable[str]]] | None = None,
-) -> None:
+def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `main` with the result.
 
     A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as
@@ -48,8 +44,6 @@ def run(
     Args:
         main: the script. Its `config.data.options` are those that chose the data set on the command line.
         config_name: of its configuration.
-        taken: by the name of a group, what the options are that it takes without listing them, as a function of the
-            group; every argument of a group's `_target_` is one in any case.
     """
     given = sys.argv[1:]
     sys.argv[1:] = quote_paths(given)
@@ -73,14 +67,10 @@ def run(
                 hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
                 return
             except ConfigCompositionException as error:
-                sys.argv = _with_unlisted_option(sys.argv, error, taken or {})
+                sys.argv = _with_unlisted_option(sys.argv, error)
 
 
-def _with_unlisted_option(
-    arguments: list[str],
-    error: ConfigCompositionException,
-    taken: Mapping[str, Callable[[DictConfig], Iterable[str]]],
-) -> list[str]:
+def _with_unlisted_option(arguments: list[str], error: ConfigCompositionException) -> list[str]:
     """A command line after Hydra refused an option that the configuration does not list, but that is taken.
 
     Raises:
@@ -93,14 +83,29 @@ def _with_unlisted_option(
         raise error
     option, key = refused[1], str(error.__cause__.key)  # type: ignore[union-attr]
     group = node._get_full_key(None)
-    if "_target_" in node:
-        more = set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
-    else:
-        more = set(taken[group](node)) if group in taken else set()
+    more = _taken(group, node)
     if key not in more:
         raise _unknown_option(option, group, key, sorted({*map(str, node), *more}))
     name = f"{group}.{key}"
-    return [f"++{argument}" if re.match(rf"{re.escape(name)}[.=]", argument) else argument for argument in arguments]
+    added = [f"++{argument}" if re.match(rf"{re.escape(name)}[.=]", argument) else argument for argument in arguments]
+    if added == arguments:  # it is from a configuration
+        raise error
+    return added
+
+
+def _taken(group: str, node: DictConfig) -> set[str]:
+    """Options that a group of the configuration takes, listed or not."""
+    if "_target_" in node:
+        return set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
+    if group == "optimizer":
+        from prefixcap.training.optimizer import OPTIONS
+
+        return set(OPTIONS)
+    if group == "decode":
+        from prefixcap.decoding import own_options
+
+        return set(own_options(node.method))
+    return set()
 
 
 def _unknown_option(option: str, group: str, key: str, names: list[str]) -> InputError:

@@ -41,7 +41,7 @@ def _quoted(argument: str, several: bool) -> str:
     name = option.lstrip("+")
     if not equals or not value or option.startswith(("-", "~")) or name not in PATHS | LISTS:
         return argument
-    expanded = str(Path(value).expanduser()) if value.startswith("~") and not _is_there(value) else value
+    expanded = _with_home(value) if value.startswith("~") and not _is_there(value) else value
     if _is_there(expanded):
         value = "./???" if expanded == "???" else expanded  # which would be a value that must be given
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf looks for the value of that name
@@ -62,6 +62,14 @@ def _is_grammar(argument: str, name: str, several: bool) -> bool:
     if override.is_sweep_override():
         return several
     return isinstance(value, QuotedString) or (isinstance(value, list) and name in LISTS)
+
+
+def _with_home(path: str) -> str:
+    """A path with the home folder in the place of `~`; as it is, where there is none."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path
 
 
 def _is_there(path: str) -> bool:

@@ -32,7 +32,6 @@ from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.training.checkpoints import best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from prefixcap.training.finite_loss import FiniteLoss
-from prefixcap.training.optimizer import OPTIONS
 from prefixcap.training.rewards import CiderReward, ClipReward, Reward
 from prefixcap.training.self_critical import SelfCriticalTraining
 
@@ -50,8 +49,9 @@ def main(config: DictConfig) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
+    lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
     captioner = Captioner(
-        load_language_model(tuning=config.model.lm_tuning, lora=lora, **lm),
+        load_language_model(**lm),
         store.encoder,
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
@@ -224,4 +224,4 @@ def require_encoder_name(store: FeatureStore, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "train", {"optimizer": lambda _: OPTIONS})
+    run(main, "train")

@@ -14,10 +14,10 @@ from data_prep.records import Dataset
 from prefixcap.errors import InputError
 from prefixcap.files import write_text_whole
 from prefixcap.language import load_language_model
+from prefixcap.options import check_options
 from prefixcap.scripts.fitting import fit, half_batch, make_trainer, open_loggers, say
 from prefixcap.scripts.launch import run
 from prefixcap.training.checkpoints import LastCheckpoint
-from prefixcap.training.optimizer import OPTIONS
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
 
 
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     del lm["lora"]
     train_captions, val_captions = captions(config)
     L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
-    language_model = load_language_model(tuning="full", **lm)
+    language_model = load_language_model(**check_options("lm", load_language_model, lm | {"tuning": "full"}))
     training = CaptionLMTraining(language_model, config.margin, **config.optimizer)
     data = CaptionTexts(
         language_model, train_captions, val_captions, config.batch_size, config.max_caption_tokens, config.seed
@@ -79,4 +79,4 @@ def captions(config: DictConfig) -> tuple[Texts, Texts]:
 
 
 if __name__ == "__main__":
-    run(main, "train_lm", {"optimizer": lambda _: OPTIONS})
+    run(main, "train_lm")

@@ -19,6 +19,7 @@ def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: floa
         InputError: it has no such argument, or does not take the value.
 
     Examples:
+        >>> import torch
         >>> adamw([Parameter(torch.zeros(2))], 1e-3, 0.01, betas=[0.9, 0.98], eps=1e-6).defaults["betas"]
         (0.9, 0.98)
     """

@@ -6,9 +6,6 @@ import pytest
 from omegaconf import DictConfig
 
 from prefixcap.scripts import launch
-from prefixcap.training.optimizer import OPTIONS
-
-TAKEN = {"optimizer": lambda _: OPTIONS}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +34,7 @@ def test_options_that_are_not_listed(prefix: str, monkeypatch: pytest.MonkeyPatc
     options = ["trainer.limit_val_batches=3", "optimizer.eps=1e-6", "optimizer.betas=[0.9,0.98]", "data.root=a b"]
     options = [prefix + option for option in options[:3]] + options[3:]
     monkeypatch.setattr("sys.argv", ["train.py", *options])
-    launch.run(seen.append, "train", TAKEN)
+    launch.run(seen.append, "train")
     assert seen[0].trainer.limit_val_batches == 3
     assert (seen[0].optimizer.eps, seen[0].optimizer.betas) == (1e-6, [0.9, 0.98])
     assert seen[0].data.options == ["data=demo", "'data.root=a b'"]
