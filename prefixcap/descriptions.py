@@ -40,7 +40,7 @@ class MapperDescription(Strict):
 
 class EncoderDescription(Strict):
     name: Name
-    digest: Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9a-f]*$")]
+    digest: Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
     preprocessing: Annotated[str, StringConstraints(max_length=4096)]
     dim: Size
 

@@ -1,6 +1,6 @@
 """A metric of your own: which share of a caption's words was said before in it.
 
-python docs/examples/add_metric.py ckpt=best.ckpt 'metrics=[CIDEr,repetition]'
+python docs/examples/add_metric.py ckpt=best.ckpt data=demo 'metrics=[CIDEr,repetition]'
 """
 
 from collections.abc import Sequence

@@ -69,7 +69,7 @@ def test_a_decoder_of_ones_own(folder: Path) -> None:
     options = ("decode=greedy", "decode.method=avoiding", "metrics=[CIDEr]", "out=decoded")
     said = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="greedy")[0].split()
     unsaid = next(word for word in said[1:] if word.isalpha())
-    run_file(EXAMPLES / "add_decoder.py", "ckpt=best.ckpt", *options, f"decode.words=[{unsaid}]")
+    run_file(EXAMPLES / "add_decoder.py", "ckpt=best.ckpt", "data=demo", *options, f"decode.words=[{unsaid}]")
     captions = [entry["caption"] for entry in json.loads(Path("decoded/captions.json").read_text())]
     assert len(captions) == 9 and not any(unsaid in caption.split()[1:] for caption in captions)
     same = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="avoiding")
@@ -88,7 +88,7 @@ def test_an_encoder_of_ones_own(folder: Path) -> None:
 
 
 def test_a_metric_of_ones_own(folder: Path) -> None:
-    run_file(EXAMPLES / "add_metric.py", "ckpt=best.ckpt", "metrics=[CIDEr,repetition]", "out=scored")
+    run_file(EXAMPLES / "add_metric.py", "ckpt=best.ckpt", "data=demo", "metrics=[CIDEr,repetition]", "out=scored")
     metrics = json.loads(Path("scored/metrics.json").read_text())
     words = [tokenize(entry["caption"]).split() for entry in json.loads(Path("scored/captions.json").read_text())]
     repeated = sum(len(caption) - len(set(caption)) for caption in words) / sum(map(len, words))
