@@ -211,6 +211,11 @@ class Captioner(nn.Module):
         """
         count, noise = check_value("count", count, Count), check_value("noise", noise, Variance)
         batch_size = check_value("batch_size", batch_size, Positive)
+        images = self._checked(images)
+        if by_similarity and embeddings is None and self.features != "images/embedding" and isinstance(images, Tensor):
+            raise InputError(
+                f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
+            )
         if "generator" in options:
             raise InputError(f"decoder '{decode}' has no option 'generator': seed takes a number or a generator")
         check_decoder(decode, 1 if noise else count, options)
@@ -220,11 +225,6 @@ class Captioner(nn.Module):
         elif seed is not None and not noise:
             raise InputError(f"seed is for what is drawn at random, and '{decode}' does not draw: leave it out")
         beginning = self.language_model.tokenize_prompt(prompt)
-        images = self._checked(images)
-        if by_similarity and embeddings is None and self.features != "images/embedding" and isinstance(images, Tensor):
-            raise InputError(
-                f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
-            )
         regions = check_value("unit_parts", unit_parts, bool) and self.features != "images/embedding"
         if regions and (self.features != "images/regions" or (isinstance(images, Tensor) and embeddings is None)):
             raise InputError(

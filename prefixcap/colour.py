@@ -1,11 +1,13 @@
 """Pixels of any kind as RGB of 8 bits: transparency, deep greys, numbers."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    import numpy as np  # elsewhere where it is used: the command's help comes without it
+    from numpy.typing import NDArray
 
 # What white is in a file that does not say it: of whole numbers, the largest in so many bits; of others, as is usual.
 WHITE_IN_BITS = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
@@ -46,8 +48,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def scale(levels: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
+def scale(levels: "NDArray[Any]", black: float, white: float) -> "NDArray[np.uint8]":
     """Levels from black to white -> 0 to 255; what is no number is black."""
+    import numpy as np
+
     shares = np.nan_to_num((levels.astype(np.float32) - black) / (white - black), nan=0, posinf=1, neginf=0)
     shades: NDArray[np.uint8] = (shares.clip(0, 1) * 255).round().astype(np.uint8)
     return shades
@@ -66,6 +70,8 @@ def white_level(highest: float, usual: list[int]) -> float:
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
     """Grey levels of any kind -> 8 bits; those of a PNG's transparent level are white."""
+    import numpy as np
+
     levels = np.asarray(image)
     shades = scale(levels, *_black_and_white(image, levels[np.isfinite(levels)]))
     if image.mode != "I" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -75,8 +81,10 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(shades)
 
 
-def _black_and_white(image: Image.Image, levels: NDArray[Any]) -> tuple[float, float]:
+def _black_and_white(image: Image.Image, levels: "NDArray[Any]") -> tuple[float, float]:
     """The levels that are black and white, as the file says them if its pixels are between them."""
+    import numpy as np
+
     lowest, highest = float(levels.min(initial=0)), float(levels.max(initial=0))
     tags: Any = getattr(image, "tag_v2", {})
     black, white = _number(tags, _LEAST_SAMPLE, _LOWEST), _number(tags, _LARGEST_SAMPLE, _HIGHEST)

@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prefixcap.colour import WHITE_IN_BITS, scale, to_rgb, white_level
@@ -98,6 +97,7 @@ def _load(
 
     With `swap`, colours of two bytes are read in the other order of bytes.
     """
+
     image: Image.Image
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > MOST_PIXELS:
@@ -121,6 +121,8 @@ def _all_sixteen_bits(file: BinaryIO, image: Image.Image, raw_mode: str, formats
     Pillow keeps the upper byte alone, which has next to nothing of 12 bits in 16. The lower byte is what it takes for
     the upper one in the other order of bytes.
     """
+    import numpy as np
+
     uppers = [np.asarray(image.getchannel(band)) for band in range(3)]
     if max(upper.max() for upper in uppers) >= 64:  # more than 14 bits are used: the upper byte will do
         return image

@@ -1,6 +1,6 @@
 """A decoder of your own: greedy search that never says some words.
 
-python docs/examples/add_decoder.py ckpt=best.ckpt data=demo decode=greedy decode.method=avoiding 'decode.words=[red,blue]'
+python docs/examples/add_decoder.py ckpt=best.ckpt data=demo decode=greedy decode.method=avoiding '+decode.words=[red]'
 """
 
 from collections.abc import Sequence

@@ -58,7 +58,7 @@ def ids_without_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
     head = model.get_output_embeddings()
     if not isinstance(getattr(head, "weight", None), Tensor):
         return None
-    unknown = torch.ones(len(head.weight), dtype=torch.bool)
+    unknown = torch.ones(len(head.weight), dtype=torch.bool, device="cpu")
     unknown[[number for number in tokenizer.get_vocab().values() if number < len(unknown)]] = False
     return unknown if unknown.any() else None
 

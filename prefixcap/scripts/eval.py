@@ -201,8 +201,8 @@ def _same_images(
     if bare and len(bare) < len(references):
         if not config.subset:
             raise InputError(
-                f"no caption in {config.captions} for {listed('image', bare)} of {len(references):,}: caption these, "
-                "too, or give subset=true to score the others alone"
+                f"no caption in {config.captions} for {len(bare):,} of {len(references):,} images "
+                f"({listed('image', bare)}): caption these, too, or give subset=true to score the others alone"
             )
         notes.append(f"a part: {len(references) - len(bare):,} of {len(references):,} images have a caption")
         references = {image: texts for image, texts in references.items() if image in captions}

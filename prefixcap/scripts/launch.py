@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.errors import InputError
 from prefixcap.files import no_space
-from prefixcap.scripts.paths import as_text, quote_paths
+from prefixcap.scripts.paths import as_text, quote_paths, unquoted
 
 # What the scripts give to a class by themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
@@ -45,8 +44,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
         main: the script. Its `config.data.options` are those that chose the data set on the command line.
         config_name: of its configuration.
     """
-    given = sys.argv[1:]
-    sys.argv[1:] = quote_paths(given)
+    sys.argv[1:] = quote_paths(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
     conf = Path(__file__).resolve().parent.parent / "conf"
 
@@ -58,7 +56,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
             if config.get("data"):
-                OmegaConf.update(config, "data.options", data_options(given), force_add=True)
+                OmegaConf.update(config, "data.options", data_options(), force_add=True)
             return main(config)
 
     with _mistakes_in_one_line(), _plain_warnings():
@@ -118,12 +116,11 @@ def _unknown_option(option: str, group: str, key: str, names: list[str]) -> Inpu
     return InputError(f"there is no option '{option}'; {there}")
 
 
-def data_options(given: Sequence[str]) -> list[str]:
-    """The options of a command line that choose the data set, ready for a shell, as they were `given`."""
+def data_options() -> list[str]:
+    """The options of this command line that choose the data set, ready for a shell."""
     hydra_config = HydraConfig.get()
-    options = hydra_config.overrides.task if hydra_config.mode == RunMode.MULTIRUN else given
-    chosen = [option for option in options if option.lstrip("+").startswith("data.")]
-    return [shlex.quote(option) for option in (f"data={hydra_config.runtime.choices['data']}", *chosen)]
+    options = [option for option in hydra_config.overrides.task if option.lstrip("+").startswith("data.")]
+    return [f"data={hydra_config.runtime.choices['data']}", *(shlex.quote(unquoted(option)) for option in options)]
 
 
 def _need_no_files(config: DictConfig) -> None:

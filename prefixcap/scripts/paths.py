@@ -31,6 +31,16 @@ def quote_paths(arguments: list[str]) -> list[str]:
     return [_quoted(argument, several) for argument in arguments]
 
 
+def unquoted(argument: str) -> str:
+    """What `quote_paths` makes this argument of: without the quotes that it gives by itself."""
+    option, _, value = argument.partition("=")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        plain = f"{option}={value[1:-1]}"
+        if quote_paths([plain]) == [argument]:
+            return plain
+    return argument
+
+
 def as_text(option: str, value: str) -> str:
     """What to type into a shell to give an option a text that Hydra could take for something else."""
     return shlex.quote(f"{option}={_in_quotes(value)}")

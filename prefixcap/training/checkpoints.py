@@ -120,7 +120,7 @@ class Stopped(SystemExit):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` at the end of every epoch that is validated, of the last, and when training is to stop.
+    """Writes `last.ckpt` at the end of every epoch, and when training is to stop.
 
     SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the step that is under way end; then the checkpoint is written
     and `Stopped` raised. After SIGUSR1, which SLURM sends before a job's time is over (`#SBATCH --signal=USR1@90`), it
@@ -130,10 +130,13 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: of the checkpoint.
         every_n_steps: write within an epoch, too, after so many steps; None does not.
+
+    Attributes:
+        every_n_epochs: write at the end of one in so many epochs alone, and of the last: of very short ones.
     """
 
     def __init__(self, path: Path, every_n_steps: int | None = None) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
+        self.path, self.every_n_steps, self.every_n_epochs = path, every_n_steps, 1
         self._received: signal.Signals | None = None
         self._asked: Arriving | None = None  # with several processes: the signal that came to any
         self._validating = False  # while the checkpoint of a run that is stopped there is written
@@ -174,10 +177,10 @@ class LastCheckpoint(Checkpoint):
             self._stop(trainer, told)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch, every = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
-        if epoch % every == 0 or epoch == trainer.max_epochs:
+        epoch, told = trainer.current_epoch + 1, self._told(trainer)
+        if told or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
             self._save(trainer)
-        if told := self._told(trainer):
+        if told:
             self._stop(trainer, told)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ class CaptionTraining(L.LightningModule):
     def _require_same_reading(self, data: CaptionData) -> None:
         embeddings, captions, positions = data.longest()
         with undisturbed(self.captioner), whole(self.captioner):
-            prefix = self.captioner.prefix(embeddings)
+            prefix = self.captioner.prefix(embeddings if self.noise is None else self.noise(embeddings))
             most = max(positions, self.positions_of_an_image())
             require_same_reading(self.captioner.language_model, prefix, captions, most)
         self._reads_rows = True

@@ -6,11 +6,14 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from prefixcap.training.checkpoints import LastCheckpoint
+
 
 class ReachMinSteps(Callback):
     """Multiplies `max_epochs` where these are fewer than `min_steps` steps: by itself Lightning stops after them.
 
-    So that it validates no more often than it would have, `check_val_every_n_epoch` is multiplied, too.
+    So that it validates and writes `last.ckpt` no more often than it would have, `check_val_every_n_epoch` is
+    multiplied, too, and so are the epochs from one `last.ckpt` to the next.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -21,6 +24,9 @@ class ReachMinSteps(Callback):
             trainer.fit_loop.max_epochs = epochs = factor * trainer.max_epochs
             if trainer.check_val_every_n_epoch is not None:
                 trainer.check_val_every_n_epoch *= factor
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LastCheckpoint):
+                    callback.every_n_epochs *= factor
             rank_zero_only(print)(
                 f"{epochs:,} epochs: {epochs // factor} are fewer steps than trainer.min_steps={trainer.min_steps}"
             )

@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert process.returncode == 2, process.stderr
-    assert process.stderr.splitlines()[-1].startswith("error: no space left on the disk")
+    assert process.stderr.splitlines()[-1].startswith(f"error: cannot write {last}: no space left on the disk; ")
     assert "Traceback" not in process.stderr
     assert last.read_bytes() == before
     prefixcap.load(last)
@@ -216,7 +216,7 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval", "ckpt={run}/checkpoints/best.ckpt", "decode.max_tokens=500"], "exceed the context"),
         (
             ["eval", "ckpt={run}/checkpoints/best.ckpt", "data=coco", "data.store=absent"],
-            "no feature store absent.*data_prep.embed data=coco encoder.name=demo",
+            "no feature store absent.*data_prep.embed data=coco data.store=absent encoder.name=demo",
         ),
         (["eval", "compare=[absent,absent]"], "absent holds no evaluation.*two folders that eval.py wrote"),
         (["eval", "compare=[absent]"], "compare takes two folders of evaluations, not 1"),

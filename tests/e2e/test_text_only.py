@@ -228,7 +228,7 @@ def test_copies_in_a_corpus_are_counted_and_kept(script: Script, folder: Path) -
     corpus = folder / "corpus.txt"
     corpus.write_text("a red star\na blue ring\n\na red star\na red star\na blue ring \n")
     printed = script("data_prep.embed", "data=text", f"data.files={corpus}", "encoder=demo", "data.store=copies")
-    assert "sentences: train 5" in printed and "skipped: 1" in printed and "1 blank line" in printed
+    assert "sentences: train 3, val 2" in printed and "skipped: 1" in printed and "1 blank line" in printed
     assert "copies: 3 sentences" in printed
 
 

@@ -213,7 +213,8 @@ def test_a_run_that_mlflow_does_not_know_begins_anew_there(
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
         config = compose("train", ["logger=mlflow", f"run_dir={tmp_path / 'run'}"])
-    saved = {"prefixcap": {}, "global_step": 3, "state_dict": {}, "callbacks": {"Trackers": {"MLFlowLogger": "0" * 32}}}
+    saved = {"prefixcap": {}, "epoch": 0, "global_step": 3, "state_dict": {}}
+    saved["callbacks"] = {"Trackers": {"MLFlowLogger": "0" * 32}}
     torch.save(saved, tmp_path / "last.ckpt")
     before = open_loggers(config, str(tmp_path / "last.ckpt"))[1]
     before.log_metrics({"val_cider": 0.5}, 4)

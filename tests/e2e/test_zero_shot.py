@@ -96,6 +96,6 @@ def test_magic_takes_what_train_lm_made(script: Script, folder: Path) -> None:
 def test_mistakes_are_told(mistake: Callable[..., str]) -> None:
     assert "method=zerocap needs images" in mistake("eval", "method=zerocap")
     assert "method.lm must be given" in mistake("eval", "method=magic", "data=demo")
-    assert "choose one of clipre, magic, zerocap, zerocap_arithmetic, zerocap_released" in mistake(
+    assert "choose one of clipre, magic, magic_flickr30k, zerocap, zerocap_arithmetic, zerocap_released" in mistake(
         "eval", "method=zero", "data=demo"
     )

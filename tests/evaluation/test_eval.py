@@ -112,7 +112,7 @@ def test_captions_of_a_part_of_the_images(
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [f"captions={tmp_path}/captions.jsonl", f"references={tmp_path}/annotations.json", "metrics=[CIDEr]"]
     told = mistake("eval", *options)
-    assert "no caption in" in told and "for image 8 of 3: caption these, too, or give subset=true" in told
+    assert "no caption in" in told and "for 1 of 3 images (image 8): caption these, too, or give subset=true" in told
     monkeypatch.chdir(tmp_path)
     evaluate(monkeypatch, *options, "subset=true", "out=scores")
     printed = capsys.readouterr().out

@@ -29,7 +29,8 @@ def test_a_sweep_becomes_a_table_and_a_figure(tmp_path: Path, capsys: pytest.Cap
     evaluation(tmp_path / "c", 0.05, scores(0.8, 90.0))
     main([str(tmp_path)])
     assert (tmp_path / "lambda.csv").read_text().splitlines() == [
-        "run,language_weight,clip_score,perplexity", "c,0.05,0.8,90.0", "b,0.2,0.7,30.0", "a,0.8,0.6,20.0",
+        '"run","language_weight","clip_score","perplexity"',
+        '"c",0.05,0.8,90.0', '"b",0.2,0.7,30.0', '"a",0.8,0.6,20.0',
     ]  # fmt: skip
     assert Image.open(tmp_path / "lambda.png").size == (720, 540)
     assert "lambda.png" in capsys.readouterr().out
