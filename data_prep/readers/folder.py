@@ -100,8 +100,8 @@ def find_tables(root: Path) -> Sequence[tuple[Path, str | None]]:
     if here := _only_table(root):
         return [(here, None)]
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    of_splits = [path for path in folders if path.name.casefold() in SPLITS]
-    found = [(table, split_name(path.name)) for path in of_splits if (table := _only_table(path))]
+    split_folders = [path for path in folders if path.name.casefold() in SPLITS]
+    found = [(table, split_name(path.name)) for path in split_folders if (table := _only_table(path))]
     if found:
         return found
     below = [table for path in folders if (table := _only_table(path))]

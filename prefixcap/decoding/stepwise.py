@@ -40,7 +40,7 @@ def nucleus(
         captions: how many to draw for each image.
         top_p: draw from the fewest tokens that have together this probability (Holtzman et al. 2020); 1.0: from all.
         top_k: draw from this many of the likeliest (Fan et al. 2018); 0: from all.
-        temperature: divides the logits; below 1.0, likely tokens are drawn more often, near 0.0 the likeliest alone.
+        temperature: divides the logits; below 1.0, likely tokens are drawn more often, near 0.0 only the likeliest.
         generator: of the random numbers, on the CPU; None: torch's own. The captions that a generator gives do not
             depend on the size of the batches.
     """

@@ -66,8 +66,8 @@ def _card_beside(source: Path | None) -> Path | None:
     """
     if source is None or not (source / CARD).is_file():
         return None
-    of_cache = source.resolve().parent.name == "snapshots"
-    within = source.resolve().parents[1] if of_cache else source.resolve()
+    is_cached = source.resolve().parent.name == "snapshots"
+    within = source.resolve().parents[1] if is_cached else source.resolve()
     return source / CARD if (source / CARD).resolve().is_relative_to(within) else None
 
 

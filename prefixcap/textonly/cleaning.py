@@ -5,7 +5,7 @@ import re
 
 
 def cleaned(caption: str) -> str:
-    """A caption of unaccented letters, digits, spaces, commas and full stops alone.
+    """A caption with only unaccented letters, digits, spaces, commas and full stops left.
 
     Several spaces or full stops become one, and runs of four digits, such as years, go.
 

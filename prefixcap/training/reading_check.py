@@ -1,4 +1,4 @@
-"""Whether a language model reads captions in training, and goes on from them in decoding, as it reads one alone.
+"""Whether a language model reads captions in training, and continues them from its cache, as it does one alone.
 
 Captions lie together in rows, see `prefixcap.batches`, and reach a model as embeddings, with a mask and positions of
 ours; decoders give it back its cache. A model that counts along the row, mixes what lies in it, or does more with its
@@ -38,7 +38,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within it a model is in eval mode and not compiled, and random numbers that are drawn are not missed later."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    # A compiled model would be compiled once more, for this alone.
+    # A compiled model would be compiled again just for this check.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eager:
         model.eval()
