@@ -10,7 +10,7 @@ import torch
 from measure import in_own_process, memory
 
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 
 

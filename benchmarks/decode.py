@@ -36,7 +36,7 @@ def main() -> None:
     prefixes = torch.randn(arguments.images, PREFIX, lm.dim).to(device, dtype)
     batches = torch.split(prefixes, arguments.batch)
     attention = torch.ones(arguments.batch, PREFIX, dtype=torch.long, device=device)
-    limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}
+    limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.eos_token_id, "pad_token_id": lm.eos_token_id}
 
     def ours(method: str) -> list[list[int]]:
         found = [decode(lm, batch, method, beams=BEAMS, max_tokens=NEW_TOKENS) for batch in batches]

@@ -17,7 +17,7 @@ from tqdm import trange
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 

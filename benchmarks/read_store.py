@@ -14,7 +14,7 @@ import numpy as np
 from measure import in_own_process, memory
 from tqdm import trange
 
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 
 SHARD = 1000

@@ -15,9 +15,9 @@ from statistics import median
 
 from pycocoevalcap.cider.cider import Cider
 
-from prefixcap.files import read_json
 from prefixcap.metrics.ptb import tokenize
 from prefixcap.training.rewards import CiderReward
+from prefixcap.utils.files import read_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 IMAGES, SAMPLES, CALLS = 8, 5, 50

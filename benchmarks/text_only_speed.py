@@ -33,11 +33,12 @@ from train_steps import DIM, captions, gpt2, run
 from data_prep.embedding import embed
 from data_prep.features import Features
 from data_prep.readers.text import read_text
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
+from prefixcap.encoders import Encoder, load_encoder
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
-from prefixcap.textonly.noise import Noise
+from prefixcap.noise import Noise
+from prefixcap.packing import pack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REGIONS = 10

@@ -26,11 +26,11 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.mappers import build_mapper
+from prefixcap.packing import pack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH, LONGEST, PREFIX, DIM = 40, 40, 10, 512

@@ -22,8 +22,8 @@ from data_prep.loading import PixelReader, Pixels, in_threads
 from data_prep.records import Dataset, Sample, Skipped
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
-from prefixcap.machine import processors
 from prefixcap.store import FeatureStore, StoreWriter, join
+from prefixcap.utils.hardware import cpu_count
 
 FEW_SKIPPED = 10  # so many images may be bad whatever their share
 
@@ -152,7 +152,7 @@ def embed(
         writer.made_with = {**settings, "batch_size": batch_size}
         with _progress_bar(dataset, mine, task, tasks, disable=not progress) as bar:
             if num_workers is None:
-                num_workers = min(16, processors() - 1) if encoder.device.type != "cpu" else 0
+                num_workers = min(16, cpu_count() - 1) if encoder.device.type != "cpu" else 0
             reader = PixelReader(encoder.preprocess, chosen.image_size if jpeg_scaling else None)
             encode = partial(_encode_batches, features=chosen, reader=reader, num_workers=num_workers)
             written = _embed_shards(dataset, mine, chosen, encode, writer, batch_size, piece_size, max_skipped, bar)

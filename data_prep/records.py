@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from prefixcap.errors import InputError
-from prefixcap.images import decode_image, open_image
 from prefixcap.store import ImageRecord, Skipped
+from prefixcap.utils.images import decode_image, open_image
 
 __all__ = [
     "Dataset",

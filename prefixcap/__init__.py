@@ -8,11 +8,11 @@ captioner.caption(["a.jpg", "b.jpg"])
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefixcap import renamed
 from prefixcap.errors import InputError
 
 if TYPE_CHECKING:
-    from prefixcap.captioner import Captioner
-    from prefixcap.checkpoints import load
+    from prefixcap.captioner import Captioner, load
     from prefixcap.zeroshot.arithmetic import arithmetic
     from prefixcap.zeroshot.magic import Magic
     from prefixcap.zeroshot.zerocap import ZeroCap
@@ -26,8 +26,11 @@ _HOMES = {
     "Magic": "zeroshot.magic",
     "ZeroCap": "zeroshot.zerocap",
     "arithmetic": "zeroshot.arithmetic",
-    "load": "checkpoints",
+    "load": "captioner",
 }
+
+
+renamed.install()
 
 
 def __getattr__(name: str) -> Any:

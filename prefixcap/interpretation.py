@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.colour import to_rgb
 from prefixcap.encoders.inputs import Images, check_finite
 from prefixcap.errors import InputError
-from prefixcap.options import check_value
+from prefixcap.utils.colour import to_rgb
+from prefixcap.utils.options import check_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,10 +53,10 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Toke
     check_finite(embeddings)
     cosines: Tensor = F.normalize(vectors.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
     values, tokens = cosines.topk(count)  # (N, P, count)
-    spell = captioner.language_model.spell
+    decode_raw = captioner.language_model.decode_raw
     return [
         [
-            [(spell([token]), value) for token, value in zip(of_vector, row, strict=True)]
+            [(decode_raw([token]), value) for token, value in zip(of_vector, row, strict=True)]
             for of_vector, row in zip(of_image, rows, strict=True)
         ]
         for of_image, rows in zip(tokens.tolist(), values.tolist(), strict=True)

@@ -39,9 +39,9 @@ class _CrossEntropy(torch.autograd.Function):
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         states, head = hidden.to(precision), weight.to(precision)
-        of_hidden = torch.empty_like(states) if needs_hidden else None
-        of_weight = torch.zeros_like(weight) if needs_weight else None
-        of_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        grad_hidden = torch.empty_like(states) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         total = torch.zeros((), device=hidden.device)
         size = max(1, _CHUNK // len(weight))
         with torch.autocast(kind, enabled=False):
@@ -60,19 +60,21 @@ class _CrossEntropy(torch.autograd.Function):
                     continue
                 error.scatter_add_(1, target, torch.full_like(norm, -1.0))
                 error = error.mul_(share).to(precision)
-                if of_hidden is not None:
-                    torch.mm(error, head, out=of_hidden[rows])
-                if of_weight is not None:
-                    of_weight += error.T @ states[rows]
-                if of_bias is not None:
-                    of_bias += error.sum(0)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+                if grad_hidden is not None:
+                    torch.mm(error, head, out=grad_hidden[rows])
+                if grad_weight is not None:
+                    grad_weight += error.T @ states[rows]
+                if grad_bias is not None:
+                    grad_bias += error.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.precision = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight, of_bias = ctx.saved_tensors
-        scaled = (None if each is None else each * outer[0].to(each.dtype) for each in (of_hidden, of_weight, of_bias))
-        of_hidden, of_weight, of_bias = scaled
-        return None if of_hidden is None else of_hidden.to(ctx.precision), of_weight, of_bias, None, None
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scaled = (
+            None if each is None else each * outer[0].to(each.dtype) for each in (grad_hidden, grad_weight, grad_bias)
+        )
+        grad_hidden, grad_weight, grad_bias = scaled
+        return None if grad_hidden is None else grad_hidden.to(ctx.precision), grad_weight, grad_bias, None, None

@@ -1,5 +1,6 @@
 """Weights in files that others wrote: no code in them is run, and what is built for them is no larger than they are."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from prefixcap.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
+REMEDY = "it is damaged, or of another version of prefixcap"
 
 
 def open_weights(path: Path, mapped: bool = False) -> Any:
@@ -97,3 +99,16 @@ def require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], so
 def misfit(source: object, problem: str, name: str) -> InputError:
     """That a file lacks a weight, or has one too many."""
     return InputError(f"{source} {problem} weight '{name}': it is not whole, or of another model")
+
+
+def require_layers(config: Mapping[str, Any], weights: Shapes, source: object) -> None:
+    """Refuse the configuration of a language model with more layers or experts than there are weights.
+
+    Each would be made, which takes long even where it takes no memory.
+    """
+    most = max(64, len(weights))
+    for place, value in config.items():
+        if isinstance(value, dict):
+            require_layers(value, weights, source)
+        elif re.search(r"(layers?|experts|labels)$", place) and isinstance(value, int) and value > most:
+            raise InputError(f"{source}: {place} is {value:,}, but there are {len(weights)} weights; {REMEDY}")

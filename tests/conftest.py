@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, Tuning, load_language_model
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def shared() -> Path:
 
 def run_script(name: str) -> None:
     """Run "train", "eval" and others of prefixcap/scripts, or a module such as "data_prep.embed", in this process."""
-    runpy.run_module(name if "." in name else f"prefixcap.scripts.{name}", run_name="__main__")
+    runpy.run_module(name if "." in name else f"prefixcap.commands.{name}", run_name="__main__")
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from prefixcap.batches import Batch, pack
 from prefixcap.captioner import Captioner
 from prefixcap.language import LanguageModel, load_tokenizer
+from prefixcap.packing import Batch, pack
 from tests.conftest import IDENTITY
 from tests.decoding import random_lm
 

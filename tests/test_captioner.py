@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import prefixcap
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
+from prefixcap.packing import pack
 from tests.conftest import small_captioner
 
 
 def checkpoint(captioner: Captioner, path: Path) -> Path:
     """What training writes of a captioner."""
-    state = {f"captioner.{name}": weight for name, weight in captioner.own_weights().items()}
+    state = {f"captioner.{name}": weight for name, weight in captioner.checkpoint_state_dict().items()}
     torch.save({"prefixcap": captioner.describe(), "state_dict": state}, path)
     return path
 
@@ -64,7 +64,7 @@ def test_a_frozen_language_model_takes_no_gradient_and_stays_in_eval_mode() -> N
     assert captioner.mapper.training
     assert all(weight.grad is None for weight in captioner.language_model.parameters())
     assert all(weight.grad is not None for weight in captioner.mapper.parameters())
-    assert not any(name.startswith("language_model") for name in captioner.own_weights())
+    assert not any(name.startswith("language_model") for name in captioner.checkpoint_state_dict())
 
 
 def test_a_tuned_language_model_is_trained_and_saved() -> None:
@@ -72,7 +72,7 @@ def test_a_tuned_language_model_is_trained_and_saved() -> None:
     captioner.loss(pack(torch.randn(2, 16), [[1, 2], [3, 4]], [0, 1], 4)).backward()
     assert captioner.language_model.model.training
     assert all(weight.grad is not None for weight in captioner.language_model.parameters())
-    assert captioner.own_weights().keys() == captioner.state_dict().keys()
+    assert captioner.checkpoint_state_dict().keys() == captioner.state_dict().keys()
 
 
 def test_every_caption_ends_in_the_end_token() -> None:
@@ -224,7 +224,12 @@ def test_a_prompt_begins_every_caption() -> None:
     lm = captioner.language_model
     words = lm.tokenizer("a photo of", add_special_tokens=False)["input_ids"]
     read = torch.cat((captioner.prefix(embeddings), lm.embed(torch.tensor([words] * 3))), dim=1)
-    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": lm.eos_token_id,
+        "pad_token_id": lm.eos_token_id,
+    }
     generated = lm.model.generate(inputs_embeds=read, attention_mask=torch.ones(read.shape[:2]), **options)
     assert prompted == [lm.detokenize(words + row) for row in generated.tolist()]
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from prefixcap.scripts.paths import LISTS, PATHS, quote_paths
+from prefixcap.commands.common.paths import LISTS, PATHS, quote_paths
 from prefixcap.store import FeatureStore
 from tests.conftest import ROOT, run_script
 
-CONF = ROOT / "prefixcap" / "conf"
+CONF = ROOT / "conf"
 
 NAMES = [
     "2014", "a,b", "[raw] set", "photos (1)", "a=b", "{x}", "$HOME", "${x}", "\\${x}", "a\\\\${x}", "${data.name}",

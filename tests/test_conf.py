@@ -4,11 +4,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from prefixcap.scripts.compare_systems import SYSTEMS
-from prefixcap.textonly.noise import Noise
+from prefixcap.commands.compare_systems import SYSTEMS
+from prefixcap.noise import Noise
 from tests.conftest import ROOT
 
-CONF = ROOT / "prefixcap" / "conf"
+CONF = ROOT / "conf"
 FROZEN = ("maccap", "capdec_frozen", "decap_frozen")  # the rows with a frozen language model
 TABLE_5 = ("maccap_single_token", "maccap_single_token_without_noise", "maccap_multiple_tokens_without_noise")
 

@@ -28,7 +28,7 @@ def test_a_prefix_of_words_says_these_words() -> None:
     tokens = [5, 60, 200, 31]
     captioner.prefix = lambda _: captioner.language_model.embed(torch.tensor([tokens]))  # type: ignore[method-assign]
     found = interpret(captioner, torch.zeros(1, 16))
-    assert [text for [(text, _)] in found[0]] == [captioner.language_model.spell([token]) for token in tokens]
+    assert [text for [(text, _)] in found[0]] == [captioner.language_model.decode_raw([token]) for token in tokens]
 
 
 @pytest.mark.parametrize("count", [0, 100_000])

@@ -16,14 +16,15 @@ from data_prep.records import ImageRecord, of_files
 from prefixcap.captioner import Captioner
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
-from prefixcap.encoders import EncoderIdentity, load_encoder
+from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
-from prefixcap.images import open_image
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, Tuning, load_language_model
 from prefixcap.mappers import MLPMapper, QueryMapper, TransformerMapper, build_mapper
 from prefixcap.mappers.transformer import Attention
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.training import trainable_parameters
+from prefixcap.utils.images import open_image
 from tests.conftest import IDENTITY, small_lm
 
 QUERY: dict[str, Any] = {"name": "query", "prefix_length": 4, "width": 24, "layers": 2, "heads": 4}

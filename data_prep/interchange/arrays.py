@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.interchange.sources import Block, Row, Source, open_array
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.features import EncoderIdentity
+from prefixcap.utils.files import read_json
 
 
 def read_arrays(path: Path, captions: Path, encoder: EncoderIdentity, first: int) -> Source:

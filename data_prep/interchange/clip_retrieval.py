@@ -7,8 +7,8 @@ from pathlib import Path
 
 from data_prep.interchange.sources import CHUNK, Block, Row, Source, open_array
 from data_prep.records import import_pyarrow
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 
 COLUMNS = ("key", "image_path", "caption", "captions", "split", "domain")
 

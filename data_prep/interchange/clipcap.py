@@ -19,8 +19,8 @@ from torch import Tensor
 
 from data_prep.interchange.sources import CHUNK, Array, Block, Row, Source, require_embeddings
 from data_prep.readers.inputs import image_id_of, value_of
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 
 # Two rows of one image may differ by so much, as a share of their length: rounding in half precision.
 SAME = 1e-3

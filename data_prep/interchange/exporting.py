@@ -11,11 +11,11 @@ from tqdm import tqdm
 from data_prep.interchange.sources import CHUNK
 from data_prep.records import import_pyarrow
 from prefixcap.errors import InputError
-from prefixcap.files import write_whole
 from prefixcap.store import FeatureStore
 from prefixcap.store.format import read_index
 from prefixcap.store.layout import SPLIT
 from prefixcap.store.part import Part
+from prefixcap.utils.files import atomic_write
 
 Rows = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ def _chosen(part: Part, split: str | None) -> Rows:
 def _write_array(path: Path, values: NDArray[np.float16], rows: Rows) -> None:
     # Not through a memory map: where the disk is full, that ends the process without a word.
     header = {"descr": values.dtype.str, "fortran_order": False, "shape": (len(rows), *values.shape[1:])}
-    with write_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(rows), CHUNK):
             file.write(values[rows[start : start + CHUNK]].tobytes())
@@ -95,7 +95,7 @@ def _write_table(path: Path, pyarrow: Any, part: Part, rows: Rows) -> None:
             "domain": text,
         }
     )
-    with write_whole(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as table:
+    with atomic_write(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as table:
         for columns in _columns(part, rows):
             table.write_table(pyarrow.table(columns, schema))
 

@@ -18,8 +18,8 @@ from data_prep.interchange.clipcap import read_clipcap
 from data_prep.interchange.sources import CHUNK, Array, Row, Source
 from data_prep.readers.inputs import INT64, check_shares, clean_caption, draw_split, is_storable, split_name
 from data_prep.records import ImageRecord, Skipped
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import StoreWriter, join
 
 ARRAYS = (".npy", ".npz")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 
 CHUNK = 10_000  # images that are read together
 

@@ -26,7 +26,7 @@ from data_prep.readers.inputs import (
 )
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.utils.files import read_json
 
 Entries = dict[
     int | str, tuple[Path, dict[str, Any]]

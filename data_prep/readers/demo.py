@@ -9,7 +9,7 @@ from data_prep.readers.text import read_text
 from data_prep.records import Dataset
 from prefixcap.demo.scenes import other_captions, random_scene
 from prefixcap.demo.world import write_coco
-from prefixcap.files import write_text_whole
+from prefixcap.utils.files import atomic_write_text
 
 
 def read_demo(root: str | Path) -> Dataset:
@@ -33,5 +33,5 @@ def read_other_demo(root: str | Path, scenes: int = 3000, val_share: float = 0.0
     if not file.exists():
         generator = np.random.default_rng(1)
         drawn = [random_scene(generator, "in-domain") for _ in range(scenes)]
-        write_text_whole(file, "".join(f"{sentence}\n" for scene in drawn for sentence in other_captions(scene)))
+        atomic_write_text(file, "".join(f"{sentence}\n" for scene in drawn for sentence in other_captions(scene)))
     return read_text(file, val_share=val_share)

@@ -9,7 +9,7 @@ from data_prep.readers.names import FileNames
 from data_prep.readers.tables import Row, read_rows
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError, listed
-from prefixcap.images import IMAGE_SUFFIXES
+from prefixcap.utils.images import IMAGE_SUFFIXES
 
 # What files with captions are called, where none is named.
 TABLE = re.compile(r"(captions\.(csv|tsv|jsonl|json|txt)|metadata\.(csv|jsonl)|results\.csv|.*\.token(\.txt)?)", re.I)

@@ -23,8 +23,8 @@ from data_prep.records import (
     read_column,
 )
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json, read_json
-from prefixcap.images import IMAGE_SUFFIXES
+from prefixcap.utils.files import parse_json, read_json
+from prefixcap.utils.images import IMAGE_SUFFIXES
 
 IMAGE_COLUMNS = ("jpg", "png", "webp", "image")
 CAPTION_COLUMNS = ("caption", "captions", "text", "TEXT")

@@ -5,7 +5,7 @@ from pathlib import Path
 from data_prep.readers.inputs import clean_caption, object_list, relative_file, split_of, text_of, value_of
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.utils.files import read_json
 
 
 def read_karpathy(

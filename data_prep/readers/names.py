@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from data_prep.readers.inputs import is_storable, relative_file
 from data_prep.readers.tables import Row
 from prefixcap.errors import InputError
-from prefixcap.images import IMAGE_SUFFIXES
+from prefixcap.utils.images import IMAGE_SUFFIXES
 
 Form = Callable[[str], str]  # what is alike of names that may mean the same file
 

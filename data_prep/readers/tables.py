@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json, read_json, read_text
-from prefixcap.images import IMAGE_SUFFIXES
+from prefixcap.utils.files import parse_json, read_json, read_text
+from prefixcap.utils.images import IMAGE_SUFFIXES
 
 # What columns, and keys in JSON, are called; case, spaces and underscores do not matter, and the first of them counts.
 IMAGE_NAMES = ("image", "file_name", "filename", "image_name", "image_path", "image_file", "img", "filepath", "path")

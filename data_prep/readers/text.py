@@ -21,7 +21,7 @@ from data_prep.readers.inputs import (
 from data_prep.readers.tables import read_rows
 from data_prep.records import Dataset, FileShard, ImageRecord, Sample, Shard, Skipped
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json, read_json
+from prefixcap.utils.files import parse_json, read_json
 
 SHARD_LINES = 10_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from prefixcap.encoders import BACKENDS, EncoderIdentity, PatchFeatures
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.commands.train import main
+from prefixcap.encoders import BACKENDS, PatchFeatures
 from prefixcap.errors import InputError
-from prefixcap.scripts.launch import run
-from prefixcap.scripts.train import main
+from prefixcap.features import EncoderIdentity
 
 LEVELS = 6  # of each of red, green and blue
 SIZE = 64  # pixels a side

@@ -6,9 +6,9 @@ python docs/examples/add_mapper.py model=mlp model.mapper.name=linear model.mapp
 import torch
 from torch import Tensor, nn
 
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.commands.train import main
 from prefixcap.mappers import MAPPERS, Mapper
-from prefixcap.scripts.launch import run
-from prefixcap.scripts.train import main
 
 
 class LinearMapper(Mapper):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.commands.eval import main
 from prefixcap.metrics import SCORERS
-from prefixcap.scripts.eval import main
-from prefixcap.scripts.launch import run
 
 
 class Repetition:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from prefixcap.batches import Batch, pack
 from prefixcap.captioner import Captioner
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.data.tokens import CaptionTokens, Tokens
 from prefixcap.errors import InputError
+from prefixcap.packing import Batch, pack
 from prefixcap.store import FeatureStore, StoreSplit
 
 _TRIED = 64  # texts whose tokens are counted, to know the longest
@@ -60,7 +60,7 @@ class CaptionDataset(Dataset[Batch]):
         else:
             sizes = np.bincount(self.split.caption_images[:], self.split.caption_sizes(), len(self))
             items = np.argsort(sizes)[-_TRIED:]
-        positions = [len(self.__getitems__([item]).places) for item in items.tolist()]
+        positions = [len(self.__getitems__([item]).input_index) for item in items.tolist()]
         return int(items[np.argmax(positions)]), max(positions)
 
     def __getitems__(self, items: list[int]) -> Batch:

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
-from prefixcap.files import user_cache, write_whole
 from prefixcap.language import tokenize_captions
 from prefixcap.store import StoreSplit
 from prefixcap.store.remote import lock, remove_leftovers
+from prefixcap.utils.files import atomic_write, user_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ class CaptionTokens:
         # Not the language model itself: this goes to worker processes.
         self.split, self.tokenizer, self.most = split, captioner.language_model.tokenizer, most
         self.released, padding = released, self.tokenizer.pad_token_id
-        self.padding: int = captioner.language_model.end_token if padding is None else padding
+        self.padding: int = captioner.language_model.eos_token_id if padding is None else padding
         if released and most is None:
             raise InputError("released_tokens=true fills captions up: say how far by max_caption_tokens")
         self._vocabulary = len(self.tokenizer)
@@ -132,14 +132,14 @@ def _make(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path,
     lengths = np.empty(count, np.int64)
     bar = tqdm(total=count, desc=f"tokenizing {split.name}", unit=" captions", delay=1)
     remove_leftovers(folder)
-    with write_whole(folder / f"{name}.tokens") as temporary, temporary.open("wb") as file, bar:
+    with atomic_write(folder / f"{name}.tokens") as temporary, temporary.open("wb") as file, bar:
         for start in range(0, count, _BLOCK):
             rows = tokenize_captions(tokenizer, split.captions[start : start + _BLOCK])
             lengths[start : start + _BLOCK] = list(map(len, rows))
             np.concatenate([np.array(row, kind) for row in rows]).tofile(file)
             bar.update(len(rows))
     # Written last: where it is, the other one is whole.
-    with write_whole(folder / f"{name}.ends.npy") as temporary, temporary.open("wb") as file:
+    with atomic_write(folder / f"{name}.ends.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.cumsum(lengths))
 
 

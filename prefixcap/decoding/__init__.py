@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefixcap import renamed
 from prefixcap.decoding.beam import beam
 from prefixcap.decoding.clipcap import clipcap, clipcap_greedy
 from prefixcap.decoding.contrastive import contrastive
-from prefixcap.decoding.rules import Rules
+from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.decoding.stepwise import greedy, nucleus
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Count, Seed, check_options, check_value, kind_of, signature_of
+from prefixcap.utils.options import Count, Seed, check_options, check_value, kind_of, signature_of
 
 DECODERS: dict[str, Callable[..., list[list[list[int]]]]] = {
     "greedy": greedy,
@@ -27,7 +28,7 @@ DECODERS: dict[str, Callable[..., list[list[list[int]]]]] = {
 
 __all__ = [
     "DECODERS",
-    "Rules",
+    "GenerationLimits",
     "check_decoder",
     "decode",
     "decoder_options",
@@ -36,11 +37,13 @@ __all__ = [
     "random_generator",
 ]
 
-_LEADING = 3  # parameters of a decoder before its options: language model, prefix, rules
+__getattr__ = renamed.attributes(__name__)
+
+_LEADING = 3  # parameters of a decoder before its options: language model, prefix, limits
 
 
 def own_options(method: str) -> dict[str, Any]:
-    """The options of the decoder called `method`, without those of `Rules`: the annotation of each one, by name.
+    """A decoder's own options, without those of `GenerationLimits`: the annotation of each, by name.
 
     Raises:
         InputError: no decoder has this name.
@@ -52,14 +55,14 @@ def own_options(method: str) -> dict[str, Any]:
 
 
 def decoder_options(method: str) -> dict[str, type]:
-    """The options of the decoder called `method`, its own and those of `Rules`: the kind of each one's value, by name.
+    """All options of a decoder, its own and those of `GenerationLimits`: the type of each value, by name.
 
     Raises:
         InputError: no decoder has this name.
     """
     kinds = {name: kind_of(annotation) for name, annotation in own_options(method).items() if name != "captions"}
     own = {name: kind for name, kind in kinds.items() if kind is not None}
-    return own | {field.name: type(field.default) for field in fields(Rules)}
+    return own | {field.name: type(field.default) for field in fields(GenerationLimits)}
 
 
 def draws(method: str) -> bool:
@@ -82,7 +85,7 @@ def random_generator(seed: int | torch.Generator | None) -> torch.Generator | No
     return seed
 
 
-def check_decoder(method: str, captions: int, options: dict[str, Any]) -> tuple[Rules, dict[str, Any]]:
+def check_decoder(method: str, captions: int, options: dict[str, Any]) -> tuple[GenerationLimits, dict[str, Any]]:
     """What `decode` takes, before a language model is asked: the limits of a caption, and the decoder's own options.
 
     Raises:
@@ -92,13 +95,13 @@ def check_decoder(method: str, captions: int, options: dict[str, Any]) -> tuple[
     name = f"decoder '{method}'"
     if "captions" in options:
         raise InputError(f"{name} has no option 'captions': how many to write is count")
-    limits = {field.name: options.pop(field.name) for field in fields(Rules) if field.name in options}
+    limits = {field.name: options.pop(field.name) for field in fields(GenerationLimits) if field.name in options}
     captions = check_value("captions", captions, Count)
     if "captions" in own:
         options["captions"] = captions
     elif captions != 1:
         raise InputError(f"{name} writes one caption of an image, not captions={captions}")
-    return Rules(**limits), check_options(name, DECODERS[method], options, _LEADING, decoder_options(method))
+    return GenerationLimits(**limits), check_options(name, DECODERS[method], options, _LEADING, decoder_options(method))
 
 
 def decode(
@@ -114,7 +117,7 @@ def decode(
         prefix: (batch, length, dim) what it reads first.
         method: "greedy", "beam", "nucleus", "contrastive", "clipcap" or "clipcap_greedy".
         captions: how many to give for each image, which greedy and contrastive decoders have one of.
-        options: limits of a caption, see `Rules`, and the decoder's own.
+        options: limits of a caption, see `GenerationLimits`, and the decoder's own.
 
     Returns:
         For each image the token ids of its captions, the best first, without the end token.
@@ -124,11 +127,11 @@ def decode(
             write does not fit the language model's context, or that keeps something else than keys and values; or the
             decoder gave another number of captions.
     """
-    rules, own = check_decoder(method, captions, options)
+    limits, own = check_decoder(method, captions, options)
     if not len(prefix):
         return []
-    rules.check_room(language_model, prefix)
-    written = DECODERS[method](language_model, prefix, rules, **own)
+    limits.check_context_length(language_model, prefix)
+    written = DECODERS[method](language_model, prefix, limits, **own)
     _check_written(method, written, len(prefix), captions)
     return written
 

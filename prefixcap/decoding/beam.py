@@ -17,10 +17,10 @@ from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
-from prefixcap.decoding.rules import Rules
+from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.errors import InputError, OptionError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Count
+from prefixcap.utils.options import Count
 
 _NEVER = -math.inf  # the score of what cannot be written
 
@@ -29,7 +29,7 @@ _NEVER = -math.inf  # the score of what cannot be written
 def beam(
     language_model: LanguageModel,
     prefix: Tensor,
-    rules: Rules,
+    limits: GenerationLimits,
     captions: Count = 1,
     beams: Count = 5,
     length_penalty: Annotated[float, Interval(ge=-10.0, le=10.0)] = 1.0,
@@ -39,12 +39,12 @@ def beam(
     """The captions with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
 
     A search ends when as many captions have ended as it has beams, and the best one still being written could not
-    overtake the worst of them at its present length, or at `rules.max_tokens`. See `prefixcap.decoding.decode`.
+    overtake the worst of them at its present length, or at `limits.max_tokens`. See `prefixcap.decoding.decode`.
 
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
-        rules: limits of a caption.
+        limits: limits of a caption.
         captions: how many to give for each image, the best first; of several groups, first the best of each.
         beams: how many captions to keep at every step, of all groups together.
         length_penalty: 1.0 ranks by mean log-probability, 0.0 by its sum; higher favours long captions.
@@ -57,19 +57,19 @@ def beam(
     if beams % groups:
         raise InputError(f"beams must be a multiple of groups={groups}, not {beams}")
     require_beams(captions, beams, groups)
-    end, batch = language_model.end_token, len(prefix)
-    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    end, batch = language_model.eos_token_id, len(prefix)
+    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     logits = language_model.step(prefix, cache)
-    searches = [_Search(logits, beams // groups, rules.max_tokens, length_penalty, end) for _ in range(groups)]
+    searches = [_Search(logits, beams // groups, limits.max_tokens, length_penalty, end) for _ in range(groups)]
     parts, starts = [logits] * groups, [0] * groups  # what each search goes on from, and its first row in the cache
-    for length in range(1, rules.max_tokens + 1):
+    for length in range(1, limits.max_tokens + 1):
         # How many beams of an image took each token at this step.
         taken = logits.new_zeros(batch, logits.shape[-1]) if groups > 1 else None
         rows = []
         for search, part, start in zip(searches, parts, starts, strict=True):
             if not len(search.images):
                 continue
-            log_probs = rules.apply(search.tokens.flatten(0, 1), part.log_softmax(-1), end)
+            log_probs = limits.apply(search.tokens.flatten(0, 1), part.log_softmax(-1), end)
             log_probs = log_probs.view(*search.scores.shape, -1)
             if taken is not None:
                 log_probs = log_probs - diversity * taken[search.images].unsqueeze(1)

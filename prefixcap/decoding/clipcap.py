@@ -11,23 +11,28 @@ from torch import Tensor
 
 from prefixcap.decoding.beam import require_beams
 from prefixcap.decoding.cache import KeyValueCache
-from prefixcap.decoding.rules import Rules
-from prefixcap.decoding.stepwise import likeliest, write
+from prefixcap.decoding.rules import GenerationLimits
+from prefixcap.decoding.stepwise import argmax_token, generate
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Count
+from prefixcap.utils.options import Count
 
 
 @torch.inference_mode()
 def clipcap(
-    language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: Count = 1, beams: Count = 5, stop: str = "."
+    language_model: LanguageModel,
+    prefix: Tensor,
+    limits: GenerationLimits,
+    captions: Count = 1,
+    beams: Count = 5,
+    stop: str = ".",
 ) -> list[list[list[int]]]:
     """Beam search over mean log-probabilities in which beams that have ended take part to the end.
 
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
-        rules: limits of a caption.
+        limits: limits of a caption.
         captions: how many to give for each image, the best first.
         beams: how many captions to keep at every step.
         stop: a caption has ended with this token, and keeps it.
@@ -40,19 +45,19 @@ def clipcap(
     stop_token = _token(language_model, stop)
     found: list[list[list[int]]] = [[] for _ in prefix]
     images = torch.arange(len(prefix), device=prefix.device)  # those with a beam that has not ended
-    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     log_probs = _log_probs(language_model, prefix, cache)
     if beams > log_probs.shape[1]:
         raise InputError(
             f"beams must lie between 1 and {log_probs.shape[1]}, the tokens of the language model, not {beams}"
         )
-    scores, words = rules.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)
+    scores, words = limits.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)
     tokens = words.unsqueeze(-1)  # (open, beams, length)
     lengths = torch.ones_like(scores)
     stopped = words == stop_token
     rows = images.unsqueeze(1).expand(-1, beams)  # (open, beams): the row of the cache that each beam goes on from
-    for length in range(1, rules.max_tokens + 1):
-        closed = stopped.all(dim=1) | (length == rules.max_tokens)
+    for length in range(1, limits.max_tokens + 1):
+        closed = stopped.all(dim=1) | (length == limits.max_tokens)
         if closed.any():
             of_closed = (values[closed].tolist() for values in (images, scores / lengths, tokens, lengths))
             for image, means, written, ends in zip(*of_closed, strict=True):
@@ -68,7 +73,7 @@ def clipcap(
         cache.select(rows[writing])
         log_probs = _log_probs(language_model, language_model.embed(tokens[writing][:, -1:]), cache)
         # The five best of all beams are among the five best of each.
-        highest, words = rules.apply(tokens[writing], log_probs, stop_token).topk(beams)
+        highest, words = limits.apply(tokens[writing], log_probs, stop_token).topk(beams)
         lengths = lengths + writing
         ranks = torch.full((*stopped.shape, beams), -torch.inf, device=scores.device)  # (open, beams, beams)
         ranks[..., 0] = scores / lengths  # a beam that has ended goes on with token 0 at no cost
@@ -88,10 +93,12 @@ def clipcap(
 
 @torch.inference_mode()
 def clipcap_greedy(
-    language_model: LanguageModel, prefix: Tensor, rules: Rules, stop: str = "."
+    language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, stop: str = "."
 ) -> list[list[list[int]]]:
     """The likeliest next token until `stop`, which the caption keeps. Arguments and errors as those of `clipcap`."""
-    return [[caption] for caption in write(language_model, prefix, rules, likeliest, _token(language_model, stop))]
+    return [
+        [caption] for caption in generate(language_model, prefix, limits, argmax_token, _token(language_model, stop))
+    ]
 
 
 def _log_probs(language_model: LanguageModel, embeddings: Tensor, cache: KeyValueCache) -> Tensor:

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
-from prefixcap.decoding.rules import Rules
+from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Positive, Proportion
+from prefixcap.utils.options import Positive, Proportion
 
 
 @torch.inference_mode()
 def contrastive(
     language_model: LanguageModel,
     prefix: Tensor,
-    rules: Rules,
+    limits: GenerationLimits,
     top_k: Positive = 4,
     penalty: Proportion = 0.6,
     guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
@@ -30,7 +30,7 @@ def contrastive(
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
-        rules: limits of a caption.
+        limits: limits of a caption.
         top_k: how many tokens to choose from.
         penalty: 0.0 is greedy decoding.
         guide: gives what is added to the scores, (open, top_k), of the rows of `prefix` whose captions have not ended
@@ -39,8 +39,8 @@ def contrastive(
     Raises:
         InputError: the language model has fewer tokens than `top_k`.
     """
-    end, device = language_model.end_token, prefix.device
-    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    end, device = language_model.eos_token_id, prefix.device
+    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     logits, hidden = language_model.step_with_states(prefix, cache)
     if top_k > logits.shape[1]:
         raise InputError(
@@ -51,9 +51,9 @@ def contrastive(
     rows = images
     tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)
     captions: list[list[int]] = [[] for _ in prefix]
-    for length in range(1, rules.max_tokens + 1):
-        allowed = rules.apply(tokens, logits, end)
-        rules.check_choice(allowed)
+    for length in range(1, limits.max_tokens + 1):
+        allowed = limits.apply(tokens, logits, end)
+        limits.check_choice(allowed)
         likeliest, words = allowed.softmax(-1).topk(top_k)  # (open, top_k)
         # All candidates are read: what the chosen one leaves behind is what the next step goes on from.
         cache.select(rows.repeat_interleave(top_k))
@@ -67,7 +67,7 @@ def contrastive(
         best = scores.argmax(-1, keepdim=True)
         chosen = words.gather(1, best)
         tokens = torch.cat((tokens, chosen), dim=1)
-        ended = (chosen.squeeze(1) == end) | (length == rules.max_tokens)
+        ended = (chosen.squeeze(1) == end) | (length == limits.max_tokens)
         for image, caption in zip(images[ended].tolist(), tokens[ended].tolist(), strict=True):
             captions[image] = caption[:-1] if caption[-1] == end else caption
         if ended.all():

@@ -6,13 +6,16 @@ from typing import Annotated
 from annotated_types import Ge, Interval
 from torch import Tensor
 
+from prefixcap import renamed
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Positive, check_fields
+from prefixcap.utils.options import Positive, check_fields
+
+__getattr__ = renamed.attributes(__name__)
 
 
 @dataclass(frozen=True)
-class Rules:
+class GenerationLimits:
     """Limits of a caption, each as in `transformers.generate`.
 
     Attributes:
@@ -35,7 +38,7 @@ class Rules:
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
 
-    def check_room(self, language_model: LanguageModel, prefix: Tensor) -> None:
+    def check_context_length(self, language_model: LanguageModel, prefix: Tensor) -> None:
         """Raise InputError unless the prefix and `max_tokens` more fit the language model's context."""
         context, length = language_model.context, prefix.shape[1]
         if context is not None and length + self.max_tokens > context:
@@ -45,7 +48,7 @@ class Rules:
                 f"language model '{language_model.name}' ({context}): {advice}"
             )
 
-    def apply(self, tokens: Tensor, scores: Tensor, end_token: int) -> Tensor:
+    def apply(self, tokens: Tensor, scores: Tensor, eos_token_id: int) -> Tensor:
         """(rows, vocabulary) logits or log-probabilities after (rows, length) tokens -> the same, as far as allowed."""
         from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
@@ -55,7 +58,7 @@ class Rules:
             scores = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)(tokens, scores)
         if tokens.shape[1] < self.min_tokens:
             scores = scores.clone()
-            scores[:, end_token] = -float("inf")
+            scores[:, eos_token_id] = -float("inf")
         return scores
 
     def check_choice(self, scores: Tensor) -> None:

@@ -7,24 +7,27 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
+from prefixcap import renamed
 from prefixcap.decoding.cache import KeyValueCache
-from prefixcap.decoding.rules import Rules
+from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.language import LanguageModel
-from prefixcap.options import Count
+from prefixcap.utils.options import Count
+
+__getattr__ = renamed.attributes(__name__)
 
 
 @torch.inference_mode()
-def greedy(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> list[list[list[int]]]:
+def greedy(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> list[list[list[int]]]:
     """The likeliest next token until the end token; see `prefixcap.decoding.decode`."""
-    written = write(language_model, prefix, rules, likeliest, language_model.end_token)
-    return [[_without(caption, language_model.end_token)] for caption in written]
+    written = generate(language_model, prefix, limits, argmax_token, language_model.eos_token_id)
+    return [[_without(caption, language_model.eos_token_id)] for caption in written]
 
 
 @torch.inference_mode()
 def nucleus(
     language_model: LanguageModel,
     prefix: Tensor,
-    rules: Rules,
+    limits: GenerationLimits,
     captions: Count = 1,
     top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9,
     top_k: Annotated[int, Ge(0)] = 0,
@@ -36,7 +39,7 @@ def nucleus(
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
-        rules: limits of a caption.
+        limits: limits of a caption.
         captions: how many to draw for each image.
         top_p: draw from the fewest tokens that have together this probability (Holtzman et al. 2020); 1.0: from all.
         top_k: draw from this many of the likeliest (Fan et al. 2018); 0: from all.
@@ -49,15 +52,15 @@ def nucleus(
     warpers = LogitsProcessorList()
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    chance = torch.rand(len(prefix) * captions, rules.max_tokens, generator=generator).to(prefix.device)
+    chance = torch.rand(len(prefix) * captions, limits.max_tokens, generator=generator).to(prefix.device)
 
     def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         cumulative = warpers(None, divided(logits, temperature)).softmax(-1).cumsum(-1)
         wanted = chance[rows, step, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
-    end = language_model.end_token
-    written = [_without(caption, end) for caption in write(language_model, prefix, rules, draw, end, captions)]
+    end = language_model.eos_token_id
+    written = [_without(caption, end) for caption in generate(language_model, prefix, limits, draw, end, captions)]
     return [written[first : first + captions] for first in range(0, len(written), captions)]
 
 
@@ -67,15 +70,15 @@ def divided(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / min(max(temperature, limits.tiny), limits.max)
 
 
-def likeliest(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+def argmax_token(logits: Tensor, rows: Tensor, step: int) -> Tensor:
     """(rows, vocabulary) logits -> (rows,) tokens."""
     return logits.argmax(-1)
 
 
-def write(
+def generate(
     language_model: LanguageModel,
     prefix: Tensor,
-    rules: Rules,
+    limits: GenerationLimits,
     choose: Callable[[Tensor, Tensor, int], Tensor],
     end: int,
     captions: int = 1,
@@ -85,7 +88,7 @@ def write(
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
-        rules: limits of a caption.
+        limits: limits of a caption.
         choose: the next token of (rows, vocabulary) logits; also given the number of each row's caption among all, and
             of the step.
         end: the token that ends a caption.
@@ -94,7 +97,7 @@ def write(
     Returns:
         batch * captions lists of token ids, those of an image one after another.
     """
-    cache = KeyValueCache(prefix.shape[1] + rules.max_tokens)
+    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     count, device = len(prefix) * captions, prefix.device
     written: list[list[int]] = [[] for _ in range(count)]
     logits = language_model.step(prefix, cache)
@@ -104,12 +107,12 @@ def write(
         logits = logits[each]
     writing = torch.arange(count, device=device)  # the captions that have not ended
     tokens = torch.empty(count, 0, dtype=torch.long, device=device)
-    for step in range(rules.max_tokens):
-        allowed = rules.apply(tokens, logits, end)
-        rules.check_choice(allowed)
+    for step in range(limits.max_tokens):
+        allowed = limits.apply(tokens, logits, end)
+        limits.check_choice(allowed)
         chosen = choose(allowed, writing, step)
         tokens = torch.cat((tokens, chosen.unsqueeze(1)), dim=1)
-        ended = (chosen == end) | (step + 1 == rules.max_tokens)
+        ended = (chosen == end) | (step + 1 == limits.max_tokens)
         if ended.any():
             for row, caption in zip(writing[ended].tolist(), tokens[ended].tolist(), strict=True):
                 written[row] = caption

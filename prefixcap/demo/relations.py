@@ -9,7 +9,7 @@ import numpy as np
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import ATTRIBUTES, Scene, random_scene
 from prefixcap.errors import InputError
-from prefixcap.files import write_folder_whole
+from prefixcap.utils.files import atomic_write_folder
 
 ASKED = ("colour", "shape", "size", "position")
 OF_EACH = 75  # the paper's benchmark has 320 relations of five kinds
@@ -31,7 +31,7 @@ def write_relations(root: Path, seed: int = 0) -> Path:
         raise InputError(f"{root} exists and has no {FILE}: remove it, or name another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
-    with write_folder_whole(root) as temporary:
+    with atomic_write_folder(root) as temporary:
         (temporary / "images").mkdir(parents=True)
         relations = []
         for asked in ASKED:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from prefixcap.demo.drawing import SIZE, draw
 from prefixcap.demo.scenes import DOMAINS, Domain, Scene, captions, random_scene
 from prefixcap.errors import InputError
-from prefixcap.files import read_json
+from prefixcap.utils.files import read_json
 
 ANNOTATIONS = "captions_demo.json"
 SPLIT_FILE = "dataset_coco.json"

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from prefixcap.demo import ASSETS
 from prefixcap.encoders.inputs import check_image
-from prefixcap.encoders.protocol import Encoder, EncoderIdentity, PatchFeatures
+from prefixcap.encoders.protocol import Encoder, PatchFeatures
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
-from prefixcap.images import open_image
-from prefixcap.machine import usable_device
+from prefixcap.features import EncoderIdentity
+from prefixcap.utils.hardware import usable_device
+from prefixcap.utils.images import open_image
 
 __all__ = ["BACKENDS", "Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
 

@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from prefixcap.colour import to_rgb
 from prefixcap.encoders.common import first_line, normalized, weights_digest
-from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
+from prefixcap.encoders.missing import missing_encoder
+from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
-from prefixcap.hub import Unreachable, is_unreachable, missing_encoder, read_config, require_no_adapter
+from prefixcap.features import EncoderIdentity
+from prefixcap.utils.colour import to_rgb
+from prefixcap.utils.hub import Unreachable, is_unreachable, read_config, require_no_adapter
 
 # CLIP was trained on images resized by PIL; torchvision's resizing of tensors differs by some grey levels.
 _PIL = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from prefixcap.errors import InputError, RowsError
-from prefixcap.validation import shortened
+from prefixcap.utils.validation import shortened
 
 Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
 

@@ -15,12 +15,14 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
-from prefixcap.colour import to_rgb
 from prefixcap.encoders.common import first_line, normalized, to_tensor, weights_digest
-from prefixcap.encoders.protocol import EncoderIdentity, ImageGeometry, PatchFeatures
+from prefixcap.encoders.missing import missing_encoder
+from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
-from prefixcap.hub import Unreachable, missing_encoder
+from prefixcap.features import EncoderIdentity
+from prefixcap.utils.colour import to_rgb
+from prefixcap.utils.hub import Unreachable
 from prefixcap.weights import open_weights, require_tensors
 
 

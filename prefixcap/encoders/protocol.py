@@ -9,31 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prefixcap.encoders.text_tower import TextTower
-
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """Which encoder made an embedding; embeddings may be mixed only if their encoders agree, see `agrees_with`.
-
-    Attributes:
-        name: as `load_encoder` takes it, e.g. "clip:ViT-B/32".
-        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights, as the back end names
-            them; the same whatever file the weights came from, and whatever device and dtype they run in. Empty if it
-            is not known, as for a file that ClipCap published.
-        preprocessing: one line that says how pixels are prepared; empty if the digest is.
-        dim: width of the joint embedding space.
-    """
-
-    name: str
-    digest: str
-    preprocessing: str
-    dim: int
-
-    def agrees_with(self, other: "EncoderIdentity") -> bool:
-        """Whether weights and preprocessing are the same, or the names where only those are known."""
-        if not self.digest or not other.digest:
-            return self.name == other.name
-        return (self.digest, self.preprocessing) == (other.digest, other.preprocessing)
+from prefixcap.features import EncoderIdentity
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefixcap.errors import InputError
-from prefixcap.files import from_cell, parse_json, read_json, read_text
 from prefixcap.metrics import ImageId
+from prefixcap.utils.files import from_cell, parse_json, read_json, read_text
 
 _FORMS = "give COCO annotations, a Karpathy split file, or a list of entries with 'image_name' and 'captions'"
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.evaluation.report import CaptionedImage, Table, html_report, table
-from prefixcap.files import as_cell, table_writer, write_text_whole, write_whole
 from prefixcap.metrics import (
     SCORERS,
     ImageId,
@@ -27,6 +26,7 @@ from prefixcap.metrics import (
 )
 from prefixcap.metrics.scorer import mean, mean_of
 from prefixcap.metrics.significance import Score, confidence_interval
+from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text, table_writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,18 +134,18 @@ class Evaluation:
                 for domain, scores in self.domains.items()
             }
         results = [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions.items()]
-        write_text_whole(folder / "captions.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        write_text_whole(folder / "per_image.csv", self._per_image())
-        write_text_whole(folder / "report.html", html_report(title, self.tables(), self._images()))
+        atomic_write_text(folder / "captions.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        atomic_write_text(folder / "per_image.csv", self._per_image())
+        atomic_write_text(folder / "report.html", html_report(title, self.tables(), self._images()))
         # Sorted, so that neither the order of images nor that of their references makes them others.
         references = sorted(json.dumps([image_id, sorted(texts)]) for image_id, texts in self.references.items())
-        with write_whole(folder / STATISTICS) as temporary, temporary.open("wb") as file:
+        with atomic_write(folder / STATISTICS) as temporary, temporary.open("wb") as file:
             described = {
                 "images": np.array(json.dumps(list(self.references))),
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
             np.savez(file, **described, **self.scores.statistics)  # type: ignore[arg-type]  # none is named allow_pickle
-        write_text_whole(folder / "metrics.json", json.dumps(_finite(metrics | self.extra), indent=1) + "\n")
+        atomic_write_text(folder / "metrics.json", json.dumps(_finite(metrics | self.extra), indent=1) + "\n")
 
     def _of_humans(self) -> dict[str, float]:
         """Each score of the captions over that of people, where theirs is clearly more than 0."""

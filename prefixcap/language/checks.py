@@ -73,8 +73,8 @@ def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
     return takes_cache and not model._is_stateful and set(layer_types) <= _ATTENTION
 
 
-def require_trainable(language_model: "LanguageModel") -> None:
-    """See `LanguageModel.require_trainable`."""
+def check_trainable(language_model: "LanguageModel") -> None:
+    """See `LanguageModel.check_trainable`."""
     model, name = language_model.model, language_model.name
     config: Any = model.config.get_text_config(decoder=True)
     takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from prefixcap.demo import ASSETS
-from prefixcap.descriptions import REMEDY, require_layers
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json, read_json
-from prefixcap.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
 from prefixcap.language.checks import require_embedded_tokens
-from prefixcap.language.lean import Quantization, checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.language.lora import Lora
 from prefixcap.language.model import TEXTS, Dtype, LanguageModel, Tuning, check_tuning
-from prefixcap.machine import out_of_memory
-from prefixcap.weights import Shapes
+from prefixcap.language.quantization import Quantization, checkpoint_layers, keep_differentiable, quantization_config
+from prefixcap.utils.files import parse_json, read_json
+from prefixcap.utils.hardware import out_of_memory
+from prefixcap.utils.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
+from prefixcap.weights import REMEDY, Shapes, require_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -47,9 +46,9 @@ def load_language_model(
         name: a folder, a name on the model hub, or "demo" for the small world's own.
         tuning: "frozen", "lora" or "full", see `LanguageModel`.
         dtype: of its weights.
-        quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.lean`; None: none.
+        quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.quantization`; None: none.
         lora: options of adapters, see `LanguageModel`.
-        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.lean`.
+        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.quantization`.
         scratch: random weights in place of its own, in an architecture that differs by these values of its
             configuration, e.g. `{"n_layer": 4}`; for "full" alone.
 
@@ -129,7 +128,7 @@ def rebuild_language_model(
     """The model that `LanguageModel.describe` described; if it was tuned, with weights still to be loaded.
 
     Args:
-        description: what a file says of the model, see `prefixcap.descriptions`.
+        description: what a file says of the model, see `prefixcap.checkpoints.descriptions`.
         weights: the shapes of those that will be loaded: a model that they do not fill is not built.
         source: the file.
 

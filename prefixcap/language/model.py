@@ -10,27 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from prefixcap import renamed
 from prefixcap.errors import InputError
 from prefixcap.language.checks import (
+    check_trainable,
     ids_without_token,
     keeps_keys_and_values,
     no_cache,
-    require_trainable,
     word_embeddings,
 )
-from prefixcap.language.lean import (
+from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
+from prefixcap.language.masks import as_addend, attention_masks
+from prefixcap.language.quantization import (
     Quantization,
     fuse_activations,
     quantization_of,
 )
-from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
-from prefixcap.language.masks import as_addend, attention_masks
 from prefixcap.language.tokens import tokenize_captions, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-    from prefixcap.batches import Batch
+    from prefixcap.packing import Batch
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 TEXTS = (
@@ -61,7 +62,7 @@ class LanguageModel(nn.Module):
         quantization: "8bit" or "4bit" if its linear layers are quantized, otherwise None.
         dim: width of its word embeddings.
         context: most positions that it can read; None if it knows no limit.
-        end_token: id of the end token.
+        eos_token_id: of the token with which every caption ends.
     """
 
     def __init__(
@@ -88,17 +89,17 @@ class LanguageModel(nn.Module):
         self.dim = words.shape[1]
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.end_token: int = tokenizer.eos_token_id
+        self.eos_token_id: int = tokenizer.eos_token_id
         self.model.requires_grad_(tuning == "full")
         fuse_activations(self.model)
         self.lora = (lora or Lora()) if tuning == "lora" else None
         if self.lora is not None:
             add_adapters(model, self.lora)
-        self._read = self._read_plainly
+        self._backbone = self._backbone_eager
         self._keeps_keys_and_values = keeps_keys_and_values(model)
         self._without_token: Tensor | None
         self.register_buffer("_without_token", ids_without_token(model, tokenizer), persistent=False)
-        self._pieces: dict[int, str] = {}
+        self._token_strings: dict[int, str] = {}
         self.train(tuning != "frozen")
 
     @property
@@ -106,7 +107,7 @@ class LanguageModel(nn.Module):
         """Id of the token that stands before every text: the begin token, or, where there is none, the end token (GPT-2
         has one for both)."""
         begin = self.tokenizer.bos_token_id
-        return self.end_token if begin is None else int(begin)
+        return self.eos_token_id if begin is None else int(begin)
 
     def require_start_token(self) -> None:
         """Raise InputError if the start token has no word embedding."""
@@ -130,21 +131,23 @@ class LanguageModel(nn.Module):
         return tokenize_prompt(self.tokenizer, prompt)
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The caption that the tokens spell, on one line, without special tokens."""
+        """The caption that the tokens decode_raw, on one line, without special tokens."""
         return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
-    def pieces(self, tokens: list[int]) -> list[str]:
+    def token_strings(self, tokens: list[int]) -> list[str]:
         """What each token adds to a text that goes on, its leading space included; nothing if it is a special one."""
         special, before = (
             set(self.tokenizer.all_special_ids),
             self.tokenizer("a", add_special_tokens=False)["input_ids"],
         )
-        for token in set(tokens) - self._pieces.keys():  # at the beginning of a text some tokenizers leave spaces out
-            self._pieces[token] = "" if token in special else self.spell([*before, token]).removeprefix("a")
-        return [self._pieces[token] for token in tokens]
+        for token in (
+            set(tokens) - self._token_strings.keys()
+        ):  # at the beginning of a text some tokenizers leave spaces out
+            self._token_strings[token] = "" if token in special else self.decode_raw([*before, token]).removeprefix("a")
+        return [self._token_strings[token] for token in tokens]
 
-    def spell(self, tokens: list[int]) -> str:
-        """The text that tokens spell, with leading spaces and special tokens, as it will be gone on with."""
+    def decode_raw(self, tokens: list[int]) -> str:
+        """The text that tokens decode_raw, with leading spaces and special tokens, as it will be gone on with."""
         text: str = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         return text
 
@@ -163,14 +166,14 @@ class LanguageModel(nn.Module):
 
         Args:
             prefix: of each image.
-            batch: its images and captions, see `prefixcap.batches`.
+            batch: its images and captions, see `prefixcap.packing`.
         """
-        words = self.embed(batch.words)
+        words = self.embed(batch.input_ids)
         reads = torch.cat((prefix.to(words.dtype).flatten(0, 1), words))
         rows, length = batch.images.shape
-        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.places, reads)
-        hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.positions, batch.visible())
-        return hidden.flatten(0, 1).index_select(0, batch.sources)
+        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.input_index, reads)
+        hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.position_ids, batch.attention_mask())
+        return hidden.flatten(0, 1).index_select(0, batch.logit_index)
 
     def hidden_states(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """(rows, length, dim) embeddings -> (rows, length, width) last hidden states, of which `head` makes logits.
@@ -183,15 +186,15 @@ class LanguageModel(nn.Module):
         masks = attention_masks(self.model.config, visible, positions)
         if self.model.config._attn_implementation == "eager":  # it adds what the others select by
             masks = tree_map(partial(as_addend, dtype=embeddings.dtype), masks)
-        return self._read(embeddings, positions, masks)
+        return self._backbone(embeddings, positions, masks)
 
-    def _read_plainly(self, embeddings: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
+    def _backbone_eager(self, embeddings: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
         states: Tensor = self.model.base_model(
             inputs_embeds=embeddings, attention_mask=masks, position_ids=positions, use_cache=False
         ).last_hidden_state
         return states
 
-    def require_trainable(self) -> None:
+    def check_trainable(self) -> None:
         """Check that captions can be trained with this language model, as far as its configuration says.
 
         Raises:
@@ -199,7 +202,7 @@ class LanguageModel(nn.Module):
                 it keeps something else than keys and values, or all of it is to be trained and its weights are too
                 coarse for the steps.
         """
-        require_trainable(self)
+        check_trainable(self)
 
     def compile_training(self, mode: str) -> None:
         """Let `hidden_states` run in kernels of torch.compile, for batches of any shape; decoding stays as it is.
@@ -214,7 +217,7 @@ class LanguageModel(nn.Module):
         modes = list(torch._inductor.list_mode_options())
         if mode not in modes:
             raise InputError(f"unknown compile '{mode}': choose one of {', '.join(modes)}")
-        self._read = torch.compile(self._read_plainly, dynamic=True, mode=mode)
+        self._backbone = torch.compile(self._backbone_eager, dynamic=True, mode=mode)
 
     @property
     def head(self) -> nn.Linear:
@@ -230,18 +233,18 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: the model keeps something else than keys and values, as state-space models do.
         """
-        return self.of_tokens(self._go_on(embeddings, cache).logits[:, -1].float())
+        return self.mask_unknown_ids(self._forward_cached(embeddings, cache).logits[:, -1].float())
 
     def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
         """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
-        output = self._go_on(embeddings, cache, output_hidden_states=True)
-        return self.of_tokens(output.logits[:, -1].float()), output.hidden_states[-1].float()
+        output = self._forward_cached(embeddings, cache, output_hidden_states=True)
+        return self.mask_unknown_ids(output.logits[:, -1].float()), output.hidden_states[-1].float()
 
-    def of_tokens(self, logits: Tensor) -> Tensor:
+    def mask_unknown_ids(self, logits: Tensor) -> Tensor:
         """(…, vocabulary) logits, by which no id is written that the tokenizer has no token for."""
         return logits if self._without_token is None else logits.masked_fill(self._without_token, _NEVER)
 
-    def _go_on(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
+    def _forward_cached(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
         length = cache.get_seq_length() + embeddings.shape[1]
         if not self._keeps_keys_and_values:
             raise no_cache(self.name)
@@ -279,7 +282,7 @@ class LanguageModel(nn.Module):
                 )
             return {name: file.read_text(encoding="utf-8") for name, file in files.items() if name in TEXTS}
 
-    def is_own_weight(self, name: str) -> bool:
+    def is_saved_weight(self, name: str) -> bool:
         """Whether a weight, by its name in `state_dict`, is not among those that the model's name stands for."""
         return self.tuning == "full" or (self.tuning == "lora" and is_adapter(name))
 
@@ -303,6 +306,17 @@ class LanguageModel(nn.Module):
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
+
+    is_own_weight = renamed.method("is_own_weight", is_saved_weight)
+    pieces = renamed.method("pieces", token_strings)
+    spell = renamed.method("spell", decode_raw)
+    require_trainable = renamed.method("require_trainable", check_trainable)
+
+    @property
+    def end_token(self) -> int:
+        """The old name of `eos_token_id`."""
+        renamed.warn("LanguageModel.end_token", "eos_token_id")
+        return self.eos_token_id
 
 
 def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError
-from prefixcap.validation import shortened
+from prefixcap.utils.validation import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

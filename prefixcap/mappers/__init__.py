@@ -8,7 +8,7 @@ from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.mlp import MLPMapper
 from prefixcap.mappers.query import QueryMapper
 from prefixcap.mappers.transformer import TransformerMapper
-from prefixcap.options import check_options
+from prefixcap.utils.options import check_options
 
 MAPPERS: dict[str, type[Mapper]] = {
     "mlp": MLPMapper,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
-from prefixcap.options import Count, Positive
+from prefixcap.utils.options import Count, Positive
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.transformer import Attention
-from prefixcap.options import Count
+from prefixcap.utils.options import Count
 
 FEATURES = ("patches", "regions")
 

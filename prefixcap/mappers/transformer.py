@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from prefixcap.errors import InputError
 from prefixcap.mappers.base import Mapper
-from prefixcap.options import Count
+from prefixcap.utils.options import Count
 
 
 class TransformerMapper(Mapper):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixcap.errors import InputError
-from prefixcap.files import user_cache, write_whole
+from prefixcap.utils.files import atomic_write, user_cache
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -57,7 +57,7 @@ def _read(file: Path) -> Arrays | None:
 
 
 def _write(file: Path, arrays: Arrays) -> None:
-    with write_whole(file) as temporary, temporary.open("wb") as stream:
+    with atomic_write(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
     # Among them may be what a process left behind that was killed while it wrote.
     newest_first = sorted(file.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.machine import memory
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.paraphrases import paraphrases_of
+from prefixcap.utils.hardware import memory_bytes
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MODULES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
@@ -37,7 +37,7 @@ class Meteor:
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
         classes = os.pathsep.join(map(str, (ASSETS, tools_folder("meteor") / "meteor-1.5.jar")))
         # So short a run does not repay the better of Java's two compilers: it takes half of the time.
-        heap = f"-Xmx{min(_MOST_HEAP, memory() // 2)}"
+        heap = f"-Xmx{min(_MOST_HEAP, memory_bytes() // 2)}"
         java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", heap, "-cp", classes, "MeteorStatistics"]
         with paraphrases_of(captions, references) as table:
             arguments = [*java, "-", "-", "-l", "en", "-norm", "-a", str(table)]

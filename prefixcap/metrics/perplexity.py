@@ -88,7 +88,7 @@ def _read(language_model: LanguageModel, captions: list[list[int]]) -> Tensor:
     """(batch,) nats of captions, on the CPU."""
     begin = language_model.tokenizer.bos_token_id
     if begin is None:
-        begin = language_model.end_token
+        begin = language_model.eos_token_id
     padded = pad_sequence([torch.tensor(caption) for caption in captions], batch_first=True, padding_value=_PADDING)
     targets = padded.to(next(language_model.parameters()).device)  # (batch, length)
     # Padding is behind a caption, where a causal model does not see it: any token will do.

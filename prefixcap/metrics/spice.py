@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixcap.errors import InputError
-from prefixcap.machine import memory, processors
 from prefixcap.metrics.cache import digest_of
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
 from prefixcap.metrics.spice_setup import CORENLP_FILES, is_set_up, spice_folder
+from prefixcap.utils.hardware import cpu_count, memory_bytes
 
 _MOST_HEAP = 8 << 30  # what the COCO tools ask for
 _IMAGES_AT_ONCE = 2000  # then the new parses are kept: what is interrupted goes on from there
@@ -85,9 +85,14 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
     jars = tools_folder("spice")
     corenlp = [spice_folder() / file for file in CORENLP_FILES]
     classes = (ASSETS, *corenlp, jars / "spice-1.0.jar", jars / "lib" / "*")
-    options = ["-XX:+UseParallelGC", f"-Xmx{min(_MOST_HEAP, memory() // 2)}", "-cp", os.pathsep.join(map(str, classes))]
+    options = [
+        "-XX:+UseParallelGC",
+        f"-Xmx{min(_MOST_HEAP, memory_bytes() // 2)}",
+        "-cp",
+        os.pathsep.join(map(str, classes)),
+    ]
     task = json.dumps({"images": images, "parses": parses})
-    printed = run_java("SPICE", [*options, "SpiceScores", str(processors())], task)
+    printed = run_java("SPICE", [*options, "SpiceScores", str(cpu_count())], task)
     try:
         result = json.loads(printed)
     except ValueError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from prefixcap.errors import InputError
-from prefixcap.files import require_user_cache, user_cache, write_whole
+from prefixcap.utils.files import atomic_write, require_user_cache, user_cache
 
 _RELEASE = "stanford-corenlp-full-2015-12-09"
 _DOWNLOAD = f"https://nlp.stanford.edu/software/{_RELEASE}.zip"
@@ -81,7 +81,7 @@ def _take(source: Path, folder: Path) -> None:
         raise InputError(f"{code} is not a whole jar; get it again")
     try:
         with (
-            write_whole(folder / CORENLP_FILES[1]) as copy,
+            atomic_write(folder / CORENLP_FILES[1]) as copy,
             zipfile.ZipFile(models) as every_model,
             zipfile.ZipFile(copy, "w") as models_of_spice,
         ):
@@ -90,7 +90,7 @@ def _take(source: Path, folder: Path) -> None:
                 models_of_spice.writestr(path, every_model.read(path), zipfile.ZIP_DEFLATED)
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise InputError(f"{models} is not a whole jar of CoreNLP 3.6.0's models ({error}); get it again") from error
-    with write_whole(folder / _CODE) as copy:
+    with atomic_write(folder / _CODE) as copy:
         shutil.copyfile(code, copy)
 
 

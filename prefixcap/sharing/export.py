@@ -27,10 +27,10 @@ import prefixcap
 from prefixcap.captioner import Captioner
 from prefixcap.encoders.protocol import ExportableEncoder
 from prefixcap.errors import InputError
-from prefixcap.files import write_folder_whole
 from prefixcap.language import LanguageModel
 from prefixcap.language.lora import merged
 from prefixcap.sharing import caption_example
+from prefixcap.utils.files import atomic_write_folder
 
 ABOUT = "export.json"
 
@@ -85,7 +85,7 @@ def _export(
     training = captioner.training
     captioner.eval()
     try:
-        with write_folder_whole(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             temporary.mkdir(parents=True)
             tokenizer = captioner.language_model.tokenizer.backend_tokenizer
             tokenizer.save(str(temporary / "tokenizer.json"))
@@ -286,7 +286,7 @@ def _about(captioner: Captioner, encoder: ExportableEncoder, parts: list[Part]) 
             for part in parts
         },
         "empty_past": [layers, 2, 1, heads, 0, width],
-        "end_token": captioner.language_model.end_token,
+        "end_token": captioner.language_model.eos_token_id,
         "context": captioner.language_model.context,
     }
 

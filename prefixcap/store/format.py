@@ -10,15 +10,15 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json
-from prefixcap.validation import validate
+from prefixcap.utils.files import parse_json
+from prefixcap.utils.validation import validate
 
 FORMAT = "prefixcap feature store"
 FORMAT_VERSION = 3
 PART_NAME = r"part-[0-9]{5,9}\.h5"
 MOST_INDEX_BYTES = 2**24  # some 30,000 parts of a gigabyte
 MOST_SHARDS = 10**7
-AGAIN = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
+RERUN_HINT = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def index_in(path: Path) -> Index:
         raise InputError(f"{path} cannot be read ({error}); is it of a feature store?") from error
     given = index if isinstance(index, dict) else {}
     require_format(path, given.get("format"), given.get("format_version", 0))
-    checked = validate(Index, given, path, f"delete it and {AGAIN}")
+    checked = validate(Index, given, path, f"delete it and {RERUN_HINT}")
     _require_agreement(checked, path)
     return checked
 
@@ -156,14 +156,14 @@ def _require_agreement(index: Index, path: Path) -> None:
     """No part may come twice, and all counts must be the sums of those below them."""
     files = Counter(entry.file for entry in index.parts)
     if twice := [file for file, count in files.items() if count > 1]:
-        raise InputError(f"{path} names {twice[0]} twice; delete it and {AGAIN}")
+        raise InputError(f"{path} names {twice[0]} twice; delete it and {RERUN_HINT}")
     shares: dict[str, list[SplitCounts]] = {}
     for entry in index.parts:
         for name, counts in entry.splits.items():
             shares.setdefault(name, []).append(counts)
     if shares.keys() != index.splits.keys():
         odd = min(shares.keys() ^ index.splits.keys())
-        raise InputError(f"{path}: split {odd!r} is not both in the parts and in the whole; delete it and {AGAIN}")
+        raise InputError(f"{path}: split {odd!r} is not both in the parts and in the whole; delete it and {RERUN_HINT}")
     stated: list[tuple[str, SplitCounts, Iterable[SplitCounts]]] = [("the parts have", index, index.parts)]
     stated += [(f"the splits of {entry.file} have", entry, entry.splits.values()) for entry in index.parts]
     stated += [(f"the parts of split {name!r} have", index.splits[name], parts) for name, parts in shares.items()]
@@ -172,11 +172,11 @@ def _require_agreement(index: Index, path: Path) -> None:
         if (counts.images, counts.captions) != (images, captions):
             raise InputError(
                 f"{path}: {what} {images} images and {captions} captions, but the index says {counts.images} and "
-                f"{counts.captions}; delete it and {AGAIN}"
+                f"{counts.captions}; delete it and {RERUN_HINT}"
             )
 
 
-def damage_of(store: Path, part: PartEntry) -> str | None:
+def find_damage(store: Path, part: PartEntry) -> str | None:
     """What is wrong with a part of a finished store, as far as its size tells; None if nothing is."""
     path = store / part.file
     if not path.is_file():

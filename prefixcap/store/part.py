@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from prefixcap.errors import InputError
-from prefixcap.files import parse_json, write_whole
 from prefixcap.store.format import (
-    AGAIN,
     FORMAT,
     FORMAT_VERSION,
     MOST_SHARDS,
+    RERUN_HINT,
     Digest,
     ImageRecord,
     PartEntry,
@@ -32,7 +31,8 @@ from prefixcap.store.format import (
 )
 from prefixcap.store.heap import read_strings
 from prefixcap.store.layout import IDS, SPLIT, STRINGS, LayoutError, Place, read_layout
-from prefixcap.validation import validate
+from prefixcap.utils.files import atomic_write, parse_json
+from prefixcap.utils.validation import validate
 
 TEXT = h5py.string_dtype("utf-8")
 # Positions in another column, and which: where the rows of several pieces become one column, they shift.
@@ -139,9 +139,11 @@ class Part:
         with self._opened() as file:
             given = {name: _attribute(file, name) for name in Attributes.model_fields if name in file.attrs}
         try:
-            attributes = validate(Attributes, given, self.path, f"{AGAIN} to mend it").model_dump(exclude_unset=True)
+            attributes = validate(Attributes, given, self.path, f"{RERUN_HINT} to mend it").model_dump(
+                exclude_unset=True
+            )
             made_with = parse_json(attributes["made_with"], f"{self.path}: made_with")
-            validate(dict[str, str | int | bool], made_with, f"{self.path}: made_with", f"{AGAIN} to mend it")
+            validate(dict[str, str | int | bool], made_with, f"{self.path}: made_with", f"{RERUN_HINT} to mend it")
         except InputError as error:
             raise UnreadableError(str(error)) from error
         return attributes
@@ -180,7 +182,7 @@ class Part:
     def load(self) -> Columns:
         """All columns, read whole. Raises UnreadableError if the rows do not agree, too."""
         for problem in self.problems():
-            raise UnreadableError(f"{self.path}: {problem}: delete it and {AGAIN}")
+            raise UnreadableError(f"{self.path}: {problem}: delete it and {RERUN_HINT}")
         return Columns({name: self[name] for name in self.names})
 
     def _strings(self, name: str) -> list[str]:
@@ -188,11 +190,11 @@ class Part:
         try:
             return [] if place.offset is None else read_strings(self._bytes, place.offset, place.shape[0])
         except (ValueError, struct.error) as error:
-            raise UnreadableError(f"{self.path} has damaged strings in {name}; {AGAIN} to mend it") from error
+            raise UnreadableError(f"{self.path} has damaged strings in {name}; {RERUN_HINT} to mend it") from error
 
     def _require(self, holds: bool, problem: str) -> None:
         if not holds:
-            raise UnreadableError(f"{self.path} {problem}; {AGAIN} to mend it")
+            raise UnreadableError(f"{self.path} {problem}; {RERUN_HINT} to mend it")
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -235,7 +237,7 @@ class Part:
         try:
             return [text[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
         except UnicodeDecodeError as error:
-            raise UnreadableError(f"{self.path} has captions that are not UTF-8; {AGAIN} to mend it") from error
+            raise UnreadableError(f"{self.path} has captions that are not UTF-8; {RERUN_HINT} to mend it") from error
 
     def images_of(self, captions: Any) -> NDArray[np.int64]:
         """The rows of the images of some captions, or of all within a slice."""
@@ -279,7 +281,7 @@ class Part:
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             damage = str(error) if isinstance(error, LayoutError) else "is damaged or no HDF5 file"
             reason = damage if self.path.exists() else "is missing"
-            raise UnreadableError(f"{self.path} {reason}; {AGAIN} to mend it") from error
+            raise UnreadableError(f"{self.path} {reason}; {RERUN_HINT} to mend it") from error
 
 
 def _attribute(file: Any, name: str) -> Any:
@@ -363,7 +365,7 @@ def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns 
         file.attrs.update(attributes, format=FORMAT, format_version=FORMAT_VERSION, digest=_digest(written))
         file.flush()
         content = file.id.get_file_image()
-    with write_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
-from prefixcap.store.format import AGAIN, MOST_INDEX_BYTES, PartEntry, Skipped, damage_of, index_in, read_index
+from prefixcap.features import EncoderIdentity
+from prefixcap.store.format import MOST_INDEX_BYTES, RERUN_HINT, PartEntry, Skipped, find_damage, index_in, read_index
 from prefixcap.store.layout import SPLIT
 from prefixcap.store.part import Part, UnreadableError
 from prefixcap.store.remote import cache_folder, fetch, is_remote, lock, remove_leftovers
+from prefixcap.utils.files import atomic_write_text
 
 Rows = NDArray[np.int64]
 
@@ -123,7 +123,9 @@ class StoreSplit:
         row = self._parts[0].row_of(name)
         for part in self._parts:
             if name not in part.features or part.row_of(name) != row:
-                raise InputError(f"{part.path} has other rows of {name} than {self._parts[0].path}; {AGAIN} to mend it")
+                raise InputError(
+                    f"{part.path} has other rows of {name} than {self._parts[0].path}; {RERUN_HINT} to mend it"
+                )
         kind = name.partition("/")[0]
         return Column(self._rows_in_parts[kind], partial(self._features, name, kind), *row)
 
@@ -208,7 +210,7 @@ class StoreSplit:
             rows = np.flatnonzero(belongs)
             if len(rows) != (stated := self._rows_in_parts[kind][part]):
                 problem = f"has {len(rows)} {kind} of split {self.name!r}, but the index says {stated}"
-                raise InputError(f"{opened.path} {problem}; {AGAIN} to mend it")
+                raise InputError(f"{opened.path} {problem}; {RERUN_HINT} to mend it")
             self._chosen[part, kind] = rows
         return self._chosen[part, kind]
 
@@ -251,8 +253,8 @@ class FeatureStore:
         if index is None:
             raise InputError(_why_unfinished(self.path))
         for entry in index.parts:
-            if not is_remote(location) and (reason := damage_of(self.path, entry)):
-                raise InputError(f"{reason}; {AGAIN} to mend it")
+            if not is_remote(location) and (reason := find_damage(self.path, entry)):
+                raise InputError(f"{reason}; {RERUN_HINT} to mend it")
         self.encoder = EncoderIdentity(**index.encoder.model_dump())
         self.source: str = index.source
         self.image_root = None if is_remote(location) else Path(index.image_root)
@@ -313,16 +315,16 @@ class FeatureStore:
             if part.row_of(name)[0][-1] != self.encoder.dim:
                 raise InputError(
                     f"{part.path} has rows of {part.row_of(name)[0]} in {name}, but encoder {self.encoder.name} makes "
-                    f"them {self.encoder.dim} wide; {AGAIN} to mend it"
+                    f"them {self.encoder.dim} wide; {RERUN_HINT} to mend it"
                 )
 
     def _fetch(self, entry: PartEntry) -> None:
         """Fetch a part, unless it was fetched before and the remote store has not been made anew since."""
         file = self.path / entry.file
         checked = file.with_suffix(".sha256")  # the digest of what lies there
-        if damage_of(self.path, entry) or not checked.is_file() or checked.read_bytes() != entry.digest.encode():
+        if find_damage(self.path, entry) or not checked.is_file() or checked.read_bytes() != entry.digest.encode():
             fetch(f"{self.location}/{entry.file}", file, entry.bytes, partial(_require_announced, entry))
-            write_text_whole(checked, entry.digest)
+            atomic_write_text(checked, entry.digest)
 
 
 def _below(root: Path, file: str) -> Path | None:
@@ -351,6 +353,7 @@ def _why_unfinished(store: Path) -> str:
             continue
         done = len({file.name.partition("-")[0] for file in files})
         return (
-            f"the feature store {store} is unfinished ({done} of {shards} shards): {AGAIN}, it goes on where it stopped"
+            f"the feature store {store} is unfinished ({done} of {shards} shards): {RERUN_HINT}, it continues where it "
+            "stopped"
         )
     return f"{store} is not a feature store: it has no index.json and no readable piece"

@@ -9,7 +9,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
-from prefixcap.files import temporary_path, user_cache, write_whole
+from prefixcap.utils.files import atomic_write, temporary_path, user_cache
 
 # Of fsspec's. Others wrap a second address or read local files, which no store needs.
 PROTOCOLS = ("https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "sftp", "ssh", "memory")
@@ -50,7 +50,7 @@ def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> N
         filesystem, path = fsspec.url_to_fs(url)
         size = filesystem.size(path) or 0  # some servers do not tell
         bar = tqdm(total=size, desc=f"fetching {file.name}", unit="B", unit_scale=True, disable=size < BLOCK)
-        with filesystem.open(path, "rb") as source, write_whole(file) as temporary, bar:
+        with filesystem.open(path, "rb") as source, atomic_write(file) as temporary, bar:
             with temporary.open("wb") as target:
                 left = most
                 while block := source.read(min(BLOCK, left + 1)):

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.files import as_cell, write_text_whole, write_whole
+from prefixcap.features import EncoderIdentity
 from prefixcap.store.format import (
-    AGAIN,
     FORMAT,
     FORMAT_VERSION,
     PART_NAME,
+    RERUN_HINT,
     ImageRecord,
     Skipped,
-    damage_of,
+    find_damage,
     read_index,
 )
 from prefixcap.store.part import Columns, Part, UnreadableError, write_part
+from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text
 
 PART_BYTES = 2**30  # of features in one part, unless a single shard has more
 PIECE = re.compile(r"([0-9]{6,9})-([0-9]{4,9})-of-([0-9]{4,9})\.h5")
@@ -167,7 +167,7 @@ def _join(store: Path) -> None:
     attributes = _common_attributes(store, pieces)
     if missing := _missing(store, int(attributes["shards_in_all"])):
         raise InputError(
-            f"{store} lacks {len(missing)} of {attributes['shards_in_all']} shards, {missing[0]} for one; {AGAIN}"
+            f"{store} lacks {len(missing)} of {attributes['shards_in_all']} shards, {missing[0]} for one; {RERUN_HINT}"
         )
     index = read_index(store)
     ranges = _plan(pieces) if index is None else [(first, end) for first, end in (part.shards for part in index.parts)]
@@ -203,7 +203,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def write_index(store: Path, parts: Sequence[Part]) -> None:
     """Write `skipped.csv` and then `index.json`, which makes the store whole, from its parts."""
-    with write_whole(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
+    with atomic_write(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["id", "file", "reason"])
         skipped = (skip for part in parts for skip in part.skipped())
@@ -227,7 +227,7 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
         "splits": splits,
         "parts": entries,
     }
-    write_text_whole(store / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(store / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
 
 
 def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
@@ -248,7 +248,7 @@ def parts_of(store: Path) -> list[Path]:
 def _finished(store: Path) -> bool:
     """True if the index and all parts are there, whole."""
     index = read_index(store)
-    return index is not None and not any(damage_of(store, entry) for entry in index.parts)
+    return index is not None and not any(find_damage(store, entry) for entry in index.parts)
 
 
 def _missing(store: Path, shards: int) -> list[int]:
@@ -260,7 +260,7 @@ def _missing(store: Path, shards: int) -> list[int]:
     wanted = (
         range(shards)
         if index is None
-        else [shard for entry in index.parts if damage_of(store, entry) for shard in range(*entry.shards)]
+        else [shard for entry in index.parts if find_damage(store, entry) for shard in range(*entry.shards)]
     )
     return [shard for shard in wanted if shard not in whole]
 
@@ -276,7 +276,7 @@ def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) ->
         if found["job"] != attributes["job"]:
             raise InputError(f"{file} is of another job than the other files of {store}: take it away")
         if rows != features:
-            raise InputError(f"{file} has other features than the other files of {store}: delete it and {AGAIN}")
+            raise InputError(f"{file} has other features than the other files of {store}: delete it and {RERUN_HINT}")
     if not attributes:
         raise InputError(f"{store} holds no piece of a feature store")
     return {name: value for name, value in attributes.items() if name not in ("digest", "shards")}

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from prefixcap.decoding import decode
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError, listed
-from prefixcap.files import write_text_whole
 from prefixcap.language import LanguageModel, tokenize_texts
-from prefixcap.options import Positive, check_options, check_value
 from prefixcap.textonly.vqa_files import Question
+from prefixcap.utils.files import atomic_write_text
+from prefixcap.utils.options import Positive, check_options, check_value
 
 TOP = (1, 5, 10)
 
@@ -99,7 +99,7 @@ class Answered:
         if captions:
             files["captions.json"] = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
         for name, content in files.items():
-            write_text_whole(folder / name, json.dumps(content, indent=1))
+            atomic_write_text(folder / name, json.dumps(content, indent=1))
         return list(files)
 
     def table(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefixcap.errors import InputError, listed
-from prefixcap.files import read_json
+from prefixcap.utils.files import read_json
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from prefixcap.batches import Batch
 from prefixcap.errors import InputError
-from prefixcap.files import write_whole
-from prefixcap.machine import out_of_memory
-from prefixcap.training.arriving import Arriving
-from prefixcap.training.distributed import gathered, greatest_of_processes
+from prefixcap.packing import Batch
+from prefixcap.training.async_values import Arriving
+from prefixcap.training.distributed import all_gather_objects, all_reduce_max
+from prefixcap.utils.files import atomic_write
+from prefixcap.utils.hardware import out_of_memory
 
 
 def best_and_last(
@@ -34,13 +34,13 @@ def best_and_last(
     return best, LastCheckpoint(folder / "last.ckpt", every_n_steps)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, also where Lightning's own would be half written: it writes to the
     system's temporary folder, and copies from there if that is on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to a local path. Raises InputError as `write_whole` does."""
-        with write_whole(Path(path)) as temporary, temporary.open("wb") as file:
+        """Write `checkpoint` to a local path. Raises InputError as `atomic_write` does."""
+        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
 
@@ -59,7 +59,7 @@ class RandomState(Callback):
             "numpy": (kind, keys.tolist(), *rest),  # type: ignore[union-attr]
             "python": random.getstate(),
         }
-        return {"processes": gathered(state)}
+        return {"processes": all_gather_objects(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = list(state_dict["processes"])
@@ -199,7 +199,7 @@ class LastCheckpoint(Checkpoint):
             return self._received
         before = self._asked
         number = torch.full((), int(self._received or 0), device=trainer.strategy.root_device)
-        self._asked = Arriving(greatest_of_processes(number))
+        self._asked = Arriving(all_reduce_max(number))
         greatest = before.get() if before is not None else 0
         return signal.Signals(greatest) if greatest else None
 

@@ -15,21 +15,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
-from prefixcap.images import thumbnail
 from prefixcap.metrics import cider
+from prefixcap.noise import Noise
+from prefixcap.packing import Batch
 from prefixcap.store import StoreSplit
-from prefixcap.textonly.noise import Noise
-from prefixcap.training.distributed import FullySharded, gathered, mean_of_processes, own_share, whole
+from prefixcap.training.distributed import FSDP2Strategy, all_gather_objects, all_reduce_mean, local_shard, unsharded
+from prefixcap.training.loggers import log_samples
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.optimizer import adamw
 from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.training.samples import Sample, samples_page
-from prefixcap.training.tracking import log_samples
+from prefixcap.utils.files import atomic_write_text
+from prefixcap.utils.images import thumbnail
 
 SAMPLES = 10  # images whose captions are written after each validation
 WARMUP_STEPS, WARMUP_SHARE = 5000, 0.1  # the published recipe's, and at most so much of a run that is shorter
@@ -57,12 +57,14 @@ class CaptionTraining(L.LightningModule):
         adamw_options: other arguments of `torch.optim.AdamW`, e.g. `eps=1e-6`.
 
     Raises:
-        InputError: the language model cannot be trained with captions, see `LanguageModel.require_trainable`, or, when
+        InputError: the language model cannot be trained with captions, see `LanguageModel.check_trainable`, or, when
             training starts, `prefixcap.training.reading_check`.
     """
 
     fewest_steps = 100  # a mapper that begins with random weights has learned next to nothing by then
-    strict_loading = False  # a frozen language model's weights are not in the checkpoint; `load_own_weights` checks
+    strict_loading = (
+        False  # a frozen language model's weights are not in the checkpoint; `load_checkpoint_state_dict` checks
+    )
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class CaptionTraining(L.LightningModule):
         **adamw_options: Any,
     ) -> None:
         super().__init__()
-        captioner.language_model.require_trainable()
+        captioner.language_model.check_trainable()
         self.captioner = captioner
         self.val_split = val_split
         self.learning_rate = learning_rate
@@ -109,7 +111,7 @@ class CaptionTraining(L.LightningModule):
 
     def _require_same_reading(self, data: CaptionData) -> None:
         embeddings, captions, positions = data.longest()
-        with undisturbed(self.captioner), whole(self.captioner):
+        with undisturbed(self.captioner), unsharded(self.captioner):
             prefix = self.captioner.prefix(embeddings if self.noise is None else self.noise(embeddings))
             most = max(positions, self.positions_of_an_image())
             require_same_reading(self.captioner.language_model, prefix, captions, most)
@@ -121,8 +123,8 @@ class CaptionTraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         total = self.captioner.loss(self.with_noise(batch))
-        loss = self._a_token(total, batch)
-        return {"loss": loss, "train_loss": mean_of_processes(total.detach() / self._tokens[-1])}
+        loss = self._normalize_per_token(total, batch)
+        return {"loss": loss, "train_loss": all_reduce_mean(total.detach() / self._tokens[-1])}
 
     def with_noise(self, batch: Batch, seed: int | None = None) -> Batch:
         """A batch with noise on its embeddings, drawn by torch's own generator, or by one with a seed."""
@@ -131,14 +133,14 @@ class CaptionTraining(L.LightningModule):
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         return replace(batch, embeddings=self.noise(batch.embeddings, generator))
 
-    def _a_token(self, total: Tensor, batch: Batch) -> Tensor:
+    def _normalize_per_token(self, total: Tensor, batch: Batch) -> Tensor:
         """A sum over the caption tokens of a batch, divided so that gradients become those for each token of the step.
 
         Processes' gradients are averaged, so it is divided by the mean of their tokens. Of batches that are accumulated
         only the first is known yet: `on_before_optimizer_step` does the rest.
         """
         tokens = torch.full((), float(len(batch.targets)), device=self.device)
-        self._tokens.append(mean_of_processes(tokens))
+        self._tokens.append(all_reduce_mean(tokens))
         return total / self._tokens[0]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -146,7 +148,7 @@ class CaptionTraining(L.LightningModule):
             scale = batches * self._tokens[0] / sum(self._tokens)
             for weight in self.captioner.parameters():
                 if weight.grad is not None:
-                    own_share(weight.grad).mul_(scale)
+                    local_shard(weight.grad).mul_(scale)
         self._tokens = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -154,11 +156,11 @@ class CaptionTraining(L.LightningModule):
             batch = self.with_noise(batch, seed=batch.image_rows[0])
         # Lightning gives the first images again to some processes, if it cannot share them evenly.
         own = torch.tensor(batch.image_rows) % self.trainer.world_size == self.global_rank
-        counted = own.to(self.device)[batch.images.flatten()[batch.sources]].float()  # (targets,)
+        counted = own.to(self.device)[batch.images.flatten()[batch.logit_index]].float()  # (targets,)
         count = counted.sum()
         self.val_loss.update(self.captioner.loss(batch, counted) / count.clamp(min=1), weight=count)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=len(batch.image_rows))
-        with whole(self.captioner):
+        with unsharded(self.captioner):
             captions = self.captioner.caption(
                 batch.embeddings, "greedy", len(batch.image_rows), max_tokens=self.max_tokens
             )
@@ -167,7 +169,7 @@ class CaptionTraining(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         found: dict[int | str, str] = {}
-        for of_process in gathered(self.val_captions):
+        for of_process in all_gather_objects(self.val_captions):
             found |= of_process
         references = self.val_split.references()
         captioned = {image_id: captions for image_id, captions in references.items() if captions and image_id in found}
@@ -192,12 +194,12 @@ class CaptionTraining(L.LightningModule):
         kept = [{"image_id": of.image_id, "caption": of.caption, "references": of.references} for of in samples]
         page = samples_page(f"Captions after step {self.global_step:,}", samples)
         file = folder / f"step-{self.global_step:07d}"
-        write_text_whole(file.with_suffix(".json"), json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        write_text_whole(file.with_suffix(".html"), page)
+        atomic_write_text(file.with_suffix(".json"), json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        atomic_write_text(file.with_suffix(".html"), page)
         log_samples(self.trainer.loggers, samples, page, self.global_step - 1)  # the step of this validation's metrics
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, FullySharded):
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
             self.trainer.strategy.shard(self.captioner)
 
     def configure_optimizers(self) -> Any:
@@ -221,13 +223,13 @@ class CaptionTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["prefixcap"] = self.captioner.describe()
-        own = {f"captioner.{name}" for name in self.captioner.own_weights()}
+        own = {f"captioner.{name}" for name in self.captioner.checkpoint_state_dict()}
         checkpoint["state_dict"] = {name: weight for name, weight in checkpoint["state_dict"].items() if name in own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # strategies that shard a model take it out, and load it by themselves
             weights = {name.removeprefix("captioner."): weight for name, weight in checkpoint["state_dict"].items()}
-            self.captioner.load_own_weights(weights, "the checkpoint to resume from")
+            self.captioner.load_checkpoint_state_dict(weights, "the checkpoint to resume from")
 
 
 def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from prefixcap.errors import InputError
-from prefixcap.figures import save_figure
+from prefixcap.utils.plotting import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,11 +15,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from prefixcap import renamed
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
-from prefixcap.files import replace_folder
+from prefixcap.utils.files import replace_folder
 
 Value = TypeVar("Value")
+
+__getattr__ = renamed.attributes(__name__)
 
 
 def _processes() -> int:
@@ -27,7 +30,7 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if together else 1
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather_objects(value: Value) -> list[Value]:
     """What each process gave, in their order; it must be picklable."""
     values: list[Any] = [value] * _processes()
     if len(values) > 1:
@@ -35,7 +38,7 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
-def mean_of_processes(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean of what the processes gave. Unlike Lightning's, it does not have them, and their GPUs, wait first."""
     if _processes() == 1:
         return value
@@ -44,7 +47,7 @@ def mean_of_processes(value: Tensor) -> Tensor:
     return total / _processes()
 
 
-def greatest_of_processes(value: Tensor) -> Tensor:
+def all_reduce_max(value: Tensor) -> Tensor:
     """The greatest of what the processes gave; they do not wait for each other first, either."""
     if _processes() == 1:
         return value
@@ -53,7 +56,7 @@ def greatest_of_processes(value: Tensor) -> Tensor:
     return greatest
 
 
-class FullySharded(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """Shards weights, gradients and the optimizer's state over all processes (FSDP; Zhao et al. 2023).
 
     Checkpoints are assembled in the first process, and are like those of any other run.
@@ -85,7 +88,7 @@ class FullySharded(ModelParallelStrategy):
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Keep all weights of a sharded model gathered, for what each process does at its own pace, as decoding."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if isinstance(model, FSDPModule):
@@ -103,7 +106,7 @@ def whole(model: nn.Module) -> Iterator[None]:
             shard.set_reshard_after_backward(True, recurse=False)
 
 
-class ShardedOptimizer(DeepSpeedStrategy):
+class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
     """DeepSpeed, with checkpoints that are written whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -119,7 +122,7 @@ class ShardedOptimizer(DeepSpeedStrategy):
         self.barrier()
 
 
-def deepspeed(stage: int = 2, **options: Any) -> ShardedOptimizer:
+def deepspeed(stage: int = 2, **options: Any) -> AtomicDeepSpeedStrategy:
     """Lightning's strategy for DeepSpeed (ZeRO; Rajbhandari et al. 2020), see there for other options.
 
     Args:
@@ -132,9 +135,9 @@ def deepspeed(stage: int = 2, **options: Any) -> ShardedOptimizer:
         raise InputError(f"trainer.strategy.stage is 1 or 2, not {stage}: weights are sharded by trainer=fsdp")
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("trainer=deepspeed needs DeepSpeed: pip install 'prefixcap[deepspeed]'")
-    return ShardedOptimizer(stage=stage, exclude_frozen_parameters=True, **options)
+    return AtomicDeepSpeedStrategy(stage=stage, exclude_frozen_parameters=True, **options)
 
 
-def own_share(weight: Tensor) -> Tensor:
+def local_shard(weight: Tensor) -> Tensor:
     """What this process holds of a sharded tensor; of another, all."""
     return weight.to_local() if isinstance(weight, DTensor) else weight

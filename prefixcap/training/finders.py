@@ -10,8 +10,8 @@ from lightning.pytorch.tuner.tuning import Tuner
 
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
-from prefixcap.files import write_text_whole
 from prefixcap.training.cross_entropy import CaptionTraining
+from prefixcap.utils.files import atomic_write_text
 
 WINDOW = 10  # steps over which a fall of the loss is measured, and that pass before the first
 
@@ -47,7 +47,7 @@ def find_learning_rate(trainer: L.Trainer, training: CaptionTraining, data: Capt
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["learning_rate", "loss"])
     rows.writerows(zip(rates, losses, strict=True))
-    write_text_whole(table, text.getvalue())
+    atomic_write_text(table, text.getvalue())
     steepest = int(np.where(np.isfinite(falls), falls, -np.inf).argmax())
     return float(rates[WINDOW + steepest + WINDOW // 2])
 

@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from prefixcap.batches import Batch
-from prefixcap.training.arriving import Arriving
+from prefixcap.packing import Batch
+from prefixcap.training.async_values import Arriving
 
 
 class MetricsLog(Callback):

@@ -1,6 +1,6 @@
 """Whether a language model reads captions in training, and continues them from its cache, as it does one alone.
 
-Captions lie together in rows, see `prefixcap.batches`, and reach a model as embeddings, with a mask and positions of
+Captions lie together in rows, see `prefixcap.packing`, and reach a model as embeddings, with a mask and positions of
 ours; decoders give it back its cache. A model that counts along the row, mixes what lies in it, or does more with its
 last hidden states than its head, would be trained into another one without a word. So this is measured before training.
 """
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefixcap.batches import pack
 from prefixcap.data.tokens import Tokens
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 from prefixcap.language.checks import ADVICE
 from prefixcap.losses import token_cross_entropy
-from prefixcap.machine import out_of_memory
+from prefixcap.packing import pack
+from prefixcap.utils.hardware import out_of_memory
 
 _STEPS = 4  # words that are read one at a time from the cache
 _POSITIONS = 256  # of the captions of other images, at least: two rows
@@ -131,7 +131,7 @@ def _by_cache(language_model: LanguageModel, prefix: Tensor, words: Tensor) -> t
     cache.select(torch.zeros(2, dtype=torch.long, device=prefix.device))
     for place in range(start, length):
         found.append(language_model.step(embeddings[:, place : place + 1].repeat(2, 1, 1), cache))
-    expected = language_model.of_tokens(language_model(embeddings, last=len(found)).float()).expand(2, -1, -1)
+    expected = language_model.mask_unknown_ids(language_model(embeddings, last=len(found)).float()).expand(2, -1, -1)
     return _centred(torch.stack(found, dim=1)), _centred(expected)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from prefixcap.images import data_url
+from prefixcap.utils.images import data_url
 
 _PAGE = """<!doctype html>
 <html lang="en">

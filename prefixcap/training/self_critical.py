@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefixcap.batches import Batch, pack
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import check_decoder, decode
 from prefixcap.losses import token_cross_entropy
+from prefixcap.packing import Batch, pack
 from prefixcap.store import StoreSplit
 from prefixcap.training.cross_entropy import CaptionTraining
-from prefixcap.training.distributed import whole
+from prefixcap.training.distributed import unsharded
 from prefixcap.training.rewards import Reward, self_critical_weights
 
 
@@ -71,21 +71,21 @@ class SelfCriticalTraining(CaptionTraining):
         weights = advantages.repeat_interleave(torch.tensor(list(map(len, tokens)))).to(self.device, non_blocking=True)
         head = self.captioner.language_model.head
         loss = token_cross_entropy(states, head.weight, head.bias, sampled.targets, weights)
-        return {"loss": self._a_token(loss, sampled), "train_reward": torch.tensor(rewards.mean())}
+        return {"loss": self._normalize_per_token(loss, sampled), "train_reward": torch.tensor(rewards.mean())}
 
     @torch.no_grad()
     def _sample(self, embeddings: Tensor) -> list[list[int]]:
         """Captions drawn from the language model, as many for each image, with the end token of those that have one."""
         training = self.captioner.training
         self.captioner.eval()
-        with whole(self.captioner):
+        with unsharded(self.captioner):
             prefix = self.captioner.prefix(embeddings).to(getattr(torch, self.captioner.language_model.dtype))
             drawn = decode(
                 self.captioner.language_model, prefix, "nucleus", self.draws,
                 top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
             )  # fmt: skip
         self.captioner.train(training)
-        end = self.captioner.language_model.end_token
+        end = self.captioner.language_model.eos_token_id
         return [
             [*caption, end] if len(caption) < self.sample_tokens else caption
             for of_image in drawn

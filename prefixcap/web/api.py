@@ -15,11 +15,11 @@ from torch import Tensor
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
 from prefixcap.errors import InputError
-from prefixcap.images import TooManyPixels, decode_image
-from prefixcap.machine import processors
+from prefixcap.utils.hardware import cpu_count
+from prefixcap.utils.images import TooManyPixels, decode_image
 from prefixcap.web.access import refusal
 from prefixcap.web.batcher import Batcher, Stopped
-from prefixcap.web.gate import AGAIN
+from prefixcap.web.gate import RERUN_HINT
 from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
 from prefixcap.web.schema import (
     ERRORS,
@@ -71,7 +71,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         redoc_url=None,
         responses=ERRORS,
     )
-    opening = anyio.CapacityLimiter(processors())
+    opening = anyio.CapacityLimiter(cpu_count())
     encoder = captioner.encoder()
 
     def open_upload(upload: UploadFile) -> Tensor:
@@ -190,7 +190,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, InputError):
         return refusal(422, str(error))
     if isinstance(error, Stopped):
-        return refusal(503, "the server is stopping: try again in a moment", AGAIN)
+        return refusal(503, "the server is stopping: try again in a moment", RERUN_HINT)
     return refusal(500, "the server could not do this; its log says why")
 
 

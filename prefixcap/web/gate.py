@@ -22,7 +22,7 @@ FORMS = {"multipart/form-data": MOST_BYTES, "application/x-www-form-urlencoded":
 SLOWEST = 120.0  # seconds that a body may take to arrive
 GRACE = 10.0  # seconds before it is asked how quickly it arrives
 LEAST_RATE = 8 * 2**10  # bytes a second
-AGAIN = {"Retry-After": "1"}
+RERUN_HINT = {"Retry-After": "1"}
 
 # Of Gradio's own paths these alone are served, and of the folders the files that are in them. The page calls none of
 # its functions; others of its paths keep uploads, read files and fetch URLs.
@@ -74,7 +74,7 @@ class Places:
     def take(self, client: str) -> None:
         """Give a place to a request that has arrived. Raises HTTPException if there is none."""
         if reason := self.reason_to_refuse(client):
-            raise HTTPException(503, reason, AGAIN)
+            raise HTTPException(503, reason, RERUN_HINT)
         self._taken[client] += 1
 
     def give_back(self, client: str) -> None:
@@ -139,7 +139,7 @@ class Gate:
         if length.isdigit() and int(length) > most:
             return refusal(413, TOO_LARGE)
         if reason := self._places.reason_to_refuse(client_of(scope)):  # before a body is sent in vain
-            return refusal(503, reason, AGAIN)
+            return refusal(503, reason, RERUN_HINT)
         return None
 
     def _knows_password(self, headers: Headers) -> bool:
@@ -217,7 +217,7 @@ async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> 
         if message.done():
             return message.result()
         if stop.done():
-            raise HTTPException(503, "the server is stopping: try again in a moment", AGAIN)
+            raise HTTPException(503, "the server is stopping: try again in a moment", RERUN_HINT)
         slow = f"the request came too slowly: within {SLOWEST:.0f} s, and more than {LEAST_RATE >> 10} KB a second"
         raise HTTPException(408, slow, {"Connection": "close"})
     finally:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefixcap.decoding import DECODERS, own_options
 from prefixcap.errors import InputError
-from prefixcap.images import MOST_PIXELS
+from prefixcap.utils.images import MOST_PIXELS
 from prefixcap.web.gate import MOST_BYTES
 from prefixcap.web.jobs import Captions
 

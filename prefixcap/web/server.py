@@ -19,12 +19,11 @@ from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from prefixcap.captioner import Captioner
-from prefixcap.checkpoints import load
+from prefixcap.captioner import Captioner, load
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import Scene
 from prefixcap.errors import InputError
-from prefixcap.machine import usable_device
+from prefixcap.utils.hardware import usable_device
 from prefixcap.web.access import PROXIES, READING, Access, AccessMiddleware
 from prefixcap.web.api import build_api
 from prefixcap.web.batcher import Batcher

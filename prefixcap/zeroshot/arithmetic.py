@@ -27,9 +27,9 @@ from torch import Tensor
 from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, embed_images
 from prefixcap.errors import InputError
-from prefixcap.images import open_image
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
+from prefixcap.utils.images import open_image
 
 if TYPE_CHECKING:
     from prefixcap.zeroshot.magic import Magic

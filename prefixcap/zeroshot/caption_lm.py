@@ -25,7 +25,6 @@ from torchmetrics import MeanMetric
 
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.errors import InputError
-from prefixcap.files import write_folder_whole
 from prefixcap.language import LanguageModel, tokenize_captions
 from prefixcap.losses import token_cross_entropy
 from prefixcap.store.reader import Column
@@ -33,6 +32,7 @@ from prefixcap.training.cross_entropy import linear_warmup_and_decay
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.optimizer import adamw
 from prefixcap.training.reading_check import require_same_reading, undisturbed
+from prefixcap.utils.files import atomic_write_folder
 from prefixcap.zeroshot.inputs import start_token
 
 Texts = Sequence[str] | Column
@@ -169,7 +169,7 @@ class CaptionLMTraining(L.LightningModule):
         super().__init__()
         if language_model.tuning == "frozen":
             raise InputError(f"language model '{language_model.name}' is frozen: load it with tuning='full' or 'lora'")
-        language_model.require_trainable()
+        language_model.check_trainable()
         if margin is not None and not 0 <= margin <= 1:
             raise InputError(f"margin must lie between 0.0 and 1.0, or be null for cross-entropy alone, not {margin}")
         if not 0 < learning_rate < math.inf or not weight_decay >= 0 or not 0 <= warmup_share <= 1:
@@ -261,7 +261,7 @@ class BestFolder(Callback):
         self.loss = loss
         if trainer.is_global_zero:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with write_folder_whole(self.folder) as temporary:
+            with atomic_write_folder(self.folder) as temporary:
                 pl_module.language_model.save_pretrained(temporary)  # type: ignore[operator, union-attr]
 
 

@@ -11,7 +11,7 @@ from prefixcap.encoders import Encoder, embed_images
 from prefixcap.encoders.inputs import Images, check_finite, check_images
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Positive, check_value
+from prefixcap.utils.options import Positive, check_value
 
 
 def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool) -> Iterator[Tensor]:

@@ -29,7 +29,7 @@ from prefixcap.encoders import Encoder
 from prefixcap.encoders.inputs import Images
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Positive, Proportion, check_options
+from prefixcap.utils.options import Positive, Proportion, check_options
 from prefixcap.zeroshot.continuations import Continuations
 from prefixcap.zeroshot.inputs import directions, prompt_tokens
 
@@ -127,7 +127,7 @@ class Magic:
     def _cosines(self, images: Tensor, tokens: Tensor, words: Tensor) -> Tensor:
         """(open, top_k) cosines of each image with its text so far and each of its candidates."""
         lm = self.language_model
-        contexts = [lm.spell([*self._prompt[1:], *row]) for row in tokens.tolist()]
+        contexts = [lm.decode_raw([*self._prompt[1:], *row]) for row in tokens.tolist()]
         of = np.repeat(np.arange(len(contexts)), words.shape[1]).tolist()
-        texts = self._continuations.encode(contexts, of, lm.pieces(words.flatten().tolist()))
+        texts = self._continuations.encode(contexts, of, lm.token_strings(words.flatten().tolist()))
         return (texts.view(*words.shape, -1) @ images.unsqueeze(2)).squeeze(2)

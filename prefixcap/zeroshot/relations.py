@@ -21,11 +21,11 @@ from tqdm import tqdm
 from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
-from prefixcap.files import Journal, read_json
 from prefixcap.metrics import score_parts
 from prefixcap.metrics.ptb import tokenize
-from prefixcap.options import Positive, check_value
 from prefixcap.store.remote import is_remote
+from prefixcap.utils.files import Journal, read_json
+from prefixcap.utils.options import Positive, check_value
 from prefixcap.zeroshot.arithmetic import embed_expressions, encoder_of, parse
 
 if TYPE_CHECKING:

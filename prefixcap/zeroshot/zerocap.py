@@ -23,7 +23,7 @@ from prefixcap.encoders import Encoder
 from prefixcap.encoders.inputs import Images
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
-from prefixcap.options import Count, NonNegative, Positive, check_fields, check_options
+from prefixcap.utils.options import Count, NonNegative, Positive, check_fields, check_options
 from prefixcap.zeroshot.continuations import Continuations
 from prefixcap.zeroshot.inputs import directions, prompt_tokens
 
@@ -129,7 +129,7 @@ class ZeroCap:
         vocabulary = language_model.head.out_features
         self._factors = torch.ones(vocabulary, device=encoder.device)
         if self.options.capital_factor != 1:
-            pieces = language_model.pieces(list(range(min(vocabulary, len(language_model.tokenizer)))))
+            pieces = language_model.token_strings(list(range(min(vocabulary, len(language_model.tokenizer)))))
             capital = [token for token, piece in enumerate(pieces) if piece.strip()[:1].isupper()]
             self._factors[capital] = self.options.capital_factor
         self._forbidden = [self._token(text, "forbidden") for text in self.options.forbidden]
@@ -191,7 +191,7 @@ class ZeroCap:
             lengths, ended = lengths.gather(1, source), ended.gather(1, source)
             scores = means * lengths
             tokens = torch.cat((tokens.gather(1, source.unsqueeze(-1).expand(-1, -1, step)), chosen.unsqueeze(-1)), -1)
-            ended = ended | (chosen == self._end) | (chosen == lm.end_token) | (means == -math.inf)
+            ended = ended | (chosen == self._end) | (chosen == lm.eos_token_id) | (means == -math.inf)
             rows = torch.zeros_like(read, dtype=torch.long).masked_scatter(
                 read, torch.arange(len(logits), device=device)
             )
@@ -221,7 +221,7 @@ class ZeroCap:
         before = lm.step(newest, cache).log_softmax(-1)  # the language model's own
         length = cache.get_seq_length() - 1
         past: Past = [tuple(x[:length].permute(1, 2, 0, 3) for x in (of.keys, of.values)) for of in cache.layers]
-        contexts = [lm.spell([*self._prompt[1:], *row]) for row in tokens.tolist()]
+        contexts = [lm.decode_raw([*self._prompt[1:], *row]) for row in tokens.tolist()]
         cosines = _Cosines(self._continuations, lm, contexts, directions, before.shape[1])
         if options.guide == "gradient":
             logits = self._guided(newest, past, before, cosines)
@@ -296,7 +296,7 @@ class ZeroCap:
             logits = torch.where(logits > 0, logits * factors, logits / factors)
         logits[:, self._forbidden] = -math.inf
         if step == 0:
-            logits[:, [self._end, self.language_model.end_token]] = -math.inf
+            logits[:, [self._end, self.language_model.eos_token_id]] = -math.inf
         return logits
 
     def _token(self, text: str, option: str) -> int:
@@ -334,7 +334,7 @@ class _Cosines:
             new = tokens[rows, columns]
             pairs, back = torch.unique(self._context_of[rows] * self._known.shape[1] + new, return_inverse=True)
             of, words = (pairs // self._known.shape[1]).tolist(), (pairs % self._known.shape[1]).tolist()
-            embeddings = self._continuations.encode(self._contexts, of, self._lm.pieces(words))
+            embeddings = self._continuations.encode(self._contexts, of, self._lm.token_strings(words))
             self._known[rows, new] = (embeddings[back] * self._directions[rows]).sum(-1)
             found = self._known.gather(1, tokens)
         return found

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.data import tokens as tokens_module
 from prefixcap.data.tokens import CaptionTokens
+from prefixcap.packing import Batch
 from prefixcap.store import FeatureStore
 from tests.conftest import small_captioner
 from tests.training.test_training import CAPTIONS, make_store
@@ -18,7 +18,7 @@ from tests.training.test_training import CAPTIONS, make_store
 
 def captions_of(batch: Batch, captioner: Captioner, data: CaptionData) -> list[str]:
     """The captions that a batch predicts, after a look at where each one's image comes from."""
-    ends = (batch.targets == captioner.language_model.end_token).nonzero().flatten() + 1
+    ends = (batch.targets == captioner.language_model.eos_token_id).nonzero().flatten() + 1
     captions = [captioner.language_model.detokenize(row.tolist()) for row in batch.targets.tensor_split(ends)[:-1]]
     split = data.train_split
     for place, row in enumerate(batch.image_rows):

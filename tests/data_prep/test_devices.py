@@ -49,7 +49,7 @@ def test_two_processes_and_two_jobs_make_the_same_store_as_one(shards: Path, tmp
 
 
 def test_an_array_of_slurm_jobs() -> None:
-    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
         launcher = compose("embed", overrides, return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")

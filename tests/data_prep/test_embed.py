@@ -14,15 +14,16 @@ from clip.model import CLIP
 from PIL import Image
 from torch import Tensor
 
-from data_prep.embed import store_path
 from data_prep.embedding import embed
 from data_prep.loading import in_threads
 from data_prep.readers.coco import read_coco
 from data_prep.records import Dataset, ImageRecord, Skipped, of_files
-from prefixcap.encoders import EncoderIdentity, PatchFeatures, load_encoder
+from data_prep.stores import store_path
+from prefixcap.encoders import PatchFeatures, load_encoder
 from prefixcap.errors import InputError
-from prefixcap.files import temporary_path
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore
+from prefixcap.utils.files import temporary_path
 from tests.data_prep import records
 
 

@@ -14,8 +14,8 @@ from data_prep.records import Dataset, ImageRecord, of_files
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
-from prefixcap.images import open_image
 from prefixcap.store import FeatureStore
+from prefixcap.utils.images import open_image
 
 
 @pytest.fixture(scope="module")

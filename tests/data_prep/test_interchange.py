@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep import import_features as import_command
 from data_prep.interchange import importing
 from data_prep.interchange.importing import import_features
+from prefixcap.commands import import_features as import_command
 from prefixcap.data import CaptionData
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError

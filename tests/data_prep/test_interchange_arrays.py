@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import import_features as import_command
+from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, Skipped
 from tests.data_prep.test_interchange import DEMO, Run, embeddings, imported, run

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep import import_features as import_command
+from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, Skipped
 from tests.data_prep.test_interchange import DEMO, Run, embeddings, imported, run

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_prep import export_features as export_command
-from data_prep import import_features as import_command
 from data_prep.interchange.exporting import export_features
+from prefixcap.commands import export_features as export_command
+from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
-from prefixcap.files import temporary_path
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
+from prefixcap.utils.files import temporary_path
 from tests.data_prep.test_interchange import DEMO, Run, embeddings, imported, run
 
 __all__ = ["run"]  # a fixture
@@ -170,7 +170,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str)
         return temporary_path(path)
 
     store = store_of(tmp_path / "store", RECORDS)
-    monkeypatch.setattr("prefixcap.files.temporary_path", temporary)
+    monkeypatch.setattr("prefixcap.utils.files.temporary_path", temporary)
     with pytest.raises(InputError, match=rf"cannot write .*{file}: no space left on the disk"):
         export_features(store, tmp_path / "out")
     assert not any(Path(name).name in (file, f".{file}") or name.endswith("tmp") for name in files_of(tmp_path / "out"))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import export_features as export_command
-from data_prep import import_features as import_command
 from data_prep.interchange import importing
+from prefixcap.commands import export_features as export_command
+from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from tests.data_prep.test_interchange import DEMO, Run, clip_retrieval_folder, embeddings, imported, numbered, run
 

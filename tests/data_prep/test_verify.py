@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import prefixcap.store.writer
-from data_prep import verify
 from data_prep.embedding import embed
+from prefixcap.commands import verify
 from prefixcap.store.part import Part
 from tests.data_prep.test_embed import MeanColour, dataset
 

@@ -56,7 +56,7 @@ def test_same_tokens_as_the_published_code(half: int) -> None:
     for seed in range(60 * half, 60 * half + 60):
         lm = random_lm(["gpt2", "gpt2", "opt", "llama"][seed % 4], seed)
         prefixes = torch.randn(2, 3, 32)
-        lm.end_token = -1
+        lm.eos_token_id = -1
         endless = torch.tensor(decode(lm, prefixes, "greedy", max_tokens=8))[..., 2:]
         stop = int(endless.flatten().mode().values)  # a word that the model likes
         lm.tokenizer = OneWord(stop)

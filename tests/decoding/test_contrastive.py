@@ -26,7 +26,7 @@ def by_definition(lm: LanguageModel, prefix: Tensor, top_k: int, penalty: float,
             similarity = max(float(F.cosine_similarity(own, state, dim=0)) for state in states)
             ranked.append(((1 - penalty) * probability - penalty * similarity, word))
         chosen = max(ranked)[1]
-        if chosen == lm.end_token:
+        if chosen == lm.eos_token_id:
             break
         tokens.append(chosen)
     return tokens
@@ -39,7 +39,7 @@ def test_same_tokens_as_the_definition(kind: str, top_k: int, penalty: float) ->
     for seed in range(4):
         lm = random_lm(kind, seed)
         prefixes = torch.randn(4, 3, 32)
-        lm.end_token = int(decode(lm, prefixes, "greedy", max_tokens=3)[0][0][-1])
+        lm.eos_token_id = int(decode(lm, prefixes, "greedy", max_tokens=3)[0][0][-1])
         expected = [[by_definition(lm, prefix, top_k, penalty, 10)] for prefix in prefixes]
         assert decode(lm, prefixes, "contrastive", top_k=top_k, penalty=penalty, max_tokens=10) == expected
         lengths |= {len(captions[0]) for captions in expected}
@@ -51,6 +51,6 @@ def test_a_token_that_is_ruled_out_is_never_the_most_unlike() -> None:
     """Its probability is 0, but where all tokens are looked at, it may be less like the others than any."""
     lm = random_lm("gpt2", seed=0, words=6)
     prefix = torch.randn(20, 3, 32)
-    for lm.end_token in range(6):
+    for lm.eos_token_id in range(6):
         captions = decode(lm, prefix, "contrastive", top_k=6, penalty=1.0, max_tokens=4, min_tokens=4)
         assert all(len(tokens) == 4 for (tokens,) in captions)

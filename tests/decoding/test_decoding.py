@@ -40,7 +40,7 @@ def test_same_tokens_as_generate(kind: str, method: str, options: dict[str, Any]
         common = {"inputs_embeds": prefix, "attention_mask": torch.ones(8, 5), "max_new_tokens": 14, "do_sample": False}
         endless = lm.model.generate(**common, eos_token_id=None, pad_token_id=0)
         end = int(endless[:, 2:].flatten().mode().values)  # a word that the model likes: captions of many lengths
-        lm.end_token = end
+        lm.eos_token_id = end
         generated = lm.model.generate(**common, eos_token_id=end, pad_token_id=end, **of_generate).tolist()
         expected = [row[: row.index(end)] if end in row else row for row in generated]
         found = decode(lm, prefix, method, max_tokens=14, **options)
@@ -61,7 +61,7 @@ def test_a_batch_gives_what_single_images_give(method: str) -> None:
 def test_more_beams_than_words_is_no_error() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=3, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0))
     lm = LanguageModel(model.eval(), load_language_model("demo").tokenizer, "three words")
-    lm.end_token = 0
+    lm.eos_token_id = 0
     assert len(decode(lm, torch.randn(2, 2, 8), "beam", beams=5, max_tokens=4)) == 2
 
 

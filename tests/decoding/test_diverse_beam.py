@@ -26,17 +26,17 @@ def plain_loop(lm: LanguageModel, prefix: Tensor, width: int, groups: int, diver
                 candidates += [(float(value), [*tokens, word]) for word, value in enumerate(scores)]
             candidates = sorted(candidates, reverse=True)[: 2 * width]
             for rank, (score, tokens) in enumerate(candidates):
-                if rank < width and (tokens[-1] == lm.end_token or length == most):
+                if rank < width and (tokens[-1] == lm.eos_token_id or length == most):
                     ended[group].append((score / length, tokens))
             ended[group] = sorted(ended[group], reverse=True)[:width]
-            writing[group] = [caption for caption in candidates if caption[1][-1] != lm.end_token][:width]
+            writing[group] = [caption for caption in candidates if caption[1][-1] != lm.eos_token_id][:width]
             for _, tokens in writing[group]:
                 taken[tokens[-1]] += 1
             is_full = len(ended[group]) == width
             if writing[group] and is_full and writing[group][0][0] / length <= ended[group][-1][0]:
                 writing[group] = []
     rounds = [sorted((own[place] for own in ended if len(own) > place), reverse=True) for place in range(width)]
-    return [str([t for t in tokens if t != lm.end_token]) for captions in rounds for _, tokens in captions]
+    return [str([t for t in tokens if t != lm.eos_token_id]) for captions in rounds for _, tokens in captions]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
@@ -46,7 +46,7 @@ def test_same_captions_as_a_plain_loop(kind: str, beams: int, groups: int, diver
     for seed in range(3):
         lm = random_lm(kind, seed)
         prefixes = torch.randn(4, 3, 32)
-        lm.end_token = int(decode(lm, prefixes, "greedy", max_tokens=3)[0][0][-1])
+        lm.eos_token_id = int(decode(lm, prefixes, "greedy", max_tokens=3)[0][0][-1])
         found = decode(lm, prefixes, "beam", beams, beams=beams, groups=groups, diversity=diversity, max_tokens=7)
         expected = [plain_loop(lm, prefix, beams // groups, groups, diversity, 7) for prefix in prefixes]
         assert [[str(caption) for caption in captions] for captions in found] == expected

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefixcap.cli.captioning import read_options
-from prefixcap.decoding import DECODERS, Rules, decode
+from prefixcap.commands.caption import read_options
+from prefixcap.decoding import DECODERS, GenerationLimits, decode
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 from prefixcap.mappers import MAPPERS, Mapper, build_mapper
@@ -33,42 +33,42 @@ def own() -> Iterator[None]:
     DECODERS.update(before)
 
 
-def one(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1) -> Captions:
+def one(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 1) -> Captions:
     """Takes `captions` and does not heed it."""
     return [[[1, 2]] for _ in prefix]
 
 
-def short(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Captions:
+def short(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> Captions:
     return [[] for _ in prefix]
 
 
-def long(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 5) -> Captions:
+def long(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 5) -> Captions:
     return [[[number] for number in range(captions + 1)] for _ in prefix]
 
 
-def uneven(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int) -> Captions:
+def uneven(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int) -> Captions:
     return [[[1]] * (captions - (row == 1)) for row in range(len(prefix))]
 
 
-def fewer_images(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Captions:
+def fewer_images(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> Captions:
     return [[[1]] for _ in prefix[1:]]
 
 
-def strings(language_model: LanguageModel, prefix: Tensor, rules: Rules) -> Any:
+def strings(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> Any:
     return [["a red star"] for _ in prefix]
 
 
-def broken(language_model: LanguageModel, prefix: Tensor, rules: Rules, width: int = 3) -> Captions:
+def broken(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, width: int = 3) -> Captions:
     return [[[1] + None] for _ in prefix]  # type: ignore[operator]
 
 
 def sampler(
-    language_model: LanguageModel, prefix: Tensor, rules: Rules, generator: torch.Generator | None = None
+    language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, generator: torch.Generator | None = None
 ) -> Captions:
     return [[torch.randint(3, 20, (5,), generator=generator).tolist()] for _ in prefix]
 
 
-def numbered(language_model: LanguageModel, prefix: Tensor, rules: Rules, captions: int = 1) -> Captions:
+def numbered(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 1) -> Captions:
     """Tokens that say which image and which of its captions they are of."""
     return [[[int(row[0, 0]), number + 3] for number in range(captions)] for row in prefix]
 
@@ -125,7 +125,7 @@ def test_built_in_decoders_that_find_fewer(method: str, options: dict[str, Any])
 def test_what_cannot_be_written_is_no_caption(method: str, max_tokens: int) -> None:
     """A vocabulary of six words, in which all that may be written can be counted: as many beams find it all."""
     lm = random_lm("gpt2", seed=0, words=6)
-    lm.end_token, stop = 5, 5
+    lm.eos_token_id, stop = 5, 5
     options = {"stop": lm.tokenizer.decode([stop])} if method == "clipcap" else {}
 
     def possible(written: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -139,20 +139,20 @@ def test_what_cannot_be_written_is_no_caption(method: str, max_tokens: int) -> N
     expected = {tuple(word for word in caption if keeps or word != stop) for caption in possible(())}
     beams = 6 if keeps else 200
     asked = min(beams, len(expected))
-    rules: dict[str, Any] = {"max_tokens": max_tokens, "min_tokens": 1, "no_repeat_ngram": 1}
-    (found,) = decode(lm, torch.randn(1, 3, 32), method, min(asked, 5), beams=beams, **rules, **options)
+    limits: dict[str, Any] = {"max_tokens": max_tokens, "min_tokens": 1, "no_repeat_ngram": 1}
+    (found,) = decode(lm, torch.randn(1, 3, 32), method, min(asked, 5), beams=beams, **limits, **options)
     assert {tuple(caption) for caption in found} <= expected
     if not keeps:
-        (everything,) = decode(lm, torch.randn(1, 3, 32), method, asked, beams=beams, **rules)
+        (everything,) = decode(lm, torch.randn(1, 3, 32), method, asked, beams=beams, **limits)
         assert sorted(map(tuple, everything)) == sorted(expected)
         with pytest.raises(InputError, match=f"gave {asked} of {asked + 1} captions"):
-            decode(lm, torch.randn(1, 3, 32), method, asked + 1, beams=beams, **rules)
+            decode(lm, torch.randn(1, 3, 32), method, asked + 1, beams=beams, **limits)
 
 
 @pytest.mark.parametrize("method", ["greedy", "nucleus", "contrastive"])
 def test_rules_that_leave_no_token_are_told(method: str) -> None:
     lm = random_lm("gpt2", seed=0, words=6)
-    lm.end_token = 5
+    lm.eos_token_id = 5
     with pytest.raises(
         InputError, match="no_repeat_ngram=1 and min_tokens=6 leave no token to write: lower min_tokens"
     ):

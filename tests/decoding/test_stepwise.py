@@ -12,7 +12,7 @@ from tests.decoding import random_lm
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
     lm = random_lm("gpt2", 0)
-    lm.end_token = 39
+    lm.eos_token_id = 39
     prefix = torch.randn(1, 3, 32)
     logits = lm.model(inputs_embeds=prefix).logits[0, -1].detach() / 2.0
     allowed = logits.topk(6).indices
@@ -33,7 +33,7 @@ def test_a_nucleus_is_the_fewest_tokens_with_that_probability() -> None:
     probabilities, words = lm.model(inputs_embeds=prefix).logits[0, -1].detach().softmax(-1).sort(descending=True)
     size = int((probabilities.cumsum(0) < 0.9).sum()) + 1
     captions = decode(lm, prefix, "nucleus", captions=3000, max_tokens=1, top_p=0.9)[0]
-    drawn = {caption[0] if caption else lm.end_token for caption in captions}
+    drawn = {caption[0] if caption else lm.eos_token_id for caption in captions}
     assert drawn <= set(words[:size].tolist()) and words[0].item() in drawn and len(drawn) > 1
 
 
@@ -76,7 +76,7 @@ def test_the_smallest_share_is_the_likeliest_token() -> None:
 
 def test_an_endless_temperature_draws_all_words_alike_but_those_that_are_ruled_out() -> None:
     lm = random_lm("gpt2", seed=0, words=6)
-    lm.end_token = 5
+    lm.eos_token_id = 5
     options: dict[str, Any] = {
         "temperature": 1e300,
         "top_p": 1.0,

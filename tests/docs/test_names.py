@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from typer.main import get_command
 
 from benchmarks.gpu_hours import RUNS, table
-from prefixcap.cli import app
-from prefixcap.scripts.compare_systems import PUBLISHED
+from prefixcap.commands import app
+from prefixcap.commands.compare_systems import PUBLISHED
 from tests.conftest import ROOT, run_script
 from tests.docs.pages import PAGES, commands, name_of
 
-CONF = ROOT / "prefixcap" / "conf"
+CONF = ROOT / "conf"
 GROUPS = [folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "recipe")]
 CHOICE = re.compile(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z]\w*)")
 FILE = re.compile(r"`((?:prefixcap|data_prep|docs|tests|benchmarks|\.ci|\.github)/[^`*…<> ]*)`")

@@ -171,7 +171,7 @@ def test_load_in_another_process_outside_the_project(trained: Path, world: list[
     checkpoint = str(trained / "checkpoints" / "best.ckpt")
     code = f"import prefixcap; print(prefixcap.load({checkpoint!r}).caption([{str(image)!r}])[0])"
     caption = succeed("-c", code, cwd=tmp_path)
-    command = ["-m", "prefixcap.cli", "caption", image, "--ckpt", checkpoint]
+    command = ["-m", "prefixcap", "caption", image, "--ckpt", checkpoint]
     assert succeed(*command, cwd=tmp_path) == f"{image}\t{caption}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from omegaconf import DictConfig
 
-from prefixcap.scripts import launch
+from prefixcap.commands.common import hydra_main as launch
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefixcap.training import ablation
+from prefixcap.commands.figures import prefix_length as ablation
 from tests.e2e.conftest import Script
 
 Train = Callable[..., str]

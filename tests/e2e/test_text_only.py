@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from prefixcap.captioner import Captioner
-from prefixcap.encoders import EncoderIdentity, load_encoder
+from prefixcap.encoders import load_encoder
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 from tests.conftest import run_script

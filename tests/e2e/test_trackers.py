@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
-from prefixcap.images import thumbnail
-from prefixcap.scripts.fitting import open_loggers
+from prefixcap.commands.common.trainer import open_loggers
 from prefixcap.store import FeatureStore
+from prefixcap.utils.images import thumbnail
 from tests.conftest import ROOT
 from tests.e2e.conftest import Script
 
@@ -211,7 +211,7 @@ def test_a_run_that_mlflow_does_not_know_begins_anew_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["logger=mlflow", f"run_dir={tmp_path / 'run'}"])
     saved = {"prefixcap": {}, "epoch": 0, "global_step": 3, "state_dict": {}}
     saved["callbacks"] = {"Trackers": {"MLFlowLogger": "0" * 32}}
@@ -254,9 +254,9 @@ def test_without_matplotlib_a_run_says_so_and_has_no_curves(
 
 
 def test_trackers_are_imported_only_where_one_is_chosen() -> None:
-    code = "import prefixcap.scripts.fitting, sys; print(*sys.modules)"
+    code = "import prefixcap.commands.common.trainer, sys; print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"wandb", "mlflow", "trackio", "tensorboard"} & set(printed.stdout.split())
     for name in ("tensorboard", "wandb", "trackio", "mlflow"):
-        config = yaml.safe_load((ROOT / "prefixcap" / "conf" / "logger" / f"{name}.yaml").read_text())
+        config = yaml.safe_load((ROOT / "conf" / "logger" / f"{name}.yaml").read_text())
         assert list(config) == ["defaults", name] and config["defaults"] == ["csv"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefixcap.cli.outputs import open_output
+from prefixcap.commands.common.outputs import open_output
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_candidates, read_captions, read_references
 

@@ -46,7 +46,7 @@ def run_folder(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
     captioner = Captioner(
         load_language_model("demo"), encoder.identity, mapper, trained_on={"store": learned_from}
     ).eval()
-    weights = {f"captioner.{name}": weight for name, weight in captioner.own_weights().items()}
+    weights = {f"captioner.{name}": weight for name, weight in captioner.checkpoint_state_dict().items()}
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name in ("best", "last"):
         file = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
@@ -58,7 +58,7 @@ def run_folder(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["eval.py", *options])
-    runpy.run_module("prefixcap.scripts.eval", run_name="__main__")
+    runpy.run_module("prefixcap.commands.eval", run_name="__main__")
 
 
 def test_each_checkpoint_and_way_of_decoding_has_a_folder(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.comparison import compare
-from prefixcap.files import from_cell
 from prefixcap.language import load_language_model
 from prefixcap.metrics import Scores
 from prefixcap.metrics.clip_score import PROMPT
+from prefixcap.utils.files import from_cell
 
 WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
 COLOURS = ["red", "blue", "green", "yellow", "white", "black", "grey", "brown"]

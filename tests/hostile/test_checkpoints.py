@@ -17,7 +17,7 @@ from torch import Tensor
 
 import prefixcap
 from prefixcap.captioner import Captioner
-from prefixcap.checkpoints import read_checkpoint
+from prefixcap.checkpoints.files import read_checkpoint
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model, load_tokenizer

@@ -153,7 +153,7 @@ def test_strings_whose_heap_is_damaged(store: Path) -> None:
 FUZZ = """
 import random, sys
 from pathlib import Path
-from data_prep.verify import problems_of
+from prefixcap.commands.verify import problems_of
 from prefixcap.errors import InputError
 from tests.hostile.test_stores import content
 store, part = Path(sys.argv[1]), Path(sys.argv[1]) / "part-00000.h5"

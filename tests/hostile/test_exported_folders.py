@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import prefixcap
 from prefixcap.captioner import Captioner
-from prefixcap.cli.info import describe
+from prefixcap.commands.info import describe
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from tests.conftest import IDENTITY

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from prefixcap.colour import to_rgb
 from prefixcap.errors import InputError
-from prefixcap.images import decode_image, open_image
+from prefixcap.utils.colour import to_rgb
+from prefixcap.utils.images import decode_image, open_image
 
 RAMP = np.tile(np.linspace(0, 1, 64), (8, 1))  # (8, 64), black to white
 GREY = (RAMP * 255).round().astype(np.uint8)
@@ -320,7 +320,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of much that is damaged
 @pytest.mark.parametrize("name", samples())
 def test_damaged_images_are_read_or_told_in_a_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefixcap.images.MOST_PIXELS", 1_000_000)  # larger ones take long, and nothing else
+    monkeypatch.setattr("prefixcap.utils.images.MOST_PIXELS", 1_000_000)  # larger ones take long, and nothing else
     monkeypatch.setattr(TiffImagePlugin, "DEBUG", False, raising=False)
     content = samples()[name]
     assert decode_image(io.BytesIO(content)).mode == "RGB"

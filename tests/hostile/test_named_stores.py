@@ -294,7 +294,7 @@ def test_eval_asks_nobody(
         load_language_model("demo"), encoder.identity, {"name": "mlp", "prefix_length": 2},
         trained_on={"store": server[0], "data": "demo"},
     )  # fmt: skip
-    weights = {f"captioner.{key}": weight for key, weight in captioner.own_weights().items()}
+    weights = {f"captioner.{key}": weight for key, weight in captioner.checkpoint_state_dict().items()}
     torch.save({"prefixcap": captioner.describe(), "state_dict": weights}, checkpoint)
     printed = mistake("eval", f"ckpt={checkpoint}")
     assert f"{server[0]!r} as its store, a URL, which is opened only if you give it" in printed

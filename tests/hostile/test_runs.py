@@ -9,7 +9,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from prefixcap.scripts.runs import read_config
+from prefixcap.commands.common.run_folder import read_config
 from tests.conftest import small_captioner
 from tests.test_conf import composed
 
@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
     """The folder of a run that was stopped."""
     (tmp_path / "checkpoints").mkdir()
     captioner = small_captioner()
-    weights = {f"captioner.{name}": weight for name, weight in captioner.own_weights().items()}
+    weights = {f"captioner.{name}": weight for name, weight in captioner.checkpoint_state_dict().items()}
     content = {"prefixcap": captioner.describe(), "state_dict": weights, "global_step": 1}
     torch.save(content, tmp_path / "checkpoints" / "last.ckpt")
     return tmp_path

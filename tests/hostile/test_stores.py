@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data_prep.verify import main as verify
-from prefixcap.encoders.protocol import EncoderIdentity
+from prefixcap.commands.verify import main as verify
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
 
 Change = Callable[[h5py.File], None]

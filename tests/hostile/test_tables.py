@@ -20,7 +20,7 @@ from data_prep.readers.karpathy import read_karpathy
 from data_prep.readers.tables import read_rows
 from data_prep.readers.text import read_text
 from data_prep.records import Dataset
-from prefixcap.cli.outputs import Sidecars, Stream
+from prefixcap.commands.common.outputs import Sidecars, Stream
 from prefixcap.errors import InputError
 from tests.data_prep import records
 

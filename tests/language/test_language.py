@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import prefixcap
 from prefixcap.errors import InputError
 from prefixcap.language import Dtype, LanguageModel, load_language_model, rebuild_language_model
-from prefixcap.language.lean import Quantization
 from prefixcap.language.lora import Lora
+from prefixcap.language.quantization import Quantization
 from tests.language_models import KINDS, captioner_of, save_language_model, some_batch
 from tests.test_captioner import checkpoint
 
@@ -61,9 +61,9 @@ def test_a_half_precision_model_that_was_tuned_whole_is_saved_in_it(folders: dic
     for path in (checkpoint(captioner, tmp_path / "model.ckpt"), tmp_path / "exported"):
         loaded = prefixcap.load(path)
         assert {weight.dtype for weight in loaded.language_model.parameters()} == {torch.bfloat16}
-        assert loaded.own_weights().keys() == captioner.own_weights().keys()
-        for name, weight in captioner.own_weights().items():
-            assert torch.equal(loaded.own_weights()[name], weight)
+        assert loaded.checkpoint_state_dict().keys() == captioner.checkpoint_state_dict().keys()
+        for name, weight in captioner.checkpoint_state_dict().items():
+            assert torch.equal(loaded.checkpoint_state_dict()[name], weight)
 
 
 def test_older_checkpoints_say_neither_precision_nor_quantization(folders: dict[str, str], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_an_export_is_merged_and_the_captioner_is_not(kind: str, folders: dict[s
 
 def test_adapters_on_a_half_precision_model_are_trained_in_full(folders: dict[str, str]) -> None:
     captioner = captioner_of(load_language_model(folders["opt"], "lora", "bfloat16"))
-    dtypes = {weight.dtype for name, weight in captioner.own_weights().items()}
+    dtypes = {weight.dtype for name, weight in captioner.checkpoint_state_dict().items()}
     assert dtypes == {torch.float32}
     captioner.loss(some_batch(captioner.language_model)).backward()
     assert captioner.language_model.describe()["dtype"] == "bfloat16"

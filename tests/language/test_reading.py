@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_sliding_window_causal_mask
 
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.decoding import decode
@@ -20,6 +19,7 @@ from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.language.masks import attention_masks
+from prefixcap.packing import pack
 from prefixcap.training import CaptionTraining
 from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.zeroshot.caption_lm import CaptionLMTraining, CaptionTexts
@@ -40,7 +40,7 @@ def captions() -> list[list[int]]:
 
 def check(captioner: Captioner, positions: int = POSITIONS) -> None:
     """As training does."""
-    captioner.language_model.require_trainable()
+    captioner.language_model.check_trainable()
     embeddings = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
     with undisturbed(captioner):
         prefix = captioner.prefix(embeddings)
@@ -77,7 +77,7 @@ def test_the_likeliest_words_from_the_cache_are_those_of_reading_all_again(name:
             words = lm.model(inputs_embeds=embeddings.clone(), use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
             expected = torch.cat((expected, words), dim=1)
             embeddings = torch.cat((embeddings, lm.embed(words)), dim=1)
-    lm.end_token = -1
+    lm.eos_token_id = -1
     assert [row for [row] in decode(lm, prefix.clone(), "greedy", max_tokens=12)] == expected.tolist()
 
 
@@ -85,9 +85,9 @@ def test_the_likeliest_words_from_the_cache_are_those_of_reading_all_again(name:
 def test_beams_reach_as_far_back_as_those_of_generate(name: str) -> None:
     lm = tiny_model(*ACCEPTED[name])
     prefix = torch.randn(3, 4, lm.dim) * lm.embed(torch.arange(9)).std().detach()
-    options = {"max_new_tokens": 14, "num_beams": 3, "do_sample": False, "pad_token_id": lm.end_token}
+    options = {"max_new_tokens": 14, "num_beams": 3, "do_sample": False, "pad_token_id": lm.eos_token_id}
     generated = lm.model.generate(inputs_embeds=prefix, attention_mask=torch.ones(3, 4), **options).tolist()
-    end = lm.end_token
+    end = lm.eos_token_id
     expected = [row[: row.index(end)] if end in row else row for row in generated]
     assert [row for [row] in decode(lm, prefix, "beam", beams=3, max_tokens=14)] == expected
 
@@ -238,19 +238,19 @@ def test_the_longest_image_of_the_data_is_known(grouped: bool, tmp_path: Path) -
     sizes = [[len(row) - 1 for row in lm.tokenize(list(own))] for own in texts]
     assert positions == 4 + max(map(sum, sizes)) and len(tokens[0]) - 1 == max(map(max, sizes))
     batch = next(iter(data.val_dataloader()))
-    assert embeddings.shape == (2, 16) and max(batch.positions.flatten()) < positions
+    assert embeddings.shape == (2, 16) and max(batch.position_ids.flatten()) < positions
     assert max(np.bincount(batch.images[batch.images >= 0])) == positions
 
 
 def test_masks_are_those_of_transformers_for_a_text_alone() -> None:
     config = tiny_model(*ACCEPTED["mistral, window"]).model.config
     batch = pack(torch.zeros(1, 2), [list(range(1, 28))], [0], 6)
-    mask = attention_masks(config, batch.visible(), batch.positions)
+    mask = attention_masks(config, batch.attention_mask(), batch.position_ids)
     embeddings = torch.zeros(1, batch.images.shape[1], 32)
     expected = create_sliding_window_causal_mask(config, embeddings, None, None, allow_is_causal_skip=False)
     assert isinstance(mask, Tensor) and torch.equal(mask, expected)
     config.sliding_window = 1000
-    assert torch.equal(attention_masks(config, batch.visible(), batch.positions), batch.visible())  # type: ignore[arg-type]
+    assert torch.equal(attention_masks(config, batch.attention_mask(), batch.position_ids), batch.attention_mask())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("added", [{"eos_token": "<end>"}, {"additional": "<image>"}])
@@ -270,7 +270,7 @@ def test_a_token_without_an_embedding_is_told(added: dict[str, str], tmp_path: P
         load_language_model(str(tmp_path))
     by_hand = LanguageModel(load_language_model("demo").model, tokenizer, "by hand")
     with pytest.raises(InputError, match="language model 'by hand' has token"):
-        by_hand.require_trainable()
+        by_hand.check_trainable()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # in no caption
     lm.model.resize_token_embeddings(count + 1)
     lm.model.save_pretrained(tmp_path)
@@ -289,7 +289,7 @@ def test_a_model_without_word_embeddings_is_told(monkeypatch: pytest.MonkeyPatch
         LanguageModel(lm.model, lm.tokenizer, "x")
     monkeypatch.setattr(lm.model, "get_output_embeddings", lambda: None)
     with pytest.raises(InputError, match="'demo' has no output embeddings that training could read: take another"):
-        lm.require_trainable()
+        lm.check_trainable()
 
 
 def test_the_context_of_a_nested_configuration_is_known() -> None:

@@ -118,7 +118,7 @@ def test_questions_are_plain_text_and_stripped() -> None:
     lm.embed = lambda tokens: (read.append(tokens), embed(tokens))[1]  # type: ignore[method-assign, func-returns-value]
     question = Question(1, 1, "what is it?", "a star")
     write_answers(lm, [question], [" A sign that says <|endoftext|>"], max_tokens=2)
-    assert lm.end_token not in read[0].tolist()[0]
+    assert lm.eos_token_id not in read[0].tolist()[0]
     assert lm.tokenizer.decode(read[0][0]) == "A sign that says <|endoftext|> Question: what is it? Answer:"
 
 
@@ -140,5 +140,5 @@ def test_tokens_that_were_kept_with_end_tokens_inside_are_made_again(
         )
         before = CaptionTokens(split, captioner, folder=folder)[rows]
     after = CaptionTokens(split, captioner, folder=folder)[rows]
-    end = captioner.language_model.end_token
+    end = captioner.language_model.eos_token_id
     assert [list(row).count(end) for row in before] == [2, 1] and [list(row).count(end) for row in after] == [1, 1]

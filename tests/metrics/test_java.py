@@ -189,7 +189,7 @@ def test_without_a_home_folder(
 ) -> None:
     import pwd
 
-    from prefixcap import files
+    from prefixcap.utils import files
 
     def nobody(user: int) -> None:
         raise KeyError(user)

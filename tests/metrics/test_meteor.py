@@ -97,7 +97,7 @@ def test_java_takes_half_of_a_small_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: int, heap: int
 ) -> None:
     fake_java(tmp_path, monkeypatch, 'echo "$*"')
-    monkeypatch.setattr("prefixcap.metrics.meteor.memory", lambda: memory)
+    monkeypatch.setattr("prefixcap.metrics.meteor.memory_bytes", lambda: memory)
     with pytest.raises(MetricUnavailable, match=f" -Xmx{heap} "):
         Meteor().statistics(["a dog"], [REFERENCES])
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from prefixcap.files import user_cache
 from prefixcap.metrics import paraphrases
 from prefixcap.metrics.paraphrases import paraphrases_of
 from prefixcap.metrics.references import WORTH_A_FILE
 from prefixcap.metrics.scorer import MetricUnavailable
+from prefixcap.utils.files import user_cache
 
 Pair = tuple[str, str, str]
 

@@ -31,7 +31,7 @@ def demo() -> LanguageModel:
 def plain_loop(language_model: LanguageModel, caption: str) -> tuple[float, int]:
     """One token at a time, each after all before it, from the end token of GPT-2 on."""
     tokens = language_model.tokenizer(caption)["input_ids"]
-    read, nats = [language_model.end_token], 0.0
+    read, nats = [language_model.eos_token_id], 0.0
     for token in tokens:
         logits = language_model.model(torch.tensor([read])).logits[0, -1].double()
         nats -= logits.log_softmax(dim=0)[token].item()
@@ -55,7 +55,7 @@ def test_every_token_is_read_after_those_before_it(demo: LanguageModel) -> None:
 def test_it_is_the_loss_of_transformers(demo: LanguageModel) -> None:
     """Which reads labels itself, and averages over all but the first."""
     caption = CAPTIONS[4]
-    tokens = torch.tensor([[demo.end_token, *demo.tokenizer(caption)["input_ids"]]])
+    tokens = torch.tensor([[demo.eos_token_id, *demo.tokenizer(caption)["input_ids"]]])
     metric = Perplexity(demo)
     metric.update([caption])
     assert metric.compute().item() == pytest.approx(demo.model(tokens, labels=tokens).loss.exp().item(), rel=1e-5)
@@ -78,7 +78,7 @@ def test_the_first_token_follows_the_begin_token_of_a_tokenizer_that_has_one() -
     language_model.tokenizer = copy.deepcopy(language_model.tokenizer)
     language_model.tokenizer.bos_token = "!"
     [begin] = negative_log_likelihood(language_model, ["A red"])[0]
-    language_model.end_token = language_model.tokenizer.bos_token_id
+    language_model.eos_token_id = language_model.tokenizer.bos_token_id
     assert begin.item() == pytest.approx(plain_loop(language_model, "A red")[0], rel=1e-5)
     assert begin.item() != pytest.approx(end.item(), rel=1e-3)
     language_model.tokenizer.bos_token = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixcap.cli import main
+from prefixcap.commands import main
 from prefixcap.metrics import spice_setup
 from prefixcap.metrics.spice_setup import CORENLP_FILES
 

@@ -7,8 +7,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.store.remote import cache_folder
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import prefixcap.store.writer
-from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.files import temporary_path
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
+from prefixcap.utils.files import temporary_path
 
 ENCODER = EncoderIdentity("clip:small", "ab" * 32, "shorter side to 8", dim=4)
 OTHER = EncoderIdentity("clip:other", "cd" * 32, "shorter side to 8", dim=4)

@@ -20,12 +20,12 @@ from PIL import Image
 from data_prep.embedding import embed
 from data_prep.readers.demo import read_demo
 from data_prep.readers.text import read_text
+from prefixcap.commands.figures.gap_report import draw_histograms, draw_projection, project, report_gap
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
+from prefixcap.noise import read_offset
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.textonly.gap import largest_differences, measure_gap, sample_points
-from prefixcap.textonly.gap_report import draw_histograms, draw_projection, project, report_gap
-from prefixcap.textonly.noise import read_offset
 from tests.conftest import IDENTITY
 
 Array = np.ndarray[Any, Any]
@@ -262,7 +262,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_on_the_small_world(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefixcap.cli import main
+    from prefixcap.commands import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["prefixcap", "gap", str(world / "store")])
@@ -323,7 +323,7 @@ def test_the_figures_say_what_they_show(world: Path) -> None:
 
 def test_mistakes(world: Path, tmp_path: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def gap(*options: object) -> str:
-        return mistake("prefixcap.cli", "gap", *map(str, options))
+        return mistake("prefixcap.__main__", "gap", *map(str, options))
 
     embedding = "embed both, `python -m data_prep.embed ... 'features=[image,regions,caption]'`"
     message = gap(world / "text")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixcap.encoders.protocol import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from prefixcap.store.reader import Column
 from prefixcap.textonly import memory

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prefixcap
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.decoding import DECODERS, decode
 from prefixcap.encoders.regions import unit_parts
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
-from prefixcap.textonly.cleaning import cleaned
+from prefixcap.packing import pack
+from prefixcap.sampling import clean_caption as cleaned
 from tests.conftest import IDENTITY, small_lm
 from tests.decoding import random_lm
 from tests.textonly.test_training import make_store
@@ -53,7 +53,7 @@ def loss_of_a_caption(model: Captioner, embedding: Tensor, tokens: list[int], le
 def test_losses_behind_a_start_token_are_those_of_the_language_models_own_forward_pass(
     kind: str, learned_start: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefixcap.batches._ROW", 20)  # several rows
+    monkeypatch.setattr("prefixcap.packing._ROW", 20)  # several rows
     lm = random_lm(kind, 0)
     lm.tokenizer.bos_token = lm.tokenizer.convert_ids_to_tokens(13)  # of 40 words; not the end token
     model = captioner(lm.requires_grad_(True))
@@ -87,7 +87,7 @@ def test_released_tokens_are_padded_or_cut_and_all_are_learned(most: int, paddin
     model = captioner(lm)
     store = make_store(tmp_path / "store")
     data = CaptionData(store, model, 9, max_caption_tokens=most - 1, from_text=True, released_tokens=True)
-    start, end = lm.start_token, lm.end_token
+    start, end = lm.start_token, lm.eos_token_id
     for batch in data.train_dataloader():
         expected = torch.zeros(())
         for embedding, row in zip(batch.embeddings, batch.caption_rows, strict=True):
@@ -119,7 +119,12 @@ def test_every_decoder_reads_prefix_start_token_and_prompt(method: str, prompt: 
     found = model.caption(embeddings, method, prompt=prompt, **options)
     assert found == [lm.detokenize(words[1:] + row) for (row,) in expected]
     if method == "greedy":
-        given = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": lm.end_token, "pad_token_id": lm.end_token}
+        given = {
+            "max_new_tokens": 8,
+            "do_sample": False,
+            "eos_token_id": lm.eos_token_id,
+            "pad_token_id": lm.eos_token_id,
+        }
         generated = lm.model.generate(inputs_embeds=read, attention_mask=torch.ones(read.shape[:2]), **given)
         assert found == [lm.detokenize(words[1:] + row) for row in generated.tolist()]
         assert found != captioner(lm, start_token=False).caption(embeddings, method, prompt=prompt, max_tokens=8)
@@ -136,7 +141,7 @@ def test_a_start_token_is_saved_and_older_captioners_have_none(form: str, tmp_pa
             described = model.describe()
             if not start_token:
                 del described["start_token"]  # as an older one
-            state = {f"captioner.{name}": weight for name, weight in model.own_weights().items()}
+            state = {f"captioner.{name}": weight for name, weight in model.checkpoint_state_dict().items()}
             torch.save({"prefixcap": described, "state_dict": state}, path)
         loaded = prefixcap.load(path)
         assert (loaded.start_token, loaded.prefix_length) == (start_token, 4 + start_token)

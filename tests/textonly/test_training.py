@@ -13,8 +13,8 @@ from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.noise import Noise
 from prefixcap.store import ImageRecord, StoreWriter, join
-from prefixcap.textonly.noise import Noise
 from prefixcap.training import CaptionTraining
 from tests.conftest import IDENTITY, small_lm
 
@@ -130,13 +130,6 @@ def test_who_reads_regions_compares_captions_with_embeddings(monkeypatch: pytest
     )
     with pytest.raises(InputError, match="give embeddings, too"):
         model.caption(regions, "greedy", rerank=4)
-
-
-def test_embeddings_are_projected_before_they_are_mapped() -> None:
-    model, embeddings = captioner(lm=load_language_model("demo")), torch.randn(5, 16)
-    turned = model.caption(embeddings, "greedy", max_tokens=9, project=lambda rows: rows.flip(1))
-    assert turned == model.caption(embeddings.flip(1), "greedy", max_tokens=9)
-    assert turned != model.caption(embeddings, "greedy", max_tokens=9)
 
 
 def test_stores_of_the_other_kind_are_told(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from prefixcap.captioner import Captioner
-from prefixcap.checkpoints import load
+from prefixcap.captioner import Captioner, load
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import Scene, captions, random_scene
 from prefixcap.encoders import Encoder, encode_feature, load_encoder
@@ -106,7 +105,7 @@ def options_of(world: Path) -> dict[str, str]:
 
 def run_vqa(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     monkeypatch.setattr(sys, "argv", ["vqa.py", *(f"{name}={value}" for name, value in options.items())])
-    runpy.run_module("prefixcap.scripts.vqa", run_name="__main__")
+    runpy.run_module("prefixcap.commands.vqa", run_name="__main__")
     return tuple(json.loads((Path(options["out"]) / f"{name}.json").read_text()) for name in ("vqa", "answers"))
 
 

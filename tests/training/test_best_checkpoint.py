@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from prefixcap.commands.train import monitored, monitoring
 from prefixcap.encoders import load_encoder
-from prefixcap.scripts.train import monitored, monitoring
 from prefixcap.store import FeatureStore, ImageRecord, StoreSplit, StoreWriter, join
 from prefixcap.training.checkpoints import best_and_last
 

@@ -27,9 +27,9 @@ from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.language import Tuning, load_language_model
 from prefixcap.training import CaptionTraining
-from prefixcap.training.checkpoints import RandomState, WholeCheckpoints, best_and_last
-from prefixcap.training.distributed import ShardedOptimizer
-from prefixcap.training.finite_loss import FiniteLoss
+from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, best_and_last
+from prefixcap.training.distributed import AtomicDeepSpeedStrategy
+from prefixcap.training.nan_guard import FiniteLoss
 from tests.conftest import IDENTITY, ROOT
 from tests.processes import free_port, start
 from tests.training.test_training import make_store
@@ -91,7 +91,7 @@ class StopAfterAnEpoch(L.Callback):
 def fit(run: Run, processes: int, store: Path, folder: Path) -> None:
     """Train in `folder`."""
     accumulated = run.accumulated if processes > 1 else 1
-    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["trainer=" + (run.trainer if processes > 1 else "default")]).trainer
     for resumed in (False, True) if run.parts and processes > 1 else (False,):
         L.seed_everything(3, verbose=False)
@@ -107,7 +107,7 @@ def fit(run: Run, processes: int, store: Path, folder: Path) -> None:
         trainer = instantiate(
             config, accelerator="cpu", devices=processes, max_epochs=2, limit_train_batches=STEPS * accumulated,
             accumulate_grad_batches=accumulated, gradient_clip_val=config.gradient_clip_val if run.clipped else None,
-            logger=False, enable_progress_bar=False, plugins=[WholeCheckpoints()],
+            logger=False, enable_progress_bar=False, plugins=[AtomicCheckpointIO()],
             callbacks=[
                 *best_and_last(folder), FiniteLoss(), RandomState(), Losses(folder.with_suffix(".json")),
                 *([StopAfterAnEpoch()] if run.parts and processes > 1 and not resumed else []),
@@ -210,9 +210,9 @@ def test_deepspeed_is_asked_for_by_name(mistake: Callable[..., str], folder: Pat
 
 
 @pytest.fixture
-def strategy(monkeypatch: pytest.MonkeyPatch) -> ShardedOptimizer:
+def strategy(monkeypatch: pytest.MonkeyPatch) -> AtomicDeepSpeedStrategy:
     """One that has no DeepSpeed: its engine writes a file."""
-    strategy = ShardedOptimizer.__new__(ShardedOptimizer)
+    strategy = AtomicDeepSpeedStrategy.__new__(AtomicDeepSpeedStrategy)
 
     def save(self: DeepSpeedStrategy, checkpoint: dict[str, Any], folder: Path, storage_options: Any) -> None:
         folder.mkdir()
@@ -221,13 +221,13 @@ def strategy(monkeypatch: pytest.MonkeyPatch) -> ShardedOptimizer:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(DeepSpeedStrategy, "save_checkpoint", save)
-    monkeypatch.setattr(ShardedOptimizer, "broadcast", lambda self, value: value)
-    monkeypatch.setattr(ShardedOptimizer, "barrier", lambda self: None)
-    monkeypatch.setattr(ShardedOptimizer, "is_global_zero", True)
+    monkeypatch.setattr(AtomicDeepSpeedStrategy, "broadcast", lambda self, value: value)
+    monkeypatch.setattr(AtomicDeepSpeedStrategy, "barrier", lambda self: None)
+    monkeypatch.setattr(AtomicDeepSpeedStrategy, "is_global_zero", True)
     return strategy
 
 
-def test_a_checkpoint_of_deepspeed_is_written_whole(strategy: ShardedOptimizer, tmp_path: Path) -> None:
+def test_a_checkpoint_of_deepspeed_is_written_whole(strategy: AtomicDeepSpeedStrategy, tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
     for text in ("one", "two"):
         strategy.save_checkpoint({"text": text}, last)
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_deepspeed_is_written_whole(strategy: ShardedOptimizer, 
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"] and (last / "state").read_text() == "three"
 
 
-def test_deepspeed_sums_no_batches_of_unlike_length(strategy: ShardedOptimizer, folder: Path) -> None:
+def test_deepspeed_sums_no_batches_of_unlike_length(strategy: AtomicDeepSpeedStrategy, folder: Path) -> None:
     captioner = Captioner(load_language_model("demo"), IDENTITY, {"name": "mlp", "prefix_length": 4})
     training = CaptionTraining(captioner, CaptionData(folder / "store", captioner).val_split)
     training.trainer = L.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
@@ -259,4 +259,4 @@ def test_a_folder_of_deepspeed_loads(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt" / "checkpoint").mkdir(parents=True)
     torch.save(checkpoint, tmp_path / "last.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt")
     loaded, expected = prefixcap.load(tmp_path / "last.ckpt"), prefixcap.load(folder / "ddp" / "last.ckpt")
-    torch.testing.assert_close(loaded.own_weights(), expected.own_weights(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.checkpoint_state_dict(), expected.checkpoint_state_dict(), rtol=0, atol=0)

@@ -9,12 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_prep.readers.coco import read_coco
 from prefixcap.mappers import build_mapper
-from prefixcap.textonly.noise import Noise
+from prefixcap.noise import Noise
 from tests.conftest import ROOT
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", list(overrides))
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from prefixcap.batches import Batch
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
+from prefixcap.packing import Batch
 from prefixcap.training import CaptionTraining
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from tests.conftest import small_captioner
@@ -41,7 +41,7 @@ def parts(folder: Path, of: type[CaptionTraining], copies: int) -> tuple[L.Train
 
 def test_the_learning_rate_is_where_the_loss_falls_fastest(tmp_path: Path) -> None:
     trainer, training, data = parts(tmp_path, CaptionTraining, 30)
-    before = {name: weight.clone() for name, weight in training.captioner.own_weights().items()}
+    before = {name: weight.clone() for name, weight in training.captioner.checkpoint_state_dict().items()}
     found = find_learning_rate(trainer, training, data, tmp_path / "lr_find.csv")
     with (tmp_path / "lr_find.csv").open() as file:
         rows = [(float(row["learning_rate"]), float(row["loss"])) for row in csv.DictReader(file)]
@@ -53,7 +53,7 @@ def test_the_learning_rate_is_where_the_loss_falls_fastest(tmp_path: Path) -> No
     falls = {rate: losses[row - 5] - losses[row + 5] for row, rate in enumerate(rates) if 15 <= row < len(rates) - 5}
     assert found == max(falls, key=lambda rate: falls[rate])
     assert 1e-5 < found < 1e-1
-    for name, weight in training.captioner.own_weights().items():
+    for name, weight in training.captioner.checkpoint_state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
 
 

@@ -19,16 +19,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from prefixcap.batches import Batch
 from prefixcap.captioner import Captioner
-from prefixcap.checkpoints import read_training
+from prefixcap.checkpoints.files import read_training
+from prefixcap.commands.common.trainer import fit as run_training
 from prefixcap.data import CaptionData
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
-from prefixcap.scripts.fitting import fit as run_training
-from prefixcap.training import CaptionTraining, finite_loss, linear_warmup_and_decay
-from prefixcap.training.checkpoints import LastCheckpoint, RandomState, WholeCheckpoints, best_and_last
-from prefixcap.training.finite_loss import FiniteLoss
+from prefixcap.features import EncoderIdentity
+from prefixcap.packing import Batch
+from prefixcap.training import CaptionTraining, linear_warmup_and_decay, nan_guard
+from prefixcap.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, RandomState, best_and_last
+from prefixcap.training.nan_guard import FiniteLoss
 from tests.conftest import ROOT, run_script, small_captioner
 from tests.processes import free_port, start
 from tests.training.test_training import make_store
@@ -108,7 +108,7 @@ def train(
     training = CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2, max_tokens=3)
     trainer = L.Trainer(
         max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, accelerator="cpu", deterministic=True, plugins=[WholeCheckpoints()],
+        gradient_clip_val=1.0, accelerator="cpu", deterministic=True, plugins=[AtomicCheckpointIO()],
         devices=options["processes"], strategy="ddp" if options["processes"] > 1 else "auto",
         accumulate_grad_batches=options["accumulate"], default_root_dir=run,
         callbacks=[*best_and_last(run, 2), RandomState(), FiniteLoss(), Kill(run, batch, place, number)],
@@ -270,7 +270,7 @@ def test_skipped_steps_change_nothing(
 
 
 def test_too_many_skipped_steps_in_a_row_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finite_loss, "MOST_SKIPPED", 6)
+    monkeypatch.setattr(nan_guard, "MOST_SKIPPED", 6)
     captioner = small_captioner("frozen", "mlp")
     data = CaptionData(poisoned(tmp_path, slice(0, 9)), captioner, batch_size=3)
     with (
@@ -293,13 +293,13 @@ def test_out_of_memory_names_what_to_change(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py", *run_of(make_store(tmp_path / "store", DEMO), tmp_path / "run")])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("prefixcap.scripts.train", run_name="__main__")
+        runpy.run_module("prefixcap.commands.train", run_name="__main__")
     assert stopped.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
     knobs = re.findall(r"([\w.]+=[\w.-]+)", line.partition(": try ")[2])
     assert {"batch_size=2", "trainer.accumulate_grad_batches=2", "lm.gradient_checkpointing=true"} < set(knobs)
     assert {"trainer.precision=bf16-mixed", "data.group_captions=true"} < set(knobs) and "(it is 4)" in line
-    with initialize_config_dir(str(ROOT / "prefixcap" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("train", knobs)  # there are such options
 
 

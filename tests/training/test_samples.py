@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prefixcap.images import thumbnail
 from prefixcap.training.samples import Sample, samples_page
+from prefixcap.utils.images import thumbnail
 
 
 class Page(HTMLParser):

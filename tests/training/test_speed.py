@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefixcap.batches import pack
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
+from prefixcap.packing import pack
 from prefixcap.training import CaptionTraining
-from prefixcap.training.finite_loss import FiniteLoss
+from prefixcap.training.nan_guard import FiniteLoss
 from tests.conftest import plain_loss, small_captioner
 from tests.training.test_training import make_store
 

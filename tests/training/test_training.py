@@ -13,11 +13,11 @@ from transformers import get_linear_schedule_with_warmup
 import prefixcap
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.encoders import EncoderIdentity
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
+from prefixcap.noise import Noise
 from prefixcap.store import ImageRecord, StoreWriter, join
-from prefixcap.textonly.noise import Noise
 from prefixcap.training import CaptionTraining, linear_warmup_and_decay
 from prefixcap.training.checkpoints import LastCheckpoint, RandomState, best_and_last
 from prefixcap.training.min_steps import ReachMinSteps
@@ -54,7 +54,7 @@ def test_a_caption_beyond_the_context_is_named_or_cut(tmp_path: Path) -> None:
     data = CaptionData(store, captioner, max_caption_tokens=9)
     tokens = data.train_tokens[np.arange(len(data.train_split.captions))]
     assert max(map(len, tokens)) == 9
-    assert all(row[-1] == captioner.language_model.end_token for row in tokens)
+    assert all(row[-1] == captioner.language_model.eos_token_id for row in tokens)
 
 
 def test_a_store_of_another_encoder_is_refused_with_both_names(tmp_path: Path) -> None:

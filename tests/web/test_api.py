@@ -18,8 +18,8 @@ from torch import Tensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
-from prefixcap.images import open_image
 from prefixcap.interpretation import interpret
+from prefixcap.utils.images import open_image
 from prefixcap.web import jobs
 from prefixcap.web.gate import MOST_BYTES
 from prefixcap.zeroshot.arithmetic import embed_expressions

@@ -100,7 +100,7 @@ class PlainZeroCap:
                     log_probs = self.next_token(beam.tokens, direction, step)
                     best = log_probs.topk(self.options.beams)
                     for log_prob, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                        ended = token in (self.end, self.lm.end_token)
+                        ended = token in (self.end, self.lm.eos_token_id)
                         found.append(Beam((*beam.tokens, token), beam.score + log_prob, ended))
             beams = sorted(found, key=lambda beam: -beam.mean)[: self.options.beams]
             if all(beam.ended for beam in beams):
@@ -124,7 +124,7 @@ class PlainZeroCap:
                     score = sums[beam] + (0.0 if stopped[beam] else math.log(float(row[token])))
                     candidates.append((score / length, score, length, beam, token))
             best = sorted(candidates, reverse=True)[:most]
-            ends = (self.end, self.lm.end_token)
+            ends = (self.end, self.lm.eos_token_id)
             texts = [(*texts[beam], token) for _, _, _, beam, token in best]
             stopped = [stopped[beam] or token in ends for _, _, _, beam, token in best]
             sums, lengths = [score for _, score, *_ in best], [length for _, _, length, *_ in best]
@@ -177,7 +177,7 @@ class PlainZeroCap:
             logits[token] += torch.tensor(factor).log()
         else:
             logits[token] *= factor if logits[token] > 0 else 1 / factor
-        if token in self.forbidden or (step == 0 and token in (self.end, self.lm.end_token)):
+        if token in self.forbidden or (step == 0 and token in (self.end, self.lm.eos_token_id)):
             logits[token] = -torch.inf
 
     def moved(self, text: list[int], deltas: list[Tensor] | None, before: Tensor, direction: Tensor) -> list[Tensor]:

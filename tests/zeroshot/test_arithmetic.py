@@ -14,8 +14,9 @@ from PIL import Image
 from prefixcap.captioner import Captioner
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
-from prefixcap.encoders import Encoder, EncoderIdentity, load_encoder
+from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.zeroshot.arithmetic import arithmetic, embed_expressions, parse

@@ -20,7 +20,7 @@ from prefixcap.demo.scenes import captions, random_scene
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.metrics.perplexity import negative_log_likelihood
-from prefixcap.training.checkpoints import LastCheckpoint, RandomState, Stopped, WholeCheckpoints
+from prefixcap.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, RandomState, Stopped
 from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, contrastive_loss
 from prefixcap.zeroshot.inputs import start_token
 from tests.conftest import ROOT, small_lm
@@ -35,7 +35,7 @@ def trainer_for(run: Path, steps: int, every: int = 10, callbacks: tuple[L.Callb
     return L.Trainer(
         max_steps=steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None, accelerator="cpu",
         callbacks=[BestFolder(run / "language_model"), LastCheckpoint(run / "last.ckpt"), RandomState(), *callbacks],
-        plugins=[WholeCheckpoints()], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()], logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, gradient_clip_val=1.0, default_root_dir=str(run),
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_the_loss_of_a_batch_is_that_of_its_captions_read_alone(margin: float | 
     nats: list[Tensor] = []
     rows: list[Tensor] = []
     for text in texts:
-        tokens = torch.tensor([[lm.end_token, *lm.tokenizer(text)["input_ids"], lm.end_token]])
+        tokens = torch.tensor([[lm.eos_token_id, *lm.tokenizer(text)["input_ids"], lm.eos_token_id]])
         output = lm.model(input_ids=tokens[:, :-1], output_hidden_states=True)
         nats += list(F.cross_entropy(output.logits[0], tokens[0, 1:], reduction="none"))
         rows.append(output.hidden_states[-1][0])
@@ -90,8 +90,8 @@ def test_a_long_caption_is_cut_and_ends_all_the_same() -> None:
     lm = small_lm("full")
     read, targets, lengths = CaptionTexts(lm, ["x"], ["x"], max_caption_tokens=5).batch(["a star " * 9, "A star."])
     tokens = lm.tokenizer("a star " * 9)["input_ids"][:5]
-    assert read[0].tolist() == [lm.end_token, *tokens]
-    assert targets[0].tolist() == [*tokens, lm.end_token]
+    assert read[0].tolist() == [lm.eos_token_id, *tokens]
+    assert targets[0].tolist() == [*tokens, lm.eos_token_id]
     assert lengths.tolist() == [6, 1 + len(lm.tokenizer("A star.")["input_ids"])]
 
 
@@ -108,7 +108,7 @@ def test_captions_that_it_has_not_seen_get_likelier_and_the_best_weights_can_be_
     assert float(after) < 0.93 * float(before)
     nats, tokens = 0.0, 0
     for text in val:
-        row = torch.tensor([[lm.end_token, *lm.tokenizer(text)["input_ids"], lm.end_token]])
+        row = torch.tensor([[lm.eos_token_id, *lm.tokenizer(text)["input_ids"], lm.eos_token_id]])
         with torch.no_grad():
             logits = tuned.model(input_ids=row[:, :-1]).logits[0]
         nats, tokens = nats + float(F.cross_entropy(logits, row[0, 1:], reduction="sum")), tokens + len(logits)
@@ -181,7 +181,7 @@ def test_the_script(
     monkeypatch.setattr(sys, "argv", [*command, "trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"])
     last_lines = []
     for _ in range(2):  # the second time it finds the run at its end
-        runpy.run_module("prefixcap.scripts.train_lm", run_name="__main__")
+        runpy.run_module("prefixcap.commands.train_lm", run_name="__main__")
         last_lines.append(capsys.readouterr().out.splitlines()[-2:])
     assert last_lines[0] == last_lines[1]
     assert re.match(r"best val_loss: \d\.\d+ nats a token, a perplexity of \d\.\d+$", last_lines[0][0])

@@ -25,14 +25,14 @@ from tests.decoding import stateful_lm
 
 ENCODER = load_encoder("demo")
 DEMO = load_language_model("demo")
-START = DEMO.end_token
+START = DEMO.eos_token_id
 
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     """The small world's, whose captions end at the end of the first sentence."""
     language_model = load_language_model("demo")
-    (language_model.end_token,) = language_model.tokenizer(".")["input_ids"]
+    (language_model.eos_token_id,) = language_model.tokenizer(".")["input_ids"]
     return language_model
 
 
@@ -74,7 +74,7 @@ def by_definition(
         best, second = sorted(scores, reverse=True)[:2]
         closest = min(closest, best - second)
         written.append(candidates[scores.index(best)])
-        if written[-1] == lm.end_token:
+        if written[-1] == lm.eos_token_id:
             return written[:-1], closest
     return written, closest
 
@@ -141,7 +141,7 @@ def test_the_constants_are_the_papers() -> None:
     """Section 5.1, a language model of COCO's captions; and the configuration has the same."""
     magic = Magic(ENCODER, DEMO)
     assert (magic.top_k, magic.alpha, magic.beta, magic.temperature) == (45, 0.1, 2.0, 0.01)
-    configured = yaml.safe_load((ROOT / "prefixcap/conf/method/magic.yaml").read_text())
+    configured = yaml.safe_load((ROOT / "conf/method/magic.yaml").read_text())
     defaults = {name: of.default for name, of in inspect.signature(Magic).parameters.items()}
     del defaults["encoder"], defaults["language_model"]
     assert configured == defaults | {"name": "magic", "lm": "???", "encoder": None}
@@ -151,13 +151,13 @@ def test_a_language_model_of_flickr30ks_captions_writes_as_many_tokens_as_in_the
     lm: LanguageModel, embeddings: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`decoding_len` counts the start token, and what is written beyond the first end token is cut."""
-    conf = str(ROOT / "prefixcap" / "conf")
+    conf = str(ROOT / "conf")
     with initialize_config_dir(conf, version_base="1.3"):
         coco, flickr = (
             compose("eval", [f"method={name}", "method.lm=lm"]).method for name in ("magic", "magic_flickr30k")
         )
     assert dict(flickr) == dict(coco) | {"top_k": 25, "max_tokens": flickr.max_tokens}
-    monkeypatch.setattr(lm, "end_token", START)  # which is hardly ever written: captions have all tokens
+    monkeypatch.setattr(lm, "eos_token_id", START)  # which is hardly ever written: captions have all tokens
     for decoding_len, config in ((16, coco), (20, flickr)):
         options = {name: config[name] for name in ("top_k", "alpha", "beta", "temperature", "max_tokens")}
         (found,) = Magic(ENCODER, lm, **options)._search(F.normalize(embeddings[:1], dim=-1))

@@ -20,8 +20,8 @@ from prefixcap.demo import relations as demo
 from prefixcap.demo.scenes import ATTRIBUTES
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
-from prefixcap.files import Journal
 from prefixcap.language import load_language_model
+from prefixcap.utils.files import Journal
 from prefixcap.zeroshot.arithmetic import embed_expressions
 from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table
 from tests.conftest import ROOT
@@ -208,7 +208,7 @@ def test_scores_made_by_hand(encoder: Encoder) -> None:
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["relations.py", *options])
-    runpy.run_module("prefixcap.scripts.relations", run_name="__main__")
+    runpy.run_module("prefixcap.commands.relations", run_name="__main__")
 
 
 def test_the_script_answers_by_zerocap_and_by_a_prefix(

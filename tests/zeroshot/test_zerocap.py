@@ -399,10 +399,10 @@ def test_the_constants_are_the_papers() -> None:
         prompt="Image of a", beams=5, iterations=5, step_size=0.3, language_weight=0.2, temperature=0.01,
         candidates=512, end_factor=1.04, end_from=3, repetition_factor=0.5, repetition_window=4,
     )  # fmt: skip
-    configured = yaml.safe_load((ROOT / "prefixcap/conf/method/zerocap.yaml").read_text())
+    configured = yaml.safe_load((ROOT / "conf/method/zerocap.yaml").read_text())
     models = {"name": "zerocap", "lm": None, "encoder": None}
     assert configured == models | asdict(defaults) | {"forbidden": []}
-    arithmetic = yaml.safe_load((ROOT / "prefixcap/conf/method/zerocap_arithmetic.yaml").read_text())
+    arithmetic = yaml.safe_load((ROOT / "conf/method/zerocap_arithmetic.yaml").read_text())
     assert (arithmetic["end_factor"], arithmetic["end_from"]) == (1.06, 1)
 
 

@@ -1,0 +1,152 @@
+"""The feature store of a configured data set: made, finished, opened."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.embedding import EmbedReport, embed
+from data_prep.records import Dataset
+from prefixcap.demo import language_model_beside
+from prefixcap.encoders import load_encoder
+from prefixcap.errors import InputError
+from prefixcap.store import FeatureStore
+from prefixcap.store.remote import is_remote
+from prefixcap.utils.hub import missing_language_model, naming
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CAPTIONS_AT_ONCE = 65536  # read together, where all of a store are looked at
+
+
+def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
+    """Where the feature store of a data set lies: as configured, else `stores/<data name>-<encoder name>`."""
+    return Path(store or f"stores/{data_name}-{re.sub(r'[^A-Za-z0-9.]+', '-', encoder_name).strip('-')}")
+
+
+def make_store(
+    data: DictConfig,
+    encoder_name: str,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    store_dtype: str = "float16",
+    **options: Any,
+) -> EmbedReport:
+    """Make or finish the feature store of a configured data set (`conf/data`).
+
+    Args:
+        data: with `name`, `store` and a `reader` to instantiate.
+        encoder_name: as `load_encoder` takes it.
+        device: where the encoder lives.
+        dtype: that it computes in.
+        store_dtype: that the features are stored in.
+        options: of `embed`; without `features`, those that the data set has.
+
+    Raises:
+        InputError: as the reader, `load_encoder` and `embed` do.
+    """
+    for name, value, known in (("dtype", dtype, [*DTYPES]), ("store_dtype", store_dtype, ["float16", "float32"])):
+        if value not in known:
+            raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
+    if data.store is not None and is_remote(data.store):
+        raise InputError(f"a store is made on a local disk, and then copied: {data.store} is a URL; give a path")
+    dataset: Dataset = instantiate(data.reader)
+    if options.get("progress", True):
+        for note in dataset.notes:
+            print(note)
+    if options.get("features") is None:
+        options["features"] = ["image"] if dataset.has_images else ["caption"]
+    with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
+        encoder = load_encoder(encoder_name, device, DTYPES[dtype])
+    path = store_path(data.name, data.store, encoder_name)
+    return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
+
+
+def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> FeatureStore:
+    """The feature store of a configured data set, a folder or a URL; the small world's is made if it is not there.
+
+    Args:
+        data: with `name` and `store`.
+        encoder_name: as `load_encoder` takes it.
+        reads: the feature that is needed: a store with more than "image" has its name in the folder's. Sentences
+            without images have "caption" alone.
+
+    Raises:
+        InputError: there is no such store, or it is not finished; the message names the command that makes it.
+    """
+    if data.store is not None and is_remote(data.store):
+        return FeatureStore(data.store)
+    sentences = data.get("sentences", False)
+    features = [reads] if reads == "image" or sentences else ["image", reads]
+    path = feature_path(data, encoder_name, reads)
+    if not path.exists() and data.name in ("demo", "demo_other"):
+        there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
+        print_summary(path, make_store(there, encoder_name, features=features))
+    if not path.exists():
+        options = data.get("options", [f"data={data.name}"])
+        command = ["python -m data_prep.embed", *options, f"encoder.name={encoder_name}"]
+        if reads != "image" and not sentences:
+            command += [f"data.store={path}", f"'features=[{','.join(features)}]'"]
+        raise InputError(
+            f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
+        )
+    return FeatureStore(path)
+
+
+def feature_path(data: DictConfig, encoder_name: str, reads: str) -> Path:
+    """Where the store of a configured data set that has a feature lies, or would; arguments as in `open_store`."""
+    path = store_path(data.name, data.store, encoder_name)
+    if data.store is None and reads != "image" and not data.get("sentences", False):
+        return path.with_name(f"{path.name}-{reads}")
+    return path
+
+
+def print_summary(path: Path, report: EmbedReport) -> None:
+    """What a run did and what the store has, if it is whole by now."""
+    try:
+        store = FeatureStore(path)
+    except InputError:
+        left = f"{report.missing:,} shards of {path} are left to other processes"
+        print(f"embedded {report.written:,} {report.unit}; {left}")
+        return
+    if not report.written:
+        print("the store was complete already")
+    elif report.resumed:
+        print(f"went on after {report.resumed:,} {report.unit} that were there already")
+    print_store(store, report.unit)
+
+
+def print_store(store: FeatureStore, unit: str) -> None:
+    """What a store has and what it leaves out; `unit` is "images" or "sentences"."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
+    captions = f"; captions: {store.captions:,}" if unit == "images" else ""
+    print(f"{unit}: {splits}{captions}")
+    if others := sorted(store.splits.keys() - {"train", "val", "test"}):
+        print(f"neither train, val nor test: {', '.join(others)}; read only where they are named, as split={others[0]}")
+    if unit == "sentences" and (copies := copies_of_captions(store)):
+        print(f"copies: {copies:,} sentences are said a second time or more; they are kept, and count as often")
+    if skipped := store.skipped():
+        print(f"skipped: {len(skipped):,}, see {store.path / 'skipped.csv'}")
+        for skip in skipped[:3]:
+            print(f"  {skip.file or skip.id}: {skip.reason}")
+    size = sum(file.stat().st_size for file in store.path.iterdir())
+    print(f"store: {store.path} ({size / 1e6:.1f} MB)")
+
+
+def copies_of_captions(store: FeatureStore) -> int:
+    """How many captions repeat an earlier one, word for word; told by 64-bit hashes, 8 bytes a caption."""
+    captions = (
+        caption
+        for name in store.splits
+        for start in range(0, len(store.split(name).captions), CAPTIONS_AT_ONCE)
+        for caption in store.split(name).captions[start : start + CAPTIONS_AT_ONCE]
+    )
+    hashes = np.fromiter(
+        (int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") for caption in captions),
+        np.uint64,
+    )
+    return len(hashes) - len(np.unique(hashes))

@@ -1,0 +1,201 @@
+"""The page that goes with a shared captioner: what it is, what it learned from, how good it is, how to load it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import prefixcap
+from prefixcap.model import PrefixLM
+from prefixcap.utils.files import read_json, read_text
+
+TRAINING = {
+    "objective": "model.objective",
+    "learned from": "model.learns_from",
+    "noise on embeddings": "model.noise",
+    "epochs": "trainer.max_epochs",
+    "captions a step": "batch_size",
+    "steps whose gradients are summed": "trainer.accumulate_grad_batches",
+    "learning rate": "optimizer.learning_rate",
+    "warm-up steps": "optimizer.warmup_steps",
+    "weight decay": "optimizer.weight_decay",
+    "precision": "trainer.precision",
+    "seed": "seed",
+}  # what the card calls it -> where it is in a run's config.yaml
+
+
+def model_card(captioner: PrefixLM, name: str, license: str) -> str:
+    """A model card in the hub's format: YAML for its search, then Markdown.
+
+    Args:
+        captioner: if a run's checkpoint is its `source`, the run's configuration and scores are told.
+        name: by which it is loaded: of a folder, or on the hub.
+        license: of the weights, by its name on the hub.
+
+    Raises:
+        InputError: a file of the run cannot be read.
+    """
+    run = _run_of(captioner.source)
+    scores = {} if run is None or captioner.source is None else _scores(run, captioner.source.stem)
+    config = {} if run is None else yaml.safe_load(read_text(run / "config.yaml"))
+    return CARD.format(
+        front_matter=_front_matter(captioner, name, license, scores),
+        title=name.rpartition("/")[2],
+        name=name,
+        parts=_table("part", "what", _parts(captioner)),
+        training=_training(captioner.trained_on, config),
+        scores="\n\n".join([*(_score_table(*of) for of in scores.items()), INTERVALS if scores else "None are known."]),
+        license=license,
+        version=prefixcap.__version__,
+    )
+
+
+def _run_of(source: Path | None) -> Path | None:
+    """The folder of the training run that wrote a checkpoint."""
+    run = None if source is None else source.resolve().parent.parent
+    return run if run is not None and (run / "config.yaml").is_file() else None
+
+
+def _scores(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
+    """What `metrics.json` holds in each evaluation of a run's checkpoint, by the evaluation's name."""
+    others = {file.stem for file in (run / "checkpoints").iterdir()} - {"best"}
+    found = {}
+    for file in sorted((run / "eval").glob("*/metrics.json")):
+        last_word = file.parent.name.rpartition("-")[2]  # the checkpoint, if it is not "best"
+        if (last_word if last_word in others else "best") == checkpoint:
+            found[file.parent.name] = read_json(file)
+    return found
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+
+def _front_matter(captioner: PrefixLM, name: str, license: str, scores: dict[str, dict[str, Any]]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="image-to-text",
+            dataset_type=evaluation,
+            dataset_name=evaluation,
+            metric_type=metric.partition("-")[0].lower(),  # the hub knows bleu, not bleu-4
+            metric_name=metric,
+            metric_value=round(value, 4),
+        )
+        for evaluation, metrics in scores.items()
+        for metric, value in _numbers(metrics).items()
+    ]
+    data = captioner.trained_on.get("data")
+    return ModelCardData(
+        license=license,
+        library_name="prefixcap",
+        pipeline_tag="image-to-text",
+        tags=["image-captioning", "clip"],
+        datasets=[data] if data else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _parts(captioner: PrefixLM) -> dict[str, str]:
+    identity, lm = captioner.encoder_identity, captioner.language_model
+    options = ", ".join(f"{key} {value}" for key, value in captioner.mapper_options.items() if key != "name")
+    trained = sum(weight.numel() for weight in captioner.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in captioner.parameters()) - trained
+    return {
+        "image encoder": f"`{identity.name}`, which is not in these files",
+        "digest of its weights": f"`{identity.digest}`" if identity.digest else "not known",
+        "images": identity.preprocessing or "as this encoder has them",
+        "embeddings": f"{identity.dim} wide, "
+        + ("scaled to length one" if captioner.normalize_embeddings else "as the encoder gives them"),
+        "mapper": f"{captioner.mapper_options['name']} ({options})",
+        "language model": f"`{lm.name}`, {TUNING[lm.tuning]}, {lm.quantization or lm.dtype}",
+        "parameters": f"{trained / 1e6:.1f}M trained, {frozen / 1e6:.1f}M frozen",
+    }
+
+
+TUNING = {
+    "frozen": "frozen",
+    "lora": "with adapters, which are merged in these files",
+    "full": "fine-tuned",
+}
+
+
+def _training(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
+    rows = {"data": str(trained_on.get("data", "not known"))}
+    rows |= {f"images in {split}": f"{count:,}" for split, count in trained_on.get("images", {}).items()}
+    for label, place in TRAINING.items():
+        value: Any = config
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            rows[label] = value if isinstance(value, str) else json.dumps(value)
+    return _table("what", "value", rows)
+
+
+def _score_table(evaluation: str, metrics: dict[str, Any]) -> str:
+    intervals, humans = metrics.get("intervals", {}), metrics.get("humans", {})
+    lines = [f"**{evaluation}** (data and encoder, split, decoder)", "", "| | captions | 95% interval | people |"]
+    lines.append("|---|---:|---:|---:|")
+    for name, value in _numbers(metrics).items():
+        interval = " to ".join(f"{bound:.3f}" for bound in intervals.get(name, ()))
+        human = f"{humans[name]:.3f}" if name in humans else ""
+        lines.append(f"| {name} | {value:.3f} | {interval} | {human} |")
+    return "\n".join(lines)
+
+
+def _table(first: str, second: str, rows: Mapping[str, str]) -> str:
+    return "\n".join(
+        [f"| {first} | {second} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
+
+
+INTERVALS = (
+    "Intervals are by bootstrap over images. People: each human caption against the other captions of its image."
+)
+
+CARD = """---
+{front_matter}
+---
+
+# {title}
+
+A captioner: a mapper turns the embedding that CLIP has of an image into a prefix, from which a language model goes on
+([ClipCap](https://arxiv.org/abs/2111.09734)). Made by prefixcap {version}.
+
+```python
+import prefixcap
+
+captioner = prefixcap.load("{name}")  # this folder, or its name on the model hub
+captioner.caption(["photo.jpg"])
+```
+
+## What it is
+
+{parts}
+
+Weights are in safetensors; no file holds code.
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+
+## Limitations
+
+- It says what its training captions say, in their words. What is rare there, or absent, it names wrongly, as fluently.
+- Nothing checks a caption against the image: things, counts and relations may be made up.
+- The encoder and the language model have the biases of what they learned from. It is not made to tell who somebody is,
+  nor for decisions about people.
+
+## Licence
+
+Of these weights: {license}. The encoder, the language model and the training data have licences of their own.
+"""

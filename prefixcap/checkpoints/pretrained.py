@@ -1,0 +1,170 @@
+"""Captioners in folders of safetensors and JSON, and on the model hub."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import prefixcap
+from prefixcap import renamed
+from prefixcap.checkpoints.descriptions import require_description
+from prefixcap.checkpoints.model_card import model_card
+from prefixcap.encoders.common import first_line
+from prefixcap.errors import InputError
+from prefixcap.language.loading import load_saved_model
+from prefixcap.language.model import TEXTS, LanguageModel
+from prefixcap.model import PrefixLM
+from prefixcap.utils.files import atomic_write, atomic_write_folder, atomic_write_text, read_json, read_text
+from prefixcap.weights import REMEDY
+
+__getattr__ = renamed.attributes(__name__)
+
+CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
+LANGUAGE_MODEL = "language_model"
+WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is no other's
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str | None = None) -> None:
+    """Write a captioner: `config.json`, `mapper.safetensors`, a model card, and its language model in
+    `language_model/`, where transformers itself can load it, with adapters merged. A frozen one is only named, unless
+    its name is a folder.
+
+    The card, `README.md`, is filled from the run whose checkpoint the captioner was loaded from, with the scores in
+    the run's `eval/`. One that lies in the folder already, or where the captioner was loaded from, is kept.
+
+    Args:
+        captioner: to write.
+        folder: made, if need be.
+        license: of the weights, by its name on the hub, e.g. "mit"; for the card.
+        name: of the captioner, for the card; None: the folder's.
+
+    Raises:
+        InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
+    """
+    from safetensors.torch import save_file
+
+    lm, description = captioner.language_model, captioner.describe()
+    description["trained_on"] = {key: value for key, value in captioner.trained_on.items() if key != "store"}  # a path
+    own_folder = lm.tuning == "frozen" and lm.quantization is None and Path(lm.name).is_dir()
+    if lm.tuning != "frozen" or own_folder:
+        with atomic_write_folder(folder / LANGUAGE_MODEL) as temporary:
+            saved = lm.save_pretrained(temporary)
+        description["language_model"] = saved | ({"name": WITHIN, "tuning": "frozen"} if own_folder else {})
+    with atomic_write(folder / MAPPER) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in captioner.mapper.state_dict().items()}, temporary)
+    if not (folder / CARD).exists():
+        kept = _card_beside(captioner.source)
+        card = model_card(captioner, name or folder.resolve().name, license) if kept is None else read_text(kept)
+        atomic_write_text(folder / CARD, card)
+    atomic_write_text(folder / CONFIG, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _card_beside(source: Path | None) -> Path | None:
+    """The model card that a captioner came with; none that is a link to a file elsewhere, which nobody meant to share.
+
+    In the hub's cache every file is a link, into another folder of the same model.
+    """
+    if source is None or not (source / CARD).is_file():
+        return None
+    is_cached = source.resolve().parent.name == "snapshots"
+    within = source.resolve().parents[1] if is_cached else source.resolve()
+    return source / CARD if (source / CARD).resolve().is_relative_to(within) else None
+
+
+def load_own_language_model(folder: Path, description: dict[str, Any]) -> LanguageModel | None:
+    """The language model that lies in a folder that `save` wrote; None: it is only named, and another's."""
+    name, tuning = description["name"], description["tuning"]
+    if tuning != "full" and name != WITHIN:
+        return None
+    dtype = description.get("dtype", "float32")  # an older folder does not say
+    language_model = load_saved_model(folder / LANGUAGE_MODEL, tuning, dtype)
+    if tuning == "full":
+        language_model.name = name
+    return language_model
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description in a folder that `save` wrote, and the mapper's weights, by the captioner's names for them.
+
+    Raises:
+        InputError: it holds no captioner, or a file of it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    remedy = "give a folder that save_pretrained wrote"
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no captioner (it has no {CONFIG}): {remedy}")
+    description = require_description(read_json(folder / CONFIG), folder / CONFIG)
+    if description["language_model"]["tuning"] == "lora":
+        raise InputError(f"{folder / CONFIG}: adapters are merged in such a folder; {REMEDY}")
+    try:
+        weights = load_file(folder / MAPPER)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / MAPPER} cannot be read ({error}): {remedy}") from error
+    return description, {f"mapper.{name}": weight for name, weight in weights.items()}
+
+
+def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool = False) -> str:
+    """Put on the model hub what `save` writes, as one commit; the repository is made, if need be.
+
+    Args:
+        captioner: to share.
+        name: of the repository, e.g. "someone/captioner".
+        license: as in `save`.
+        private: of a repository that is made: nobody else may see it.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: that is no name of a repository, the hub cannot be reached, or it refuses (log in by
+            `hf auth login`, or set HF_TOKEN); and as `save`.
+    """
+    from huggingface_hub import HfApi
+
+    if not HUB_NAME.fullmatch(name):
+        raise InputError(f"'{name}' is no name of a repository on the model hub: give OWNER/NAME")
+    api = HfApi(library_name="prefixcap", library_version=prefixcap.__version__)
+    with tempfile.TemporaryDirectory() as folder:
+        save(captioner, Path(folder), license, name)
+        try:
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="A captioner of prefixcap")
+        except Exception as error:  # of whichever library the hub's client speaks HTTP with
+            raise InputError(
+                f"cannot push to {name} on the model hub: {first_line(error)}; is the name right, and are you logged "
+                "in (hf auth login)?"
+            ) from error
+    return str(address)
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether this may be a captioner's name on the model hub: OWNER/NAME, where no such file or folder is."""
+    return (
+        HUB_NAME.fullmatch(str(name)) is not None
+        and not Path(name).exists()
+        and Path(name).suffix not in (".ckpt", ".pt")
+    )
+
+
+def downloaded(name: str, revision: str | None = None) -> Path:
+    """The folder with a captioner of the model hub, downloaded if it is not in the hub's cache.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    weights = ("*.safetensors", "model.safetensors.index.json")
+    files = [CONFIG, MAPPER, CARD, *(f"{LANGUAGE_MODEL}/{file}" for file in (*TEXTS, *weights))]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # of whichever library the hub's client speaks HTTP with
+        raise InputError(
+            f"there is no file or folder {name}, and from the model hub it cannot be had: {first_line(error)}"
+        ) from error

@@ -1,0 +1,122 @@
+"""Captions of a feature store's images, as a configuration says; for the scripts that write some."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from data_prep.stores import feature_path, open_store
+from prefixcap.captioner import Captioner
+from prefixcap.data import require_match
+from prefixcap.errors import InputError, name_rows, spell_options
+from prefixcap.features import EncoderIdentity
+from prefixcap.store import FeatureStore, StoreSplit
+from prefixcap.textonly.memory import MemoryBank
+from prefixcap.utils.files import Journal
+from prefixcap.zeroshot.magic import Magic
+from prefixcap.zeroshot.zerocap import ZeroCap
+
+COPIES = 10  # of the whole image in place of regions: N_cr, the regions that MacCap learns from and reads
+
+
+def needed_feature(captioner: Captioner, regions: int | None) -> str:
+    """What captions are written from, by its name in a store: of the whole image where regions=0 asks for that.
+
+    Raises:
+        InputError: regions are asked for, and the captioner reads none.
+    """
+    if regions is not None and captioner.features != "images/regions":
+        raise InputError(
+            f"regions={regions} is for captioners that read regions, and this one reads {captioner.features}"
+        )
+    return "images/embedding" if regions == 0 else captioner.features
+
+
+def open_images(data: DictConfig, captioner: Captioner, regions: int | None = None) -> FeatureStore:
+    """The store of a data set that has what a captioner reads of its images. Raises InputError as `open_store` and
+    `needed_feature`."""
+    encoder, reads = captioner.encoder_identity.name, captioner.features.removeprefix("images/")
+    if needed_feature(captioner, regions) == "images/embedding":
+        has_more = reads != "embedding" and feature_path(data, encoder, reads).exists()  # and whole images, too
+        reads = reads if has_more else "image"
+    store = open_store(data, encoder, reads)
+    require_match(store, captioner)
+    return store
+
+
+def open_memory(config: DictConfig, encoder: EncoderIdentity) -> MemoryBank | None:
+    """The captions in the training split of `memory`, with embeddings of this encoder; None: there is no memory."""
+    if not config.memory:
+        return None
+    store = FeatureStore(config.memory)
+    store.require_encoder(encoder)
+    return MemoryBank.from_store(store.split("train"), size=config.memory_size)
+
+
+def write_captions(
+    config: DictConfig, captioner: Captioner, split: StoreSplit, rows: NDArray[np.int64] | None = None
+) -> dict[int | str, str]:
+    """A caption of each image of a split, or of those in some rows of it, by its id.
+
+    Raises:
+        InputError: the store lacks what the captioner reads or `regions` asks for, there is a memory and the captioner
+            reads regions, or `Captioner.caption` raises it.
+    """
+    chosen = np.arange(len(split)) if rows is None else rows
+    options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
+    reads = needed_feature(captioner, config.regions)
+    if config.memory and reads != "images/embedding":
+        raise InputError(f"memory= is for captioners that read the whole image, and this one reads {reads}")
+    features = _features(config.regions, split, reads, chosen)
+    if reads != captioner.features:  # a whole image has no parts
+        options.pop("unit_parts", None)
+    if options.get("rerank") or options.get("unit_parts"):
+        options["embeddings"] = split.embeddings[chosen]
+    ids = [split.ids[row] for row in chosen.tolist()]
+    with name_rows(ids), spell_options("set decode."):
+        if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
+            features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
+        if reads != captioner.features:
+            features = np.repeat(features[:, None], COPIES, axis=1)
+        written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
+    return dict(zip(ids, written, strict=True))
+
+
+def write_resumably(
+    captioner: ZeroCap | Magic, split: StoreSplit, limit: int | None, batch_size: int, folder: Path, job: dict[str, Any]
+) -> dict[int | str, str]:
+    """A caption of each image of a split, or of `limit` drawn from it, by its id; kept in `folder` as they come.
+
+    Raises:
+        InputError: the store has no images, the folder has captions of another job, or the captioner raises it.
+    """
+    embeddings, rows = split.embeddings, np.arange(len(split))
+    if limit is not None:
+        rows = np.sort(np.random.default_rng(0).choice(rows, min(limit, len(rows)), replace=False))
+    journal = Journal(folder / "written.jsonl", job)
+    left = [row for row in rows.tolist() if split.ids[row] not in journal.found]
+    with tqdm(total=len(rows), initial=len(rows) - len(left), unit=" images", delay=1) as bar:
+        for start in range(0, len(left), batch_size):
+            part = left[start : start + batch_size]
+            ids = [split.ids[row] for row in part]
+            with name_rows(ids):
+                written = captioner.caption(torch.from_numpy(embeddings[part]), batch_size)
+            journal.add(dict(zip(ids, written, strict=True)))
+            bar.update(len(part))
+    return {split.ids[row]: journal.found[split.ids[row]] for row in rows.tolist()}
+
+
+def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """A feature of images; of regions, the first few of each."""
+    column = split.feature(name)
+    if not regions:
+        whole: NDArray[Any] = column[rows]
+        return whole
+    if not 0 <= regions <= column.shape[1]:
+        raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: take so many or fewer")
+    first: NDArray[Any] = column[rows][:, :regions]
+    return first

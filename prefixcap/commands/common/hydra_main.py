@@ -1,0 +1,191 @@
+"""How every script starts: Hydra composes the configuration, and a mistake ends in one line."""
+
+import difflib
+import functools
+import inspect
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prefixcap.commands.common.conf import config_folder
+from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
+from prefixcap.errors import InputError
+from prefixcap.utils.files import no_space
+
+# What the scripts give to a class by themselves, and the command line cannot.
+GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
+
+
+def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `main` with the result.
+
+    A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as
+    one line, `error: ...`, and ends the process with status 2; Ctrl-C with 130.
+
+    Args:
+        main: the script. Its `config.data.options` are those that chose the data set on the command line.
+        config_name: of its configuration.
+    """
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
+
+    @functools.wraps(main)
+    def task(config: DictConfig) -> float | None:
+        with _mistakes_in_one_line():  # here too, because Hydra adds lines of its own to what leaves a task
+            if config_name != "embed":
+                _need_no_files(config)
+            if missing := sorted(OmegaConf.missing_keys(config)):
+                raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
+            if config.get("data"):
+                OmegaConf.update(config, "data.options", data_options(), force_add=True)
+            return main(config)
+
+    with _mistakes_in_one_line(), _plain_warnings():
+        while True:
+            try:
+                hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)()
+                return
+            except ConfigCompositionException as error:
+                sys.argv = _with_unlisted_option(sys.argv, error)
+
+
+def _with_unlisted_option(arguments: list[str], error: ConfigCompositionException) -> list[str]:
+    """A command line after Hydra refused an option that the configuration does not list, but that is taken.
+
+    Raises:
+        InputError: there is no such option; names that are like it are given.
+        ConfigCompositionException: it is about something else.
+    """
+    node: Any = getattr(error.__cause__, "parent_node", None)
+    refused = re.match("Could not override '([^']*)'", str(error))
+    if refused is None or not isinstance(node, DictConfig):
+        raise error
+    option, key = refused[1], str(error.__cause__.key)  # type: ignore[union-attr]
+    group = node._get_full_key(None)
+    more = _taken(group, node)
+    if key not in more:
+        raise _unknown_option(option, group, key, sorted({*map(str, node), *more}))
+    name = f"{group}.{key}"
+    added = [f"++{argument}" if re.match(rf"{re.escape(name)}[.=]", argument) else argument for argument in arguments]
+    if added == arguments:  # it is from a configuration
+        raise error
+    return added
+
+
+def _taken(group: str, node: DictConfig) -> set[str]:
+    """Options that a group of the configuration takes, listed or not."""
+    if "_target_" in node:
+        return set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
+    if group == "optimizer":
+        from prefixcap.training.optimizer import OPTIONS
+
+        return set(OPTIONS)
+    if group == "decode":
+        from prefixcap.decoding import own_options
+
+        return set(own_options(node.method))
+    return set()
+
+
+def _unknown_option(option: str, group: str, key: str, names: list[str]) -> InputError:
+    names = [name for name in names if name not in ("_target_", "hydra")]
+    alike = difflib.get_close_matches(key, names, 3)
+    if alike:
+        meant = " or ".join(f"{group}.{name}" if group else name for name in alike)
+        return InputError(f"there is no option '{option}'; did you mean {meant}?")
+    there = f"{group} has {', '.join(names)}" if group and len(names) < 20 else "add `--cfg job` to see those there are"
+    return InputError(f"there is no option '{option}'; {there}")
+
+
+def data_options() -> list[str]:
+    """The options of this command line that choose the data set, ready for a shell."""
+    hydra_config = HydraConfig.get()
+    options = [option for option in hydra_config.overrides.task if option.lstrip("+").startswith("data.")]
+    return [f"data={hydra_config.runtime.choices['data']}", *(shlex.quote(unquoted(option)) for option in options)]
+
+
+def _need_no_files(config: DictConfig) -> None:
+    """Where a feature store is named, the files of the data set that it was made of need not be."""
+    if config.get("data") and config.data.get("store"):
+        for option in config.data:
+            if OmegaConf.is_missing(config.data, option):
+                config.data[option] = None
+
+
+def command(script: str) -> str:
+    """How to call another script: in the way that this one was called, `python eval.py` or `prefixcap eval`."""
+    return f"prefixcap {script}" if Path(sys.argv[0]).parent.name == "scripts" else f"python {script}.py"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within it, a warning is one line, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {' '.join(_explain(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not no_space(error):
+            raise
+        print(
+            f"error: no space left on the disk ({error}): free some and run again; what was made is kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _explain(error: Exception) -> str:
+    """The mistake in the user's terms. A bug in what Hydra was to build is raised again."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    if cause is not None:
+        return str(cause)
+    first_line = str(error).partition("\n")[0].partition(", set env var")[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"
+    if isinstance(error, OverrideParseException):
+        option, equals, value = error.override.partition("=")
+        remedy = f"; if that is a text, type {as_text(option, value)}" if equals and option else ""
+        return f"cannot understand {error.override!r}: {first_line}{remedy}"
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", first_line):
+        return f"{missing[1]} must be given: add {missing[1]}=VALUE"
+    if isinstance(error, InstantiationException) and first_line.startswith("Error in call"):
+        if "argument" not in str(error.__cause__):
+            raise error
+        return str(error.__cause__)
+    return first_line

@@ -1,0 +1,181 @@
+"""A training run's folder: a new one, or that of a run which goes on; what is kept in it."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prefixcap.checkpoints.files import read_checkpoint
+from prefixcap.commands.common.conf import config_folder
+from prefixcap.demo import language_model_beside
+from prefixcap.errors import InputError
+from prefixcap.renamed import current
+from prefixcap.utils.files import atomic_write_text, read_text
+
+TARGET = re.compile(r"_target_: *([\w.]+)")
+
+
+def _sweep_number() -> str:
+    hydra = HydraConfig.get()
+    return f"-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else ""
+
+
+OmegaConf.register_new_resolver("sweep_number", _sweep_number, replace=True)
+OmegaConf.register_new_resolver("language_model_beside", language_model_beside, replace=True)
+
+
+def resolve_run_config(composed: DictConfig) -> DictConfig:
+    """The configuration of the run that a command line asks for: a new one, or one that goes on.
+
+    Raises:
+        InputError: there is no such run to go on with, it cannot be changed so, or the folder of a new run is taken.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    command = {"slurm_job": os.environ.get("SLURM_JOB_ID"), "overrides": overrides}
+    config = resumed(composed, Path(composed.ckpt), overrides) if composed.ckpt else composed
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    if interrupted := _interrupted(Path(config.run_dir).parent, command):
+        config = resumed(composed, interrupted, [f"ckpt={interrupted}"])
+    elif last.exists() and not config.ckpt:
+        raise InputError(f"{config.run_dir} holds a run: go on with it by ckpt={last}, or give another run_dir")
+    if config.find and config.ckpt:
+        raise InputError("find= begins with new weights, and ckpt= goes on with a run: leave one of them out")
+    return cast(DictConfig, OmegaConf.merge(config, {"command": command}))
+
+
+def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if SLURM has started this job again, and this command wrote one before."""
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        return None
+    for file in sorted(runs.glob("*/config.yaml")):
+        last = file.parent / "checkpoints" / "last.ckpt"
+        if _command(file) != command or not last.exists():
+            continue
+        if last.stat().st_mtime_ns > file.stat().st_mtime_ns:  # the command's own, not one that it went on from
+            return last
+    return None
+
+
+def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
+
+    Where these turn cross-entropy into self-critical training, it is that of a new run, which starts from its weights.
+    """
+    read_checkpoint(checkpoint)
+    run_dir = checkpoint.resolve().parent.parent
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(
+            f"{checkpoint} lies in no run's folder ({run_dir} has no config.yaml): resume where it was written"
+        )
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in HydraConfig.get().runtime.choices:
+            raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
+    before = read_config(run_dir / "config.yaml", overrides)
+    for option, value in composed.items():  # those that have come since
+        before.setdefault(option, value)
+        if option in ("model", "lm"):
+            for name in value:
+                before[option].setdefault(name, value[name])
+    before.data.setdefault("options", [f"data={before.data.name}"])
+    changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+    config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
+    if config.model.objective != before.model.objective:
+        new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}")
+        config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint)})
+    if Path(config.run_dir).resolve() != Path(before.run_dir).resolve():  # a new run, or one that was moved
+        for logger in config.logger.values():
+            logger.update({option: config.run_dir for option, value in logger.items() if value == before.run_dir})
+    return cast(DictConfig, config)
+
+
+def read_config(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """What `keep_config` wrote. What it would build is built by name, so that every name must be a known one.
+
+    Args:
+        file: a run's `config.yaml`.
+        overrides: of the command line, on which other classes can be named.
+
+    Raises:
+        InputError: it cannot be read, or names a class that is neither in the configuration of this program nor on the
+            command line: somebody else's run could run anything.
+    """
+    try:
+        config = OmegaConf.load(io.StringIO(read_text(file)))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not a run's configuration ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
+        raise InputError(f"{file} is not a run's configuration: resume where one was written")
+    _rename_targets(config)
+    known = {
+        name for own in config_folder().rglob("*.yaml") for name in TARGET.findall(own.read_text(encoding="utf-8"))
+    }
+    known |= {override.partition("=")[2] for override in overrides if "_target_=" in override}
+    for name in _targets(OmegaConf.to_container(config)):
+        if name not in known:
+            raise InputError(
+                f"{file} builds {name!r}, which is not of prefixcap's configuration: if the run is yours, give that "
+                "option again on the command line; if not, do not go on with it"
+            )
+    return config
+
+
+def _rename_targets(value: Any) -> None:
+    """Give the classes that an older version named the names that they have now."""
+    if isinstance(value, DictConfig):
+        if isinstance(value.get("_target_"), str):
+            value["_target_"] = current(value["_target_"])
+        value = list(value.values())
+    if isinstance(value, list | ListConfig):
+        for inner in value:
+            _rename_targets(inner)
+
+
+def _targets(value: Any) -> Iterator[Any]:
+    """All that a configuration would build."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value["_target_"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _targets(inner)
+
+
+@rank_zero_only
+def keep_config(config: DictConfig) -> None:
+    """Write `config.yaml`, but where the same command wrote it before (see `_interrupted`)."""
+    file = Path(config.run_dir) / "config.yaml"
+    if not file.exists() or _command(file) != OmegaConf.to_container(config.command):
+        atomic_write_text(file, OmegaConf.to_yaml(config, resolve=True))
+
+
+@rank_zero_only
+def keep_metrics(logger: CSVLogger, steps: int) -> None:
+    """Let a resumed run's CSV logger go on in its file, after so many steps; by itself it would start an empty one."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    rows = list(csv.DictReader(file.open())) if file.exists() else []
+    if rows:
+        logger.experiment.metrics_keys = list(rows[0])  # it empties the file
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for row in rows if int(row["step"]) < steps)
+        atomic_write_text(file, text.getvalue())
+
+
+def _command(file: Path) -> Any:
+    """Which command wrote a `config.yaml`; None: it is an older one."""
+    return OmegaConf.to_container(read_config(file)).get("command")  # type: ignore[union-attr]

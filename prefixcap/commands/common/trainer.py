@@ -1,0 +1,123 @@
+"""What the training scripts share: the trainer, and how a stop or a full memory is told."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from prefixcap.checkpoints.files import read_training
+from prefixcap.commands.common.run_folder import keep_metrics
+from prefixcap.errors import InputError
+from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, Stopped, tell_damage
+from prefixcap.training.curves import Curves
+from prefixcap.training.loggers import Trackers, finish, going_on, knows_its_run
+from prefixcap.training.min_steps import ReachMinSteps
+from prefixcap.utils.hardware import out_of_memory
+from prefixcap.utils.plotting import require_matplotlib
+
+rank_zero_print = rank_zero_only(print)  # of several processes the first speaks
+
+
+def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
+    """The loggers of a run, or of one that goes on from `checkpoint`. Raises InputError if a package is missing."""
+    before = read_training(Path(checkpoint)) if checkpoint else None
+    loggers = []
+    for name, options in config.logger.items():
+        if before is None:
+            logger = _opened(name, options)
+        else:
+            logger = _opened(name, options, **going_on(options["_target_"].rpartition(".")[2], before))
+            if not knows_its_run(logger):
+                logger = _opened(name, options)
+            if isinstance(logger, CSVLogger):
+                keep_metrics(logger, before["global_step"])
+        loggers.append(logger)
+    return loggers
+
+
+def _opened(name: str, options: DictConfig, /, **more: Any) -> Logger:
+    try:
+        logger: Logger = instantiate(options, **more)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        missing = f"logger={name} needs a package that is not installed"
+        raise InputError(f'{missing}: pip install "prefixcap[{name}]"') from error
+    return logger
+
+
+def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> L.Trainer:
+    """The trainer of a run, with what every run has besides its own callbacks."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    more = [ReachMinSteps(), RandomState(), LearningRateMonitor("step"), Trackers(plain)]
+    try:
+        require_matplotlib()
+        more.append(Curves(Path(config.run_dir)))
+    except InputError as error:
+        rank_zero_print(f"no curves.png: {error}")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # steps are counted on through epochs
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=[*callbacks, *more],
+        plugins=[AtomicCheckpointIO()],
+        logger=loggers,
+        default_root_dir=config.run_dir,
+    )
+    return trainer
+
+
+def fit(
+    trainer: L.Trainer,
+    training: L.LightningModule,
+    data: L.LightningDataModule,
+    checkpoint: str | None,
+    go_on: str,
+    less_memory: Sequence[str],
+) -> None:
+    """Train, from `checkpoint` on, if there is one.
+
+    Args:
+        trainer, training, data: what Lightning needs.
+        checkpoint: of `LastCheckpoint`.
+        go_on: how a run that was stopped goes on, to be told when it is.
+        less_memory: options that save memory, the best first, to be told when there is too little.
+
+    Raises:
+        InputError: memory ran out.
+        Stopped: a signal asked for it.
+    """
+    if checkpoint:
+        tell_damage(trainer, checkpoint)
+    try:
+        trainer.fit(training, data, ckpt_path=checkpoint, weights_only=True)
+    except Stopped as stopped:
+        rank_zero_print(f"{stopped.signal.name} stopped training after step {stopped.step}: {go_on}", file=sys.stderr)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        tried = ", or ".join(less_memory) or "a smaller lm.name"
+        raise InputError(f"out of memory ({reason}): try {tried}") from error
+    finally:
+        finish(trainer.loggers)
+
+
+def half_batch(config: DictConfig) -> list[str]:
+    """Options for the same steps from batches of half the size; none, where a batch is one already."""
+    if config.batch_size == 1:
+        return []
+    half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)
+    return [f"batch_size={half} (it is {config.batch_size}) with trainer.accumulate_grad_batches={steps}"]

@@ -1,0 +1,172 @@
+"""What a machine has, lacks, and would download."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prefixcap.demo import ASSETS
+from prefixcap.utils.files import user_cache
+
+EXTRAS_OF_DEVELOPERS = ("dev", "docs")
+# Those that the configurations name first, with the bytes that a download takes.
+CLIPS = {"ViT-B/32": 354e6, "ViT-L/14": 933e6, "RN50x4": 422e6}
+LANGUAGE_MODELS = {"gpt2": 548e6, "gpt2-medium": 1520e6, "facebook/opt-1.3b": 2632e6}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing.
+
+    Attributes:
+        group: of things.
+        name: of the thing.
+        state: "ok"; "missing", if something works only with it; or "broken", if nothing works without it.
+        told: more, and what to do.
+    """
+
+    group: str
+    name: str
+    state: Literal["ok", "missing", "broken"]
+    told: str
+
+
+def examine() -> list[Finding]:
+    """All findings."""
+    return [*_packages(), *_machine(), *_java(), *_extras(), *_models()]
+
+
+def format_findings(findings: list[Finding]) -> str:
+    """Findings as a table."""
+    width = max(len(of.name) for of in findings)
+    lines: list[str] = []
+    group = ""
+    for of in findings:
+        if of.group != group:
+            group = of.group
+            lines += ["", group]
+        lines.append(f"  {of.name:{width}}  {of.state:7}  {of.told}".rstrip())
+    return "\n".join(lines[1:])
+
+
+def _packages() -> Iterator[Finding]:
+    group = "Packages"
+    yield Finding(group, "python", "ok", platform.python_version())
+    for name in ("prefixcap", "torch", "transformers", "lightning", "clip-anytorch"):
+        module = "clip" if name == "clip-anytorch" else name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # clip imports pkg_resources, which is deprecated
+                importlib.import_module(module)
+            yield Finding(group, name, "ok", importlib.metadata.version(name))
+        except Exception as error:  # a package that does not fit the others raises anything
+            reason = " ".join(str(error).split())[:200]
+            yield Finding(group, name, "broken", f"{reason}: install prefixcap again")
+
+
+def _machine() -> Iterator[Finding]:
+    group = "Machine"
+    try:
+        import torch
+
+        from prefixcap.utils.hardware import cpu_count, memory_bytes
+    except ImportError:  # told among the packages
+        return
+    yield Finding(group, "processors", "ok", f"{cpu_count()}, of which torch uses {torch.get_num_threads()}")
+    yield Finding(group, "memory", "ok", _size(memory_bytes()))
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        yield Finding(group, f"cuda:{number}", "ok", f"{device.name}, {_size(device.total_memory)}")
+    if not torch.cuda.is_available():
+        yield Finding(group, "CUDA", "missing", "captions are written, and models trained, on the CPU")
+    for name, folder in (
+        ("here", Path.cwd()),
+        ("prefixcap's cache", user_cache()),
+        ("model hub's cache", _hub_cache()),
+    ):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding(group, f"disk, {name}", "ok", f"{_size(shutil.disk_usage(there).free)} free in {folder}")
+
+
+def _java() -> Iterator[Finding]:
+    from prefixcap.metrics.spice_setup import is_set_up, spice_folder
+
+    group = "METEOR and SPICE"
+    version = _java_version()
+    if version is None:
+        yield Finding(group, "Java", "missing", "both need it: install a JRE, e.g. default-jre-headless")
+    else:
+        enough = "enough for both" if 8 <= version <= 21 else "enough for METEOR; SPICE needs 8 to 21"
+        yield Finding(group, "Java", "ok", f"{version}, {enough}")
+    if is_set_up():
+        yield Finding(group, "SPICE", "ok", f"set up in {spice_folder()}")
+    else:
+        yield Finding(
+            group, "SPICE", "missing", "run `prefixcap setup-spice` once: some 400 MB to fetch, 17 MB to keep"
+        )
+
+
+def _java_version() -> int | None:
+    """Of the Java on the PATH: 8, 11, 17, …; None: there is none that answers."""
+    try:
+        done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)  # Java 8 calls itself 1.8
+    return int(found[1]) if found else None
+
+
+def _extras() -> Iterator[Finding]:
+    try:
+        requirements = importlib.metadata.requires("prefixcap") or []
+    except importlib.metadata.PackageNotFoundError:  # told among the packages
+        return
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if found is None or found[2] in EXTRAS_OF_DEVELOPERS:
+            continue
+        package, extra = found.groups()
+        try:
+            yield Finding("Optional packages", package, "ok", f"{importlib.metadata.version(package)} ({extra})")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("Optional packages", package, "missing", f'pip install "prefixcap[{extra}]"')
+
+
+def _models() -> Iterator[Finding]:
+    group = "Models (missing ones are downloaded when first asked for)"
+    if (ASSETS / "clip.pt").is_file() and (ASSETS / "language_model").is_dir():
+        yield Finding(group, "demo", "ok", "the small world's CLIP and GPT-2, in the package")
+    else:
+        yield Finding(group, "demo", "broken", f"{ASSETS} lacks the small world's models: install prefixcap again")
+    clips = Path("~/.cache/clip").expanduser()
+    for name, size in CLIPS.items():
+        file = clips / f"{name.replace('/', '-')}.pt"
+        yield _model(group, f"clip:{name}", file.is_file(), size, clips)
+    for name, size in LANGUAGE_MODELS.items():
+        snapshots = (_hub_cache() / f"models--{name.replace('/', '--')}").glob("snapshots/*")
+        there = any((of / file).is_file() for of in snapshots for file in ("model.safetensors", "pytorch_model.bin"))
+        yield _model(group, name, there, size, _hub_cache())
+
+
+def _model(group: str, name: str, there: bool, size: float, folder: Path) -> Finding:
+    return Finding(
+        group, name, "ok" if there else "missing", f"in {folder}" if there else f"{_size(size)}, to {folder}"
+    )
+
+
+def _hub_cache() -> Path:
+    """Where transformers keeps what it downloads."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _size(bytes_: float) -> str:
+    return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:,.0f} MB"

@@ -1,0 +1,302 @@
+"""Evaluate a captioner, `prefixcap eval ckpt=PATH`, or captions made elsewhere, `prefixcap eval captions=FILE …`."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from data_prep.stores import open_store
+from prefixcap.captioner import load
+from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.data import require_match
+from prefixcap.demo import language_model_beside
+from prefixcap.demo.scenes import attribute_accuracy
+from prefixcap.demo.world import ANNOTATIONS, read_scenes
+from prefixcap.encoders import Encoder, load_encoder
+from prefixcap.errors import InputError, listed, name_rows
+from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
+from prefixcap.evaluation.caption_files import read_candidates, read_references
+from prefixcap.evaluation.comparison import compare
+from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.metrics import ImageId, check_metrics
+from prefixcap.store import FeatureStore
+from prefixcap.store.named import open_training_store
+from prefixcap.utils.hardware import usable_device
+from prefixcap.utils.hub import missing_language_model, naming
+from prefixcap.utils.image_ids import by_image
+from prefixcap.utils.options import check_options
+from prefixcap.zeroshot.magic import Magic
+from prefixcap.zeroshot.zerocap import ZeroCap
+
+
+def main(config: DictConfig) -> None:
+    method = config.get("method")
+    if sum(bool(given) for given in (config.ckpt, method, config.captions, config.compare)) != 1:
+        raise InputError(
+            "give ckpt=PATH or method=NAME, to caption and score, or captions=FILE, to score captions made "
+            "elsewhere, or compare=[FOLDER,FOLDER], to compare two evaluations"
+        )
+    if config.references and (config.ckpt or method or config.compare or config.get("data")):
+        raise InputError(
+            "references= is for captions=FILE without data=, which has references of its own: leave it out"
+        )
+    if config.limit is not None and not (method and method.name != "clipre"):
+        raise InputError("limit= is for method=zerocap or magic, which take long: leave it out")
+    if config.compare:
+        print(compare_folders(config))
+        return
+    if config.out and Path(config.out).is_file():
+        raise InputError(f"out={config.out} is a file: name a folder for the results")
+    if config.subset and not config.captions:
+        raise InputError(
+            "subset=true is for captions=FILE, which may have captions of a part of the images: leave it out"
+        )
+    config.metrics = _names(config, "metrics")
+    check_metrics(config.metrics, OTHER_METRICS)
+    if method:
+        way = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
+    else:
+        way = evaluate_checkpoint if config.ckpt else evaluate_file
+    evaluation, folder, title = way(config)
+    folder = Path(config.out or folder)
+    evaluation.write(folder, title)
+    print(evaluation.table())
+    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
+
+
+def compare_folders(config: DictConfig) -> str:
+    """Which of two evaluations is better, as a table."""
+    folders = _names(config, "compare")
+    if len(folders) != 2:
+        raise InputError(f"compare takes two folders of evaluations, not {len(folders)}: compare=[A,B]")
+    if config.out:
+        raise InputError("compare= prints a table and writes nothing: leave out= away")
+    return compare(*map(Path, folders)).table()
+
+
+def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
+    captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
+    if config.get("data"):
+        store = open_images(config.data, captioner, config.regions)
+    else:
+        store = open_training_store(captioner.trained_on, config.ckpt)
+        require_match(store, captioner)
+    split = store.split(config.split)
+    # What the metrics need is loaded first: writing captions takes long.
+    encoder = captioner.encoder() if "CLIPScore" in config.metrics else None
+    language_model = _language_model(config) or captioner.language_model
+    captions = write_captions(config, captioner, split)
+    training_store = None
+    if "store" in captioner.trained_on:
+        training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
+    evaluation = evaluate_split(config, store, captions, encoder, language_model, training_store)
+    _look_at_attributes(evaluation, store, captions)
+    return evaluation, *_folder_and_title(config, store)
+
+
+def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Give each image of a split the caption of a corpus that is closest to it (CLIPRe), and score these."""
+    if not config.memory or not config.get("data"):
+        raise InputError(
+            "method=clipre needs memory=STORE, the captions to choose from, and the images, e.g. data=coco"
+        )
+    training_store = FeatureStore(config.memory)
+    store = open_store(config.data, training_store.encoder.name)
+    encoder = load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
+    language_model = _language_model(config)
+    split, memory = store.split(config.split), open_memory(config, store.encoder)
+    assert memory is not None
+    with name_rows(split.ids):
+        written = memory.retrieve(torch.from_numpy(split.embeddings[:]))
+    captions = dict(zip(split.ids, written, strict=True))
+    evaluation = evaluate_split(config, store, captions, encoder, language_model, lambda: training_store)
+    _look_at_attributes(evaluation, store, captions)
+    name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
+    return evaluation, Path("runs/eval/clipre") / name, name
+
+
+def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Caption a split with a language model that CLIP steers, and score it; what was written before is kept."""
+    if not config.get("data"):
+        raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
+    options = dict(config.method)
+    name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
+    encoder_name = encoder_name or config.data.default_encoder
+    otherwise = "demo" if config.data.default_lm == "demo" else "gpt2-medium"
+    lm_name = lm_name or language_model_beside(encoder_name, otherwise)
+    with naming(missing_language_model, lm_name):
+        store = open_store(config.data, encoder_name)
+        encoder = load_encoder(store.encoder.name, usable_device(config.device))
+    store.require_encoder(encoder.identity)
+    lm = load_language_model(lm_name).to(usable_device(config.device))
+    kind = Magic if name == "magic" else ZeroCap
+    captioner = kind(encoder, lm, **check_options(f"method {name}", kind, options, positional=2))
+    hydra = HydraConfig.get()
+    chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]
+    words = [store.path.name, config.split, *(override.removeprefix("method.") for override in chosen)]
+    title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
+    folder = Path(config.out or Path("runs/eval") / hydra.runtime.choices["method"] / title)
+    job = {"method": name, "encoder": encoder.identity.digest, "language model": lm.name, "images": store.location}
+    job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
+    captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
+    evaluation = evaluate_split(config, store, captions, encoder, _language_model(config) or lm)
+    if skipped := getattr(captioner, "skipped", 0):
+        evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
+    _look_at_attributes(evaluation, store, captions)
+    return evaluation, folder, title
+
+
+def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: dict[int | str, str]) -> None:
+    """In the small world, see whether what captions say is true."""
+    if store.image_root is not None and (store.image_root / ANNOTATIONS).exists():
+        scenes = read_scenes(store.image_root)
+        if captions.keys() <= scenes.keys():
+            accuracy = attribute_accuracy(list(captions.values()), [scenes[int(image_id)] for image_id in captions])
+            evaluation.extra["right attributes"] = accuracy
+
+
+def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
+    """Score captions made elsewhere, against a file of references or a split of a data set."""
+    file = Path(config.captions)
+    candidates = read_candidates(file)
+    captions = {image: texts[0] for image, texts in candidates.items()}
+    several = sum(len(texts) > 1 for texts in candidates.values())
+    notes = [f"{several:,} images have several captions: the first of each is scored, the best"] if several else []
+    language_model = _language_model(config)
+    if config.get("data"):
+        store = open_store(config.data, config.data.default_encoder)
+        encoder = (
+            load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
+        )
+        if encoder is not None:
+            store.require_encoder(encoder.identity)
+        evaluation = evaluate_split(config, store, captions, encoder, language_model)
+    else:
+        references = read_references(config.references or file, config.split)
+        captions, references, left_out = _same_images(config, captions, references)
+        evaluation = evaluate(captions, references, config.metrics, language_model=language_model)
+        evaluation.notes += left_out
+        if "diversity" in config.metrics:
+            evaluation.notes.append("Novel is missing: what the captioner learned from is not known; name it by data=")
+    evaluation.notes += notes
+    return evaluation, _below_runs(file), file.name
+
+
+def _same_images(
+    config: DictConfig,
+    captions: dict[ImageId, str],
+    references: dict[ImageId, list[str]],
+    files: dict[ImageId, Path] | None = None,
+) -> tuple[dict[ImageId, str], dict[ImageId, list[str]], list[str]]:
+    """Captions and references by the same ids and in the same order, and what is to be said of images left out."""
+    captions = by_image(captions, references, files)
+    bare = [repr(image) for image in references if image not in captions]
+    notes: list[str] = []
+    if bare and len(bare) < len(references):
+        if not config.subset:
+            raise InputError(
+                f"no caption in {config.captions} for {len(bare):,} of {len(references):,} images "
+                f"({listed('image', bare)}): caption these, too, or give subset=true to score the others alone"
+            )
+        notes.append(f"a part: {len(references) - len(bare):,} of {len(references):,} images have a caption")
+        references = {image: texts for image, texts in references.items() if image in captions}
+    # As the COCO tools do, which read captions in the order of the images.
+    ordered = {image: captions[image] for image in references if image in captions}
+    return ordered | captions, references, notes
+
+
+def evaluate_split(
+    config: DictConfig,
+    store: FeatureStore,
+    captions: dict[int | str, str],
+    encoder: Encoder | None,
+    language_model: LanguageModel | None,
+    training_store: Callable[[], FeatureStore] | None = None,
+) -> Evaluation:
+    """Score captions of a split of a store, whose captioner learned from the store that `training_store` opens."""
+    split = store.split(config.split)
+    training_captions, notes = _training_captions(config, store, training_store)
+    # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
+    rows = [row for row, image_id in enumerate(split.ids) if config.limit is None or image_id in captions]
+    references = split.references()
+    files = {image_id: file for image_id, file in zip(split.ids, split.files, strict=True) if file is not None}
+    if config.captions:
+        captions, references, left_out = _same_images(config, captions, references, files)
+        notes += left_out
+        rows = [row for row in rows if split.ids[row] in references]
+    evaluation = evaluate(
+        captions,
+        {split.ids[row]: references[split.ids[row]] for row in rows},
+        config.metrics,
+        files=files,
+        domains={split.ids[row]: split.domains[row] for row in rows} if any(split.domains) else None,
+        encoder=encoder,
+        embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,
+        language_model=language_model,
+        training_captions=training_captions,
+    )
+    evaluation.notes += notes
+    return evaluation
+
+
+def _training_captions(
+    config: DictConfig, store: FeatureStore, training_store: Callable[[], FeatureStore] | None
+) -> tuple[list[str] | None, list[str]]:
+    """Those that diversity tells new captions from, and what is to be said of them."""
+    if "diversity" not in config.metrics:
+        return None, []
+    notes = []
+    try:
+        if training_store is not None:
+            store = training_store()
+        else:
+            notes.append(f"Novel: not in the split 'train' of {store.location}; what was learned from is not known")
+        return store.split("train").captions[:], notes
+    except InputError as error:
+        return None, [f"Novel is missing: {error}"]
+
+
+def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, str]:
+    """Where the results for a checkpoint go: each checkpoint, split and way of decoding has a folder of its own."""
+    ckpt, hydra = Path(config.ckpt), HydraConfig.get()
+    of_run = ckpt.resolve().parent.name == "checkpoints"
+    decoding = [override.lstrip("+") for override in hydra.overrides.task if override.lstrip("+").startswith("decode.")]
+    words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
+    words += [override.removeprefix("decode.") for override in decoding]
+    words += [f"regions-{config.regions}"] if config.regions is not None else []
+    words += [f"memory-{Path(config.memory).name}"] if config.memory else []
+    if of_run and ckpt.stem != "best":
+        words.append(ckpt.stem)
+    title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
+    return (ckpt.resolve().parent.parent / "eval" if of_run else _below_runs(ckpt)) / title, title
+
+
+def _below_runs(path: Path) -> Path:
+    """`runs/eval/`, and below it the path, so that files of one name in two folders do not share their results."""
+    parts = (path if path.is_dir() else path.with_suffix("")).parts
+    return Path("runs/eval", *(part for part in parts if part not in (path.anchor, "..")))
+
+
+def _names(config: DictConfig, option: str) -> list[str]:
+    """The list of names that an option holds; one alone may come without brackets."""
+    given = config[option]
+    if not isinstance(given, ListConfig | str):
+        raise InputError(f"{option}={given} is no list of names: give {option}=[A,B]")
+    return [given] if isinstance(given, str) else [str(name) for name in given]
+
+
+def _language_model(config: DictConfig) -> LanguageModel | None:
+    """The one that perplexity is asked for under."""
+    if "perplexity" not in config.metrics or not config.perplexity_lm:
+        return None
+    return load_language_model(config.perplexity_lm).to(usable_device(config.device))
+
+
+if __name__ == "__main__":
+    run(main, "eval")

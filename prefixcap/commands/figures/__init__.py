@@ -1,0 +1,1 @@
+"""Programs that draw the figures of the papers."""

@@ -1,0 +1,96 @@
+"""The Visual Relations benchmark, `prefixcap relations method=zerocap_arithmetic`; see conf/relations.yaml."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from prefixcap.captioner import Captioner, load
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.demo import language_model_beside
+from prefixcap.demo.relations import write_relations
+from prefixcap.encoders import load_encoder
+from prefixcap.errors import InputError, spell_options
+from prefixcap.language import load_language_model
+from prefixcap.utils.files import Journal, atomic_write_text
+from prefixcap.utils.hardware import usable_device
+from prefixcap.utils.hub import missing_language_model, naming
+from prefixcap.utils.options import check_options
+from prefixcap.zeroshot.arithmetic import encoder_of
+from prefixcap.zeroshot.magic import Magic
+from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table
+from prefixcap.zeroshot.zerocap import ZeroCap
+
+METHODS: dict[str, type[ZeroCap] | type[Magic]] = {"zerocap": ZeroCap, "magic": Magic}
+
+
+def main(config: DictConfig) -> None:
+    out, method = Path(config.out), config.get("method")
+    if out.is_file():
+        raise InputError(f"out={out} is a file: name a folder for the results")
+    if bool(config.ckpt) == bool(method):
+        raise InputError("give ckpt=PATH or method=NAME, who answers, e.g. method=zerocap_arithmetic")
+    file = Path(config.relations or write_relations(Path(config.root)))
+    relations = choose(read_relations(file), config)
+    captioner = load_captioner(config)
+    encoder, options = encoder_of(captioner), {}
+    job: dict[str, Any] = {"relations": str(file.resolve()), "encoder": encoder.identity.digest}
+    job["language model"] = captioner.language_model.name
+    if method:
+        job["method"] = OmegaConf.to_container(method)
+    else:
+        options = {("decode" if name == "method" else name): value for name, value in config.decode.items()}
+        job |= {"checkpoint": str(Path(config.ckpt).resolve()), "decode": OmegaConf.to_container(config.decode)}
+    journal = Journal(out / "written.jsonl", job)
+    with spell_options("set decode."):
+        captions = answer(captioner, relations, file.parent, journal, config.batch_size, True, **options)
+    scores = score(relations, captions, encoder)
+    answers = [
+        {
+            "relation": relation.name,
+            "expression": relation.expression,
+            "answer": relation.answer,
+            "caption": caption,
+            "recalled": recalled(caption, relation.answer),
+        }
+        for relation, caption in zip(relations, captions, strict=True)
+    ]
+    atomic_write_text(out / "relations.json", json.dumps({"scores": scores, "job": job, "answers": answers}, indent=1))
+    print(f"{len(relations):,} relations\n\n{table(scores)}\n")
+    if skipped := getattr(captioner, "skipped", 0):
+        print(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite\n")
+    print(f"results: {out}/ (relations.json, written.jsonl)")
+
+
+def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
+    """Who answers."""
+    device = usable_device(config.device)
+    if config.ckpt:
+        return load(config.ckpt, device)
+    options = dict(config.method)
+    if options["name"] not in METHODS:
+        raise InputError(f"method={options['name']} cannot be asked: give one that CLIP steers, or ckpt=PATH")
+    name, lm, encoder = (options.pop(option) for option in ("name", "lm", "encoder"))
+    own = not config.relations  # the small world's
+    encoder = encoder or ("demo" if own else "clip:ViT-B/32")
+    lm = lm or language_model_beside(encoder, "demo" if own else "gpt2-medium")
+    with naming(missing_language_model, lm):
+        opened = load_encoder(encoder, device)
+    options = check_options(f"method {name}", METHODS[name], options, positional=2)
+    return METHODS[name](opened, load_language_model(lm).to(device), **options)
+
+
+def choose(relations: list[Relation], config: DictConfig) -> list[Relation]:
+    """The first few relations of each name that is asked for."""
+    there = list(dict.fromkeys(relation.name for relation in relations))
+    names = there if config.names is None else [config.names] if isinstance(config.names, str) else config.names
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(f"there are no relations '{unknown[0]}': choose from {', '.join(there)}")
+    if config.first is not None and config.first < 1:
+        raise InputError(f"first must be at least 1, or null for all relations, not {config.first}")
+    return [of for name in names for of in [of for of in relations if of.name == name][: config.first]]
+
+
+if __name__ == "__main__":
+    run(main, "relations")

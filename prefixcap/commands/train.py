@@ -1,0 +1,231 @@
+"""Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
+
+import math
+import shlex
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.stores import open_store
+from prefixcap.captioner import Captioner
+from prefixcap.checkpoints.files import load_weights
+from prefixcap.commands.common.hydra_main import command, run
+from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
+from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+from prefixcap.data import CaptionData
+from prefixcap.errors import InputError
+from prefixcap.language import load_language_model
+from prefixcap.language.lora import Lora
+from prefixcap.mappers import MAPPERS
+from prefixcap.metrics import cider_tells_nothing
+from prefixcap.noise import Noise, read_offset
+from prefixcap.store import FeatureStore, StoreSplit
+from prefixcap.store.remote import is_remote
+from prefixcap.training import CaptionTraining, trainable_parameters
+from prefixcap.training.checkpoints import best_and_last
+from prefixcap.training.finders import find_batch_size, find_learning_rate
+from prefixcap.training.nan_guard import FiniteLoss
+from prefixcap.training.rewards import CiderReward, ClipReward, Reward
+from prefixcap.training.self_critical import SelfCriticalTraining
+from prefixcap.utils.hub import missing_language_model, naming
+from prefixcap.utils.options import check_options
+
+
+def main(config: DictConfig) -> float | None:
+    """The best val_cider, or -val_loss (see `monitored`), which a sweep may maximise; None where something was to be
+    found instead of trained."""
+    config = resolve_run_config(config)
+    run_dir = Path(config.run_dir)
+    loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
+
+    with naming(missing_language_model, config.lm.name):
+        store = open_store(config.data, config.encoder.name, required_feature(config.model))
+    require_encoder_name(store, config.encoder.name)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
+    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
+    lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
+    lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
+    captioner = Captioner(
+        load_language_model(**lm),
+        store.encoder,
+        cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
+        config.model.normalize_embeddings,
+        trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
+        start_token=config.model.start_token,
+    )
+    if config.start and not config.ckpt:
+        load_weights(captioner, Path(config.start))
+    if config.compile:
+        captioner.language_model.compile_training(config.compile)
+    data = CaptionData(
+        store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
+        config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
+    )  # fmt: skip
+    training = build_training_module(
+        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
+        noise=build_noise(config.model, captioner), noise_in_validation=config.model.learns_from == "text",
+    )  # fmt: skip
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
+    monitor = monitored(config, data.val_split)
+    best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps, monitor)
+    chosen = instantiate(monitoring(config.callbacks, monitor)).values()
+    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *chosen]
+    trainer = make_trainer(config, loggers, callbacks)
+    if config.find:
+        rank_zero_print(run_finder(config.find, trainer, training, data, run_dir))
+        return None
+    keep_config(config)
+    trained, frozen = trainable_parameters(captioner)
+    rank_zero_print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
+    go_on = f"go on with {command('train')} ckpt={last_checkpoint.path}"
+    fit(trainer, training, data, config.ckpt, go_on, memory_saving_overrides(config))
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopped_epoch:
+        rank_zero_print(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
+    if best.best_model_score is None:
+        rank_zero_print(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
+        return None
+    rank_zero_print(f"best checkpoint: {best.best_model_path} ({monitor} {best.best_model_score:.3f})")
+    if training.same_captions:
+        rank_zero_print(
+            "warning: all validation images have the same caption, so nothing was learned about images: train longer "
+            "(trainer.min_steps), or with another optimizer.learning_rate"
+        )
+    options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config, store)])
+    rank_zero_print(f"evaluate it:     {command('eval')} {options}")
+    return float(best.best_model_score) * (-1 if monitor == "val_loss" else 1)
+
+
+def monitored(config: DictConfig, split: StoreSplit) -> str:
+    """What `best.ckpt` is picked by: val_cider; but val_loss, and a line that says so, where val_cider is always 0."""
+    limit, batches = config.trainer.get("limit_val_batches"), math.ceil(len(split) / config.batch_size)
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    validated = split.ids[: batches * config.batch_size]
+    references = {image: texts for image, texts in split.references().items() if texts}
+    references = {image: references[image] for image in validated if image in references}
+    if not references or not cider_tells_nothing(references):
+        return "val_cider"
+    images = "1 validation image" if len(references) == 1 else f"{len(references):,} validation images"
+    rank_zero_print(
+        f"val_cider is 0 whatever captions say: no word of {images} is rarer than another. val_loss picks best.ckpt"
+    )
+    return "val_loss"
+
+
+def monitoring(callbacks: DictConfig, monitor: str) -> DictConfig:
+    """Callbacks that look at val_cider, looking at `monitor` in its place."""
+    looking = callbacks.copy()
+    for options in looking.values():
+        if options.get("monitor") == "val_cider" and monitor == "val_loss":
+            options.update(monitor=monitor, mode="min")
+    return looking
+
+
+def images_to_caption(config: DictConfig, store: FeatureStore) -> list[str]:
+    """Options that name the images to evaluate on, ready for a shell; none, where the checkpoint says which."""
+    if config.model.learns_from != "text":  # `eval` opens no URL that a checkpoint names
+        return list(config.data.options) if is_remote(store.location) else []
+    if "images" in config.data:
+        return [f"data={config.data.images}"]
+    if config.data.get("sentences", False):
+        return ["data=…   (the images to caption, e.g. data=coco)"]
+    return [option for option in config.data.options if not option.lstrip("+").startswith("data.store=")]
+
+
+def required_feature(model: DictConfig) -> str:
+    """What is read of a feature store, as the offline step calls it."""
+    if model.learns_from not in ("images", "text"):
+        raise InputError(f"unknown model.learns_from '{model.learns_from}': choose images or text")
+    if model.learns_from == "text":
+        return "caption"
+    own = getattr(MAPPERS.get(model.mapper.name), "features", "embedding")
+    return str(model.mapper.get("features", own)).replace("embedding", "image")
+
+
+def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
+    """What is done to embeddings in training."""
+    if model.learns_from == "text" and not captioner.normalize_embeddings:
+        raise InputError("texts and images are alike in direction, not in length: set model.normalize_embeddings=true")
+    if model.noise is not None and not captioner.normalize_embeddings:
+        raise InputError("model.noise is for embeddings of length one: set model.normalize_embeddings=true")
+    options = {"variance": 0.0} if model.noise is None and model.learns_from == "text" else model.noise
+    if options is None:
+        return None
+    options = dict(options)
+    if offset := options.get("offset"):
+        options["offset"] = read_offset(Path(offset))
+    made = Noise(**check_options("model.noise", Noise, options))
+    several = captioner.features != "images/embedding"
+    if model.learns_from == "text" and several != (made.copies is not None):
+        needed = "10: the mapper reads several" if several else "null: the mapper reads one"
+        raise InputError(f"a text has one embedding; set model.noise.copies={needed}")
+    if several and ":RN" in captioner.encoder_identity.name:
+        raise InputError(
+            f"{captioner.encoder_identity.name} is a ResNet, whose images have no patches to make regions of: "
+            "embed the texts with a ViT, e.g. encoder=clip_vit_b32, or choose model=capdec_frozen"
+        )
+    return made
+
+
+def run_finder(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
+    """A learning rate or a batch size to train with, as the option that says so."""
+    if what == "learning_rate":
+        table = run_dir / "lr_find.csv"
+        rate = find_learning_rate(trainer, training, data, table)
+        return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has it at each rate"
+    if what == "batch_size":
+        return f"batch_size={find_batch_size(trainer, training, data)}   # what fits, less 5%"
+    raise InputError(f"find is learning_rate or batch_size, not {what!r}")
+
+
+def memory_saving_overrides(config: DictConfig) -> list[str]:
+    """Options that save memory: what costs nothing, or least, first."""
+    knobs = []
+    if config.trainer.precision == "32-true":
+        knobs.append("trainer.precision=bf16-mixed")
+    if config.model.objective == "scst":
+        knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")
+    elif not config.data.group_captions:
+        knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
+    knobs += half_batch(config)
+    if not config.lm.gradient_checkpointing:
+        knobs.append("lm.gradient_checkpointing=true")
+    return knobs
+
+
+def build_training_module(
+    config: DictConfig, captioner: Captioner, data: CaptionData, **options: Any
+) -> CaptionTraining:
+    """What the captioner is trained by: cross-entropy, or a reward of the captions that it writes."""
+    if config.model.objective == "cross_entropy":
+        return CaptionTraining(captioner, data.val_split, **options)
+    if config.model.objective != "scst":
+        raise InputError(f"unknown model.objective '{config.model.objective}': choose cross_entropy or scst")
+    scst = cast(dict[str, Any], OmegaConf.to_container(config.scst))
+    name = scst.pop("reward")
+    rewards: dict[str, Callable[[], Reward]] = {
+        "cider": lambda: CiderReward(list(data.train_split.references().values())),
+        "clip": lambda: ClipReward(captioner),
+    }
+    if name not in rewards:
+        raise InputError(f"unknown scst.reward '{name}': choose {' or '.join(rewards)}")
+    return SelfCriticalTraining(captioner, data.val_split, rewards[name](), **scst, **options)
+
+
+def require_encoder_name(store: FeatureStore, name: str) -> None:
+    """Refuse embeddings of another encoder than the one that is asked for."""
+    if store.encoder.name != name:
+        raise InputError(
+            f"the feature store {store.location} was made by encoder '{store.encoder.name}', but '{name}' is "
+            f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
+        )
+
+
+if __name__ == "__main__":
+    run(main, "train")

@@ -1,0 +1,82 @@
+"""Fine-tune a language model on captions alone: `prefixcap train-lm [data=…] [lm=…]`; see conf/train_lm.yaml."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.records import Dataset
+from data_prep.stores import open_store
+from prefixcap.commands.common.hydra_main import run
+from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+from prefixcap.errors import InputError
+from prefixcap.language import load_language_model
+from prefixcap.training.checkpoints import LastCheckpoint
+from prefixcap.utils.files import atomic_write_text
+from prefixcap.utils.options import check_options
+from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
+
+
+def main(config: DictConfig) -> None:
+    run_dir = Path(config.run_dir)
+    checkpoint = unfinished(config, run_dir)
+    loggers = open_loggers(config, checkpoint)
+    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
+    del lm["lora"]
+    train_captions, val_captions = captions(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
+    language_model = load_language_model(**check_options("lm", load_language_model, lm | {"tuning": "full"}))
+    training = CaptionLMTraining(language_model, config.margin, **config.optimizer)
+    data = CaptionTexts(
+        language_model, train_captions, val_captions, config.batch_size, config.max_caption_tokens, config.seed
+    )
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are made in no time
+    best = BestFolder(run_dir / "language_model")
+    last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
+    trainer = make_trainer(config, loggers, [best, last])
+    rank_zero_print(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
+    fit(trainer, training, data, checkpoint, "the same command goes on from there", half_batch(config))
+    if not math.isfinite(best.loss):
+        raise InputError(
+            f"training ended before the first validation: set trainer.val_check_interval to at most "
+            f"{config.trainer.max_steps}"
+        )
+    rank_zero_print(f"best val_loss: {best.loss:.3f} nats a token, a perplexity of {math.exp(best.loss):.2f}")
+    rank_zero_print(f"language model: {best.folder}")
+
+
+def unfinished(config: DictConfig, run_dir: Path) -> str | None:
+    """The checkpoint to go on from, if the same command was given before. Raises InputError if it was another."""
+    file, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
+    text = OmegaConf.to_yaml(config, resolve=True)
+    if not last.exists():
+        atomic_write_text(file, text)
+        return None
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{run_dir} holds a run with other options ({file}): give those, to go on with it, or another run_dir"
+        )
+    return str(last)
+
+
+def captions(config: DictConfig) -> tuple[Texts, Texts]:
+    """To train on, and to validate on: from the feature store, or, if none is named, of sentences from their files."""
+    if config.data.store or not config.data.get("sentences", False):
+        store = open_store(config.data, config.encoder.name)
+        return store.split("train").captions, store.split("val").captions
+    dataset: Dataset = instantiate(config.data.reader)
+    found: dict[str, list[str]] = {"train": [], "val": []}
+    for shard in dataset.shards:
+        for sample in shard.read()[0]:
+            found.get(sample.record.split, []).extend(sample.record.captions)
+    if not found["val"]:
+        raise InputError("there are no sentences to validate on: set data.reader.val_share, e.g. to 0.02")
+    return found["train"], found["val"]
+
+
+if __name__ == "__main__":
+    run(main, "train_lm")

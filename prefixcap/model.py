@@ -1,0 +1,164 @@
+"""The model: an image embedding is mapped to a prefix, which a language model continues (Mokady et al. 2021, ClipCap).
+
+Shapes: B images of a batch, D width of the encoder's embeddings, P prefix vectors, E width of the language model's word
+embeddings, T target tokens, H width of its last hidden states.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity, Feature
+from prefixcap.language import LanguageModel
+from prefixcap.losses import token_cross_entropy
+from prefixcap.mappers import build_mapper
+from prefixcap.packing import Batch
+from prefixcap.weights import require_numbers, require_shapes, shapes_of
+
+FORMAT_VERSION = 1  # of `PrefixLM.describe`
+
+
+class PrefixLM(nn.Module):
+    """A mapper and a language model: embeddings in, prefix, hidden states and loss out (equations 3 to 5).
+
+    Args:
+        language_model: generates the captions.
+        encoder: the encoder whose embeddings the mapper reads.
+        mapper: `{"name": "mlp", "prefix_length": 10, …}`, see `prefixcap.mappers.MAPPERS`.
+        normalize_embeddings: scale each embedding to unit length before it is mapped.
+        trained_on: what the model was trained on, kept for whoever loads it (plain JSON values).
+        start_token: end the prefix with the language model's start token (`LanguageModel.start_token`), as a frozen
+            language model has always seen one before a text, and as MacCap's released code has it.
+
+    Attributes:
+        features: the feature of an image that the mapper reads.
+        prefix_length: P, the mapper's prefix vectors and the start token.
+        source: the checkpoint or folder that the model was loaded from; None: it was not loaded.
+
+    Raises:
+        InputError: the mapper cannot be built, or the language model has no embedding of its start token.
+
+    Examples:
+        >>> from prefixcap.encoders import load_encoder
+        >>> from prefixcap.language import load_language_model
+        >>> encoder = load_encoder("demo").identity
+        >>> model = PrefixLM(load_language_model("demo"), encoder, {"name": "mlp", "prefix_length": 10})
+        >>> model.prefix(torch.randn(2, encoder.dim)).shape
+        torch.Size([2, 10, 128])
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        encoder: EncoderIdentity,
+        mapper: dict[str, Any],
+        normalize_embeddings: bool = False,
+        trained_on: dict[str, Any] | None = None,
+        start_token: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(start_token, bool):
+            raise InputError(f"start_token is true or false, not {start_token!r}")
+        if start_token:
+            language_model.require_start_token()
+        self.mapper_options = dict(mapper)
+        self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
+        self.features = Feature.parse(self.mapper.features)
+        self.prefix_length: int = self.mapper.prefix_length + start_token
+        self.language_model = language_model
+        self.encoder_identity = encoder
+        self.normalize_embeddings = normalize_embeddings
+        self.start_token = start_token
+        self.trained_on = trained_on or {}
+        self.source: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mapper is."""
+        return next(self.mapper.parameters()).device
+
+    def prefix(self, embeddings: Tensor) -> Tensor:
+        """(B, D) embeddings as the encoder gave them -> (B, P, E) prefix.
+
+        A mapper that reads patches or regions, see `features`, takes (B, patches, D).
+
+        Raises:
+            InputError: the embeddings have another shape.
+        """
+        self.check_shape(embeddings)
+        embeddings = embeddings.to(self.device, torch.float32)
+        if self.normalize_embeddings:
+            embeddings = F.normalize(embeddings, dim=-1)
+        prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
+        return self.append_tokens(prefix, [self.language_model.start_token]) if self.start_token else prefix
+
+    def append_tokens(self, prefix: Tensor, input_ids: list[int]) -> Tensor:
+        """(B, P, E) prefix and N tokens to follow it -> (B, P + N, E), in the language model's precision."""
+        words = self.language_model.embed(torch.tensor(input_ids, dtype=torch.long, device=prefix.device))  # (N, E)
+        return torch.cat((prefix.to(words.dtype), words.expand(len(prefix), -1, -1)), dim=1)
+
+    def states(self, batch: Batch) -> Tensor:
+        """(T, H) last hidden states of the language model, from which each target token of a batch is predicted."""
+        return self.language_model.states(self.prefix(batch.embeddings), batch)
+
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy of all caption tokens given their image's prefix and the tokens before them (equation 5).
+
+        Args:
+            batch: images and captions, see `prefixcap.packing`.
+            weights: (T,) float32, one for each target token; None: all 1.
+
+        Returns:
+            The weighted sum over target tokens, in nats.
+        """
+        head = self.language_model.head
+        return token_cross_entropy(self.states(batch), head.weight, head.bias, batch.targets, weights)
+
+    def check_shape(self, embeddings: Tensor) -> None:
+        """Raise InputError unless embeddings have the shape that the mapper reads."""
+        dim, option = self.encoder_identity.dim, self.features.option
+        several, command = ("", "") if self.features.ndim == 2 else (f"{option}, ", f" and features=[image,{option}]")
+        if embeddings.ndim != self.features.ndim or embeddings.shape[-1] != dim:
+            raise InputError(
+                f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, {several}{dim}): "
+                f"embed the images with {self.encoder_identity.name}{command}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights, in plain JSON values; `Captioner.build` takes it back."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "mapper": self.mapper_options,
+            "normalize_embeddings": self.normalize_embeddings,
+            "start_token": self.start_token,
+            "language_model": self.language_model.describe(),
+            "encoder": asdict(self.encoder_identity),
+            "trained_on": self.trained_on,
+        }
+
+    def checkpoint_state_dict(self) -> dict[str, Tensor]:
+        """The weights that a checkpoint holds: all but those that the language model's name stands for."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("language_model.") or self.language_model.is_saved_weight(name)
+        }
+
+    def load_checkpoint_state_dict(self, weights: Mapping[str, Tensor], source: str | Path) -> None:
+        """Load what `checkpoint_state_dict` returned.
+
+        Raises:
+            InputError: a weight is missing, unknown, of another shape, NaN or infinite; `source` and the weight are
+                named.
+        """
+        all_weights = self.state_dict(keep_vars=True)  # parameters, which must be finite, as parameters
+        saved = {name: all_weights[name] for name in self.checkpoint_state_dict()}
+        require_shapes(shapes_of(weights), shapes_of(saved), source)
+        require_numbers(weights, saved, source)
+        self.load_state_dict(weights, strict=False)

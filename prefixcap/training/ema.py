@@ -1,0 +1,100 @@
+"""An exponential moving average of the weights, to validate with and to keep in place of the last ones."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from prefixcap.errors import InputError
+from prefixcap.packing import Batch
+
+
+class AveragedWeights(Callback):
+    """Keeps an exponential moving average of the trained weights: average <- decay * average + (1 - decay) * weights
+    after each step, from the weights after the first step on.
+
+    Validation sees the average, `best.ckpt` and `last.ckpt` hold it, and after training it is in the model. A resumed
+    run goes on from the weights themselves, which are in checkpoints, too. Lightning's `EMAWeightAveraging` would copy,
+    average and save a frozen language model with the rest.
+
+    Args:
+        decay: share of the average that stays at each step.
+
+    Raises:
+        InputError: the decay is not between 0 and 1, or weights are spread over several devices.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise InputError(f"the decay of averaged weights is at least 0 and below 1, not {decay}")
+        self._average = get_ema_multi_avg_fn(decay)
+        self._other: dict[str, Tensor] = {}  # the average; while that is in the model, the weights
+        self._average_in_model = False
+        self._step = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+            raise InputError(
+                "averaged weights must be whole on each device: leave out callbacks=ema, or train with trainer=default "
+                "or trainer=ddp"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._other = {name: weight.to(pl_module.device) for name, weight in self._other.items()}
+        self._put(pl_module, average=False)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # the gradients of a step are still being summed
+        self._step = trainer.global_step
+        weights = trained_weights(pl_module)
+        if not self._other:
+            self._other = {name: weight.clone() for name, weight in weights.items()}
+        self._average(list(self._other.values()), list(weights.values()), 0)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._put(pl_module, average=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._put(pl_module, average=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._put(pl_module, average=True)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._other:
+            return
+        weights, average = trained_weights(pl_module), self._other
+        if self._average_in_model:
+            weights, average = average, weights
+        names = {weight: name for name, weight in pl_module.named_parameters()}
+        for name, weight in pl_module.named_parameters(remove_duplicate=False):  # a weight may have two names
+            if weight.requires_grad:
+                checkpoint["state_dict"][name] = average[names[weight]]
+        checkpoint["weights_before_averaging"] = weights
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "weights_before_averaging" in checkpoint:
+            self._other, self._average_in_model = checkpoint["weights_before_averaging"], True
+
+    def _put(self, module: L.LightningModule, average: bool) -> None:
+        """Have the average in the model, or the weights."""
+        if not self._other or average == self._average_in_model:
+            return
+        for name, weight in trained_weights(module).items():
+            kept = weight.clone()
+            weight.copy_(self._other[name])
+            self._other[name].copy_(kept)
+        self._average_in_model = average
+
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes, by name; without their gradients, but the same memory."""
+    return {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}

@@ -1,0 +1,1 @@
+"""Files, images, options, hardware: what everything else stands on."""

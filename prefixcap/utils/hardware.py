@@ -1,0 +1,59 @@
+"""How much of the machine this process may use; a job scheduler or a container often grants less than there is."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from prefixcap.errors import InputError
+
+
+def cpu_count() -> int:
+    """How many processors."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    file = Path("/sys/fs/cgroup/cpu.max")
+    return min(granted, cpus_of_quota(file.read_text() if file.is_file() else "max") or granted)
+
+
+def cpus_of_quota(text: str) -> int | None:
+    """The processors that a control group's `cpu.max` grants, rounded up; None if it sets no limit.
+
+    The file holds two numbers, microseconds of all processors together and of the clock in which they may be used:
+    https://docs.kernel.org/admin-guide/cgroup-v2.html.
+    """
+    quota, _, period = text.partition(" ")
+    return math.ceil(int(quota) / int(period)) if quota.strip() != "max" else None
+
+
+def memory_bytes() -> int:
+    """How many bytes of memory."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 << 30]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(file).read_text() if Path(file).is_file() else ""
+        sizes += [int(limit)] if limit.strip().isdigit() else []
+    return min(sizes)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, after a trial: better now than after a download; "auto": a GPU, if there is one.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}): choose another, e.g. cpu") from error
+    return torch.device(device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True if `error` means that a GPU or the machine has no more memory (torch has several ways to say so)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

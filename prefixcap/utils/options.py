@@ -1,0 +1,167 @@
+"""Options by name: what a function, a mapper or a dataclass of options takes, and whether a value is one of them.
+
+The declaration is the signature itself. The kind of a value and the range of a number stand in its annotation, as in
+`top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9`, and hold wherever the option comes from: Python, the command
+line, a configuration, the HTTP API.
+"""
+
+import inspect
+import math
+import operator
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Interval
+
+from prefixcap.errors import InputError
+from prefixcap.utils.validation import shortened
+
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=1, le=10_000)]  # of what is kept in memory at once
+NonNegative = Annotated[float, Ge(0.0)]
+Proportion = Annotated[float, Interval(ge=0.0, le=1.0)]
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+
+_KINDS: dict[type | None, str] = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
+_COMPARISONS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def check_options(
+    source: str,
+    declared: Callable[..., object],
+    options: Mapping[str, Any],
+    positional: int = 0,
+    known: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """Options as a function or class takes them by name; what goes wrong inside it is then its own affair.
+
+    Args:
+        source: who takes them, for the message, e.g. "decoder 'beam'".
+        declared: the function or class.
+        options: by name.
+        positional: how many of its first parameters are no options.
+        known: names of options to choose from, for the message; None: its own.
+
+    Returns:
+        The same options, numbers as plain int or float. Values of kinds other than numbers, texts, bool, Literal and
+        sequences of these are left as they are.
+
+    Raises:
+        InputError: there is no such option, one is missing, or a value is of another kind or out of its range.
+
+    Examples:
+        >>> def decoder(prefix, beams: Positive = 5): ...
+        >>> check_options("decoder", decoder, {"beams": 3}, positional=1)
+        {'beams': 3}
+        >>> check_options("decoder", decoder, {"beams": 2.5}, positional=1)
+        Traceback (most recent call last):
+        ...
+        prefixcap.errors.InputError: decoder: beams must be an integer of at least 1, not 2.5
+    """
+    signature = signature_of(declared)
+    takes = dict(list(signature.parameters.items())[positional:])
+    try:
+        signature.bind(*[None] * positional, **options)
+    except TypeError as error:
+        names = ", ".join(takes if known is None else known)
+        raise InputError(f"{source}: {error}; its options: {names or 'none'}") from error
+    annotations = {name: parameter.annotation for name, parameter in takes.items()}
+    return {
+        name: check_value(f"{source}: {name}", value, annotations.get(name, Any)) for name, value in options.items()
+    }
+
+
+def check_fields(options: Any, before: str = "") -> None:
+    """Hold each field of a frozen dataclass to its annotation, for its `__post_init__`; `before` stands before names in
+    messages. Raises as `check_options`."""
+    annotations = get_type_hints(type(options), include_extras=True)
+    for field in fields(options):
+        value = check_value(before + field.name, getattr(options, field.name), annotations[field.name])
+        object.__setattr__(options, field.name, value)
+
+
+def signature_of(declared: Callable[..., object]) -> inspect.Signature:
+    """The signature of a function or class, annotations that are strings evaluated where that is possible."""
+    try:
+        return inspect.signature(declared, eval_str=True)
+    except NameError:  # a name that is imported for type checkers alone
+        return inspect.signature(declared)
+
+
+def kind_of(annotation: object) -> type | None:
+    """int, float, str or bool, where values of an annotation are that, with None or without; otherwise None."""
+    kind = _without_none(annotation)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return kind if kind in _KINDS else None
+
+
+def check_value(name: str, value: Any, annotation: Any) -> Any:
+    """A value as its annotation says, see `check_options`.
+
+    Raises:
+        InputError: it is of another kind or out of its range.
+    """
+    wanted = _without_none(annotation)
+    if value is None and wanted is not annotation:
+        return None
+    kind = kind_of(wanted)
+    origin = get_origin(wanted)
+    if kind is not None:
+        plain = _plain(value, kind)
+        if plain is None or (kind is float and not math.isfinite(plain)):
+            raise InputError(f"{name} must be {_KINDS[kind]}{_range(wanted, ' of')}, not {shortened(value)}")
+        if not all(_COMPARISONS[bound](plain, limit) for bound, limit in _bounds(wanted).items()):
+            raise InputError(f"{name} must be{_range(wanted)}, not {shortened(value)}")
+        return plain
+    if origin is Literal:
+        if not isinstance(value, str) or value not in get_args(wanted):
+            source, colon, option = name.rpartition(": ")
+            choices = ", ".join(map(str, get_args(wanted)))
+            raise InputError(f"{source}{colon}unknown {option} '{value}': choose one of {choices}")
+    elif isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise InputError(f"{name} must be a list, not {shortened(value)}")
+        return [check_value(f"{name}[{place}]", item, get_args(wanted)[0]) for place, item in enumerate(value)]
+    return value
+
+
+def _without_none(annotation: Any) -> Any:
+    """X of `X | None`; another annotation as it is."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    others = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return others[0] if len(others) == 1 and len(others) < len(get_args(annotation)) else annotation
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """The value as a plain int, float, str or bool, from NumPy's numbers, too; None: it is of another kind."""
+    if kind in (str, bool) or isinstance(value, bool):
+        return value if isinstance(value, kind) and (kind is not int) else None
+    if kind is int:
+        return int(value) if isinstance(value, Integral) else None
+    try:
+        return float(value) if isinstance(value, Real) else None
+    except OverflowError:  # of a large integer
+        return math.inf
+
+
+def _bounds(annotation: Any) -> dict[str, Any]:
+    """{"ge": 1, "le": 10} of `Annotated[int, Interval(ge=1, le=10)]`."""
+    kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (None,)
+    # `typing` takes annotations with equal bounds for one: of a float, 0 may have come for 0.0.
+    as_kind = float if kind is float else lambda bound: bound
+    return {name: as_kind(bound) for mark in marks for name, bound in asdict(mark).items() if bound is not None}
+
+
+def _range(annotation: Any, link: str = "") -> str:
+    """E.g. " at least 1", " above 0.0 and at most 1.0", " between 0 and 1"; `link` before "at least" and "at most"."""
+    bounds = _bounds(annotation)
+    if "ge" in bounds and "le" in bounds:
+        return f" between {bounds['ge']} and {bounds['le']}"
+    limits = " and ".join(f"{_WORDS[name]} {limit}" for name, limit in bounds.items())
+    return f"{link if limits.startswith('at ') else ''} {limits}".rstrip()
