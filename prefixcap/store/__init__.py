@@ -3,17 +3,17 @@
     STORE/part-00000.h5 ...   up to 1 GiB of features each, in the reader's order
     STORE/skipped.csv         what was left out, and why
     STORE/index.json          the parts and their counts; written last: a store without it is unfinished
-    STORE/pieces/             while it is made: up to 1,000 images each, joined to parts at the end; what a killed run
-                              leaves of it is taken away by the next
+    STORE/pieces/             while it is made: up to 1,000 images each, joined into parts at the end; what a killed run
+                              leaves is removed by the next
 
-Every file is written whole or not at all. A part or piece holds
+Every file is written atomically. A part or piece holds
 
     images/{id,file,split,domain}   one row an image; `split` is an enumeration
     captions/text, text_end         the captions in UTF-8, one after the other, and where each ends
     captions/image                  the row of each caption's image in this file
     skipped/{id,file,reason}
 
-and features, float16 or float32, as the encoder gave them; those that were asked for:
+and the features that were asked for, float16 or float32, as the encoder computed them (`prefixcap.features.Feature`):
 
     images/embedding                (images, dim)
     images/patches                  (images, patches, dim) of a ViT's last layer, in the joint space
@@ -22,7 +22,7 @@ and features, float16 or float32, as the encoder gave them; those that were aske
     captions/embedding              (captions, dim)
 
 Each column is one contiguous run of bytes of its file, in the byte order and the types in which it was written: reading
-maps it, and refuses all else (chunks, compression, external and virtual storage, links).
+maps it, and refuses anything else (chunks, compression, external and virtual storage, links).
 
 Its attributes name the format, the encoder, how it was made, and the source. A corpus of sentences without images is a
 store too: each sentence has an image row of its own, without file and without image features.

@@ -18,7 +18,7 @@ FORMAT_VERSION = 3
 PART_NAME = r"part-[0-9]{5,9}\.h5"
 MOST_INDEX_BYTES = 2**24  # some 30,000 parts of a gigabyte
 MOST_SHARDS = 10**7
-RERUN_HINT = "run the command that made it (`python -m data_prep.embed ...`, or `import_features`) again"
+RERUN_HINT = "run the command that made it (`prefixcap embed ...` or `prefixcap import-features ...`) again"
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class ImageRecord:
     """One image and what is known about it.
 
     Attributes:
-        id: a whole number or a string, unique in the data set; all ids of a data set are of one kind.
+        id: an integer or a string, unique in the data set; all ids of a data set have one type.
         file: relative to the image root.
         split: usually "train", "val" or "test".
         captions: the references, without line breaks.
-        domain: as nocaps has it ("in-domain", ...), "" if there is none.
+        domain: as in nocaps ("in-domain", ...); "" if there is none.
     """
 
     id: int | str
@@ -55,7 +55,7 @@ Shards = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SHARDS)]], Field(min_
 
 
 class SplitCounts(BaseModel):
-    """How much of a part, or of a store, belongs to a split."""
+    """The images and captions of a part, or of a store, in one split."""
 
     images: Amount
     captions: Amount
@@ -80,7 +80,7 @@ class PartEntry(SplitCounts):
         shards: from first up to end.
         longest_caption: in bytes.
         skipped: how many images and captions it lists as left out.
-        splits: by name, those that have an image in it.
+        splits: the counts of each split that has an image in it, by name.
     """
 
     file: Annotated[str, Field(pattern=f"^{PART_NAME}$")]
@@ -93,7 +93,7 @@ class PartEntry(SplitCounts):
 
 
 class Index(SplitCounts):
-    """`index.json`. Other keys than these are ignored: a later version of the program may write more."""
+    """`index.json`. Other keys are ignored: a later version may write more."""
 
     encoder: EncoderFields
     source: str
@@ -105,7 +105,7 @@ class Index(SplitCounts):
 
 
 def require_format(path: Path, name: object, version: int) -> None:
-    """Raise InputError if `path` is of something else than a feature store, or of another version of it."""
+    """Raise InputError unless `path` belongs to a feature store of the version that this program reads."""
     if name != FORMAT:
         raise InputError(f"{path} is not part of a {FORMAT}; give the path of one, or of a new folder")
     if type(version) is not int or version != FORMAT_VERSION:
@@ -119,7 +119,7 @@ def read_index(store: Path) -> Index | None:
     """The index of a store, None if there is none yet.
 
     Raises:
-        InputError: it cannot be read, is of something else or of another version, or what it says does not agree.
+        InputError: it cannot be read, belongs to something else or another version, or contradicts itself.
     """
     try:
         return index_in(store / "index.json")
@@ -163,7 +163,7 @@ def _require_agreement(index: Index, path: Path) -> None:
             shares.setdefault(name, []).append(counts)
     if shares.keys() != index.splits.keys():
         odd = min(shares.keys() ^ index.splits.keys())
-        raise InputError(f"{path}: split {odd!r} is not both in the parts and in the whole; delete it and {RERUN_HINT}")
+        raise InputError(f"{path}: split {odd!r} is not in both the parts and the totals; delete it and {RERUN_HINT}")
     stated: list[tuple[str, SplitCounts, Iterable[SplitCounts]]] = [("the parts have", index, index.parts)]
     stated += [(f"the splits of {entry.file} have", entry, entry.splits.values()) for entry in index.parts]
     stated += [(f"the parts of split {name!r} have", index.splits[name], parts) for name, parts in shares.items()]

@@ -1,7 +1,7 @@
 """Strings of an HDF5 file, read from its bytes.
 
 In a column each string is its length and a place in a "global heap": one of many collections of numbered objects (HDF5
-File Format Specification, III.E). HDF5 itself trusts these: on some damaged ones it does not end.
+File Format Specification, III.E). HDF5 itself trusts these, and never returns on some that are damaged.
 """
 
 import struct
@@ -19,7 +19,7 @@ def read_strings(content: NDArray[np.uint8], offset: int, count: int) -> list[st
     """The strings of a column.
 
     Args:
-        content: the whole file.
+        content: of the file.
         offset: of the column in it.
         count: rows of the column.
 
@@ -31,15 +31,15 @@ def read_strings(content: NDArray[np.uint8], offset: int, count: int) -> list[st
     if int(column["length"].sum(dtype=np.int64)) > len(content):
         raise ValueError("strings overlap")
     opened: dict[int, dict[int, bytes]] = {}
-    found = []
+    strings = []
     for length, collection, number in column.tolist():
         if length and collection not in opened:
             opened[collection] = dict(_objects(content, collection))
         text = opened[collection].get(number, b"") if length else b""
         if len(text) != length:
             raise ValueError("a string is not where it should be")
-        found.append(text.decode())
-    return found
+        strings.append(text.decode())
+    return strings
 
 
 def _objects(content: NDArray[np.uint8], start: int) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,4 @@
-"""Where the columns of a part lie in its file: what HDF5 says of it, held to what `write_part` writes.
+"""Where the columns of a part lie in its file: what HDF5 says, checked against what `write_part` writes.
 
 Rows are read through a memory map, so that a column must be one contiguous run of bytes of its own file: no chunks,
 filters, external or virtual storage, and no links. HDF5 reads those, too, but a memory map of them shows other bytes.

@@ -1,4 +1,4 @@
-"""The store that a checkpoint says it was trained on: opened by itself only where that is safe."""
+"""The store that a checkpoint says it was trained on: opened automatically only where that is safe."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One HDF5 file of a feature store: its columns, written at once, read whole or through a memory map."""
+"""One HDF5 file of a feature store: its columns, written at once, read into memory or through a memory map."""
 
 import codecs
 import hashlib
@@ -139,11 +139,11 @@ class Part:
         with self._opened() as file:
             given = {name: _attribute(file, name) for name in Attributes.model_fields if name in file.attrs}
         try:
-            attributes = validate(Attributes, given, self.path, f"{RERUN_HINT} to mend it").model_dump(
+            attributes = validate(Attributes, given, self.path, f"{RERUN_HINT} to repair it").model_dump(
                 exclude_unset=True
             )
             made_with = parse_json(attributes["made_with"], f"{self.path}: made_with")
-            validate(dict[str, str | int | bool], made_with, f"{self.path}: made_with", f"{RERUN_HINT} to mend it")
+            validate(dict[str, str | int | bool], made_with, f"{self.path}: made_with", f"{RERUN_HINT} to repair it")
         except InputError as error:
             raise UnreadableError(str(error)) from error
         return attributes
@@ -170,7 +170,7 @@ class Part:
         return bool(self._layout[name].dtype.kind == "O")
 
     def __getitem__(self, name: str) -> Any:
-        """A column, read whole: an array, or a list of strings, or of whole numbers if they are ids."""
+        """A column, read into memory: an array, a list of strings, or a list of integers for ids."""
         if self.has_strings(name):
             return self._strings(name)
         values = self.mapped(name)
@@ -180,7 +180,7 @@ class Part:
         return np.array(self.split_names, object)[values].tolist()
 
     def load(self) -> Columns:
-        """All columns, read whole. Raises UnreadableError if the rows do not agree, too."""
+        """All columns, read into memory. Also raises UnreadableError if the rows do not agree."""
         for problem in self.problems():
             raise UnreadableError(f"{self.path}: {problem}: delete it and {RERUN_HINT}")
         return Columns({name: self[name] for name in self.names})
@@ -190,11 +190,11 @@ class Part:
         try:
             return [] if place.offset is None else read_strings(self._bytes, place.offset, place.shape[0])
         except (ValueError, struct.error) as error:
-            raise UnreadableError(f"{self.path} has damaged strings in {name}; {RERUN_HINT} to mend it") from error
+            raise UnreadableError(f"{self.path} has damaged strings in {name}; {RERUN_HINT} to repair it") from error
 
     def _require(self, holds: bool, problem: str) -> None:
         if not holds:
-            raise UnreadableError(f"{self.path} {problem}; {RERUN_HINT} to mend it")
+            raise UnreadableError(f"{self.path} {problem}; {RERUN_HINT} to repair it")
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -237,7 +237,7 @@ class Part:
         try:
             return [text[a:b].tobytes().decode() for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
         except UnicodeDecodeError as error:
-            raise UnreadableError(f"{self.path} has captions that are not UTF-8; {RERUN_HINT} to mend it") from error
+            raise UnreadableError(f"{self.path} has captions that are not UTF-8; {RERUN_HINT} to repair it") from error
 
     def images_of(self, captions: Any) -> NDArray[np.int64]:
         """The rows of the images of some captions, or of all within a slice."""
@@ -247,7 +247,7 @@ class Part:
         return images
 
     def problems(self) -> Iterator[str]:
-        """What rows say that cannot be; all that points into another column is read."""
+        """What is inconsistent in the rows; every column that points into another is read."""
         images, captions = self.length("images/id"), self.length("captions/image")
         pointers, ends, text = (self.mapped(f"captions/{name}") for name in ("image", "text_end", "text"))
         if captions and not (pointers.min() >= 0 and pointers.max() < images and (np.diff(pointers) >= 0).all()):
@@ -270,7 +270,7 @@ class Part:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        """The HDF5 file. What HDF5 raises on a damaged one, also later, becomes an UnreadableError."""
+        """The HDF5 file. What HDF5 raises for a damaged one, also later, becomes an UnreadableError."""
         try:
             with h5py.File(self.path, "r") as file:
                 if self.entry is None:  # else the index has said so
@@ -281,7 +281,7 @@ class Part:
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             damage = str(error) if isinstance(error, LayoutError) else "is damaged or no HDF5 file"
             reason = damage if self.path.exists() else "is missing"
-            raise UnreadableError(f"{self.path} {reason}; {RERUN_HINT} to mend it") from error
+            raise UnreadableError(f"{self.path} {reason}; {RERUN_HINT} to repair it") from error
 
 
 def _attribute(file: Any, name: str) -> Any:
@@ -323,7 +323,7 @@ def _is_utf8(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> bool:
 
 
 def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns | Part]) -> None:
-    """Write the rows of `pieces`, one piece after the other, to one file, whole or not at all.
+    """Write the rows of `pieces`, one piece after the other, to one file, atomically.
 
     The attribute `digest` becomes a hash of all columns, whatever the layout of the file.
 
@@ -370,7 +370,7 @@ def write_part(path: Path, attributes: dict[str, Any], pieces: Sequence[Columns 
 
 
 def _digest(columns: Mapping[str, Array | list[str]]) -> str:
-    """Of columns by name."""
+    """SHA-256 (hex) of columns, by name."""
     digest = hashlib.sha256()
     for name, column in sorted(columns.items()):
         if isinstance(column, list):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefixcap.errors import InputError
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.store.format import MOST_INDEX_BYTES, RERUN_HINT, PartEntry, Skipped, find_damage, index_in, read_index
 from prefixcap.store.layout import SPLIT
 from prefixcap.store.part import Part, UnreadableError
@@ -26,7 +26,7 @@ class Column:
 
     Args:
         counts: how many rows lie in each part.
-        read: gives the rows of a part, by the part's number and the places of the rows within the split's share of it.
+        read: returns rows of a part, given the part's number and positions within the split's share of that part.
         shape: of one row.
         dtype: of the rows; `object` for strings.
     """
@@ -54,34 +54,34 @@ class Column:
         # One visit to each part. Within it rows rise, which is also the quickest order to read them in.
         order = np.argsort(rows)
         cuts = np.searchsorted(rows[order], self._ends)
-        found = np.empty((len(rows), *self._shape), self.dtype)
+        values = np.empty((len(rows), *self._shape), self.dtype)
         start = 0
         for part, end in enumerate(cuts.tolist()):
             if end > start:
                 places = order[start:end]
-                found[places] = self._read(part, rows[places] - (self._ends[part - 1] if part else 0))
+                values[places] = self._read(part, rows[places] - (self._ends[part - 1] if part else 0))
                 start = end
-        return found.tolist() if self.dtype == object else found
+        return values.tolist() if self.dtype == object else values
 
 
 class StoreSplit:
-    """The images of one split and their captions. What is large stays on disk until it is indexed.
+    """The images of one split and their captions. Large columns stay on disk until they are indexed.
 
-    It may be pickled, and used after a fork.
+    A split can be pickled, and used after a fork.
 
     Attributes:
         name: of the split.
         captions: C texts.
-        caption_images: C rows of images, never falling.
-        digest: of all that the split's files hold.
+        caption_images: (C,) the row of each caption's image, in ascending order.
+        digest: SHA-256 (hex) of the files that hold the split.
     """
 
     def __init__(self, name: str, parts: list[Part], entries: list[PartEntry], image_root: Path | None) -> None:
         self.name, self._parts, self._image_root = name, parts, image_root
         self.digest = hashlib.sha256(" ".join(entry.digest for entry in entries).encode()).hexdigest()
         counts = [entry.splits[name] for entry in entries]
-        # Where all of a part belongs to the split, its rows need no list.
-        self._whole = [entry.images == own.images for entry, own in zip(entries, counts, strict=True)]
+        # Where a part belongs entirely to the split, its rows need no list.
+        self._is_entire = [entry.images == own.images for entry, own in zip(entries, counts, strict=True)]
         self._longest = [entry.longest_caption for entry in entries]
         self._chosen: dict[tuple[int, str], Rows] = {}
         self._rows_in_parts = {"images": [own.images for own in counts], "captions": [own.captions for own in counts]}
@@ -91,40 +91,42 @@ class StoreSplit:
         self.caption_images = Column(captions, self._images_of_captions, (), np.int64)
 
     def __len__(self) -> int:
-        """How many images; in a store of sentences, how many of these."""
+        """The number of images; in a store of sentences, the number of sentences."""
         return sum(self._rows_in_parts["images"])
 
     @cached_property
     def embeddings(self) -> Column:
-        """N rows of (dim,), as the encoder gave them: not normalised. Raises as `feature` does."""
-        return self.feature("images/embedding")
+        """(N, dim) embeddings of the images, as the encoder computed them: not normalised. Raises as `feature` does."""
+        return self.feature(Feature.IMAGE)
 
     @property
     def features(self) -> list[str]:
-        """The names of the features that there are."""
+        """The names of the columns that hold features."""
         return self._parts[0].features
 
     def feature(self, name: str) -> Column:
-        """N rows of a feature of the images, or C of one of the captions, by its name in the store.
+        """A feature of the N images or of the C captions: a column of that many rows.
+
+        Args:
+            name: of the column, e.g. `Feature.IMAGE` or "images/patches".
 
         Raises:
             InputError: the store has no such feature, or not in one shape.
         """
         features, folder = self.features, self._parts[0].path.parent
         if name not in features:
-            if name.startswith("images/") and features and all(of.startswith("captions/") for of in features):
-                raise InputError(f"{folder} has sentences and no images: give a store with {name}, data.store=...")
-            kind, _, what = name.partition("/")
-            wanted = "caption" if kind == "captions" else "image" if what == "embedding" else f"image,{what}"
+            if name.startswith("images/") and features and all(other.startswith("captions/") for other in features):
+                raise InputError(f"{folder} has sentences and no images: give a store with {name}")
+            option = next((each.option for each in Feature if each == name), name.rpartition("/")[2])
             raise InputError(
-                f"the store of {folder} has no {name}; it has {', '.join(features) or 'no features'}: embed into "
-                f"another folder (data.store=...) with features=[{wanted},...], and name that one"
+                f"the store {folder} has no {name}; it has {', '.join(features) or 'no features'}: embed again, into "
+                f"another store, with {option} among features=[...]"
             )
         row = self._parts[0].row_of(name)
         for part in self._parts:
             if name not in part.features or part.row_of(name) != row:
                 raise InputError(
-                    f"{part.path} has other rows of {name} than {self._parts[0].path}; {RERUN_HINT} to mend it"
+                    f"{part.path} has other rows of {name} than {self._parts[0].path}; {RERUN_HINT} to repair it"
                 )
         kind = name.partition("/")[0]
         return Column(self._rows_in_parts[kind], partial(self._features, name, kind), *row)
@@ -136,13 +138,13 @@ class StoreSplit:
 
     @cached_property
     def files(self) -> list[Path | None]:
-        """N absolute paths; None where the store names no file below its image root, or has come from a URL."""
+        """N absolute paths; None where the store names no file below its image root, or was fetched from a URL."""
         root = self._image_root
         return [None if root is None else _below(root, file) for file in self._all("images/file")]
 
     @cached_property
     def domains(self) -> list[str]:
-        """N names, "" where there is none."""
+        """N domains, e.g. "near-domain"; "" where there is none."""
         return self._all("images/domain")
 
     def references(self) -> dict[int | str, list[str]]:
@@ -154,15 +156,15 @@ class StoreSplit:
 
     def captions_longer_than(self, size: int) -> Rows:
         """The rows of the captions that are longer than `size` bytes."""
-        found, start = [np.empty(0, np.int64)], 0
+        rows, start = [np.empty(0, np.int64)], 0
         for part, captions in enumerate(self._rows_in_parts["captions"]):
             if self._longest[part] > size:
-                found.append(np.flatnonzero(self._caption_sizes(part) > size) + start)
+                rows.append(np.flatnonzero(self._caption_sizes(part) > size) + start)
             start += captions
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
     def longest_captions(self) -> Rows:
-        """The rows of captions with at least three quarters of the most bytes that one has, or more of them."""
+        """The rows of the captions that have at least three quarters of the bytes of the longest, or more rows."""
         size = max(self._longest, default=0) * 3 // 4  # of the parts, which may have longer ones in other splits
         while not len(rows := self.captions_longer_than(size - 1)) and size:
             size = size * 3 // 4
@@ -174,14 +176,15 @@ class StoreSplit:
 
     def _caption_sizes(self, part: int) -> Rows:
         sizes = np.diff(self._parts[part].mapped("captions/text_end"), prepend=0)
-        return sizes if self._whole[part] else sizes[self._rows(part, "captions")]
+        return sizes if self._is_entire[part] else sizes[self._rows(part, "captions")]
 
     def _all(self, column: str) -> list[Any]:
-        found: list[Any] = []
+        values: list[Any] = []
         for number, part in enumerate(self._parts):
-            values = part[column]
-            found += values if self._whole[number] else [values[row] for row in self._rows(number, "images").tolist()]
-        return found
+            every = part[column]
+            rows = self._rows(number, "images").tolist() if not self._is_entire[number] else None
+            values += every if rows is None else [every[row] for row in rows]
+        return values
 
     def _features(self, name: str, kind: str, part: int, places: Rows) -> NDArray[Any]:
         return self._parts[part].mapped(name)[self._in_part(part, kind, places)]
@@ -191,14 +194,14 @@ class StoreSplit:
 
     def _images_of_captions(self, part: int, places: Rows) -> Rows:
         images = self._parts[part].images_of(self._in_part(part, "captions", places))
-        if not self._whole[part]:
+        if not self._is_entire[part]:
             images = np.searchsorted(self._rows(part, "images"), images)
         images += self._first_image[part]
         return images
 
     def _in_part(self, part: int, kind: str, places: Rows) -> Rows:
-        """Places within the split's share of a part -> rows of that part."""
-        return places if self._whole[part] else self._rows(part, kind)[places]
+        """Positions within the split's share of a part -> rows of that part."""
+        return places if self._is_entire[part] else self._rows(part, kind)[places]
 
     def _rows(self, part: int, kind: str) -> Rows:
         """The rows of a part, of its "images" or its "captions", that belong to the split."""
@@ -210,7 +213,7 @@ class StoreSplit:
             rows = np.flatnonzero(belongs)
             if len(rows) != (stated := self._rows_in_parts[kind][part]):
                 problem = f"has {len(rows)} {kind} of split {self.name!r}, but the index says {stated}"
-                raise InputError(f"{opened.path} {problem}; {RERUN_HINT} to mend it")
+                raise InputError(f"{opened.path} {problem}; {RERUN_HINT} to repair it")
             self._chosen[part, kind] = rows
         return self._chosen[part, kind]
 
@@ -220,23 +223,34 @@ class FeatureStore:
 
     Args:
         location: the store's folder; or a URL (https://, s3://, gs:// and others of `remote.PROTOCOLS`): the index is
-            then fetched at once and each part when a split is opened that needs it, and kept on the local disk. A part
-            is kept if it is what the index says.
+            then fetched at once, and each part when a split that needs it is opened. Files are kept on the local disk
+            if they are what the index says.
 
     Attributes:
         location: the absolute path of the folder, or the URL.
         path: the folder, or where the files of a remote store are kept.
-        encoder: who made the embeddings.
+        encoder: the encoder that computed the embeddings.
         source: what was embedded, as the reader named it.
-        image_root: the folder that image files are relative to; None: the store has come from a URL, where paths of
-            another machine say nothing.
-        splits: the number of images of each split.
-        captions: the number of captions in all.
-        made_with: settings that the embeddings were made with, by name.
+        image_root: the folder that image files are relative to; None: the store was fetched from a URL, and paths of
+            another machine mean nothing here.
+        splits: the number of images in each split.
+        captions: the number of captions in all splits.
+        made_with: the settings that the store was made with, by name.
 
     Raises:
         InputError: there is no store there, it is unfinished or of another format or version, a part is missing or
             truncated, or a remote file cannot be fetched (`split` and `skipped` as well).
+
+    Examples:
+        >>> store = FeatureStore("stores/demo-demo")
+        >>> store.encoder.name, sorted(store.splits)
+        ('demo', ['test', 'train', 'val'])
+        >>> val = store.split("val")
+        >>> val.embeddings[:2].shape  # reads two rows
+        (2, 128)
+        >>> rows = val.caption_images[:3]  # whose captions the first three are
+        >>> [val.ids[row] for row in rows] == [val.ids[0]] * 3
+        True
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -254,7 +268,7 @@ class FeatureStore:
             raise InputError(_why_unfinished(self.path))
         for entry in index.parts:
             if not is_remote(location) and (reason := find_damage(self.path, entry)):
-                raise InputError(f"{reason}; {RERUN_HINT} to mend it")
+                raise InputError(f"{reason}; {RERUN_HINT} to repair it")
         self.encoder = EncoderIdentity(**index.encoder.model_dump())
         self.source: str = index.source
         self.image_root = None if is_remote(location) else Path(index.image_root)
@@ -278,12 +292,12 @@ class FeatureStore:
         elif first == second:
             first, second = f"{first} (weights {mine.digest[:8]})", f"{second} (weights {theirs.digest[:8]})"
         raise InputError(
-            f"the feature store {self.path} was made with the encoder {first}, but {second} is asked for; "
-            "embed the images again with that encoder, or give the store that it made as data.store=..."
+            f"the feature store {self.path} was made with the encoder {first}, but {second} is needed; "
+            "embed the images again with that encoder, or give a store that it made"
         )
 
     def split(self, name: str) -> StoreSplit:
-        """The images of one split; nothing of them is read yet.
+        """The images of one split; no column is read yet.
 
         Raises:
             InputError: there is no split of that name.
@@ -296,7 +310,7 @@ class FeatureStore:
         return StoreSplit(name, self._opened(entries), entries, self.image_root)
 
     def skipped(self) -> list[Skipped]:
-        """The images that were to be embedded and were left out."""
+        """The images and captions that were left out, with the reasons."""
         return [skip for part in self._opened(self._entries) for skip in part.skipped()]
 
     def _opened(self, entries: list[PartEntry]) -> list[Part]:
@@ -310,16 +324,16 @@ class FeatureStore:
         return parts
 
     def _require_width(self, part: Part) -> None:
-        """The embeddings of a part must be as wide as its encoder makes them."""
-        for name in {"images/embedding", "captions/embedding", "images/patches", "images/regions"} & {*part.features}:
+        """Refuse a part whose embeddings have another width than its encoder's."""
+        for name in set(Feature) & {*part.features}:
             if part.row_of(name)[0][-1] != self.encoder.dim:
                 raise InputError(
-                    f"{part.path} has rows of {part.row_of(name)[0]} in {name}, but encoder {self.encoder.name} makes "
-                    f"them {self.encoder.dim} wide; {RERUN_HINT} to mend it"
+                    f"{part.path} has rows of {part.row_of(name)[0]} in {name}, but those of encoder "
+                    f"{self.encoder.name} are {self.encoder.dim} wide; {RERUN_HINT} to repair it"
                 )
 
     def _fetch(self, entry: PartEntry) -> None:
-        """Fetch a part, unless it was fetched before and the remote store has not been made anew since."""
+        """Fetch a part, unless it was fetched before and the remote store has not changed since."""
         file = self.path / entry.file
         checked = file.with_suffix(".sha256")  # the digest of what lies there
         if find_damage(self.path, entry) or not checked.is_file() or checked.read_bytes() != entry.digest.encode():
@@ -344,7 +358,7 @@ def _require_announced(entry: PartEntry, file: Path) -> None:
 
 def _why_unfinished(store: Path) -> str:
     if not store.exists():
-        return f"there is no feature store at {store}; make it with `python -m data_prep.embed ...`"
+        return f"there is no feature store at {store}; make it with `prefixcap embed ...`"
     files = sorted((store / "pieces").glob("*.h5"))
     for file in files:
         try:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from prefixcap.errors import InputError
 from prefixcap.utils.files import atomic_write, temporary_path, user_cache
 
-# Of fsspec's. Others wrap a second address or read local files, which no store needs.
+# Some of fsspec's: others wrap a second address or read local files, which no store needs.
 PROTOCOLS = ("https", "http", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "sftp", "ssh", "memory")
 BLOCK = 2**20
 
@@ -29,11 +29,11 @@ def cache_folder(url: str) -> Path:
 
 
 def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> None:
-    """Copy a remote file to a local one, whole or not at all.
+    """Copy a remote file to a local one, atomically.
 
     Args:
         url: of one of `PROTOCOLS`.
-        file: takes its name when all is there, and `check` is content.
+        file: appears under its name once it is complete and `check` accepts it.
         most: bytes that it may have; no more are read.
         check: is called with the path of what was fetched. Raises InputError to refuse it.
 
@@ -68,13 +68,13 @@ def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> N
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what runs that were killed as they fetched have left; call it under the folder's `lock`."""
+    """Remove what runs that were killed while fetching have left; call it under the folder's `lock`."""
     for file in folder.glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 
 def lock(folder: Path) -> FileLock:
-    """Held by the one process that fetches, while others of the same machine wait for what it gets."""
+    """Held by the process that fetches, while others on the same machine wait for the result."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"
     if file.is_symlink():  # opening it would empty the file that it leads to

@@ -1,4 +1,4 @@
-"""Writing a feature store: small pieces as the work goes on, joined to large parts at its end."""
+"""Writing a feature store: small pieces as the work proceeds, joined into large parts at the end."""
 
 import csv
 import json
@@ -30,28 +30,28 @@ from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text
 
 PART_BYTES = 2**30  # of features in one part, unless a single shard has more
 PIECE = re.compile(r"([0-9]{6,9})-([0-9]{4,9})-of-([0-9]{4,9})\.h5")
-WRITTEN = re.compile(rf"{PIECE.pattern}|\.{PIECE.pattern}\..+\.tmp")  # pieces, and such as a killed run left half-made
+WRITTEN = re.compile(rf"{PIECE.pattern}|\.{PIECE.pattern}\..+\.tmp")  # pieces, and unfinished ones of a killed run
 UNFINISHED = re.compile(rf"\.({PART_NAME}|index\.json|skipped\.csv)\..+\.tmp")
 
 Array = NDArray[Any]
 
 
 class StoreWriter:
-    """Writes a store piece by piece, in any order, from any number of processes; `join` then makes it whole.
+    """Writes a store piece by piece, in any order, from any number of processes; `join` then finishes it.
 
-    A data set is a row of shards, and a shard gives one piece or more. Pieces that are there already, from a run that
-    was stopped or from another machine, are kept.
+    A data set is a sequence of shards, and each shard is written as one piece or more. Pieces that exist already, from
+    a run that was stopped or from another machine, are kept.
 
     Args:
         path: the store's folder.
-        encoder: who makes the embeddings.
-        source: what is embedded, in a word or a path.
+        encoder: the encoder that computes the embeddings.
+        source: what is embedded, a name or a path.
         image_root: the folder that image files are relative to.
-        job: a fingerprint of all that decides the store's content; a folder takes the pieces of one job only.
-        shards: how many shards the data set has.
+        job: a fingerprint of everything that determines the store's content; a folder holds the pieces of one job only.
+        shards: the number of shards in the data set.
 
     Attributes:
-        made_with: settings that the files are to remember, by name; at first what those that are there say.
+        made_with: settings to be recorded in the files, by name; at first those of the files that exist.
 
     Raises:
         InputError: the folder holds something else, or the store of another job.
@@ -70,27 +70,27 @@ class StoreWriter:
         for file in [*pieces_of(path).values(), *parts_of(path)]:
             part = Part(file)
             try:
-                found, _ = part.attributes, part.names
+                attributes, _ = part.attributes, part.names
             except UnreadableError:
-                file.unlink(missing_ok=True)  # to be made again
+                file.unlink(missing_ok=True)  # to be written again
             else:
-                self._require_same_job(found["job"], found["encoder"], found["source"])
-                self.made_with = json.loads(found["made_with"])
-        if self.finished():  # the run that finished it may have been killed as it took the pieces away
+                self._require_same_job(attributes["job"], attributes["encoder"], attributes["source"])
+                self.made_with = json.loads(attributes["made_with"])
+        if self.finished():  # the run that finished it may have been killed while it removed the pieces
             _tidy(path)
 
     def finished(self) -> bool:
-        """True if the index and all parts are there, whole."""
+        """Whether the index and all parts exist and are complete."""
         return _finished(self.path)
 
     def missing(self) -> list[int]:
-        """The shards that are not there with all their pieces, nor in a part."""
+        """The shards of which a piece is missing and that are in no part."""
         return _missing(self.path, self.shards)
 
-    def has_piece(self, shard: int, number: int, of: int) -> bool:
-        """True if that piece is there, whole; one that cannot be read counts as absent."""
+    def has_piece(self, shard: int, number: int, num_pieces: int) -> bool:
+        """Whether that piece exists and can be read."""
         try:
-            return bool(Part(self._piece(shard, number, of)).attributes["job"] == self.job)
+            return bool(Part(self._piece(shard, number, num_pieces)).attributes["job"] == self.job)
         except UnreadableError:
             return False
 
@@ -98,33 +98,33 @@ class StoreWriter:
         self,
         shard: int,
         number: int,
-        of: int,
+        num_pieces: int,
         images: Sequence[ImageRecord],
         features: dict[str, Array],
         skipped: Sequence[Skipped],
     ) -> None:
-        """Write one piece, whole or not at all.
+        """Write one piece, atomically.
 
         Args:
             shard: from 0.
             number: of the piece in the shard, from 0.
-            of: how many pieces the shard has.
+            num_pieces: the number of pieces in the shard.
             images: N records.
-            features: float16 or float32, by the name of the column ("images/embedding"): N rows each of "images/...",
-                and of "captions/..." one a caption.
+            features: float16 or float32, by column (`Feature`): N rows for a feature of images, one a caption for a
+                feature of captions.
             skipped: what was left out of this piece.
 
         Raises:
-            InputError: the disk is full or the folder cannot be written to; earlier pieces stay as they are.
+            InputError: the disk is full or the folder cannot be written to; earlier pieces are kept.
         """
         columns = Columns.of(images, features, skipped)
-        write_part(self._piece(shard, number, of), self._attributes(), [columns])
+        write_part(self._piece(shard, number, num_pieces), self._attributes(), [columns])
 
-    def _piece(self, shard: int, number: int, of: int) -> Path:
-        return self.path / "pieces" / f"{shard:06d}-{number:04d}-of-{of:04d}.h5"
+    def _piece(self, shard: int, number: int, num_pieces: int) -> Path:
+        return self.path / "pieces" / f"{shard:06d}-{number:04d}-of-{num_pieces:04d}.h5"
 
     def _attributes(self) -> dict[str, Any]:
-        """What each file says of itself."""
+        """The attributes of each file."""
         return {
             "encoder": self.encoder.name,
             "encoder_digest": self.encoder.digest,
@@ -142,15 +142,15 @@ class StoreWriter:
             raise InputError(
                 f"{self.path} holds the feature store of another job (encoder {encoder}, {source}); "
                 f"this one has encoder {self.encoder.name}, {self.source}: "
-                "delete that folder, or choose another with data.store=..."
+                "delete that folder, or choose another"
             )
 
 
 def join(store: Path) -> None:
-    """Make a store whole: join its pieces to parts, then write `skipped.csv` and the index.
+    """Finish a store: join its pieces into parts, then write `skipped.csv` and the index.
 
-    It needs nothing but the folder, so that pieces made on several machines are joined once they are put together.
-    Several processes may do it at once: they write the same.
+    Nothing but the folder is needed, so pieces made on several machines can be put together and joined. Several
+    processes may do so at once: they write the same files.
 
     Raises:
         InputError: a piece is missing or damaged, the disk is full or the folder cannot be written to.
@@ -158,7 +158,7 @@ def join(store: Path) -> None:
     try:
         _join(store)
     except (UnreadableError, FileNotFoundError):
-        if not _finished(store):  # else another process was through before, and took the pieces away
+        if not _finished(store):  # otherwise another process finished first, and removed the pieces
             raise
 
 
@@ -173,28 +173,27 @@ def _join(store: Path) -> None:
     ranges = _plan(pieces) if index is None else [(first, end) for first, end in (part.shards for part in index.parts)]
     files = [store / f"part-{number:05d}.h5" for number in range(len(ranges))]
     for file, (first, end) in zip(files, ranges, strict=True):
-        found = [Part(piece) for (shard, _, _), piece in pieces.items() if first <= shard < end]
-        if found and not _is_part(file, first, end):
-            write_part(file, attributes | {"shards": [first, end]}, found)
+        joined = [Part(piece) for (shard, _, _), piece in pieces.items() if first <= shard < end]
+        if joined and not _is_part(file, first, end):
+            write_part(file, attributes | {"shards": [first, end]}, joined)
     write_index(store, [Part(file) for file in files])
     _tidy(store)
 
 
 def _tidy(store: Path) -> None:
-    """Take away what a finished store needs no more, and nothing that a writer did not put there.
-
-    That is its pieces, and what runs that were killed as they wrote have left.
+    """Remove what a finished store no longer needs, and nothing that a writer did not put there: its pieces, and the
+    unfinished files of killed runs.
     """
     folder = store / "pieces"
     pieces = [] if folder.is_symlink() else [file for file in _listed(folder) if WRITTEN.fullmatch(file.name)]
     for file in [*pieces, *(file for file in _listed(store) if UNFINISHED.fullmatch(file.name))]:
         file.unlink(missing_ok=True)
-    with suppress(OSError):  # there is something else in it, or it is gone
+    with suppress(OSError):  # it holds something else, or is gone
         folder.rmdir()
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The files of a folder, none if there is no such folder (any more)."""
+    """The files of a folder; none if it does not exist (any more)."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -202,7 +201,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def write_index(store: Path, parts: Sequence[Part]) -> None:
-    """Write `skipped.csv` and then `index.json`, which makes the store whole, from its parts."""
+    """Write `skipped.csv` and then `index.json`, which finishes the store, from its parts."""
     with atomic_write(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["id", "file", "reason"])
@@ -213,15 +212,18 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
     for entry in entries:
         for name, counts in entry["splits"].items():
             splits.setdefault(name, Counter()).update(counts)
-    of = parts[0].attributes
+    attributes = parts[0].attributes
+    encoder = EncoderIdentity(
+        attributes["encoder"], attributes["encoder_digest"], attributes["preprocessing"], int(attributes["dim"])
+    )
     index = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "encoder": asdict(EncoderIdentity(of["encoder"], of["encoder_digest"], of["preprocessing"], int(of["dim"]))),
-        "source": of["source"],
-        "image_root": of["image_root"],
-        "job": of["job"],
-        "made_with": json.loads(of["made_with"]),
+        "encoder": asdict(encoder),
+        "source": attributes["source"],
+        "image_root": attributes["image_root"],
+        "job": attributes["job"],
+        "made_with": json.loads(attributes["made_with"]),
         "images": sum(entry["images"] for entry in entries),
         "captions": sum(entry["captions"] for entry in entries),
         "splits": splits,
@@ -231,50 +233,50 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
 
 
 def pieces_of(store: Path) -> dict[tuple[int, int, int], Path]:
-    """The pieces that are there: number of the shard, of the piece in it, pieces of the shard; and the file."""
-    found = {}
+    """The pieces that exist: (number of the shard, number of the piece in it, pieces of the shard) -> file."""
+    files = {}
     for path in _listed(store / "pieces"):
         if numbers := PIECE.fullmatch(path.name):
             shard, number, pieces = map(int, numbers.groups())
-            found[shard, number, pieces] = path
-    return found
+            files[shard, number, pieces] = path
+    return files
 
 
 def parts_of(store: Path) -> list[Path]:
-    """The parts that are there."""
+    """The parts that exist."""
     return [path for path in _listed(store) if re.fullmatch(PART_NAME, path.name)]
 
 
 def _finished(store: Path) -> bool:
-    """True if the index and all parts are there, whole."""
+    """Whether the index and all parts exist and are complete."""
     index = read_index(store)
     return index is not None and not any(find_damage(store, entry) for entry in index.parts)
 
 
 def _missing(store: Path, shards: int) -> list[int]:
-    """The shards that are not there with all their pieces, nor in a part."""
+    """The shards of which a piece is missing and that are in no part."""
     pieces = pieces_of(store)
     counts = Counter(shard for shard, _, _ in pieces)
-    whole = {shard for shard, _, of in pieces if counts[shard] == of}
+    complete = {shard for shard, _, num_pieces in pieces if counts[shard] == num_pieces}
     index = read_index(store)
     wanted = (
         range(shards)
         if index is None
         else [shard for entry in index.parts if find_damage(store, entry) for shard in range(*entry.shards)]
     )
-    return [shard for shard in wanted if shard not in whole]
+    return [shard for shard in wanted if shard not in complete]
 
 
 def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) -> dict[str, Any]:
-    """What all pieces say of themselves; of the parts if there is no piece."""
+    """The attributes that all pieces share; those of the parts if there is no piece."""
     attributes: dict[str, Any] = {}
     features: dict[str, Any] | None = None
     for file in pieces.values() or parts_of(store):
         part = Part(file)
-        found, rows = part.attributes, {name: part.row_of(name) for name in part.features}
-        attributes, features = attributes or found, rows if features is None else features
-        if found["job"] != attributes["job"]:
-            raise InputError(f"{file} is of another job than the other files of {store}: take it away")
+        own, rows = part.attributes, {name: part.row_of(name) for name in part.features}
+        attributes, features = attributes or own, rows if features is None else features
+        if own["job"] != attributes["job"]:
+            raise InputError(f"{file} is of another job than the other files of {store}: remove it")
         if rows != features:
             raise InputError(f"{file} has other features than the other files of {store}: delete it and {RERUN_HINT}")
     if not attributes:
@@ -283,7 +285,7 @@ def _common_attributes(store: Path, pieces: dict[tuple[int, int, int], Path]) ->
 
 
 def _is_part(file: Path, first: int, end: int) -> bool:
-    """True if the part is there, with those shards; one that cannot be read counts as absent."""
+    """Whether the part exists with those shards, and can be read."""
     try:
         part = Part(file)
         return bool(part.attributes.get("shards") == [first, end]) and not any(part.problems())
@@ -292,7 +294,7 @@ def _is_part(file: Path, first: int, end: int) -> bool:
 
 
 def _plan(pieces: dict[tuple[int, int, int], Path]) -> list[tuple[int, int]]:
-    """The shards of each part, from first up to end: as many as `PART_BYTES` allow, and one at least."""
+    """The shards of each part, from first up to end: as many as fit `PART_BYTES`, and at least one."""
     sizes = Counter[int]()
     for (shard, _, _), file in pieces.items():
         piece = Part(file)
@@ -308,7 +310,7 @@ def _plan(pieces: dict[tuple[int, int, int], Path]) -> list[tuple[int, int]]:
 
 
 def describe(part: Part) -> dict[str, Any]:
-    """What the index says about one part."""
+    """The entry of one part in the index."""
     names = part.split_names
     split_of_image = part.mapped("images/split")
     images = np.bincount(split_of_image, minlength=len(names)).tolist()

@@ -1,4 +1,4 @@
-"""Pixels of any kind as RGB of 8 bits: transparency, deep greys, numbers."""
+"""Images of any mode as 8-bit RGB: transparency, 16-bit grey, floating-point grey."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
-    import numpy as np  # elsewhere where it is used: the command's help comes without it
+    import numpy as np  # imported where it is used: the command's help must not wait for it
     from numpy.typing import NDArray
 
-# What white is in a file that does not say it: of whole numbers, the largest in so many bits; of others, as is usual.
+# White, in a file that does not say: the largest integer of so many bits; for floating-point numbers, a usual one.
 WHITE_IN_BITS = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
 WHITE_AS_FLOAT = [1, 255, 65535]
 
-FEW = 0.01  # so many pixels may be outside of what a file says of its levels
+FEW = 0.01  # the share of pixels that may lie outside the levels that a file states
 
 # TIFF's tags
 _BITS, _PHOTOMETRIC, _LOWEST, _HIGHEST, _LEAST_SAMPLE, _LARGEST_SAMPLE = 258, 262, 280, 281, 340, 341
@@ -21,13 +21,13 @@ _WHITE_IS_ZERO = 0
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any PIL mode -> RGB of 8 bits; an RGB image is returned as it is.
+    """An image of any PIL mode -> 8-bit RGB; an RGB image is returned as it is.
 
-    What is transparent is laid on white. Grey of more than 8 bits, or of floating-point numbers, is scaled from black
-    to white as a TIFF says them: its least and largest sample, its bits. Where it does not, black is 0, or the darkest
-    pixel if that is less, and white the smallest of 2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1 and 2**16 - 1 that no
-    pixel exceeds; of floating-point numbers, of 1, 255 and 65535, or the lightest pixel if that is not an eighth of it.
-    Where whole numbers are negative, white is the lightest pixel.
+    Transparency is composited onto white. Grey of more than 8 bits, or in floating-point numbers, is scaled from black
+    to white as a TIFF states them: its least and largest sample, its bits. Where it does not, black is 0, or the
+    darkest pixel if that is less, and white the smallest of 2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1 and 2**16 - 1
+    that no pixel exceeds; for floating-point numbers the smallest of 1, 255 and 65535, or the lightest pixel if that is
+    less than an eighth of it. Where integers are negative, white is the lightest pixel.
     Colour profiles are not applied, as in the published CLIP preprocessing.
 
     Examples:
@@ -49,7 +49,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale(levels: "NDArray[Any]", black: float, white: float) -> "NDArray[np.uint8]":
-    """Levels from black to white -> 0 to 255; what is no number is black."""
+    """Levels from black to white -> 0 to 255; NaN becomes black."""
     import numpy as np
 
     shares = np.nan_to_num((levels.astype(np.float32) - black) / (white - black), nan=0, posinf=1, neginf=0)
@@ -58,18 +58,18 @@ def scale(levels: "NDArray[Any]", black: float, white: float) -> "NDArray[np.uin
 
 
 def white_level(highest: float, usual: list[int]) -> float:
-    """What white is where the file does not say it, see `to_rgb`.
+    """White, where the file does not state it, see `to_rgb`.
 
     Args:
-        highest: of the levels.
-        usual: what white may be.
+        highest: the highest level.
+        usual: the values that white may have.
     """
     white = next((level for level in usual if highest <= level), highest)
     return highest if usual is WHITE_AS_FLOAT and white > 1 and highest < white / 8 else white
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Grey levels of any kind -> 8 bits; those of a PNG's transparent level are white."""
+    """Grey levels of any type -> 8 bits; a PNG's transparent level becomes white."""
     import numpy as np
 
     levels = np.asarray(image)
@@ -82,7 +82,7 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
 
 
 def _black_and_white(image: Image.Image, levels: "NDArray[Any]") -> tuple[float, float]:
-    """The levels that are black and white, as the file says them if its pixels are between them."""
+    """The levels of black and white, as the file states them if its pixels lie between them."""
     import numpy as np
 
     lowest, highest = float(levels.min(initial=0)), float(levels.max(initial=0))
@@ -100,7 +100,7 @@ def _black_and_white(image: Image.Image, levels: "NDArray[Any]") -> tuple[float,
 
 
 def _number(tags: Any, *names: int) -> float | None:
-    """The first of some tags of a TIFF that is a finite number."""
+    """The first of some TIFF tags that is a finite number."""
     for name in names:
         value = tags.get(name)
         value = value[0] if isinstance(value, tuple) and value else value

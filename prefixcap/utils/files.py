@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and text files that are read with a clear word when they are not."""
+"""Files that are written atomically, and text files whose errors are one clear line."""
 
 import atexit
 import csv
@@ -44,15 +44,15 @@ _next_look: dict[Path, float] = {}  # when to look for leftovers in a folder aga
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
 
-    A reader therefore sees the old file or the new one, never a half of either. The new file has the mode that `open`
-    gives a new file. What a process that was killed left behind when it wrote the same file is removed.
+    A reader therefore sees the old file or the new one, never half of either. The new file has the mode that `open`
+    gives a new file. What a killed process left behind while writing the same file is removed.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be made or written to; what stood at `path` before is
+        InputError: the disk is full, or the folder cannot be created or written to; what was at `path` before is
             untouched.
     """
     temporary = temporary_path(path)
-    with _told_in_one_line(path):
+    with _one_line_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         try:
@@ -68,13 +68,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """Yield the path of a folder to make beside `path`; on success it takes its place, on failure it is removed.
+    """Yield the path of a folder to create beside `path`; on success it replaces `path`, on failure it is removed.
 
     Raises:
         InputError: as `atomic_write`.
     """
     temporary = temporary_path(path)
-    with _told_in_one_line(path):
+    with _one_line_errors(path):
         _remove_leftovers(path)
         try:
             yield temporary
@@ -86,8 +86,8 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told_in_one_line(path: Path) -> Iterator[None]:
-    """Within it, what keeps `path` from being written is an InputError, whichever library was writing."""
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn what keeps `path` from being written into an InputError, whichever library was writing."""
     try:
         yield
     except InputError:
@@ -96,11 +96,11 @@ def _told_in_one_line(path: Path) -> Iterator[None]:
         reason = "no space left on the disk" if no_space(error) else _REASONS.get(getattr(error, "errno", None))
         if reason is None:
             raise
-        raise InputError(f"cannot write {path}: {reason}; mend that and run the same command again") from error
+        raise InputError(f"cannot write {path}: {reason}; fix that and run the same command again") from error
 
 
 def _set_mode(file: Path) -> None:
-    """Give a file the mode that `open` gives: some libraries write by way of a file that its owner alone can read."""
+    """Give a file the mode that `open` gives: some libraries write through a file that only its owner can read."""
     if not file.is_symlink():
         file.chmod(0o666 & ~_umask())
 
@@ -115,7 +115,7 @@ def _umask() -> int:
 
 
 def replace_folder(path: Path, by: Path) -> None:
-    """Let a folder take the place of `path`. What stood there is kept as `.<name>.old` until it has."""
+    """Put a folder in the place of `path`. What was there is kept as `.<name>.old` until that is done."""
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -126,7 +126,7 @@ def replace_folder(path: Path, by: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a power failure from now on keep the names in a folder, too; elsewhere than on POSIX there is no way."""
+    """Make the names in a folder survive a power failure from now on; only POSIX has a way to."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -136,9 +136,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The folder for what can be fetched or made again: $PREFIXCAP_CACHE, else ~/.cache/prefixcap.
+    """The folder for what can be fetched or computed again: $PREFIXCAP_CACHE, else ~/.cache/prefixcap.
 
-    In a container the user may have no home folder: then it is a temporary one, which goes with this process, and one
+    In a container the user may have no home folder: then it is a temporary one, removed when this process ends, and one
     line on stderr says so.
 
     Raises:
@@ -148,7 +148,7 @@ def user_cache() -> Path:
 
 
 def require_user_cache() -> None:
-    """Refuse to keep something for later where nothing can be kept.
+    """Refuse to cache something where nothing can be kept.
 
     Raises:
         InputError: the user has no home folder, and $PREFIXCAP_CACHE names no other.
@@ -176,13 +176,13 @@ def _temporary_cache() -> Path:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what is to become `path`: no other process, on no other machine, uses that name."""
+    """Where this process writes what will become `path`: no other process on any machine uses that name."""
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
 
 
 @cache
 def _machine() -> str:
-    """This machine, or the container on it within which numbers of processes are unique."""
+    """This machine, or the container on it within which process ids are unique."""
     try:
         return f"{platform.node()}-{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
@@ -190,15 +190,15 @@ def _machine() -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that are gone left behind as they wrote `path`.
+    """Remove what dead processes left behind while writing `path`.
 
-    Of another machine nobody can say which processes it runs: there, what has not changed for a week is left behind.
+    Which processes another machine runs cannot be known: there, what has not changed for a week counts as left behind.
     """
     folder, now = path.parent, time.monotonic()
     if now < _next_look.get(folder, now) or not folder.is_dir():
         return
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<machine>.+)\.(?P<process>\d+)\.tmp")
-    with suppress(OSError):  # a folder that can be written to, but not read; another process may remove them, too
+    with suppress(OSError):  # a folder may be writable but not readable, and another process may remove them first
         for leftover in folder.iterdir():
             match = pattern.fullmatch(leftover.name)
             if match is not None and _is_left_behind(leftover, match["machine"], int(match["process"])):
@@ -214,13 +214,13 @@ def _is_left_behind(temporary: Path, machine: str, process: int) -> bool:
         os.kill(process, 0)  # which sends nothing
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # it is another user's, or no number of a process
+    except (OSError, OverflowError):  # another user's, or not a process id
         return False
     return False
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all. Raises InputError as `atomic_write` does."""
+    """Write `text` (UTF-8) to `path`, atomically. Raises InputError as `atomic_write` does."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -241,11 +241,11 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """The value of a JSON text that somebody else wrote.
+    """The value of a JSON text from an untrusted source.
 
     Args:
-        text: JSON; bytes are UTF-8, with or without a byte order mark. Half a surrogate pair in an escape is let
-            through: whoever writes such a text has to look.
+        text: JSON; bytes are UTF-8, with or without a byte order mark. Half a surrogate pair in an escape passes:
+            code that writes such a text out has to check.
         source: where it comes from, for the message.
 
     Raises:
@@ -275,7 +275,7 @@ def read_table(file: Path, kind: type[Row]) -> list[Row]:
 
 
 def write_table(file: Path, rows: Sequence[Any]) -> None:
-    """Write instances of one dataclass, at least one, as CSV, whole or not at all. Raises as `atomic_write`."""
+    """Write instances of one dataclass, at least one, as CSV, atomically. Raises as `atomic_write`."""
     text = io.StringIO()
     table = table_writer(text)
     table.writerow([field.name for field in fields(rows[0])])
@@ -288,15 +288,15 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def table_writer(text: IO[str]) -> Any:
-    """A writer of CSV whose cells of text are in quotes, so that no spreadsheet divides them at other signs.
+    """A CSV writer that quotes text cells, so that no spreadsheet splits them at other delimiters.
 
-    Texts that others wrote go through `as_cell`.
+    Pass texts from untrusted sources through `as_cell`.
     """
     return csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
 
 
 def as_cell(value: T) -> T | str:
-    """A value as a cell of a table: a text that a spreadsheet would run gets a single quote before it.
+    """A value as a cell of a table: a text that a spreadsheet would run as a formula gets a single quote before it.
 
     Examples:
         >>> as_cell("=1+1"), as_cell("a dog"), as_cell(-0.3)
@@ -306,49 +306,49 @@ def as_cell(value: T) -> T | str:
 
 
 def from_cell(text: str) -> str:
-    """The text of a cell that `as_cell` made."""
+    """The text that `as_cell` turned into a cell."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class Journal:
-    """Results by id, kept as they come, so that long work can be killed and goes on where it was.
+    """Results by id, kept as they arrive, so that long work can be killed and resumed.
 
-    The first line of the file says what the work is; each other one is `[id, result]` in JSON. A line that a kill cut
-    short is dropped.
+    The first line of the file describes the work; each other line is `[id, result]` in JSON. A line that was cut short
+    is dropped.
 
     Args:
-        file: `.jsonl`; need not be there.
-        job: all that a result depends on, in JSON values.
+        file: `.jsonl`; need not exist.
+        job: everything that a result depends on, in JSON values.
 
     Attributes:
-        found: results so far, by id.
+        results: so far, by id.
 
     Raises:
         InputError: the file holds results of another job, or cannot be read or written.
     """
 
     def __init__(self, file: Path, job: dict[str, Any]) -> None:
-        self.file, self.found = file, dict[Any, Any]()
+        self.file, self.results = file, dict[Any, Any]()
         head = json.dumps({"job": job}, sort_keys=True)
         lines = read_text(file).split("\n")[:-1] if file.exists() else []
         if lines and lines[0] != head:
             raise InputError(f"{file} holds results with other settings: name another folder with out=, or remove it")
         for line in lines[1:]:
             key, result = json.loads(line)
-            self.found[key] = result
+            self.results[key] = result
         atomic_write_text(file, "\n".join([head, *lines[1:], ""]))
 
     def add(self, results: Mapping[Any, Any]) -> None:
-        """Keep results, by id: on the disk when this returns. Raises InputError as `atomic_write`."""
-        self.found |= results
-        with _told_in_one_line(self.file), self.file.open("a", encoding="utf-8") as file:
+        """Add results, by id: they are on the disk when this returns. Raises InputError as `atomic_write`."""
+        self.results |= results
+        with _one_line_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([key, result]) + "\n" for key, result in results.items())
             file.flush()
             os.fsync(file.fileno())
 
 
 def no_space(error: BaseException) -> bool:
-    """True if `error` means a full disk, quota or file size limit: it says so, or was raised on account of one."""
+    """Whether `error` means a full disk, quota or file size limit, or was caused by one that does."""
     cause: BaseException | None = error
     while cause is not None:
         number = re.search(r"\(os error (\d+)\)", str(cause))  # of libraries in Rust

@@ -1,4 +1,4 @@
-"""How much of the machine this process may use; a job scheduler or a container often grants less than there is."""
+"""The CPUs, memory and devices that this process may use; a scheduler or a container often grants less than exists."""
 
 import math
 import os
@@ -10,16 +10,16 @@ from prefixcap.errors import InputError
 
 
 def cpu_count() -> int:
-    """How many processors."""
+    """The number of CPUs."""
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     file = Path("/sys/fs/cgroup/cpu.max")
     return min(granted, cpus_of_quota(file.read_text() if file.is_file() else "max") or granted)
 
 
 def cpus_of_quota(text: str) -> int | None:
-    """The processors that a control group's `cpu.max` grants, rounded up; None if it sets no limit.
+    """The CPUs that a control group's `cpu.max` grants, rounded up; None if it sets no limit.
 
-    The file holds two numbers, microseconds of all processors together and of the clock in which they may be used:
+    The file holds two numbers, microseconds of CPU time and the period of the clock in which they may be used:
     https://docs.kernel.org/admin-guide/cgroup-v2.html.
     """
     quota, _, period = text.partition(" ")
@@ -27,7 +27,7 @@ def cpus_of_quota(text: str) -> int | None:
 
 
 def memory_bytes() -> int:
-    """How many bytes of memory."""
+    """The memory in bytes."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 << 30]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = Path(file).read_text() if Path(file).is_file() else ""
@@ -36,7 +36,7 @@ def memory_bytes() -> int:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, after a trial: better now than after a download; "auto": a GPU, if there is one.
+    """The device, after trying it: better now than after a download; "auto": a GPU, if there is one.
 
     Raises:
         InputError: it cannot be used.
@@ -52,7 +52,7 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True if `error` means that a GPU or the machine has no more memory (torch has several ways to say so)."""
+    """Whether `error` means that a GPU or the machine is out of memory (torch has several ways to say so)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     signs = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")

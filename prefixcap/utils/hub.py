@@ -1,4 +1,4 @@
-"""Models of the hub or in its format: opened without code of theirs, or told how to fetch by hand."""
+"""Models on the model hub or in its format: opened without running code of theirs, or how to fetch them by hand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ TOKENIZER = "tokenizer.json (or vocab.json and merges.txt), tokenizer_config.jso
 
 
 def read_config(source: str, **options: Any) -> "PretrainedConfig":
-    """The configuration of a model of transformers, without the attention that it may ask for: a kernel is code."""
+    """The configuration of a transformers model, without an attention kernel that it may ask for: that is code."""
     from transformers import AutoConfig
 
     config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
@@ -24,7 +24,7 @@ def read_config(source: str, **options: Any) -> "PretrainedConfig":
 
 
 def require_no_adapter(source: str) -> None:
-    """Refuse a model with an adapter beside it: transformers would open whichever model that names, wherever it is."""
+    """Refuse a model with an adapter beside it: transformers would open whatever base model the adapter names."""
     from transformers.utils import find_adapter_config_file
 
     if find_adapter_config_file(source) is not None:
@@ -37,10 +37,10 @@ class Unreachable(InputError):
 
 @contextmanager
 def naming(missing: Callable[[str], str | None], name: str) -> Iterator[None]:
-    """Within it, an error about a model that cannot be fetched names another one, too, if that is missing as well.
+    """Let an error about a model that cannot be fetched also name another one that is missing.
 
     Args:
-        missing: says how to get the other one, see `missing_language_model`; None: it is there.
+        missing: returns how to get the other one, see `missing_language_model`; None: it is there.
         name: of the other one.
     """
     try:
@@ -50,14 +50,14 @@ def naming(missing: Callable[[str], str | None], name: str) -> Iterator[None]:
 
 
 def missing_language_model(name: str) -> str | None:
-    """How to get the language model called `name` by hand; None: it is on this machine, or is none of the hub's."""
+    """How to get a language model by hand; None: it is on this machine, or not a name on the hub."""
     if name == "demo" or is_here(name):
         return None
     return f"for language model '{name}', fetch {by_hand(name, f'config.json, {WEIGHTS}, {TOKENIZER}')} (lm.name)"
 
 
 def is_here(name: str) -> bool:
-    """Whether a folder or a name on the hub needs no network, or could not come from there."""
+    """Whether a folder or a name on the hub needs no network, or could not be on the hub."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -68,6 +68,7 @@ def is_here(name: str) -> bool:
 
 
 def by_hand(name: str, files: str) -> str:
+    """How to fetch files of a model on the hub by hand."""
     from huggingface_hub import constants
 
     return (
@@ -76,7 +77,7 @@ def by_hand(name: str, files: str) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error of transformers, or of whatever else asks the hub, is that the network could not be reached."""
+    """Whether an error of transformers or huggingface_hub means that the network could not be reached."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     cause: BaseException | None = error

@@ -1,4 +1,4 @@
-"""Which image a name is of: the number that COCO gives it, the name of its file, or a path."""
+"""Which image a name stands for: COCO's number, a file name, or a path."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ _COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+")
 
 
 def image_id(image: str) -> int | str:
-    """The id that COCO results have of an image: its number where the file is called as COCO's, else the file's name.
+    """The id of an image in COCO results: its number if the file is named as COCO names them, else the file's name.
 
     Args:
         image: a path or a URL.
@@ -34,18 +34,18 @@ def image_id(image: str) -> int | str:
 def by_image(
     captions: Mapping[int | str, T], images: Iterable[int | str], files: Mapping[Any, Any] | None = None
 ) -> dict[int | str, T]:
-    """Captions by the ids of images, where they may have other names for the same images.
+    """Captions by image id, where they are given by other names of the same images.
 
-    A path is of the image whose id it ends in, whose file it is, or whose number COCO's name of the file has. What is
-    of none of the images keeps its name.
+    A path names the image whose id it ends in, whose file it is, or whose number is in COCO's name of the file. A name
+    of none of the images is kept.
 
     Args:
-        captions: by ids, paths or URLs.
+        captions: by id, path or URL.
         images: the ids.
         files: of the images, as far as they are known.
 
     Raises:
-        InputError: a name may be of several images, or two are of one.
+        InputError: a name could mean several images, or two names mean one.
 
     Examples:
         >>> by_image({"photos/COCO_val2014_000000391895.jpg": "a man", "dog.png": "a dog"}, [391895, "pets/dog.png"])
@@ -57,14 +57,14 @@ def by_image(
         file = (files or {}).get(image)
         for name in (*_names(image), *(_names(str(file)) if file is not None else ())):
             owners.setdefault(name, {})[image] = None
-    found: dict[int | str, T] = {}
+    by_id: dict[int | str, T] = {}
     named: dict[int | str, int | str] = {}
     for given, caption in captions.items():
         image = given if given in ids else _owner(given, owners)
-        if image in found:
+        if image in by_id:
             raise InputError(f"{named[image]!r} and {given!r} are both captions of image {image!r}: give one each")
-        found[image], named[image] = caption, given
-    return found
+        by_id[image], named[image] = caption, given
+    return by_id
 
 
 def _owner(given: int | str, owners: Mapping[int | str, Iterable[int | str]]) -> int | str:
@@ -77,7 +77,7 @@ def _owner(given: int | str, owners: Mapping[int | str, Iterable[int | str]]) ->
 
 
 def _names(image: int | str) -> Iterator[int | str]:
-    """What else an image may be called, the most exact first."""
+    """Other names of an image, the most exact first."""
     yield image
     if isinstance(image, int):
         return

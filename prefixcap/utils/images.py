@@ -1,4 +1,4 @@
-"""Opening image files, and small pictures of them."""
+"""Opening image files, and thumbnails of them."""
 
 import base64
 import io
@@ -25,14 +25,14 @@ def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
 
     Args:
         path: of the file.
-        scaled_size: let a JPEG decoder halve the image, up to three times, while both sides keep so many pixels: it is
-            quicker, but the pixels are not those of a whole image that is then made smaller. None: whole.
+        scaled_size: let the JPEG decoder halve the image, up to three times, while both sides keep at least so many
+            pixels: faster, but the pixels differ from those of the full image scaled down. None: full size.
 
     Raises:
         InputError: there is no such file, or it cannot be read as an image; the message is "PATH: reason".
     """
     try:
-        if Path(path).is_fifo():  # to open it would wait for whoever writes
+        if Path(path).is_fifo():  # opening it would wait for a writer
             raise InputError("a pipe, not a file")
         with Path(path).open("rb") as file:
             return decode_image(file, scaled_size)
@@ -43,7 +43,7 @@ def open_image(path: str | Path, scaled_size: int | None = None) -> Image.Image:
 
 
 def thumbnail(path: Path | None, side: int) -> Image.Image | None:
-    """The image at `path`, RGB, made small enough for a square of `side` pixels; None if there is none to be read."""
+    """The image at `path`, RGB, shrunk to fit a square of `side` pixels; None if it cannot be read."""
     if path is None:
         return None
     try:
@@ -55,7 +55,7 @@ def thumbnail(path: Path | None, side: int) -> Image.Image | None:
 
 
 def data_url(image: Image.Image) -> str:
-    """A small image as a JPEG within a URL, for pages that open from disk."""
+    """A small image as a JPEG data URL, for pages that are opened from disk."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=65)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -65,9 +65,9 @@ def decode_image(file: BinaryIO, scaled_size: int | None = None, formats: tuple[
     """The image in an open file, as `open_image` gives it.
 
     Args:
-        file: that can be read and sought in.
-        scaled_size: as of `open_image`.
-        formats: that it may have, by Pillow's names; None: all that Pillow reads without another program.
+        file: readable and seekable.
+        scaled_size: as in `open_image`.
+        formats: the allowed ones, by Pillow's names; None: all that Pillow reads without another program.
 
     Raises:
         TooManyPixels: it has more than `MOST_PIXELS`; none of them was decoded.
@@ -93,11 +93,10 @@ def decode_image(file: BinaryIO, scaled_size: int | None = None, formats: tuple[
 def _load(
     file: BinaryIO, scaled_size: int | None, formats: tuple[str, ...], swap: bool = False
 ) -> tuple[Image.Image, str]:
-    """The image in an open file, in its own mode, and how its bytes lie in the file, as Pillow calls it ("RGB;16B").
+    """The image in an open file, in its own mode, and the layout of its bytes in Pillow's terms ("RGB;16B").
 
-    With `swap`, colours of two bytes are read in the other order of bytes.
+    With `swap`, 16-bit colours are read in the other byte order.
     """
-
     image: Image.Image
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > MOST_PIXELS:
@@ -105,7 +104,7 @@ def _load(
         if max(image.size) > MOST_OBLONG * min(image.size):
             raise InputError(f"{image.width} x {image.height} pixels are too oblong, the most is 1 x {MOST_OBLONG}")
         if scaled_size is not None:
-            image.draft(None, (scaled_size, scaled_size))  # does nothing but to a JPEG
+            image.draft(None, (scaled_size, scaled_size))  # only affects JPEGs
         tiles: list[Any] = getattr(image, "tile", [])
         raw_mode = _raw_mode(tiles[0]) if tiles else ""
         if swap:
@@ -116,10 +115,10 @@ def _load(
 
 
 def _all_sixteen_bits(file: BinaryIO, image: Image.Image, raw_mode: str, formats: tuple[str, ...]) -> Image.Image:
-    """An image whose colours have two bytes in the file, with its levels scaled as `to_rgb` scales grey ones.
+    """An image with 16-bit colours in the file, its levels scaled as `to_rgb` scales grey ones.
 
-    Pillow keeps the upper byte alone, which has next to nothing of 12 bits in 16. The lower byte is what it takes for
-    the upper one in the other order of bytes.
+    Pillow keeps only the upper byte, which holds next to nothing of 12 bits in 16. In the other byte order it keeps the
+    lower one.
     """
     import numpy as np
 
@@ -142,13 +141,13 @@ def _all_sixteen_bits(file: BinaryIO, image: Image.Image, raw_mode: str, formats
 
 
 def _raw_mode(tile: Any) -> str:
-    """How the bytes of a part of a file are to be unpacked, e.g. "RGB;16B"."""
+    """How the bytes of a tile are unpacked, e.g. "RGB;16B"."""
     args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
     return str(args[0]) if args else ""
 
 
 def _swapped(tile: Any) -> Any:
-    """A part of a file, with its bytes unpacked in the other order; of grey with alpha, all four of them."""
+    """A tile unpacked in the other byte order; of grey with alpha, all four bytes."""
     kind, _, order = _raw_mode(tile).partition(";16")
     other = "RGBA" if kind == "LA" else f"{kind};16L" if order == "B" else f"{kind};16B"
     args = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
@@ -156,13 +155,13 @@ def _swapped(tile: Any) -> Any:
 
 
 def _all_formats() -> tuple[str, ...]:
-    """What Pillow reads, and programs that add to it; but for what it would hand to another program."""
+    """All formats that Pillow and its plugins read, except those that it would hand to another program."""
     Image.init()
     return tuple(name for name in Image.ID if name not in RUN_PROGRAMS)
 
 
 def _what_it_is(file: BinaryIO) -> str:
-    """Why a file is no image."""
+    """Why a file is not an image."""
     file.seek(0)
     head = file.read(12)
     if head[4:8] == b"ftyp":

@@ -1,7 +1,7 @@
-"""Options by name: what a function, a mapper or a dataclass of options takes, and whether a value is one of them.
+"""Options by name: which ones a function, a mapper or a dataclass takes, and whether a value is valid.
 
-The declaration is the signature itself. The kind of a value and the range of a number stand in its annotation, as in
-`top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9`, and hold wherever the option comes from: Python, the command
+The declaration is the signature itself. The type of a value and the range of a number are in its annotation, as in
+`top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9`, and apply wherever the option comes from: Python, the command
 line, a configuration, the HTTP API.
 """
 
@@ -37,21 +37,21 @@ def check_options(
     positional: int = 0,
     known: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Options as a function or class takes them by name; what goes wrong inside it is then its own affair.
+    """Options that a function or class takes by name, checked against its signature.
 
     Args:
-        source: who takes them, for the message, e.g. "decoder 'beam'".
+        source: what takes them, for the message, e.g. "decoder 'beam'".
         declared: the function or class.
         options: by name.
-        positional: how many of its first parameters are no options.
-        known: names of options to choose from, for the message; None: its own.
+        positional: how many of its first parameters are not options.
+        known: the options to choose from, for the message; None: its own.
 
     Returns:
-        The same options, numbers as plain int or float. Values of kinds other than numbers, texts, bool, Literal and
-        sequences of these are left as they are.
+        The same options, numbers as plain int or float. Values of other types than numbers, strings, bool, Literal and
+        sequences of these are not checked.
 
     Raises:
-        InputError: there is no such option, one is missing, or a value is of another kind or out of its range.
+        InputError: there is no such option, one is missing, or a value is of another type or out of range.
 
     Examples:
         >>> def decoder(prefix, beams: Positive = 5): ...
@@ -76,7 +76,7 @@ def check_options(
 
 
 def check_fields(options: Any, before: str = "") -> None:
-    """Hold each field of a frozen dataclass to its annotation, for its `__post_init__`; `before` stands before names in
+    """Check each field of a frozen dataclass against its annotation, in its `__post_init__`; `before` precedes names in
     messages. Raises as `check_options`."""
     annotations = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
@@ -85,15 +85,15 @@ def check_fields(options: Any, before: str = "") -> None:
 
 
 def signature_of(declared: Callable[..., object]) -> inspect.Signature:
-    """The signature of a function or class, annotations that are strings evaluated where that is possible."""
+    """The signature of a function or class, with string annotations evaluated where possible."""
     try:
         return inspect.signature(declared, eval_str=True)
-    except NameError:  # a name that is imported for type checkers alone
+    except NameError:  # a name that is only imported for type checkers
         return inspect.signature(declared)
 
 
 def kind_of(annotation: object) -> type | None:
-    """int, float, str or bool, where values of an annotation are that, with None or without; otherwise None."""
+    """int, float, str or bool if that is the type of an annotation, with or without None; otherwise None."""
     kind = _without_none(annotation)
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
@@ -101,10 +101,10 @@ def kind_of(annotation: object) -> type | None:
 
 
 def check_value(name: str, value: Any, annotation: Any) -> Any:
-    """A value as its annotation says, see `check_options`.
+    """A value checked against its annotation, see `check_options`.
 
     Raises:
-        InputError: it is of another kind or out of its range.
+        InputError: it is of another type or out of range.
     """
     wanted = _without_none(annotation)
     if value is None and wanted is not annotation:
@@ -131,7 +131,7 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _without_none(annotation: Any) -> Any:
-    """X of `X | None`; another annotation as it is."""
+    """X of `X | None`; any other annotation unchanged."""
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation
     others = [kind for kind in get_args(annotation) if kind is not type(None)]
@@ -139,7 +139,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _plain(value: Any, kind: type) -> Any:
-    """The value as a plain int, float, str or bool, from NumPy's numbers, too; None: it is of another kind."""
+    """The value as a plain int, float, str or bool, also from NumPy's numbers; None: it has another type."""
     if kind in (str, bool) or isinstance(value, bool):
         return value if isinstance(value, kind) and (kind is not int) else None
     if kind is int:
@@ -153,7 +153,7 @@ def _plain(value: Any, kind: type) -> Any:
 def _bounds(annotation: Any) -> dict[str, Any]:
     """{"ge": 1, "le": 10} of `Annotated[int, Interval(ge=1, le=10)]`."""
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (None,)
-    # `typing` takes annotations with equal bounds for one: of a float, 0 may have come for 0.0.
+    # `typing` caches annotations with equal bounds as one: 0 may stand for 0.0.
     as_kind = float if kind is float else lambda bound: bound
     return {name: as_kind(bound) for mark in marks for name, bound in asdict(mark).items() if bound is not None}
 

@@ -1,4 +1,4 @@
-"""What figures share: matplotlib draws them, they are written whole, and the commands that draw them start alike."""
+"""What all figures share: matplotlib, atomic PNG files, and how their commands start."""
 
 import argparse
 import importlib.util
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def require_matplotlib() -> None:
-    """Raise InputError if matplotlib is not installed: it is told before anything is computed."""
+    """Raise InputError if matplotlib is not installed; call it before anything is computed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError('drawing needs matplotlib: pip install "prefixcap[plot]"')
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG, 150 pixels an inch. Raises InputError as `atomic_write` does."""
+    """Write a figure as a PNG with 150 pixels per inch. Raises InputError as `atomic_write` does."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

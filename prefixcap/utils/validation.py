@@ -1,4 +1,4 @@
-"""What comes from outside is checked once, where it comes in, against one schema for each kind of file."""
+"""Input from outside is checked once, where it enters, against one schema for each kind of file."""
 
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ _MOST_CHARACTERS = 80  # of a wrong value in a message
 
 
 def validate(schema: type[T], value: object, source: object, remedy: str) -> T:
-    """A value from outside, as an instance of the schema of its kind.
+    """A value from outside, as an instance of a schema.
 
     Args:
         schema: a pydantic model, or a type of JSON values such as `dict[str, int]`. Nothing is converted: a number in a

@@ -122,7 +122,7 @@ def answer(
     batch_size = check_value("batch_size", batch_size, Positive)
     encoder = encoder_of(captioner)
     expressions = list(dict.fromkeys(relation.expression for relation in relations))
-    left = [expression for expression in expressions if expression not in journal.found]
+    left = [expression for expression in expressions if expression not in journal.results]
     done = len(expressions) - len(left)
     with tqdm(total=len(expressions), initial=done, unit=" relations", disable=not progress, delay=1) as bar:
         for start in range(0, len(left), batch_size):
@@ -130,7 +130,7 @@ def answer(
             written = captioner.caption(embed_expressions(batch, encoder, root), **options)
             journal.add(dict(zip(batch, written, strict=True)))
             bar.update(len(batch))
-    return [journal.found[relation.expression] for relation in relations]
+    return [journal.results[relation.expression] for relation in relations]
 
 
 def recalled(caption: str, answer: str) -> bool:

@@ -60,7 +60,7 @@ def test_a_whole_store(store: Path, check: Verify) -> None:
 
 def test_no_store(tmp_path: Path, check: Verify) -> None:
     assert check(tmp_path / "none") == (1, f"error: there is no feature store at {tmp_path / 'none'}; make it with "
-                                        "`python -m data_prep.embed ...`")  # fmt: skip
+                                        "`prefixcap embed ...`")  # fmt: skip
 
 
 def test_a_flipped_bit(store: Path, check: Verify) -> None:

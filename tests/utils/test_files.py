@@ -66,14 +66,14 @@ def test_a_disk_that_can_only_be_read(tmp_path: Path) -> None:
 def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
     file, job = tmp_path / "new" / "written.jsonl", {"beams": 5, "forbidden": ("a", "b")}
     Journal(file, job).add({3: "a star", "x": "é\n"})
-    assert Journal(file, job).found == {3: "a star", "x": "é\n"}
+    assert Journal(file, job).results == {3: "a star", "x": "é\n"}
     whole = file.read_bytes()
     for cut in range(len(whole)):
         file.write_bytes(whole[:cut])
         journal = Journal(file, job)
-        assert list(journal.found.items()) == [(3, "a star"), ("x", "é\n")][: max(0, whole[:cut].count(b"\n") - 1)]
+        assert list(journal.results.items()) == [(3, "a star"), ("x", "é\n")][: max(0, whole[:cut].count(b"\n") - 1)]
         journal.add({"x": "é\n"})
-        assert Journal(file, job).found["x"] == "é\n"
+        assert Journal(file, job).results["x"] == "é\n"
     file.write_bytes(whole)
     with pytest.raises(InputError, match=r"written\.jsonl holds results with other settings: name another folder"):
         Journal(file, {"beams": 4})

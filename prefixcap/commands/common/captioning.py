@@ -98,7 +98,7 @@ def write_resumably(
     if limit is not None:
         rows = np.sort(np.random.default_rng(0).choice(rows, min(limit, len(rows)), replace=False))
     journal = Journal(folder / "written.jsonl", job)
-    left = [row for row in rows.tolist() if split.ids[row] not in journal.found]
+    left = [row for row in rows.tolist() if split.ids[row] not in journal.results]
     with tqdm(total=len(rows), initial=len(rows) - len(left), unit=" images", delay=1) as bar:
         for start in range(0, len(left), batch_size):
             part = left[start : start + batch_size]
@@ -107,7 +107,7 @@ def write_resumably(
                 written = captioner.caption(torch.from_numpy(embeddings[part]), batch_size)
             journal.add(dict(zip(ids, written, strict=True)))
             bar.update(len(part))
-    return {split.ids[row]: journal.found[split.ids[row]] for row in rows.tolist()}
+    return {split.ids[row]: journal.results[split.ids[row]] for row in rows.tolist()}
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
