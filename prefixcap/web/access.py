@@ -1,8 +1,8 @@
-"""Who may ask: the names that this server goes by, pages of other sites, and what a proxy says of its clients.
+"""Who may send requests: by which host names, from which sites' pages, and through which proxies.
 
-A page of another site can send requests to a server that only its visitor's machine can reach, and, by pointing its own
-name to that machine (DNS rebinding), read the answers. So the name in a request's Host header must be one of this
-server's, and a request that starts work must not come from another site's page.
+A page of another site can send requests to a server that only its visitor's machine can reach and, by pointing its own
+name to that machine (DNS rebinding), read the answers. So the Host header of a request must be one of this server's
+names, and a request that starts work must not come from another site's page.
 """
 
 import ipaddress
@@ -17,9 +17,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from prefixcap.errors import InputError
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-READING = frozenset({"GET", "HEAD"})  # methods that send nothing
+READING = frozenset({"GET", "HEAD"})  # methods without a body
 MOST_HEADERS = 64 * 2**10  # bytes
-PROXIES = "127.0.0.1,::1"  # whose X-Forwarded-* headers are believed, unless others are named
+PROXIES = "127.0.0.1,::1"  # trusted for X-Forwarded-* headers, unless others are named
 
 # No part is empty or begins with a dot, so that a prefix never names another host or leads upwards.
 _PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
@@ -28,18 +28,18 @@ _ORIGIN = re.compile(r"https?://([^/?#@]+)")
 
 
 class Access:
-    """By which names a server may be asked, by whose pages, and through which proxies.
+    """The host names that a server answers to, the sites whose pages may use it, and the proxies that it trusts.
 
     Args:
-        hosts: names and addresses of the server, beside `LOCAL`; "*" stands for all.
-        any_address: it also goes by every IP address, which no other site can point to itself.
-        origins: other sites, as "https://example.org", whose pages may use the API; "*" stands for all.
-        proxies: addresses and networks, separated by commas, that are believed in X-Forwarded-For, -Host and -Prefix;
-            "*": everyone is.
-        root_path: of the server as browsers see it, e.g. "/captions"; "": as a proxy says in X-Forwarded-Prefix.
+        hosts: names and addresses of the server, besides `LOCAL`; "*": any.
+        any_address: also answer to every IP address, which no other site can claim.
+        origins: other sites, e.g. "https://example.org", whose pages may use the API; "*": any.
+        proxies: addresses and networks, separated by commas, whose X-Forwarded-For, -Host and -Prefix are trusted;
+            "*": all.
+        root_path: of the server as browsers see it, e.g. "/captions"; "": from X-Forwarded-Prefix.
 
     Raises:
-        InputError: one of these is not of its kind.
+        InputError: a name, site, address or path is malformed.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Access:
 
 
 class AccessMiddleware:
-    """ASGI middleware before everything else: refuses who may not ask, and corrects what a proxy has changed.
+    """ASGI middleware in front of everything else: refuses forbidden requests, and undoes what a proxy has changed.
 
     Args:
-        app: what it stands before.
-        access: who may ask.
+        app: the application.
+        access: who may send requests.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -74,11 +74,11 @@ class AccessMiddleware:
             await self._forward(scope, receive, send)  # type: ignore[arg-type]
             return
         headers = Headers(scope=scope)
-        believed = bool(scope["client"]) and scope["client"][0] in self._forward.trusted_hosts
+        trusted = bool(scope["client"]) and scope["client"][0] in self._forward.trusted_hosts
         prefix = self._access.root_path or scope.get("root_path", "")
-        if believed and not prefix:
+        if trusted and not prefix:
             prefix = headers.get("x-forwarded-prefix", "").removesuffix("/")
-        hosts = headers.getlist("host") + (headers.getlist("x-forwarded-host") if believed else [])
+        hosts = headers.getlist("host") + (headers.getlist("x-forwarded-host") if trusted else [])
         size = sum(len(name) + len(value) + 4 for name, value in headers.raw)
         answer = (
             (refusal(431, f"the headers are larger than {MOST_HEADERS >> 10} KB") if size > MOST_HEADERS else None)
@@ -92,13 +92,13 @@ class AccessMiddleware:
             await self._forward({**scope, "root_path": prefix}, receive, send)  # type: ignore[arg-type]
 
     def _unknown_host(self, hosts: list[str]) -> JSONResponse | None:
-        """The real name is checked, too, where a proxy names another: a page may send any header but that one."""
+        """The real Host is also checked where a proxy names another: a page can set any header but that one."""
         if not hosts:
             return refusal(400, "the request has no Host header")
         for host in hosts:
             name = _name(host)
             if name is None:
-                return refusal(400, f"the Host header {host[:100]!r} is no name or address of a host")
+                return refusal(400, f"the Host header {host[:100]!r} is not a host name or address")
             if not (self._access.hosts & {name, "*"} or (self._access.any_address and _is_address(name))):
                 return refusal(403, f"this server is not called {name[:100]!r}: --allow-host gives it that name")
         return None
@@ -116,17 +116,17 @@ class AccessMiddleware:
             foreign = not (own or self._access.origins & {origin.lower(), "*"})
         if not foreign:
             return None
-        page_of = f"a page of {origin[:100]!r}" if origin else "a page of another site"
-        return refusal(403, f"{page_of} may not use this server: --allow-origin lets pages of a site do so")
+        page = f"a page of {origin[:100]!r}" if origin else "a page of another site"
+        return refusal(403, f"{page} may not use this server: --allow-origin lets pages of a site do so")
 
 
 def refusal(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An answer that says in one line what is wrong."""
+    """A JSON response that says in one line what is wrong."""
     return JSONResponse({"error": " ".join(message.split())}, status, headers)
 
 
 def client_of(scope: Scope) -> str:
-    """Who counts as one client: an IPv4 address, or an IPv6 network of 64 bits, of which one customer has all."""
+    """What counts as one client: an IPv4 address, or a /64 IPv6 network, which usually belongs to one customer."""
     address = scope["client"][0] if scope["client"] else ""
     try:
         parsed = ipaddress.ip_address(address)
@@ -138,7 +138,7 @@ def client_of(scope: Scope) -> str:
 
 
 def _name(authority: str) -> str | None:
-    """The name or address in `name:port`, in one form; None if there is none."""
+    """The normalized name or address in `name:port`; None if it is malformed."""
     match = _AUTHORITY.fullmatch(authority.lower())
     if match is None:
         return None
@@ -149,7 +149,7 @@ def _name(authority: str) -> str | None:
 
 
 def _without_port(authority: str) -> str:
-    """Without the port that browsers leave out."""
+    """An authority without a default port, which browsers leave out."""
     return re.sub(r":(80|443)$", "", authority)
 
 
@@ -163,21 +163,21 @@ def _is_address(name: str) -> bool:
 def _host(given: str) -> str:
     name = given if given == "*" else _name(f"[{given}]" if given.count(":") > 1 and given[0] != "[" else given)
     if name is None or (":" in given and not _is_address(name)):
-        raise InputError(f"allow_host {given!r} is no name of a host: give it as captions.example.org, without a port")
+        raise InputError(f"allow_host {given!r} is not a host name: give it as captions.example.org, without a port")
     return name
 
 
 def _origin(given: str) -> str:
     site = _ORIGIN.fullmatch(given.lower())
     if given != "*" and (site is None or not _AUTHORITY.fullmatch(site[1])):
-        raise InputError(f"allow_origin {given!r} is no origin: give it as https://example.org, without a path")
+        raise InputError(f"allow_origin {given!r} is not an origin: give it as https://example.org, without a path")
     return given.lower()
 
 
 def _prefix(given: str) -> str:
     prefix = given.removesuffix("/")
     if not _PREFIX.fullmatch(prefix):
-        raise InputError(f"root_path {given!r} is no path of a server: give it as /captions")
+        raise InputError(f"root_path {given!r} is not a server path: give it as /captions")
     return prefix
 
 

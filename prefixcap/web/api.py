@@ -19,7 +19,7 @@ from prefixcap.utils.hardware import cpu_count
 from prefixcap.utils.images import TooManyPixels, decode_image
 from prefixcap.web.access import refusal
 from prefixcap.web.batcher import Batcher, Stopped
-from prefixcap.web.gate import RERUN_HINT
+from prefixcap.web.gate import RETRY_AFTER
 from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
 from prefixcap.web.schema import (
     ERRORS,
@@ -190,7 +190,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, InputError):
         return refusal(422, str(error))
     if isinstance(error, Stopped):
-        return refusal(503, "the server is stopping: try again in a moment", RERUN_HINT)
+        return refusal(503, "the server is stopping: try again in a moment", RETRY_AFTER)
     return refusal(500, "the server could not do this; its log says why")
 
 

@@ -1,4 +1,4 @@
-"""Dynamic batching: what arrives while the model works is done together next, as far as the jobs are equal."""
+"""Dynamic batching: requests that arrive while the model is busy are batched next, if their jobs are equal."""
 
 import asyncio
 from collections import deque
@@ -23,19 +23,19 @@ class _Waiting(NamedTuple, Generic[Job, Item, Result]):
 
 
 class Batcher(Generic[Job, Item, Result]):
-    """Gives items that wait with equal jobs to a function together, in one thread, the oldest first.
+    """Passes waiting items with equal jobs to a function as one batch, in one thread, the oldest first.
 
-    All methods are for one event loop.
+    All methods belong to one event loop.
 
     Args:
-        work: does a job for a list of items and gives the result of each.
-        most: items that it is given at once.
-        wait: seconds that an idle batcher waits for others after the first item.
+        work: runs a job on a list of items and returns the result of each.
+        most: items in a batch.
+        wait: seconds that an idle batcher waits for more items after the first.
 
     Attributes:
-        thread: in which the function is called.
-        stopped: nothing is begun any more.
-        working: what is in the thread now.
+        thread: where `work` is called.
+        stopped: nothing new is begun.
+        working: the batch that is in the thread now.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Batcher(Generic[Job, Item, Result]):
         self.working: list[_Waiting[Job, Item, Result]] = []
 
     async def submit(self, job: Job, item: Item, request: object = None) -> Result:
-        """The result of an item, in time. One whose caller has been cancelled is not begun.
+        """The result of an item. An item whose caller has been cancelled is not begun.
 
         Args:
-            job: to be done.
-            item: that it is done for.
-            request: what the item is a part of: when one part has been begun, `stop` leaves the others to be done.
+            job: to run.
+            item: to run it on.
+            request: what the item is a part of: once one part has been begun, `stop` lets the others be finished.
 
         Raises:
             Stopped: the batcher was stopped before the item was begun.
@@ -69,18 +69,18 @@ class Batcher(Generic[Job, Item, Result]):
         return await waiting.result
 
     def stop(self) -> None:
-        """Begin nothing more but the rest of what has been begun."""
+        """Begin nothing new, except the rest of requests that have been begun."""
         self.stopped = True
         begun = {id(waiting.request) for waiting in self.working if waiting.request is not None}
         _fail(waiting for waiting in self._waiting if id(waiting.request) not in begun)
 
     def give_up(self) -> None:
-        """Wait for no result any more; the thread may still work."""
+        """Stop waiting for results; the thread may still be working."""
         self.stop()
         _fail([*self.working, *self._waiting])
 
     async def _work_off(self) -> None:
-        """Work until nothing waits."""
+        """Work until nothing is waiting."""
         await asyncio.sleep(self._wait)
         while batch := self._next():
             self.working = batch
@@ -89,14 +89,14 @@ class Batcher(Generic[Job, Item, Result]):
             try:
                 results = await loop.run_in_executor(self.thread, self._work, batch[0].job, items)
                 for waiting, result in zip(batch, results, strict=True):
-                    if not waiting.result.done():  # by a caller that has gone
+                    if not waiting.result.done():  # its caller may have gone
                         waiting.result.set_result(result)
             except Exception as error:
                 _fail(batch, error)
         self.working = []
 
     def _next(self) -> list[_Waiting[Job, Item, Result]]:
-        """The oldest items with one job."""
+        """The oldest items that have the same job."""
         batch: list[_Waiting[Job, Item, Result]] = []
         others: deque[_Waiting[Job, Item, Result]] = deque()
         for waiting in self._waiting:

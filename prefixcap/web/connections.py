@@ -1,4 +1,4 @@
-"""What a connection may take its time for, and which one goes when there are too many."""
+"""How long a connection may keep the server waiting, and which one is closed when there are too many."""
 
 import asyncio
 import itertools
@@ -14,25 +14,25 @@ from prefixcap.web.access import client_of
 SLOWEST_HEAD = 10.0  # seconds in which the head of a request must have arrived
 SLOWEST_READER = 30.0  # seconds in which a client must have read something of an answer
 MOST_CONNECTIONS = 512
-MOST_FRAMING = 128 * 2**10  # bytes around the chunks of a body, which cost more time than those in them
+MOST_FRAMING = 128 * 2**10  # bytes around the chunks of a body, which cost more time than the bytes in them
 MOST_ARRIVING = 256 * 2**20  # bytes of requests that have not arrived yet, of all clients together
 
 _NUMBERS = itertools.count()
 
 
 class Connection(H11Protocol):
-    """One connection of a client, as uvicorn's, which waits for none.
+    """A client's connection, as uvicorn's, but with limits on how long it may keep the server waiting.
 
-    Where there are too many, or too many bytes of requests that have not arrived yet, one is closed that keeps the
-    server waiting: of the address that has the most, the oldest. Whoever sends and reads as usual is never chosen while
-    others hold more; whose request is being worked on, not at all.
+    When there are too many connections, or too many bytes of requests that have not arrived completely, one that keeps
+    the server waiting is closed: the oldest of the address that has the most. A client that sends and reads normally is
+    never chosen while others hold more, and one whose request is being served is never chosen.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._number = next(_NUMBERS)
         self._arriving = 0  # bytes of the request that has not arrived yet
-        self._framing = 0  # of them, what is between the parts of its body
+        self._framing = 0  # of these, the bytes between the parts of its body
         self._address = client_of({"client": self.client})
         self._timer: asyncio.TimerHandle | None = None
         self._wait_for_client(SLOWEST_HEAD)
@@ -46,7 +46,7 @@ class Connection(H11Protocol):
         if self.cycle is not cycle:  # the head of a request has arrived
             self._stop_waiting()
             self._arriving, self._framing = len(data) if self.cycle.more_body else 0, 0
-        elif self._answered():  # the next head begins, or the rest of a body that was refused comes
+        elif self._answered():  # the next head begins, or the rest of a refused body arrives
             self._arriving = 0
             if self._timer is None:
                 self._wait_for_client(SLOWEST_HEAD)
@@ -73,12 +73,12 @@ class Connection(H11Protocol):
         self._arriving = 0
 
     def send_400_response(self, msg: str) -> None:
-        """In JSON, as everything else; nothing where the answer to the request has begun."""
+        """In JSON, as everything else; nothing if the response has begun."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps({"error": "this is no valid HTTP request"}).encode()
+            body = json.dumps({"error": "this is not a valid HTTP request"}).encode()
             headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
             for event in (
                 h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request"),
@@ -89,7 +89,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        return False  # nothing here speaks anything else than HTTP
+        return False  # only HTTP is spoken here
 
     def _wait_for_client(self, seconds: float) -> None:
         self._stop_waiting()
@@ -104,7 +104,7 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _keeps_waiting(self) -> bool:
-        """True unless a request has arrived and waits for its answer."""
+        """Whether the client is to act next: no request has arrived that waits for its response."""
         return self._answered() or self.cycle.more_body or self.flow.write_paused
 
     def _count(self, received: int) -> None:
@@ -120,7 +120,7 @@ class Connection(H11Protocol):
         return [connection for connection in self.connections if isinstance(connection, Connection)]
 
     def _close_one(self, size: "Callable[[Connection], int]") -> None:
-        """Close the oldest that keeps waiting, of the address that has most of something; else this one."""
+        """Close the oldest waiting connection of the address with the largest total; if there is none, this one."""
         waiting = [connection for connection in self._all() if connection._keeps_waiting() and size(connection)]
         sizes = Counter[str]()
         for connection in waiting:

@@ -1,4 +1,4 @@
-"""What is decided about a request before it is done: whether it may ask, how much at once, and for what."""
+"""What is decided before a request is served: its path, its password, its size, and how many run at once."""
 
 import asyncio
 import base64
@@ -17,19 +17,19 @@ from prefixcap.web.access import READING, client_of, refusal
 
 MOST_BYTES = 32 * 2**20  # of a request's body
 TOO_LARGE = f"a request holds at most {MOST_BYTES >> 20} MB: send fewer or smaller images"
-MOST_TEXT = 64 * 2**10  # of a body without files, whose every byte is looked at
+MOST_TEXT = 64 * 2**10  # of a body without files, every byte of which is parsed
 FORMS = {"multipart/form-data": MOST_BYTES, "application/x-www-form-urlencoded": MOST_TEXT}
-SLOWEST = 120.0  # seconds that a body may take to arrive
-GRACE = 10.0  # seconds before it is asked how quickly it arrives
-LEAST_RATE = 8 * 2**10  # bytes a second
-RERUN_HINT = {"Retry-After": "1"}
+SLOWEST = 120.0  # seconds in which a body must have arrived
+GRACE = 10.0  # seconds before its rate counts
+LEAST_RATE = 8 * 2**10  # bytes per second
+RETRY_AFTER = {"Retry-After": "1"}
 
-# Of Gradio's own paths these alone are served, and of the folders the files that are in them. The page calls none of
-# its functions; others of its paths keep uploads, read files and fetch URLs.
+# Only these of Gradio's own paths are served, and only the files that exist in its folders. The page calls none of its
+# functions; its other paths store uploads, read files and fetch URLs.
 PAGE = ("/", "/theme.css")
 PAGE_FOLDERS = ("/assets/", "/static/")
 
-# The browser itself then refuses whatever would come from, or go to, another host.
+# With it the browser itself refuses everything that comes from, or goes to, another host.
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -45,67 +45,67 @@ POLICY = "; ".join(
 )
 
 
-class Places:
-    """Those of requests that have arrived, and wait or are worked on.
+class RequestSlots:
+    """Slots for the requests that have arrived, and are waiting or being served.
 
     Args:
-        most: for all clients together.
-        most_of_client: for one client.
+        most: slots of all clients together.
+        most_per_client: of one client.
 
     Attributes:
-        stopping: set when the server is about to stop, and nothing more is begun.
+        stopping: set when the server is about to stop; nothing new is begun then.
     """
 
-    def __init__(self, most: int, most_of_client: int) -> None:
-        self.most, self.most_of_client = most, most_of_client
+    def __init__(self, most: int, most_per_client: int) -> None:
+        self.most, self.most_per_client = most, most_per_client
         self.stopping = asyncio.Event()
         self._taken = Counter[str]()
 
     def reason_to_refuse(self, client: str) -> str | None:
-        """Why a request of this client finds no place; None if it does."""
+        """Why a request of this client gets no slot; None if it gets one."""
         if self.stopping.is_set():
             return "the server is stopping: try again in a moment"
         if self._taken.total() >= self.most:
             return "busy: others are being served, try again in a moment"
-        if self._taken[client] >= self.most_of_client:
-            return f"busy: other requests of yours are being served, at most {self.most_of_client} at once"
+        if self._taken[client] >= self.most_per_client:
+            return f"busy: other requests of yours are being served, at most {self.most_per_client} at once"
         return None
 
-    def take(self, client: str) -> None:
-        """Give a place to a request that has arrived. Raises HTTPException if there is none."""
+    def acquire(self, client: str) -> None:
+        """Give a slot to a request that has arrived. Raises HTTPException if there is none."""
         if reason := self.reason_to_refuse(client):
-            raise HTTPException(503, reason, RERUN_HINT)
+            raise HTTPException(503, reason, RETRY_AFTER)
         self._taken[client] += 1
 
-    def give_back(self, client: str) -> None:
-        """Take a place back."""
+    def release(self, client: str) -> None:
+        """Free the slot of a request."""
         self._taken[client] -= 1
         if not self._taken[client]:
             del self._taken[client]
 
 
 class Gate:
-    """ASGI middleware before all that is served.
+    """ASGI middleware in front of everything that is served.
 
     Args:
-        app: what it stands before.
-        paths: of the app, with their methods; others are not found.
-        password: asked for by HTTP basic authentication, under any user name; None: nobody is asked. `/health` is open.
-        places: of requests with a body.
+        app: the application.
+        paths: of the app, with their methods; other paths are answered with 404.
+        password: for HTTP basic authentication, under any user name; None: no authentication. `/health` is open.
+        slots: of requests with a body.
     """
 
-    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, places: Places) -> None:
-        self.app, self._paths, self._places = app, paths, places
+    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, slots: RequestSlots) -> None:
+        self.app, self._paths, self._slots = app, paths, slots
         self._password = None if password is None else password.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close"})  # nothing here has one
+            await send({"type": "websocket.close"})  # there are none here
         else:
             path = self._path(scope)
-            scope = {**scope, "path": scope.get("root_path", "") + path}  # as ASGI wants it
+            scope = {**scope, "path": scope.get("root_path", "") + path}  # as ASGI specifies
             if answer := self._refusal(scope, path):
                 await answer(scope, receive, send)
             elif scope["method"] in READING:
@@ -114,7 +114,7 @@ class Gate:
                 await self._work(scope, receive, send)
 
     def _path(self, scope: Scope) -> str:
-        """The path below the server's own, which a proxy may have taken off or left there."""
+        """The path below the server's root path, which a proxy may have stripped or left in place."""
         path, root = str(scope["path"]), str(scope.get("root_path", ""))
         if path in self._paths or not f"{path}/".startswith(f"{root}/"):
             return path
@@ -138,8 +138,8 @@ class Gate:
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
             return refusal(413, TOO_LARGE)
-        if reason := self._places.reason_to_refuse(client_of(scope)):  # before a body is sent in vain
-            return refusal(503, reason, RERUN_HINT)
+        if reason := self._slots.reason_to_refuse(client_of(scope)):  # before a body is sent in vain
+            return refusal(503, reason, RETRY_AFTER)
         return None
 
     def _knows_password(self, headers: Headers) -> bool:
@@ -151,26 +151,26 @@ class Gate:
         return scheme.lower() == "basic" and hmac.compare_digest(given, self._password or b"")
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client, taken = client_of(scope), False
+        client, has_slot = client_of(scope), False
 
-        def take() -> None:
-            nonlocal taken
-            self._places.take(client)
-            taken = True
+        def acquire() -> None:
+            nonlocal has_slot
+            self._slots.acquire(client)
+            has_slot = True
 
         try:
             await self.app(
-                scope, _limited(receive, _most_bytes(Headers(scope=scope)), take, self._places.stopping), send
+                scope, _limited(receive, _most_bytes(Headers(scope=scope)), acquire, self._slots.stopping), send
             )
         finally:
-            if taken:
-                self._places.give_back(client)
+            if has_slot:
+                self._slots.release(client)
 
 
 def _most_bytes(headers: Headers) -> int:
-    """How large a form may be; 0 for what is no form as browsers send it.
+    """The most bytes that a form may have; 0 for a body that is not a form as browsers send it.
 
-    Of Python's codecs, which a form may name, some take forever and some give what is no text.
+    A form may name any of Python's codecs, and some of these take forever or do not return text.
     """
     header = Header()
     header["content-type"] = headers.get("content-type", "")
@@ -181,27 +181,27 @@ def _most_bytes(headers: Headers) -> int:
 
 
 def _limited(receive: Receive, most: int, arrived: Callable[[], None], stopping: asyncio.Event) -> Receive:
-    """`receive`, which ends in an error after too many bytes, too long a wait for them, or when the server stops.
+    """`receive` that raises HTTPException after too many bytes, too long a wait for them, or when the server stops.
 
     Args:
         receive: of a request with a body.
         most: bytes of the body.
-        arrived: called when all of the body is there; raises HTTPException if that comes at a bad time.
+        arrived: called when the body is complete; raises HTTPException if there is no slot for it.
         stopping: of the server.
     """
     start = asyncio.get_running_loop().time()
-    received, whole = 0, False
+    received, complete = 0, False
 
     async def limited() -> Message:
-        nonlocal received, whole
-        if whole:  # what comes now is that the client has gone
+        nonlocal received, complete
+        if complete:  # the next message says that the client has gone
             return await receive()
         message = await _first(receive, min(start + SLOWEST, start + GRACE + received / LEAST_RATE), stopping)
         received += len(message.get("body", b""))
         if received > most:
             raise HTTPException(413, TOO_LARGE)
         if message["type"] == "http.request" and not message.get("more_body", False):
-            whole = True
+            complete = True
             arrived()
         return message
 
@@ -209,7 +209,7 @@ def _limited(receive: Receive, most: int, arrived: Callable[[], None], stopping:
 
 
 async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> Message:
-    """The next message, if it comes before the deadline and before the server stops."""
+    """The next message, if it arrives before the deadline and before the server stops."""
     message, stop = asyncio.ensure_future(receive()), asyncio.ensure_future(stopping.wait())
     try:
         timeout = deadline - asyncio.get_running_loop().time()
@@ -217,7 +217,7 @@ async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> 
         if message.done():
             return message.result()
         if stop.done():
-            raise HTTPException(503, "the server is stopping: try again in a moment", RERUN_HINT)
+            raise HTTPException(503, "the server is stopping: try again in a moment", RETRY_AFTER)
         slow = f"the request came too slowly: within {SLOWEST:.0f} s, and more than {LEAST_RATE >> 10} KB a second"
         raise HTTPException(408, slow, {"Connection": "close"})
     finally:

@@ -28,7 +28,7 @@ from prefixcap.web.access import PROXIES, READING, Access, AccessMiddleware
 from prefixcap.web.api import build_api
 from prefixcap.web.batcher import Batcher
 from prefixcap.web.connections import Connection
-from prefixcap.web.gate import Gate, Places
+from prefixcap.web.gate import Gate, RequestSlots
 from prefixcap.web.jobs import Captions, Job
 
 STATIC = Path(__file__).with_name("static")
@@ -39,7 +39,7 @@ FILES = {
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
 
-EXAMPLES = (  # of the small world, for who serves a captioner of it
+EXAMPLES = (  # pictures of the small world, for a captioner that was trained on it
     Scene("red", "circle", "plain", "large", "middle", "meadow"),
     Scene("yellow", "star", "plain", "large", "left", "night"),
     Scene("pink", "heart", "dotted", "large", "middle", "snow"),
@@ -47,8 +47,7 @@ EXAMPLES = (  # of the small world, for who serves a captioner of it
     Scene("red", "square", "plain", "large", "middle", "meadow"),
 )
 
-
-GRACE = 20.0  # seconds that a server which is told to stop has for what it has begun
+GRACE = 20.0  # seconds that a stopping server has to finish what it has begun
 
 
 def serve(
@@ -66,22 +65,22 @@ def serve(
 ) -> None:
     """Serve the web page and the HTTP API of a captioner until Ctrl-C or SIGTERM.
 
-    Then what has been begun is finished, for at most 20 seconds, and what waits is told to come again. A second signal
-    ends the process at once.
+    What has been begun is then finished, within 20 seconds, and waiting requests are told to try again. A second
+    signal ends the process at once.
 
     Args:
         ckpt: as `prefixcap.load` takes it.
-        host: the address to listen on; "0.0.0.0" is all of the machine's.
-        port: to listen on; 0: any that is free.
-        password: asked for by page and API, under any user name; None: nobody is asked.
-        max_queue: requests that wait or are worked on at once; others are told that the server is busy.
+        host: the address to listen on; "0.0.0.0": all addresses of the machine.
+        port: to listen on; 0: any free one.
+        password: of page and API, under any user name; None: no authentication.
+        max_queue: requests that may wait or be served at once; others are told that the server is busy.
         device: of the models; "auto": a GPU, if there is one.
-        max_per_client: of `max_queue`, for the requests of one address; None: half of them.
-        root_path: of page and API as browsers see them, e.g. "/captions", where a proxy serves them below a path of
-            its own; "": as a proxy that is trusted says in X-Forwarded-Prefix, else none.
-        allow_hosts: names by which the server may be asked, beside `host` and the names of this machine for itself;
-            "*": any. A server on all addresses may be asked by any of these.
-        allow_origins: other sites, as "https://example.org", whose pages may use the API; "*": any.
+        max_per_client: the share of `max_queue` that one address may use; None: half.
+        root_path: of page and API as browsers see them, e.g. "/captions", where a proxy serves them below a path; "":
+            from X-Forwarded-Prefix of a trusted proxy, else none.
+        allow_hosts: host names that the server answers to, besides `host` and the local names of this machine; "*":
+            any. A server on all addresses also answers to every IP address.
+        allow_origins: other sites, e.g. "https://example.org", whose pages may use the API; "*": any.
         forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
 
     Raises:
@@ -89,13 +88,13 @@ def serve(
             of range.
     """
     if password == "":
-        raise InputError("the password is empty: give one, or none to ask nobody")
+        raise InputError("the password is empty: give one, or none for no authentication")
     for name, value in (("max_queue", max_queue), ("max_per_client", max_per_client)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, it ends as Ctrl-C does
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, as Ctrl-C
         with _listen(host, port) as listening:
             address, port = listening.getsockname()[:2]
             access = Access(
@@ -107,7 +106,7 @@ def serve(
             )
             captioner = load(ckpt, usable_device(device))
             with tempfile.TemporaryDirectory() as folder:
-                os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio makes a folder in it, and puts nothing there
+                os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio creates a folder in it, and puts nothing there
                 app = build_app(captioner, password, max_queue, max_per_client, access)
             print(f"{ckpt} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
             _allow_many_files()
@@ -131,10 +130,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _allow_many_files() -> None:
-    """Each connection is an open file, and so is each larger image until it has been read."""
+    """Raise the limit of open files: each connection is one, and so is each larger image until it has been read."""
     try:
         import resource
-    except ImportError:  # there is no such limit on Windows
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
@@ -149,17 +148,15 @@ def build_app(
     max_per_client: int | None = None,
     access: Access | None = None,
 ) -> FastAPI:
-    """Page and API as one ASGI application, with the captioner ready. `Server` runs it.
+    """Page and API as one ASGI application, with the captioner warmed up. `Server` runs it.
 
-    Another ASGI server must not change what proxies say (uvicorn: `proxy_headers=False`), and should close connections
-    on which a request does not arrive.
+    Another ASGI server must not process proxy headers (uvicorn: `proxy_headers=False`), and should close connections on
+    which no request arrives.
 
     Args:
-        captioner: to be served; used by one thread alone.
-        password: as of `serve`.
-        max_queue: as of `serve`.
-        max_per_client: as of `serve`.
-        access: who may ask; None: whoever calls the server by a name that this machine has for itself.
+        captioner: to serve; only one thread uses it.
+        password, max_queue, max_per_client: as in `serve`.
+        access: who may send requests; None: clients that use a local name of this machine.
 
     Raises:
         InputError: the captioner's encoder cannot be loaded.
@@ -171,7 +168,7 @@ def build_app(
 
     batcher = Batcher[Job, Any, Any](work)
     picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
-    batcher.thread.submit(Captions().run, captioner, [picture]).result()  # what a thread does first takes longer
+    batcher.thread.submit(Captions().run, captioner, [picture]).result()  # the first call in a thread takes longer
     app = build_api(captioner, batcher, importlib.metadata.version("prefixcap"))
     examples = EXAMPLES if captioner.encoder_identity.name == "demo" else ()
     for number, scene in enumerate(examples):
@@ -185,8 +182,8 @@ def build_app(
     }
     methods |= dict.fromkeys(mount_page(app, captioner, len(examples)), READING)
     app.state.batcher = batcher
-    app.state.places = Places(max_queue, max_per_client or max(1, max_queue // 2))
-    app.add_middleware(Gate, paths=methods, password=password, places=app.state.places)
+    app.state.slots = RequestSlots(max_queue, max_per_client or max(1, max_queue // 2))
+    app.add_middleware(Gate, paths=methods, password=password, slots=app.state.slots)
     access = access or Access()
     if access.origins:
         app.add_middleware(
@@ -201,7 +198,7 @@ def build_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn with connections that wait for nobody, and an end that everyone is told of.
+    """uvicorn with `Connection`, and a shutdown that every client is told of.
 
     Args:
         app: from `build_app`.
@@ -210,22 +207,22 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, log_level: str = "warning") -> None:
         self.batcher: Batcher[Job, Any, Any] = app.state.batcher
-        self.places: Places = app.state.places
+        self.slots: RequestSlots = app.state.slots
         config = uvicorn.Config(
             app, http=Connection, ws="none", proxy_headers=False, log_level=log_level, access_log=False
         )
         super().__init__(config)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end. The next signal ends the process as if nobody listened to it."""
+        """Begin to shut down. The next signal has its default effect and ends the process."""
         self.should_exit = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what has been begun, tell all others that they should come again, and end in bounded time."""
+        """Answer what has been begun, tell all others to try again, and end in bounded time."""
         loop = asyncio.get_running_loop()
-        self.places.stopping.set()
+        self.slots.stopping.set()
         self.batcher.stop()
         timers = [loop.call_later(GRACE, self.batcher.give_up), loop.call_later(GRACE + 2, self._hang_up)]
         await super().shutdown(sockets)
@@ -233,7 +230,7 @@ class Server(uvicorn.Server):
             timer.cancel()
 
     def _hang_up(self) -> None:
-        """Close the connections of those who do not take their answer."""
+        """Close the connections of clients that do not read their response."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 

@@ -258,7 +258,7 @@ LAYOUTS: dict[str, tuple[Change, str]] = {
     "one axis": (replaced("images/embedding", convert=lambda rows: rows[:, 0]), "of shape"),
     "a scalar": (replaced("images/embedding", convert=lambda rows: rows[0, 0]), "of shape"),
     "nothing": (replaced("images/embedding", convert=lambda _: h5py.Empty("f2")), "of shape"),
-    "other width": (replaced("images/embedding", convert=lambda rows: rows[:, :3].copy()), "makes them 4 wide"),
+    "other width": (replaced("images/embedding", convert=lambda rows: rows[:, :3].copy()), "are 4 wide"),
     "fewer rows": (replaced("images/embedding", convert=lambda rows: rows[:-1].copy()), "5 rows of images/embedding"),
     "big-endian": (replaced("images/embedding", ">f2"), "as >f2"),
     "double": (replaced("images/embedding", "<f8"), "as float64"),
