@@ -116,8 +116,8 @@ class AccessMiddleware:
             foreign = not (own or self._access.origins & {origin.lower(), "*"})
         if not foreign:
             return None
-        page = f"a page of {origin[:100]!r}" if origin else "a page of another site"
-        return refusal(403, f"{page} may not use this server: --allow-origin lets pages of a site do so")
+        who = f"a page of {origin[:100]!r}" if origin else "a page of another site"
+        return refusal(403, f"{who} may not use this server: --allow-origin lets pages of a site do so")
 
 
 def refusal(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
