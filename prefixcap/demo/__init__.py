@@ -3,9 +3,9 @@
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
-"""Folder of the two small models, `clip.pt` and `language_model/`; `make_models.py` makes them."""
+"""Folder of the two small models, `clip.pt` and `language_model/`, which `make_models.py` trains."""
 
 
 def language_model_beside(encoder: str, otherwise: str) -> str:
-    """The language model to take with an encoder where none is named: with the small world's own, its own."""
+    """The language model to use with an encoder if none is named: "demo" with the encoder "demo"."""
     return "demo" if encoder == "demo" else otherwise

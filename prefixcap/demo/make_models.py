@@ -1,4 +1,4 @@
-"""Make the two small models of the small world: `python -m prefixcap.demo.make_models [--out FOLDER]`.
+"""Train the two models of the small world: `python -m prefixcap.demo.make_models [--out FOLDER]`.
 
 Writes `clip.pt`, a CLIP that `clip.load` opens, trained contrastively on pictures of the whole world, and
 `language_model/`, a GPT-2 with its own tokenizer, trained on text of that world. Both see every colour, shape and

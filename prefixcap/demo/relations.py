@@ -1,4 +1,4 @@
-"""Relations on the small world: red ring is to red star as blue ring is to what? In the format of the benchmark."""
+"""Relations on the small world, in the benchmark's format: a red ring is to a red star as a blue ring is to what?"""
 
 import json
 from dataclasses import replace
@@ -12,15 +12,14 @@ from prefixcap.errors import InputError
 from prefixcap.utils.files import atomic_write_folder
 
 ASKED = ("colour", "shape", "size", "position")
-OF_EACH = 75  # the paper's benchmark has 320 relations of five kinds
+PER_KIND = 75  # the paper's benchmark has 320 relations of five kinds
 FILE = "relations.json"
 
 
 def write_relations(root: Path, seed: int = 0) -> Path:
-    """Draw relations into `root`, unless they are there already; give their file, see `prefixcap.zeroshot.relations`.
+    """Draw relations into `root`, unless they exist; return their file, see `prefixcap.zeroshot.relations`.
 
-    Writes `images/*.jpg`, a picture of its own for each element, and `relations.json`. The folder appears whole or not
-    at all.
+    Writes `images/*.jpg`, one picture for each element, and `relations.json`. The folder appears atomically.
 
     Raises:
         InputError: `root` exists but does not hold relations, or cannot be written.
@@ -35,7 +34,7 @@ def write_relations(root: Path, seed: int = 0) -> Path:
         (temporary / "images").mkdir(parents=True)
         relations = []
         for asked in ASKED:
-            for number in range(1, OF_EACH + 1):
+            for number in range(1, PER_KIND + 1):
                 operands = []
                 for name, scene in zip("abc", random_relation(asked, generator), strict=True):
                     file = f"images/{asked}-{number:02d}-{name}.jpg"
@@ -48,10 +47,9 @@ def write_relations(root: Path, seed: int = 0) -> Path:
 
 
 def random_relation(asked: str, generator: np.random.Generator) -> tuple[Scene, Scene, Scene]:
-    """A, B and C: A and B are alike but for one attribute; C is like A in that one and in no other.
+    """A, B and C: A and B differ in one attribute; C equals A in that one and differs in all others.
 
-    The answer is B's value of the attribute. A caption of C alone is therefore always wrong, and what else is true of B
-    is false of what is asked for.
+    The answer is B's value of the attribute. A caption of C is therefore always wrong, and so is any other value of B.
     """
     a = random_scene(generator)
     others = {

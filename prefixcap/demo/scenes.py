@@ -1,7 +1,7 @@
-"""The small world: what a scene is, which scenes there are, and what can truly be said of one.
+"""The small world: what a scene is, which scenes exist, and which captions of a scene are true.
 
 A scene is one object on a background. Six attributes describe it, so that there are 24,000 kinds of scene, each
-drawn with its own jitter. Five captions in different words go with every scene, as in COCO. Like nocaps, the world
+drawn with its own jitter. Every scene has five captions in different words, as in COCO. Like nocaps, the world
 has an in-domain part (pairs of colour and shape that occur in the training captions), a near-domain part (pairs that
 do not, though both words do) and an out-of-domain part (a colour or a shape that no training caption names).
 """
@@ -86,7 +86,7 @@ class Scene:
 
     @property
     def domain(self) -> Domain:
-        """Where the scene lies as seen from the training captions."""
+        """The domain of the scene with respect to the training captions."""
         if self.colour in NOVEL_COLOURS or self.shape in NOVEL_SHAPES:
             return "out-of-domain"
         held_out = (COLOURS.index(self.colour) + SHAPES.index(self.shape)) % 4 == 0
@@ -94,7 +94,7 @@ class Scene:
 
 
 def random_scene(generator: np.random.Generator, domain: Domain | None = None) -> Scene:
-    """A scene drawn evenly from the whole world, or from one domain of it."""
+    """A scene drawn uniformly from the world, or from one of its domains."""
     while True:
         scene = Scene(**{name: str(generator.choice(values)) for name, values in ATTRIBUTES.items()})
         if domain is None or scene.domain == domain:
@@ -116,7 +116,7 @@ def other_captions(scene: Scene) -> list[str]:
 
 
 def fill(scene: Scene, templates: Iterable[str]) -> list[str]:
-    """What each template, of those above, says of the scene."""
+    """The sentence that each template makes of the scene."""
     where, place = _WHERE[scene.position], _PLACE[scene.place]
     words = {**asdict(scene), "where": where, "place": place}
     sentences = [t.format(**words, Where=where.capitalize(), Place=place.capitalize()) for t in templates]
@@ -124,7 +124,7 @@ def fill(scene: Scene, templates: Iterable[str]) -> list[str]:
 
 
 def named_attributes(caption: str) -> list[tuple[str, str]]:
-    """The attribute words of a caption, as (attribute, value) in the order in which they stand.
+    """The attribute words of a caption, as (attribute, value) in order.
 
     >>> named_attributes("A small red star on the left.")
     [('size', 'small'), ('colour', 'red'), ('shape', 'star'), ('position', 'left')]
@@ -135,7 +135,7 @@ def named_attributes(caption: str) -> list[tuple[str, str]]:
 
 
 def is_right(caption: str, scene: Scene) -> bool:
-    """True if the caption names a colour and a shape, and every attribute word in it is true of the scene."""
+    """Whether the caption names a colour and a shape, and every attribute word in it is true of the scene."""
     named = named_attributes(caption)
     return {"colour", "shape"} <= {name for name, _ in named} and all(
         getattr(scene, name) == value for name, value in named
@@ -143,7 +143,7 @@ def is_right(caption: str, scene: Scene) -> bool:
 
 
 def attribute_accuracy(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of captions in which every attribute word is right (`is_right`), in all and for each domain, 0.0-1.0."""
+    """The share of captions in which every attribute word is right (`is_right`), overall and by domain: 0 to 1."""
     right: dict[str, list[bool]] = {}
     for caption, scene in zip(captions, scenes, strict=True):
         for part in (scene.domain, "overall"):

@@ -27,7 +27,7 @@ def write_coco(root: Path, seed: int = 0) -> None:
     """Draw the small world into `root`, unless it is there already.
 
     Writes `images/*.jpg`, `captions_demo.json` (COCO annotations; each image also has its `domain` and its true
-    `scene`) and `dataset_coco.json` (Karpathy split format). The folder appears whole or not at all.
+    `scene`) and `dataset_coco.json` (Karpathy split format). The folder appears atomically.
 
     Raises:
         InputError: `root` exists but is not the small world.
@@ -35,9 +35,7 @@ def write_coco(root: Path, seed: int = 0) -> None:
     if _is_written(root):
         return
     if root.exists() and any(root.iterdir()):
-        raise InputError(
-            f"{root} is not empty and is not the small world: remove it, or set data.root to another folder"
-        )
+        raise InputError(f"{root} is not empty and is not the small world: remove it, or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         new = Path(temporary) / root.name
@@ -47,7 +45,7 @@ def write_coco(root: Path, seed: int = 0) -> None:
                 root.rmdir()
             new.rename(root)
         except OSError:
-            if not _is_written(root):  # else another process was quicker
+            if not _is_written(root):  # otherwise another process was first
                 raise
 
 
@@ -100,9 +98,9 @@ def _write(root: Path, generator: np.random.Generator) -> None:
 
 
 def read_scenes(root: Path) -> dict[int, Scene]:
-    """The true scene of every image id of the small world at `root`. Raises InputError if it is something else."""
+    """The true scene of every image of the small world at `root`, by id. Raises InputError if it is something else."""
     annotations = read_json(root / ANNOTATIONS)
     try:
         return {image["id"]: Scene(**image["scene"]) for image in annotations["images"]}
     except (LookupError, TypeError) as error:
-        raise InputError(f"{root / ANNOTATIONS} is not of the small world: move it away") from error
+        raise InputError(f"{root / ANNOTATIONS} does not belong to the small world: remove it") from error

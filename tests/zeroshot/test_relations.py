@@ -36,7 +36,7 @@ def encoder() -> Encoder:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten relations of each kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "OF_EACH", 10)
+        patch.setattr(demo, "PER_KIND", 10)
         return demo.write_relations(tmp_path_factory.mktemp("relations") / "demo")
 
 
@@ -66,7 +66,7 @@ def test_relations_are_drawn_once_and_whole(file: Path, tmp_path: Path, monkeypa
     pictures = {path.name: path.read_bytes() for path in (file.parent / "images").iterdir()}
     assert len(pictures) == 120
 
-    monkeypatch.setattr(demo, "OF_EACH", 2)
+    monkeypatch.setattr(demo, "PER_KIND", 2)
     again = demo.write_relations(tmp_path / "again")
     assert (again.parent / "images" / "colour-02-c.jpg").read_bytes() == pictures["colour-02-c.jpg"]
     before = file.stat().st_mtime_ns
