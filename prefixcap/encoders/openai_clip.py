@@ -16,7 +16,6 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from prefixcap.encoders.common import first_line, normalized, to_tensor, weights_digest
-from prefixcap.encoders.missing import missing_encoder
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.errors import InputError
@@ -176,6 +175,14 @@ def published_file(model: str) -> tuple[str, Path] | None:
     return None if url is None else (url, Path("~/.cache/clip").expanduser() / url.rpartition("/")[2])
 
 
+def missing_checkpoint(model: str) -> str | None:
+    """How to fetch one of OpenAI's checkpoints by hand; None if it is here, or none of theirs."""
+    url, file = published_file(model) or ("", Path(model))
+    if not url or file.is_file():
+        return None
+    return f"for encoder 'clip:{model}', fetch {url} as {file}"
+
+
 def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
     """-> the model in fp32 on the CPU, and the transform of its images."""
     published = checkpoint in clip.available_models()
@@ -195,7 +202,7 @@ def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
     except Exception as error:  # a malformed file makes torch and clip raise almost anything
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         what = f"encoder {name!r} cannot be loaded ({reason})"
-        if published and isinstance(error, OSError) and (missing := missing_encoder(name)):
+        if published and isinstance(error, OSError) and (missing := missing_checkpoint(checkpoint)):
             raise Unreachable(f"{what}: connect to the network; or {missing}") from error
         if published:
             raise InputError(f"{what}: connect to the network, or put its file into ~/.cache/clip by hand") from error

@@ -1,4 +1,4 @@
-"""What is there where the documents' examples run, as CONTRIBUTING.md has it: a small captioner, pictures, a store."""
+"""The folder in which the documentation's examples run (see CONTRIBUTING.md): a small captioner, pictures, a store."""
 
 import runpy
 import shutil
@@ -17,7 +17,7 @@ SHORT = ("trainer.max_epochs=1", "val_max_tokens=20", "optimizer.warmup_steps=1"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Such a folder, which is the working directory."""
+    """That folder, as the working directory."""
     folder = tmp_path_factory.mktemp("documents")
     sizes = {"train": {"in-domain": 40}, "val": {"in-domain": 6}, "test": dict.fromkeys(DOMAINS, 3)}
     with pytest.MonkeyPatch.context() as patch:

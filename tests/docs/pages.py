@@ -1,4 +1,4 @@
-"""The documents, and what stands in them."""
+"""The pages of the documentation, and the code and commands in them."""
 
 import re
 from pathlib import Path
@@ -18,13 +18,12 @@ def name_of(page: Path) -> str:
 
 
 def code_blocks(page: Path) -> list[str]:
-    """The Python of a page that can be run, block by block, each after as many blank lines as stand before it."""
+    """The Python blocks of a page that can be run, each after blank lines that keep its line numbers in tracebacks."""
     text = page.read_text(encoding="utf-8")
-    return ["\n" * text[: found.start(2)].count("\n") + found[2] for found in BLOCK.finditer(text) if not found[1]]
+    return ["\n" * text[: block.start(2)].count("\n") + block[2] for block in BLOCK.finditer(text) if not block[1]]
 
 
 def commands(page: Path) -> list[str]:
     """The command lines of a page, continued lines joined, without comments."""
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    found = COMMAND.findall(text) + INLINE.findall(text)
-    return [re.sub(r"\s+#.*$", "", command).strip() for command in found]
+    return [re.sub(r"\s+#.*$", "", command).strip() for command in COMMAND.findall(text) + INLINE.findall(text)]

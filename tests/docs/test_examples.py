@@ -1,4 +1,4 @@
-"""What documents and docstrings show runs: blocks of Python, docs/examples, doctests."""
+"""The code in the documentation runs: blocks of Python, docs/examples, doctests."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""What the documents name is there: commands and their options, choices, files, links, numbers."""
+"""What the documentation names exists: commands and their options, choices, files, links, numbers."""
 
 import re
 import shlex
@@ -40,16 +40,16 @@ ALIASES = {
 
 
 def calls() -> list[str]:
-    """Every call of `prefixcap` in the documents, by whatever name; what stands for something else is an x."""
-    found = {}
+    """Every call of `prefixcap` in the documentation, under any of its names, with an x for each placeholder."""
+    unique: dict[str, None] = {}
     for page in PAGES:
         for command in commands(page):
             for alias, name in ALIASES.items():
                 command = re.sub(rf"^{re.escape(alias)}(?= |$)", name, command)
             command = re.sub(r"\$\([^)]*\)", "x", command.partition(" && ")[0]).replace("…", "x")
             if command.startswith("prefixcap ") and "[GROUP" not in command:
-                found[" ".join(command.split())] = None
-    return list(found)
+                unique[" ".join(command.split())] = None
+    return list(unique)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -110,13 +110,13 @@ def test_published_numbers_are_those_of_compare_systems() -> None:
     sections = re.split(
         r"compare-systems --source (\w+) --target (\w+).*\n", text
     )  # before, source, target, section, ...
-    of = dict(zip(zip(sections[1::3], sections[2::3], strict=True), sections[3::3], strict=True))
+    tables = dict(zip(zip(sections[1::3], sections[2::3], strict=True), sections[3::3], strict=True))
     for command, rows in PUBLISHED.items():
         for system, numbers in rows.items():
             cells = " | ".join("-" if number is None else f"{number:.3f}" for number in numbers)
-            name, of_its_own, _ = system.partition(",")  # "CapDec, tuned GPT-2" is a row of another page
-            row = rf"\| {name}{', [^|]*' if of_its_own else '†?'} \| {re.escape(cells)} \|"
-            assert re.search(row, own if of_its_own else of[command]), (command, system)
+            name, own_lm, _ = system.partition(",")  # "CapDec, tuned GPT-2" is a row of another page
+            row = rf"\| {name}{', [^|]*' if own_lm else '†?'} \| {re.escape(cells)} \|"
+            assert re.search(row, own if own_lm else tables[command]), (command, system)
 
 
 def test_files_of_github_and_of_citation_can_be_read() -> None:

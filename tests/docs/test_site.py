@@ -1,4 +1,4 @@
-"""The documents as a site."""
+"""The documentation as a site."""
 
 import importlib.util
 import os
