@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_prep.embedding import embed
 from data_prep.features import Features
-from data_prep.records import ImageRecord, of_files
+from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.encoders import Encoder, load_encoder
@@ -42,7 +42,7 @@ def main() -> None:
         files = sorted(arguments.folder.glob("*.jpg")) if arguments.folder else pictures(folder / "images")
         names = [str(files[number % len(files)].resolve()) for number in range(arguments.images)]
         records = [ImageRecord(number, file, "train", ("a picture",)) for number, file in enumerate(names)]
-        dataset = of_files(records, [], Path("/"), "benchmark")
+        dataset = dataset_from_files(records, [], Path("/"), "benchmark")
         batch = arguments.batch or Features(["image"], encoder).largest_batch()
         encoder_alone(encoder, 8 * batch, batch)  # warm
         alone, embedded = [encoder_alone(encoder, arguments.images, batch)], []

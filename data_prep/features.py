@@ -1,4 +1,4 @@
-"""What the offline step can store of an image and its captions, beside the records themselves."""
+"""The features of images and captions that are stored beside their records."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,49 +12,62 @@ from torch import Tensor
 from prefixcap.encoders import Encoder
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 
-FEATURES = ("image", "patches", "regions", "caption")
 CPU_BATCH = 16  # on one thread: small enough for the processor's cache
-LARGEST_BATCH = 256  # larger ones are hardly quicker, and take longer to be read
+LARGEST_BATCH = 256  # larger ones are hardly faster, and take longer to load
 
 
 class Features:
     """A choice of features.
 
     Args:
-        chosen: of "image" (the global embedding), "patches" (patch embeddings, and the class token's attention over
-            them), "regions" (sub-region features), which need a ViT, and "caption" (the embedding of each caption).
-        encoder: makes them.
-        dtype: to store them in.
-        regions: how many sub-regions of an image. They lie in the order of the class token's attention, so that the
-            first few of many are what few would have been.
+        chosen: options of `Feature`: "image" (the global embedding), "patches" (patch embeddings, and the class token's
+            attention over them) and "regions" (sub-region features), which need a ViT, and "caption" (the embedding of
+            each caption).
+        encoder: the encoder to use.
+        dtype: of the features in the store.
+        regions: the number of sub-regions of an image. They are in the order of the class token's attention, so the
+            first few of many are the same as a store with few would have.
+
+    Attributes:
+        chosen: the features, in the order of `Feature`.
 
     Raises:
         InputError: a name is unknown, or there is none.
+
+    Examples:
+        >>> from prefixcap.encoders import load_encoder
+        >>> encoder = load_encoder("demo")
+        >>> pixels = encoder.preprocess(Image.new("RGB", (64, 64)))[None]
+        >>> columns = Features(["image", "regions"], encoder, regions=5).encode_images(pixels)
+        >>> {str(feature): tuple(rows.shape) for feature, rows in columns.items()}
+        {'images/embedding': (1, 128), 'images/regions': (1, 5, 128)}
     """
 
     def __init__(
         self, chosen: Sequence[str], encoder: Encoder, dtype: torch.dtype = torch.float16, regions: int = 10
     ) -> None:
-        if not chosen or (unknown := [name for name in chosen if name not in FEATURES]):
+        options = [feature.option for feature in Feature]
+        if not chosen or (unknown := [name for name in chosen if name not in options]):
             what = f"{', '.join(map(repr, unknown))} is none of the features" if chosen else "features is empty"
-            raise InputError(f"{what}: choose of {', '.join(FEATURES)}, e.g. features=[image,caption]")
-        self.names = [name for name in FEATURES if name in chosen]
+            raise InputError(f"{what}: choose from {', '.join(options)}, e.g. features=[image,caption]")
+        self.chosen = [feature for feature in Feature if feature.option in chosen]
         self.encoder, self.dtype, self.regions = encoder, dtype, regions
 
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(batch, 3, height, width) -> the columns of the store, left on the device: nothing waits for them.
+        """(batch, 3, height, width) -> the columns of the store, still on the device, so that nothing waits for them.
 
         Raises:
-            InputError: the encoder has no patches or regions, or the batch is too much for its device.
+            InputError: the encoder has no patches or regions, or the batch does not fit in its device's memory.
         """
-        if self.names == ["caption"]:
+        if self.chosen == [Feature.CAPTION]:
             return {}
         try:
-            if {"patches", "regions"} & set(self.names):
+            if any(feature.ndim == 3 for feature in self.chosen):
                 columns = self._encode_patches(pixels)
             else:
-                columns = {"images/embedding": self.encoder.encode_images(pixels)}
+                columns = {Feature.IMAGE: self.encoder.encode_images(pixels)}
             return {name: rows.to(self.dtype) for name, rows in columns.items()}
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -62,22 +75,23 @@ class Features:
             ) from error
 
     def _encode_patches(self, pixels: Tensor) -> dict[str, Tensor]:
-        features = self.encoder.encode_patches(pixels)
-        columns = {}
-        if "image" in self.names:
-            columns["images/embedding"] = features.embedding
-        if "patches" in self.names:
-            columns |= {"images/patches": features.patches, "images/attention": features.attention}
-        if "regions" in self.names:
-            columns["images/regions"] = aggregate_regions(features, self.regions)
+        """The same for features that need the patches: these are computed once for all of them."""
+        patches = self.encoder.encode_patches(pixels)
+        columns: dict[str, Tensor] = {}
+        if Feature.IMAGE in self.chosen:
+            columns[Feature.IMAGE] = patches.embedding
+        if Feature.PATCHES in self.chosen:
+            columns |= {Feature.PATCHES: patches.patches, "images/attention": patches.attention}
+        if Feature.REGIONS in self.chosen:
+            columns[Feature.REGIONS] = aggregate_regions(patches, self.regions)
         return columns
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Captions -> the columns of the store. Raises InputError if they are too many for the device."""
-        if "caption" not in self.names:
+        """Captions -> the columns of the store. Raises InputError if they do not fit in the device's memory."""
+        if Feature.CAPTION not in self.chosen:
             return {}
         try:
-            return {"captions/embedding": self.encoder.encode_texts(captions).to(self.dtype)}
+            return {Feature.CAPTION: self.encoder.encode_texts(captions).to(self.dtype)}
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"a batch of {len(captions)} captions is too much for {self.encoder.device}: lower batch_size"
@@ -85,7 +99,7 @@ class Features:
 
     @cached_property
     def empty(self) -> dict[str, NDArray[Any]]:
-        """The columns without a row, known by trial. Raises InputError as the encoding of many would."""
+        """The columns without rows, from a trial. Raises InputError as `encode_images` and `encode_captions`."""
         columns = self.encode_images(self._blank[None]) | self.encode_captions(["a"])
         return {name: rows[:0].cpu().numpy() for name, rows in columns.items()}
 
@@ -96,11 +110,11 @@ class Features:
 
     @property
     def image_size(self) -> int:
-        """The larger side of what the encoder takes."""
+        """The larger side of the images that the encoder takes, in pixels."""
         return max(self._blank.shape[1:])
 
     def largest_batch(self) -> int:
-        """How many images the encoder does well with at once: on a GPU the largest power of two that fits.
+        """A good batch size: on a GPU the largest power of two that fits in memory, at most `LARGEST_BATCH`.
 
         Raises:
             InputError: not even one image fits.

@@ -1,4 +1,4 @@
-"""Samples -> pixels, batch by batch; and work on several batches at once."""
+"""Samples -> pixels, batch by batch; and work on several batches at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,46 +22,46 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Pixels:
-    """What could be read of a batch of samples.
+    """The images of a batch of samples, as far as they can be read.
 
     Attributes:
-        places: of the images that could be read, in their batch.
-        images: (places, 3, height, width) uint8.
-        reasons: for each of the others, by its place.
+        positions: in the batch, of the images that can be read.
+        images: (positions, 3, height, width) uint8.
+        reasons: by position, why each of the others cannot be read.
     """
 
-    places: list[int]
+    positions: list[int]
     images: Tensor
     reasons: dict[int, str]
 
     def pin_memory(self) -> "Pixels":
-        """As `DataLoader` asks for it."""
-        return Pixels(self.places, self.images.pin_memory(), self.reasons)
+        """The same in pinned memory; `DataLoader` calls it."""
+        return Pixels(self.positions, self.images.pin_memory(), self.reasons)
 
 
 class PixelReader(Dataset[Pixels]):
-    """Samples -> a batch of what could be read of them.
+    """Reads the images of samples, a batch at a time.
 
     Args:
         preprocess: of the encoder: an image to (3, height, width) uint8.
-        scaled_size: decode JPEG images at the smallest scale at which both sides have as many pixels; None: whole.
+        scaled_size: decode JPEG images at the smallest scale with so many pixels on both sides; None: at full size.
     """
 
     def __init__(self, preprocess: Callable[[Image.Image], Tensor], scaled_size: int | None = None) -> None:
         self.preprocess, self.scaled_size = preprocess, scaled_size
 
     def read(self, samples: list[Sample]) -> Pixels:
-        """One batch."""
-        read = [self._pixels(sample) for sample in samples]
-        pixels = {place: image for place, image in enumerate(read) if not isinstance(image, str)}
-        reasons = {place: reason for place, reason in enumerate(read) if isinstance(reason, str)}
+        """Read one batch."""
+        results = [self._pixels(sample) for sample in samples]
+        pixels = {position: image for position, image in enumerate(results) if not isinstance(image, str)}
+        reasons = {position: reason for position, reason in enumerate(results) if isinstance(reason, str)}
         stacked = torch.from_numpy(np.stack(list(pixels.values()))) if pixels else torch.empty(0)
         return Pixels(list(pixels), stacked, reasons)
 
     __getitems__ = read  # as `DataLoader` asks for a batch
 
     def _pixels(self, sample: Sample) -> NDArray[np.uint8] | str:
-        """(3, height, width), or why there is nothing."""
+        """(3, height, width), or why the image cannot be read."""
         try:
             return self.preprocess(sample.open(self.scaled_size)).numpy()
         except InputError as error:
@@ -71,22 +71,22 @@ class PixelReader(Dataset[Pixels]):
         """The pixels of each batch, read ahead by so many processes."""
         return DataLoader(
             self,
-            batch_sampler=batches,  # of samples themselves, not of their numbers
+            batch_sampler=batches,  # lists of samples, which `__getitems__` takes in place of their indices
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=pin_memory,
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """`work(item)` for each item, in their order: as many at once as torch has threads, each on one thread alone.
+    """`work(item)` for each item, in order: as many at a time as torch has threads, each on a single thread.
 
-    That is quicker than one item after the other on all threads, which would wait for each other after every operation,
-    and the results do not depend on how many there are.
+    That is faster than one item after the other on all threads, which would wait for each other after every operation,
+    and the results do not depend on the number of threads.
     """
     threads = torch.get_num_threads()
     waiting: deque[Future[U]] = deque()
@@ -100,4 +100,4 @@ def in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the pool's setting was to hold for threads that are made later, too
+        torch.set_num_threads(threads)  # the pool's setting would also apply to threads that are started later

@@ -1,4 +1,4 @@
-"""What every reader of a data set gives: the same records, whatever the files looked like."""
+"""What every reader returns: the same records, whatever the format of the files."""
 
 import hashlib
 import io
@@ -25,8 +25,8 @@ __all__ = [
     "Shard",
     "Skipped",
     "TarMember",
+    "dataset_from_files",
     "import_pyarrow",
-    "of_files",
     "read_column",
 ]
 
@@ -72,7 +72,7 @@ class ParquetCell:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, what is known about it, and where its file is; None: there is no image, but a sentence alone."""
+    """An image: its record and where its file is; None: a sentence without an image."""
 
     record: ImageRecord
     where: Path | TarMember | ParquetCell | None
@@ -87,19 +87,19 @@ class Sample:
 
 
 class Shard(Protocol):
-    """A share of a data set, small enough to be listed in memory."""
+    """A part of a data set that is small enough to be listed in memory."""
 
     @property
     def size(self) -> int | None:
-        """How many images it has; None if that is not known before it is read."""
+        """The number of images; None if it is not known before reading."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes whenever what `read` gives might."""
+        """A hash that changes whenever the result of `read` may."""
         ...
 
     def read(self) -> tuple[list[Sample], list[Skipped]]:
-        """Its images, in the order in which they are stored, and what had to be left out."""
+        """Its images, in the order to store them, and what is left out."""
         ...
 
 
@@ -111,9 +111,9 @@ class Dataset:
         shards: the images.
         skipped: what the reader left out, with reasons.
         image_root: the folder that `ImageRecord.file` is relative to.
-        source: what was read, as the store's attributes say it.
-        has_images: False for sentences alone.
-        notes: what whoever embeds it is to be told.
+        source: what was read; the store keeps it as an attribute.
+        has_images: False for sentences without images.
+        notes: for the user who embeds it.
     """
 
     shards: Sequence[Shard]
@@ -125,13 +125,13 @@ class Dataset:
 
     @property
     def unit(self) -> str:
-        """What it counts."""
+        """The noun to count its records with."""
         return "images" if self.has_images else "sentences"
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """Images that are files below a folder, or, where a record names no file, sentences alone."""
+    """Images that are files below a folder, or, where a record names no file, sentences."""
 
     records: list[ImageRecord]
     root: Path
@@ -151,7 +151,7 @@ class FileShard:
         return [Sample(record, self.root / record.file if record.file else None) for record in self.records], []
 
 
-def of_files(
+def dataset_from_files(
     records: list[ImageRecord],
     skipped: list[Skipped],
     image_root: Path,
@@ -159,7 +159,23 @@ def of_files(
     shard_size: int = 1000,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """A data set of image files, all of them listed in memory."""
+    """A data set of image files, all listed in memory.
+
+    Args:
+        records: of the images, in the order to store them.
+        skipped: images and captions that are left out, with reasons.
+        image_root: the folder that `ImageRecord.file` is relative to.
+        source: what was read; the store keeps it as an attribute.
+        shard_size: images in a shard.
+        notes: for the user who embeds it.
+
+    Examples:
+        >>> records = [ImageRecord(1, "photo.jpg", "train", ("A red star.",))]
+        >>> dataset = dataset_from_files(records, [], Path("."), "one photograph")
+        >>> samples, skipped = dataset.shards[0].read()
+        >>> samples[0].open().mode
+        'RGB'
+    """
     shards = [
         FileShard(records[first : first + shard_size], image_root) for first in range(0, len(records), shard_size)
     ]
@@ -176,7 +192,7 @@ def import_pyarrow() -> Any:
 
 
 def read_column(parquet: Any, row_group: int, column: str) -> Any:
-    """A column of one row group of a ParquetFile; of a struct's field, as "image.bytes", the field alone."""
+    """A column of one row group of a ParquetFile; of a struct, as in "image.bytes", only that field."""
     # Without threads: the caller's threads decode, and a process may still fork.
     return parquet.read_row_group(row_group, columns=[column], use_threads=False).flatten().column(0)
 

@@ -1,4 +1,4 @@
-"""The feature store of a configured data set: made, finished, opened."""
+"""The feature store of a configured data set: create, complete, open."""
 
 import hashlib
 import re
@@ -7,20 +7,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.embedding import EmbedReport, embed
-from data_prep.records import Dataset
+from data_prep.readers import read_dataset
 from prefixcap.demo import language_model_beside
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 from prefixcap.utils.hub import missing_language_model, naming
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CAPTIONS_AT_ONCE = 65536  # read together, where all of a store are looked at
+CAPTIONS_AT_ONCE = 65536  # read together, where all captions of a store are read
 
 
 def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
@@ -36,15 +36,15 @@ def make_store(
     store_dtype: str = "float16",
     **options: Any,
 ) -> EmbedReport:
-    """Make or finish the feature store of a configured data set (`conf/data`).
+    """Create or complete the feature store of a configured data set (`conf/data`).
 
     Args:
-        data: with `name`, `store` and a `reader` to instantiate.
+        data: with `name`, `store` and `reader`, see `read_dataset`.
         encoder_name: as `load_encoder` takes it.
-        device: where the encoder lives.
-        dtype: that it computes in.
-        store_dtype: that the features are stored in.
-        options: of `embed`; without `features`, those that the data set has.
+        device: of the encoder.
+        dtype: of the encoder's weights: "float32", "bfloat16" or "float16".
+        store_dtype: of the stored features: "float32" or "float16".
+        options: of `embed`; `features` defaults to what the data set has: images or captions.
 
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
@@ -53,43 +53,44 @@ def make_store(
         if value not in known:
             raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
     if data.store is not None and is_remote(data.store):
-        raise InputError(f"a store is made on a local disk, and then copied: {data.store} is a URL; give a path")
-    dataset: Dataset = instantiate(data.reader)
+        raise InputError(f"a store is written to a local disk, and then copied: {data.store} is a URL; give a path")
+    dataset = read_dataset(data.reader)
     if options.get("progress", True):
         for note in dataset.notes:
             print(note)
     if options.get("features") is None:
-        options["features"] = ["image"] if dataset.has_images else ["caption"]
+        options["features"] = [(Feature.IMAGE if dataset.has_images else Feature.CAPTION).option]
     with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
         encoder = load_encoder(encoder_name, device, DTYPES[dtype])
     path = store_path(data.name, data.store, encoder_name)
     return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
 
 
-def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> FeatureStore:
-    """The feature store of a configured data set, a folder or a URL; the small world's is made if it is not there.
+def open_store(data: DictConfig, encoder_name: str, feature: Feature | str = Feature.IMAGE) -> FeatureStore:
+    """Open the feature store of a configured data set, a folder or a URL; the small world's is created if necessary.
 
     Args:
         data: with `name` and `store`.
         encoder_name: as `load_encoder` takes it.
-        reads: the feature that is needed: a store with more than "image" has its name in the folder's. Sentences
-            without images have "caption" alone.
+        feature: the feature that is needed, or its name: the name of a store with patches or regions ends in it.
+            Sentences without images have only `Feature.CAPTION`.
 
     Raises:
-        InputError: there is no such store, or it is not finished; the message names the command that makes it.
+        InputError: there is no such store, or it is incomplete; the message gives the command that creates it.
     """
     if data.store is not None and is_remote(data.store):
         return FeatureStore(data.store)
     sentences = data.get("sentences", False)
-    features = [reads] if reads == "image" or sentences else ["image", reads]
-    path = feature_path(data, encoder_name, reads)
+    feature = Feature.parse(feature)
+    features = [feature.option] if feature is Feature.IMAGE or sentences else [Feature.IMAGE.option, feature.option]
+    path = feature_path(data, encoder_name, feature)
     if not path.exists() and data.name in ("demo", "demo_other"):
         there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
         print_summary(path, make_store(there, encoder_name, features=features))
     if not path.exists():
         options = data.get("options", [f"data={data.name}"])
         command = ["python -m data_prep.embed", *options, f"encoder.name={encoder_name}"]
-        if reads != "image" and not sentences:
+        if feature is not Feature.IMAGE and not sentences:
             command += [f"data.store={path}", f"'features=[{','.join(features)}]'"]
         raise InputError(
             f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
@@ -97,16 +98,17 @@ def open_store(data: DictConfig, encoder_name: str, reads: str = "image") -> Fea
     return FeatureStore(path)
 
 
-def feature_path(data: DictConfig, encoder_name: str, reads: str) -> Path:
-    """Where the store of a configured data set that has a feature lies, or would; arguments as in `open_store`."""
-    path = store_path(data.name, data.store, encoder_name)
-    if data.store is None and reads != "image" and not data.get("sentences", False):
-        return path.with_name(f"{path.name}-{reads}")
+def feature_path(data: DictConfig, encoder_name: str, feature: Feature | str) -> Path:
+    """The path of the store of a configured data set that has a feature, whether it exists; arguments as in
+    `open_store`."""
+    path, feature = store_path(data.name, data.store, encoder_name), Feature.parse(feature)
+    if data.store is None and feature is not Feature.IMAGE and not data.get("sentences", False):
+        return path.with_name(f"{path.name}-{feature.option}")
     return path
 
 
 def print_summary(path: Path, report: EmbedReport) -> None:
-    """What a run did and what the store has, if it is whole by now."""
+    """Print what a run did, and what the store holds if it is complete."""
     try:
         store = FeatureStore(path)
     except InputError:
@@ -116,12 +118,12 @@ def print_summary(path: Path, report: EmbedReport) -> None:
     if not report.written:
         print("the store was complete already")
     elif report.resumed:
-        print(f"went on after {report.resumed:,} {report.unit} that were there already")
+        print(f"continued after {report.resumed:,} {report.unit} of earlier runs")
     print_store(store, report.unit)
 
 
 def print_store(store: FeatureStore, unit: str) -> None:
-    """What a store has and what it leaves out; `unit` is "images" or "sentences"."""
+    """Print what a store holds and what it leaves out; `unit` is "images" or "sentences"."""
     splits = ", ".join(f"{name} {count:,}" for name, count in store.splits.items())
     captions = f"; captions: {store.captions:,}" if unit == "images" else ""
     print(f"{unit}: {splits}{captions}")
@@ -138,7 +140,7 @@ def print_store(store: FeatureStore, unit: str) -> None:
 
 
 def copies_of_captions(store: FeatureStore) -> int:
-    """How many captions repeat an earlier one, word for word; told by 64-bit hashes, 8 bytes a caption."""
+    """How many captions repeat an earlier one exactly, by 64-bit hashes (8 bytes a caption)."""
     captions = (
         caption
         for name in store.splits

@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefixcap
 from data_prep.embedding import embed
-from data_prep.records import ImageRecord, of_files
+from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.captioner import Captioner
+from prefixcap.commands.train import required_feature
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import LanguageModel, Tuning, load_language_model
-from prefixcap.mappers import MLPMapper, QueryMapper, TransformerMapper, build_mapper
+from prefixcap.mappers import MAPPERS, Mapper, MLPMapper, QueryMapper, TransformerMapper, build_mapper
 from prefixcap.mappers.transformer import Attention
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.training import trainable_parameters
@@ -152,7 +154,7 @@ def store_of_pictures(folder: Path, features: list[str]) -> StoreSplit:
     for number in range(5):
         draw(random_scene(generator, "in-domain"), generator).save(folder / f"{number}.jpg")
     records = [ImageRecord(number, f"{number}.jpg", "train", ("A star.",)) for number in range(5)]
-    data = of_files(records, [], folder, "five pictures")
+    data = dataset_from_files(records, [], folder, "five pictures")
     embed(data, load_encoder("demo"), folder / "store", features, store_dtype=torch.float32, progress=False)
     return FeatureStore(folder / "store").split("train")
 
@@ -277,3 +279,25 @@ def test_text_only_mappers_have_the_published_size() -> None:
         build_mapper("mlp", 4, 10, activation="gelu")
     with pytest.raises(InputError, match="cannot be split into 7 heads"):
         build_mapper("adaptor", 16, 10, heads=7)
+
+
+@pytest.mark.parametrize(("given", "feature"), [("embedding", Feature.IMAGE), ("regions", Feature.REGIONS)])
+def test_a_mapper_may_name_its_feature(given: str, feature: Feature, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(Mapper):
+        features = given
+        prefix_length = 1
+
+        def __init__(self, embedding_dim: int, lm_dim: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(embedding_dim, lm_dim)
+
+        def forward(self, features: Tensor) -> Tensor:
+            prefix: Tensor = self.linear(features if features.ndim == 2 else features.mean(1)).unsqueeze(1)
+            return prefix
+
+    monkeypatch.setitem(MAPPERS, "named", Named)
+    captioner = Captioner(small_lm(), IDENTITY, {"name": "named"})
+    assert captioner.features is feature
+    assert captioner.prefix(torch.randn(3, *[5] * (feature.ndim - 2), 16)).shape == (3, 1, 32)
+    model = OmegaConf.create({"learns_from": "images", "mapper": {"name": "named"}})
+    assert required_feature(model) == feature.option

@@ -18,7 +18,7 @@ def read_arrays(path: Path, captions: Path, encoder: EncoderIdentity, first: int
         path: `.npy` or `.npz`.
         captions: a JSON list with an entry a row: a caption, a list of captions, or an object with `caption` or
             `captions` and, if wanted, `image_id` or `id`, `file` or `image`, and `split`.
-        encoder: who made the embeddings.
+        encoder: the encoder that computed the embeddings.
         first: the id of the first row, where the entries give none.
 
     Raises:

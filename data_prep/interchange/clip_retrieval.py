@@ -21,7 +21,7 @@ def read_clip_retrieval(folder: Path, encoder: EncoderIdentity, first: int) -> S
 
     Args:
         folder: with `img_emb` and `metadata` in it.
-        encoder: who made the embeddings.
+        encoder: the encoder that computed the embeddings.
         first: the first running number.
 
     Raises:

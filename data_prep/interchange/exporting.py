@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data_prep.interchange.sources import CHUNK
 from data_prep.records import import_pyarrow
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.store import FeatureStore
 from prefixcap.store.format import read_index
 from prefixcap.store.layout import SPLIT
@@ -45,12 +46,12 @@ def export_features(store: Path, folder: Path, split: str | None = None) -> tupl
     assert index is not None
     entries = [entry for entry in index.parts if (entry.images if split is None else split in entry.splits)]
     parts = [Part(store / entry.file, entry) for entry in entries]
-    if not parts or "images/embedding" not in parts[0].features:
+    if not parts or Feature.IMAGE not in parts[0].features:
         raise InputError(f"{store} has no embeddings of images: give a store that data_prep.embed made of images")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty: give a new folder, or delete that one")
     chosen = [_chosen(part, split) for part in parts]
-    texts = "captions/embedding" in parts[0].features and all(
+    texts = Feature.CAPTION in parts[0].features and all(
         (np.bincount(part.mapped("captions/image"), minlength=part.length(SPLIT))[rows] == 1).all()
         for part, rows in zip(parts, chosen, strict=True)
     )
@@ -59,10 +60,10 @@ def export_features(store: Path, folder: Path, split: str | None = None) -> tupl
         zip(parts, tqdm(chosen, desc="exporting", unit=" parts", delay=1), strict=True)
     ):
         name = f"{number:0{width}d}"
-        _write_array(folder / "img_emb" / f"img_emb_{name}.npy", part.mapped("images/embedding"), rows)
+        _write_array(folder / "img_emb" / f"img_emb_{name}.npy", part.mapped(Feature.IMAGE), rows)
         if texts:
             captions = np.searchsorted(part.mapped("captions/image"), rows)
-            _write_array(folder / "text_emb" / f"text_emb_{name}.npy", part.mapped("captions/embedding"), captions)
+            _write_array(folder / "text_emb" / f"text_emb_{name}.npy", part.mapped(Feature.CAPTION), captions)
         _write_table(folder / "metadata" / f"metadata_{name}.parquet", pyarrow, part, rows)
     return sum(map(len, chosen)), texts
 

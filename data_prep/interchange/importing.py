@@ -1,4 +1,4 @@
-"""Embeddings of other tools -> feature store, chunk by chunk; an import that was stopped goes on where it was."""
+"""Embeddings of other tools -> feature store, in chunks; an interrupted import resumes."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from data_prep.interchange.sources import CHUNK, Array, Row, Source
 from data_prep.readers.inputs import INT64, check_shares, clean_caption, draw_split, is_storable, split_name
 from data_prep.records import ImageRecord, Skipped
 from prefixcap.errors import InputError
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.store import StoreWriter, join
 
 ARRAYS = (".npy", ".npz")
@@ -67,10 +67,10 @@ def import_features(
         sources: a split, or None, and a folder of clip-retrieval, a `.npy` or `.npz` file, or a ClipCap pickle. Without
             a split, each image goes to the one that its source names, else it is drawn.
         store: the store's folder.
-        encoder: who made the embeddings.
+        encoder: the encoder that computed the embeddings.
         captions: the JSON file of each `.npy` or `.npz` file, in their order.
         image_root: the folder that the image files are relative to; None: that of the first source.
-        val_share: share of the images, 0.0 to 1.0, that is drawn for "val". The draw depends on an image's id alone.
+        val_share: share of the images, 0.0 to 1.0, that is drawn for "val". The draw depends only on an image's id.
         test_share: likewise for "test"; what is left is "train".
 
     Returns:
@@ -135,7 +135,7 @@ def _opened(
             f"{len(arrays)} .npy or .npz files and {len(captions)} files of captions: give --captions FILE once for "
             "each .npy or .npz file, in their order"
         )
-    captions_of = iter(captions)
+    caption_files = iter(captions)
     first = 0
     for split, path in sources:
         suffix = path.suffix.lower()
@@ -144,7 +144,7 @@ def _opened(
         if (path / "img_emb").is_dir():
             source = read_clip_retrieval(path, encoder, first)
         elif suffix in ARRAYS:
-            source = read_arrays(path, next(captions_of), encoder, first)
+            source = read_arrays(path, next(caption_files), encoder, first)
         elif suffix in (".pkl", ".pt"):
             source = read_clipcap(path, encoder)
         else:
@@ -159,23 +159,23 @@ def _opened(
 
 
 def _all_have_length_one(sources: list[Source]) -> bool:
-    """Whether the embeddings are scaled to length one, by the first of each source."""
-    found = {}
+    """Whether the embeddings are scaled to length one, from the first chunk of each source."""
+    path_by_answer = {}
     for source in sources:
         block = next(block for block in source.blocks if len(block.places))
         rows = block.embeddings()[np.asarray(block.places[:CHUNK])].astype(np.float64)
         lengths = np.linalg.norm(rows[np.isfinite(rows).all(axis=1)], axis=1)
-        found[bool(len(lengths)) and bool((abs(lengths - 1) < LENGTH_ONE).all())] = source.path
-    if len(found) > 1:
+        path_by_answer[bool(len(lengths)) and bool((abs(lengths - 1) < LENGTH_ONE).all())] = source.path
+    if len(path_by_answer) > 1:
         raise InputError(
-            f"the embeddings of {found[True]} are scaled to length one and those of {found[False]} are not: make a "
-            "store of each"
+            f"the embeddings of {path_by_answer[True]} are scaled to length one and those of "
+            f"{path_by_answer[False]} are not: make a store of each"
         )
-    return True in found
+    return True in path_by_answer
 
 
 def _fingerprint(opened: list[tuple[str | None, Source]], options: list[Any]) -> str:
-    """A hash over all that decides the content of the store."""
+    """A hash of all that determines the content of the store."""
     digest = hashlib.sha256(json.dumps(options).encode())
     for split, source in opened:
         for path in source.files:
@@ -195,16 +195,16 @@ def _chunks(opened: list[tuple[str | None, Source]]) -> Iterator[_Chunk]:
     for split, source in opened:
         for block in source.blocks:
             rows, embeddings = block.rows(), block.embeddings()
-            of_captions = block.caption_embeddings() if block.caption_embeddings else None
+            caption_embeddings = block.caption_embeddings() if block.caption_embeddings else None
             for start in range(0, len(block.places), CHUNK):
                 own = list(itertools.islice(rows, CHUNK))
                 places = np.asarray(block.places[start : start + CHUNK], np.int64)
-                caption_rows = None if of_captions is None else of_captions[places]
+                caption_rows = None if caption_embeddings is None else caption_embeddings[places]
                 yield _Chunk(split, block.path, places, own, embeddings[places], caption_rows)
 
 
 class _Checks:
-    """Turns what sources say into records, and remembers the ids."""
+    """Turns rows of sources into records, and remembers the ids."""
 
     def __init__(self, val_share: float, test_share: float) -> None:
         self.shares = (val_share, test_share)
@@ -215,7 +215,7 @@ class _Checks:
         """The record of an image, its captions left out; a wrong one raises InputError beginning with `where`."""
         image_id = row.id
         if not (is_storable(image_id) and image_id) and not (type(image_id) is int and image_id in INT64):
-            raise InputError(f"{where}: the id {image_id!r} is neither a text nor a whole number of 64 bits: mend it")
+            raise InputError(f"{where}: the id {image_id!r} is neither a text nor a 64-bit integer: correct it")
         assert isinstance(image_id, int | str)
         self.kind = self.kind or type(image_id)
         if type(image_id) is not self.kind:
@@ -230,7 +230,7 @@ class _Checks:
         self.seen.add(number)
         for name, value in (("file", row.file), ("split", row.split), ("domain", row.domain)):
             if value is not None and not is_storable(value):
-                raise InputError(f"{where}: the {name} {value!r} is no text: mend it")
+                raise InputError(f"{where}: the {name} {value!r} is no text: correct it")
         own = split_name(str(split or row.split or "")) or draw_split(str(image_id), *self.shares, seed=0)
         return ImageRecord(image_id, str(row.file or ""), own, (), str(row.domain or ""))
 
@@ -265,9 +265,9 @@ def _convert(chunk: _Chunk, check: _Checks) -> tuple[list[ImageRecord], dict[str
         if captions or not row.captions:
             records.append(ImageRecord(record.id, record.file, record.split, tuple(captions), record.domain))
             kept.append(number)
-    features = {"images/embedding": rows[kept]}
+    features: dict[str, Array] = {Feature.IMAGE: rows[kept]}
     if caption_rows is not None:
-        features["captions/embedding"] = caption_rows[kept]
+        features[Feature.CAPTION] = caption_rows[kept]
     return records, features, skipped
 
 

@@ -1,4 +1,4 @@
-"""What every importer gives: blocks of images, whatever the files looked like."""
+"""What every importer returns: blocks of images, whatever the format of the files."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One image as its source has it, nothing checked yet; None where the source has nothing."""
+    """One image as in its source, not checked yet; None where the source has nothing."""
 
     id: object
     captions: list[Any]
@@ -30,14 +30,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Images whose embeddings lie in one file.
+    """Images whose embeddings are in one file.
 
     Attributes:
         path: of that file, for messages.
         rows: reads the images, in order.
         embeddings: opens an array of (any number, dim) embeddings.
         places: the row of each image in that array.
-        caption_embeddings: opens a like array for the captions, one an image; None if there is none.
+        caption_embeddings: opens such an array for the captions, one for each image; None: there is none.
     """
 
     path: Path
@@ -52,9 +52,9 @@ class Source:
     """A file or folder of embeddings, opened.
 
     Attributes:
-        form: what it is, as the store is to remember it.
+        form: its format, which the store keeps as an attribute.
         path: the file or folder.
-        files: all that decides its content.
+        files: all files that determine its content.
         blocks: its images.
     """
 
@@ -71,7 +71,7 @@ class Source:
 def open_array(path: Path, encoder: EncoderIdentity) -> Array:
     """The (rows, dim) embeddings of a `.npy` file, mapped from the disk, or of an `.npz` file, read.
 
-    Of several arrays in an `.npz` file, the one named `embeddings` is taken. No pickled object is opened.
+    Of several arrays in an `.npz` file, `embeddings` is read. Pickled objects are refused.
 
     Raises:
         InputError: the file cannot be read, holds something else, or embeddings of another width than the encoder's.
@@ -97,13 +97,13 @@ def open_array(path: Path, encoder: EncoderIdentity) -> Array:
 
 
 def require_embeddings(array: Array, path: Path, encoder: EncoderIdentity) -> None:
-    """Raise InputError, naming the file, if an array is not of (rows, dim) embeddings as wide as the encoder's."""
+    """Raise InputError, naming the file, unless an array holds (rows, dim) embeddings of the encoder's width."""
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InputError(
             f"{path} holds {array.dtype} of shape {array.shape}; give floating-point embeddings of shape (rows, dim)"
         )
     if array.shape[1] != encoder.dim:
         raise InputError(
-            f"{path} has embeddings of width {array.shape[1]}, but encoder {encoder.name} makes them {encoder.dim} "
-            "wide: name the encoder that made them with --encoder"
+            f"{path} has embeddings of width {array.shape[1]}, but encoder {encoder.name} has width {encoder.dim}: "
+            "name the encoder that computed them with --encoder"
         )

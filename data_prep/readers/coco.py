@@ -24,7 +24,7 @@ from data_prep.readers.inputs import (
     text_of,
     value_of,
 )
-from data_prep.records import Dataset, ImageRecord, Skipped, of_files
+from data_prep.records import Dataset, ImageRecord, Skipped, dataset_from_files
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json
 
@@ -48,14 +48,14 @@ def read_coco(
     Args:
         root: the folder that holds the image folders (`train2014`, `val2014`), or their folder `images`.
         annotations: pattern of the annotation files, looked for in `root` and in `root/annotations`.
-        split_file: in the form of Karpathy's `dataset_coco.json`; relative to `root`, or absolute. It is of COCO 2014;
-            of 2017, which has the same images in other folders, it gives the splits. None: the annotations are all.
-        images: the folder below `root` that the annotations' file names are relative to; "": the one that an
-            annotation file is called by (`train2017` of `captions_train2017.json`), if it is there, else `root`.
-        split: without a split file, of all images. None: what an annotation file is called by, "val" if it is by none.
+        split_file: in the format of Karpathy's `dataset_coco.json`; relative to `root`, or absolute. That is for COCO
+            2014; COCO 2017 has the same images in other folders, and takes its splits from it. None: no split file.
+        images: the folder below `root` that the annotations' file names are relative to; "": the one in the name of
+            an annotation file (`train2017` of `captions_train2017.json`) if it exists, else `root`.
+        split: without a split file, of all images. None: the one in the name of an annotation file, or else "val".
         val_share: share of the images, 0.0 to 1.0, that is drawn for "val", whatever split they are in.
-        test_share: likewise for "test"; what is left is then "train". Both 0.0: nothing is drawn.
-        seed: of the draw. The split of an image depends on its id and the seed alone.
+        test_share: likewise for "test"; the rest is then "train". Both 0.0: nothing is drawn.
+        seed: of the draw. The split of an image depends only on its id and the seed.
 
     Returns:
         The images that are in both, in the order of the split file; without one, those of the annotations, in
@@ -120,25 +120,25 @@ def read_coco(
     skipped += [
         Skipped(image_id, "", "image is not in the split file") for image_id in entries if image_id not in placed
     ]
-    found_in = ", ".join(map(str, files))
+    sources = ", ".join(map(str, files))
     if not records:
         whose = "" if split_file is None else f" of {root / split_file}"
-        raise InputError(f"no image{whose} has a caption in {found_in}")
+        raise InputError(f"no image{whose} has a caption in {sources}")
     if len({type(record.id) for record in records}) > 1:
-        where = found_in if split_file is None else root / split_file
+        where = sources if split_file is None else root / split_file
         raise InputError(f"{where}: some image ids are numbers and some are strings; make them all one kind")
-    return of_files(records, skipped, root, f"COCO captions in {root}")
+    return dataset_from_files(records, skipped, root, f"COCO captions in {root}")
 
 
 class _Places:
-    """Where images lie, and in which split; as `read_coco` has it."""
+    """The files and splits of images, see `read_coco`."""
 
     def __init__(self, root: Path, images: str, split: str | None) -> None:
         self.root, self.images, self.split = root, images, split
         self._folder = cache(self._look_for)
 
     def own(self, path: Path, image: dict[str, Any]) -> tuple[str, str]:
-        """The file and the split of an image, as its annotation file says it."""
+        """The file and the split of an image according to its annotation file."""
         called = re.search(r"(train|val|test)\d*", path.name)
         folder = self.images or ((called and self._folder(called[0])) or "")
         name = str(Path(folder) / text_of(path, image, "file_name"))
@@ -146,7 +146,7 @@ class _Places:
         return relative_file(self.root, name, str(path)), split_name(split)
 
     def by_split_file(self, split_file: str, entries: Entries) -> Iterator[tuple[int | str, str, str]]:
-        """(id, file, split) of each image of a split file; where its folder is not there, the annotations' file."""
+        """(id, file, split) of each image of a split file; if its folder does not exist, the annotations' file."""
         path = self.root / split_file
         if not path.exists():
             raise InputError(
@@ -167,7 +167,7 @@ class _Places:
             yield image_id, file, split_of(path, image)
 
     def _look_for(self, name: str) -> str | None:
-        """Where a folder of images of that name lies below the root; None: it is not there."""
+        """The path below the root of a folder of images; None: it does not exist."""
         try:
             return next((path for path in (name, f"images/{name}") if (self.root / path).is_dir()), None)
         except OSError:  # it is too long for a name

@@ -7,11 +7,11 @@ from pathlib import Path
 from data_prep.readers.inputs import SPLITS, check_shares, clean_caption, draw_splits, is_storable, split_name
 from data_prep.readers.names import FileNames
 from data_prep.readers.tables import Row, read_rows
-from data_prep.records import Dataset, ImageRecord, Skipped, of_files
+from data_prep.records import Dataset, ImageRecord, Skipped, dataset_from_files
 from prefixcap.errors import InputError, listed
 from prefixcap.utils.images import IMAGE_SUFFIXES
 
-# What files with captions are called, where none is named.
+# The usual names of files with captions.
 TABLE = re.compile(r"(captions\.(csv|tsv|jsonl|json|txt)|metadata\.(csv|jsonl)|results\.csv|.*\.token(\.txt)?)", re.I)
 SIDECARS = (".txt", ".caption")
 MOST_BYTES = 1_000_000  # of a text file beside an image
@@ -30,12 +30,12 @@ def read_folder(
         root: the folder that the image paths are relative to.
         captions: a table with a column of images, one of captions and, if wanted, `split`, or JSON with such keys, see
             `data_prep.readers.tables.read_rows`. An image may have several rows. None: `captions.csv` in `root`; else
-            the one file there that is called as such files are (`TABLE`), or such files in the folders `train`, `val`
-            and `test`, or one in another folder; else a text file beside each image, with a caption a line.
+            the one file there with a usual name (`TABLE`), or such files in the folders `train`, `val` and `test`, or
+            one in another folder; else a text file beside each image, with a caption on each line.
         val_share: share of the images, 0.0 to 1.0, that goes to "val" where no split is given.
         test_share: likewise for "test"; what is left is "train".
-        seed: of the draw. The split of an image depends on its path and the seed alone, but where images are few: then
-            each split that has a share gets one at least.
+        seed: of the draw. The split of an image depends only on its path and the seed, except where images are few:
+            then each split with a share gets at least one.
 
     Returns:
         The images in the order of the file, with the relative paths as ids. An image that is not there under the very
@@ -47,6 +47,15 @@ def read_folder(
         InputError: a file or folder is missing, is not UTF-8, lacks a column or has a row that cannot be
             read; a path leaves `root`; an image is given two splits; no caption is left; several files may be the one
             with the captions. The message names the file.
+
+    Examples:
+        >>> folder = Path("birds")
+        >>> folder.mkdir(exist_ok=True)
+        >>> _ = (folder / "1.jpg").write_bytes(Path("photo.jpg").read_bytes())
+        >>> _ = (folder / "captions.csv").write_text("image,caption,split\\n1.jpg,A red star.,train")
+        >>> samples, skipped = read_folder(folder).shards[0].read()
+        >>> samples[0].record
+        ImageRecord(id='1.jpg', file='1.jpg', split='train', captions=('A red star.',), domain='')
     """
     root = Path(root)
     check_shares(val_share, test_share)
@@ -59,11 +68,11 @@ def read_folder(
     if not tables:
         rows = [(root, split, row) for split, row in _sidecar_rows(root, names)]
     likeliest = (root,) if captions is not None else ()
-    found_files = names.find(((*likeliest, folder, root), row) for folder, _, row in rows)
+    files = names.find(((*likeliest, folder, root), row) for folder, _, row in rows)
     texts: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     skipped: list[Skipped] = []
-    for (_, split, row), image_id in zip(rows, found_files, strict=True):
+    for (_, split, row), image_id in zip(rows, files, strict=True):
         if image_id is None:
             skipped.append(Skipped("", str(row.image or Path(source).name), row.problem or ""))
             continue
@@ -78,15 +87,15 @@ def read_folder(
                 texts[image_id].append(clean_caption(caption))
             except ValueError as error:
                 skipped.append(Skipped(image_id, image_id, str(error)))
-    captioned = {image_id: tuple(found) for image_id, found in texts.items() if found}
+    captioned = {image_id: tuple(captions) for image_id, captions in texts.items() if captions}
     if not captioned:
         raise InputError(f"{source} has no caption" if rows or tables else _nothing_found(root))
     drawn = draw_splits((image_id for image_id in captioned if image_id not in splits), val_share, test_share, seed)
     splits = drawn | splits
-    records = [ImageRecord(image_id, image_id, splits[image_id], found) for image_id, found in captioned.items()]
+    records = [ImageRecord(image_id, image_id, splits[image_id], own) for image_id, own in captioned.items()]
     uncaptioned = [file for file in names.files if not texts.get(file)]
     skipped += [Skipped(file, file, "image without caption") for file in uncaptioned]
-    return of_files(records, skipped, root, f"captions in {source}", notes=names.notes())
+    return dataset_from_files(records, skipped, root, f"captions in {source}", notes=names.notes())
 
 
 def find_tables(root: Path) -> Sequence[tuple[Path, str | None]]:
@@ -101,9 +110,9 @@ def find_tables(root: Path) -> Sequence[tuple[Path, str | None]]:
         return [(here, None)]
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     split_folders = [path for path in folders if path.name.casefold() in SPLITS]
-    found = [(table, split_name(path.name)) for path in split_folders if (table := _only_table(path))]
-    if found:
-        return found
+    tables = [(table, split_name(path.name)) for path in split_folders if (table := _only_table(path))]
+    if tables:
+        return tables
     below = [table for path in folders if (table := _only_table(path))]
     return [(_only(below), None)] if below else []
 
@@ -134,7 +143,7 @@ def _two_splits(row: Row) -> str:
 
 
 def _sidecar_rows(root: Path, names: FileNames) -> Iterator[tuple[str | None, Row]]:
-    """The captions in the text files beside images, with the split that the first folder is called by."""
+    """The captions in text files beside images, with the split that the first folder is named after."""
     sharing: dict[Path, list[str]] = {}
     for image in names.files:
         for suffix in SIDECARS:

@@ -1,4 +1,4 @@
-"""What img2dataset downloads, as for Conceptual Captions and CC12M: tars, parquet files or folders of images."""
+"""Data sets as img2dataset downloads them (Conceptual Captions, CC12M): tars, parquet files or folders of images."""
 
 import contextlib
 import hashlib
@@ -55,8 +55,8 @@ def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: floa
             are of that split.
         val_share: share of the other images, 0.0 to 1.0, that goes to "val".
         test_share: likewise for "test"; what is left is "train".
-        seed: of the draw. The split of an image depends on its id and the seed alone, but in a single shard of few
-            images, where each split that has a share gets one at least.
+        seed: of the draw. The split of an image depends only on its id and the seed, except in a single shard of few
+            images, where each split with a share gets at least one.
 
     Returns:
         The shards, by name; none of them is read yet.
@@ -96,7 +96,7 @@ class DownloadedShard:
         keys_differ: no other shard has keys that begin with this one's name.
         split: of all its images; None: drawn.
         val_share: of the draw, as are `test_share` and `seed`.
-        alone: there is no other shard.
+        single: there is no other shard.
     """
 
     root: Path
@@ -108,7 +108,7 @@ class DownloadedShard:
     val_share: float
     test_share: float
     seed: int
-    alone: bool = False
+    single: bool = False
 
     def fingerprint(self) -> str:
         path = self.root / self.file
@@ -168,7 +168,7 @@ class DownloadedShard:
 
     def _select(self, rows: Iterable[Row]) -> tuple[list[Sample], list[Skipped]]:
         """The images with a caption, and the other rows with the reason."""
-        found: list[tuple[str, str, Path | TarMember | ParquetCell, tuple[str, ...]]] = []
+        captioned: list[tuple[str, str, Path | TarMember | ParquetCell, tuple[str, ...]]] = []
         skipped: list[Skipped] = []
         seen: set[str] = set()
         for key, file, where, captions in rows:
@@ -186,11 +186,11 @@ class DownloadedShard:
                 except ValueError as error:
                     skipped.append(Skipped(image_id, file, str(error)))
             if texts:
-                found.append((image_id, file, where, tuple(texts)))
-        splits = self._splits([image_id for image_id, _, _, _ in found])
+                captioned.append((image_id, file, where, tuple(texts)))
+        splits = self._splits([image_id for image_id, _, _, _ in captioned])
         samples = [
             Sample(ImageRecord(image_id, file, splits[image_id], texts), where)
-            for image_id, file, where, texts in found
+            for image_id, file, where, texts in captioned
         ]
         return samples, skipped
 
@@ -199,7 +199,7 @@ class DownloadedShard:
             return dict.fromkeys(ids, self.split)
         shares = (self.val_share, self.test_share, self.seed)
         return (
-            draw_splits(ids, *shares) if self.alone else {image_id: draw_split(image_id, *shares) for image_id in ids}
+            draw_splits(ids, *shares) if self.single else {image_id: draw_split(image_id, *shares) for image_id in ids}
         )
 
 
@@ -223,11 +223,11 @@ def _shard_files(root: Path) -> dict[str, str]:
     tars = [path for path in paths if path.suffix == ".tar" and path.is_file()]
     folders = [path for path in paths if path.is_dir() and path not in splits]
     tables = [path for path in paths if path.suffix == ".parquet" and path.is_file()]
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for path in [*tars, *filter(_has_image, folders), *tables]:
         file = path.relative_to(root).as_posix()
-        found.setdefault(file if path.is_dir() else posixpath.splitext(file)[0], file)
-    return found
+        files.setdefault(file if path.is_dir() else posixpath.splitext(file)[0], file)
+    return files
 
 
 def _has_image(folder: Path) -> bool:
@@ -247,7 +247,7 @@ def _size(root: Path, name: str, file: str) -> int | None:
         stats = read_json(root / f"{name}_stats.json")
         if isinstance(stats, dict) and isinstance(stats.get("successes"), int):
             return int(stats["successes"])
-    with contextlib.suppress(Exception):  # a damaged file, as will be told when it is read
+    with contextlib.suppress(Exception):  # a damaged file, which is reported when it is read
         return int(pyarrow.parquet.read_metadata(path).num_rows) if pyarrow else None
     return None
 
@@ -284,10 +284,10 @@ def _paired(
         if any(file is not None and size(file) > MOST_TEXT for file in beside):
             captions = "the caption is too long"
         elif captions == []:
-            text, told = beside
+            text, json_file = beside
             captions = _lines(content(text)) if text is not None else []
-            if told is not None and len(captions) != 1:
-                captions = _settled(captions, _captions_in(content(told)))
+            if json_file is not None and len(captions) != 1:
+                captions = _resolve(captions, _captions_in(content(json_file)))
         yield key, f"{shard}/{_within(name)}", where, captions
     have_image = {key for key, _, _ in images}
     for key, (name, _) in (metadata | texts).items():
@@ -300,11 +300,11 @@ def _lines(text: bytes) -> list[object]:
     return [line for line in text.splitlines() if line.strip()] or [text]
 
 
-def _settled(lines: list[object], told: list[object]) -> list[object]:
-    """The captions of an image, from its text file, if it has one, and its JSON: which tells whether lines are one."""
+def _resolve(lines: list[object], in_json: list[object]) -> list[object]:
+    """The captions of an image from its text file, if it has one, and its JSON, which shows whether lines are one."""
     joined = b" ".join(line for line in lines if isinstance(line, bytes)).decode("utf-8-sig", "replace").split()
-    if not lines or any(isinstance(caption, str) and caption.split() == joined for caption in told):
-        return told
+    if not lines or any(isinstance(caption, str) and caption.split() == joined for caption in in_json):
+        return in_json
     return lines
 
 

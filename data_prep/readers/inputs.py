@@ -1,4 +1,4 @@
-"""What readers share: captions, paths, splits and entries as they come from others, checked."""
+"""What readers share: checks of captions, paths, splits and entries."""
 
 import hashlib
 import math
@@ -64,12 +64,12 @@ def relative_file(root: Path, file: str, where: str) -> str:
 
 
 def is_storable(value: object) -> TypeGuard[str]:
-    """Whether it is a text that a store can hold: without null characters and halves of characters."""
+    """Whether it is a string that a store can hold: without null characters and lone surrogates."""
     return isinstance(value, str) and "\0" not in value and value.encode(errors="ignore").decode() == value
 
 
 def check_shares(val_share: float, test_share: float) -> None:
-    """Raise InputError if these are no shares of a data set."""
+    """Raise InputError unless these are shares of a data set."""
     shares = (val_share, test_share)
     if not all(isinstance(share, int | float) and share >= 0 for share in shares) or sum(shares) > 1:
         raise InputError(
@@ -78,7 +78,7 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 def draw_split(image_id: str, val_share: float, test_share: float, seed: int) -> str:
-    """The split of an image, from a hash: it stays the same when other images come or go."""
+    """The split of an image, from a hash: it does not change when images are added or removed."""
     number = _drawn_number(image_id, seed)
     if number < test_share:
         return "test"
@@ -86,12 +86,16 @@ def draw_split(image_id: str, val_share: float, test_share: float, seed: int) ->
 
 
 def draw_splits(ids: Iterable[str], val_share: float, test_share: float, seed: int) -> dict[str, str]:
-    """The split of each image, as `draw_split` draws it; but where images are few, none that has a share stays empty.
+    """The split of each image, as `draw_split` draws it; but no split with a share is empty if there are enough images.
 
-    If the images suffice for one each, an empty one gets that whose number is closest to its own.
+    An empty split gets the image whose number is closest to its own.
+
+    Examples:
+        >>> sorted(draw_splits(["a", "b", "c"], val_share=0.1, test_share=0.1, seed=0).values())
+        ['test', 'train', 'val']
     """
     splits = {image_id: draw_split(image_id, val_share, test_share, seed) for image_id in ids}
-    numbers = {"train": 1.0, "val": test_share, "test": 0.0}  # which an image of the split has, or is close to
+    numbers = {"train": 1.0, "val": test_share, "test": 0.0}  # at or near those of the split's images
     shares = {"train": 1 - val_share - test_share, "val": val_share, "test": test_share}
     wanted = [name for name, share in shares.items() if share > 1e-9]
     for split in wanted if len(splits) >= len(wanted) else []:
@@ -152,4 +156,4 @@ def image_id_of(file: Path, entry: dict[str, Any], key: str) -> int | str:
     value = value_of(file, entry, key)
     if is_storable(value) or (type(value) is int and value in INT64):
         return value
-    raise InputError(f"{file}: {key!r} must be a whole number of 64 bits or a string, not {value!r}")
+    raise InputError(f"{file}: {key!r} must be a 64-bit integer or a string, not {value!r}")

@@ -1,9 +1,9 @@
-"""Flickr30k, and what else comes as one of Karpathy's files alone: splits, file names and captions in one JSON."""
+"""Flickr30k and other data sets in Karpathy's format: splits, file names and captions in one JSON file."""
 
 from pathlib import Path
 
 from data_prep.readers.inputs import clean_caption, object_list, relative_file, split_of, text_of, value_of
-from data_prep.records import Dataset, ImageRecord, Skipped, of_files
+from data_prep.records import Dataset, ImageRecord, Skipped, dataset_from_files
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json
 
@@ -52,4 +52,4 @@ def read_karpathy(
             skipped.append(Skipped(name, file, "image without caption"))
     if not records:
         raise InputError(f"no image of {path} has a caption")
-    return of_files(records, skipped, root, f"captions of {path}")
+    return dataset_from_files(records, skipped, root, f"captions of {path}")

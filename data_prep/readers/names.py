@@ -1,4 +1,4 @@
-"""Which file of a folder a name means, as others write names: absolute, with backslashes, in another case or form."""
+"""Finds the file of a folder that a name means: absolute, with backslashes, in another case or Unicode form."""
 
 import os
 import unicodedata
@@ -11,11 +11,11 @@ from data_prep.readers.tables import Row
 from prefixcap.errors import InputError
 from prefixcap.utils.images import IMAGE_SUFFIXES
 
-Form = Callable[[str], str]  # what is alike of names that may mean the same file
+Form = Callable[[str], str]  # equal for names that may mean the same file
 
 
 class FileNames:
-    """The image files below a folder, by the names that they may be called.
+    """The image files below a folder, found by the names that others may use for them.
 
     Args:
         root: the folder.
@@ -27,12 +27,12 @@ class FileNames:
     def __init__(self, root: Path) -> None:
         self.root, self.files = root, _image_files(root)
         self._there = set(self.files)
-        self._otherwise: dict[str, str] = {}  # names, and the files that they were taken for
+        self._otherwise: dict[str, str] = {}  # names that differ from those of the files that they mean
         self._indexes: dict[Form, dict[str, list[str]]] = {}
         self._candidates = cache(self._possible)
 
     def find(self, rows: Iterable[tuple[tuple[Path, ...], Row]]) -> Iterator[str | None]:
-        """The file of each row, relative to the root; that of its own name where none is there. None: it has a problem.
+        """The file of each row, relative to the root, whether it exists or not; None: the row has a problem.
 
         Args:
             rows: each with the folders that its name may be relative to, the likeliest first.
@@ -53,7 +53,7 @@ class FileNames:
             yield files[names] if names else None
 
     def notes(self) -> list[str]:
-        """What is to be said of names that were not those of the files."""
+        """A note for the user if names differ from those of the files."""
         if not self._otherwise:
             return []
         name, file = next(iter(self._otherwise.items()))
@@ -87,7 +87,7 @@ class FileNames:
 
     @cached_property
     def _roots(self) -> list[str]:
-        """The root as it is called and, where links lead to it, as it is, with a slash behind it."""
+        """The root as it is given and with symbolic links resolved, with a slash at its end."""
         roots = (os.path.abspath(self.root), str(self.root.resolve()))  # noqa: PTH100
         return [root.rstrip("/") + "/" for root in roots]
 
@@ -98,8 +98,8 @@ class FileNames:
             return False
 
     def _similar(self, names: tuple[str, ...], taken: set[str]) -> str | None:
-        """The one file that differs from a name in case or Unicode form alone; or in its ending, unless it is taken; or
-        that lies in a folder below, where the name has none."""
+        """The one file that differs from a name only in case or Unicode form, or in its suffix (unless another name
+        means it), or that is in a folder below, where the name has no folder."""
         below = [name for name in names[:1] if "/" not in name]
         for tried, form, several in (
             (names, _folded, True), (names, _stem, False), (below, _last, True), (below, _last_stem, False),
@@ -111,7 +111,7 @@ class FileNames:
         return None
 
     def _by(self, form: Form) -> dict[str, list[str]]:
-        """The files by what is alike of their names."""
+        """The files by the `form` of their names."""
         if form not in self._indexes:
             self._indexes[form] = {}
             for file in self.files:
@@ -138,12 +138,12 @@ def _last_stem(name: str) -> str:
 
 def _image_files(root: Path) -> list[str]:
     """The image files below `root`, relative to it, sorted. Links to folders are followed, each folder once."""
-    found: list[str] = []
+    files: list[str] = []
     seen = {root.resolve()}
     for folder, folders, names in os.walk(root, followlinks=True):
         targets = {name: (Path(folder) / name).resolve() for name in sorted(folders)}
         folders[:] = [name for name, target in targets.items() if target not in seen]
         seen |= {targets[name] for name in folders}
         images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        found += ((Path(folder) / name).relative_to(root).as_posix() for name in images)
-    return sorted(found)
+        files += ((Path(folder) / name).relative_to(root).as_posix() for name in images)
+    return sorted(files)

@@ -1,4 +1,4 @@
-"""Tables of captions as people have them: with commas, semicolons, tabs or bars, and columns by many names."""
+"""Tables of captions in common forms: with commas, semicolons, tabs or bars, and columns of many names."""
 
 import ast
 import csv
@@ -14,7 +14,7 @@ from prefixcap.errors import InputError
 from prefixcap.utils.files import parse_json, read_json, read_text
 from prefixcap.utils.images import IMAGE_SUFFIXES
 
-# What columns, and keys in JSON, are called; case, spaces and underscores do not matter, and the first of them counts.
+# Names of columns and of keys in JSON; case, spaces and underscores do not matter, and the first one present counts.
 IMAGE_NAMES = ("image", "file_name", "filename", "image_name", "image_path", "image_file", "img", "filepath", "path")
 CAPTION_NAMES = ("captions", "caption", "text", "comment", "sentence", "description", "raw")
 SPLIT_NAMES = ("split",)
@@ -26,14 +26,14 @@ QUOTED = (",", ";")  # elsewhere quotation marks are ordinary characters
 
 @dataclass(frozen=True)
 class Row:
-    """What one row says, not checked yet.
+    """The content of one row, not checked yet.
 
     Attributes:
-        where: it is, for messages.
-        image: the name of the file.
-        captions: of it.
-        split: None if it says none.
-        problem: the row cannot be read, for this reason.
+        where: the place of the row, for messages.
+        image: the name of the image file.
+        captions: of the image.
+        split: of the image; None: the row gives none.
+        problem: why the row cannot be read; None: it can.
     """
 
     where: str
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read."""
+    """The names of the columns to read."""
 
     image: str | None
     captions: list[str]
@@ -68,7 +68,7 @@ def read_rows(path: Path, with_image: bool = True) -> Iterator[Row]:
             whatever the file is called; between tabs and bars quotation marks are ordinary characters unless the
             header has them. `.jsonl`: an object a line with such keys. `.json`: a list of such objects, or an object
             with captions by the names of images.
-        with_image: False: captions alone are wanted, of a column that is called so.
+        with_image: whether an image column is required; False: only captions are read, from a column of that name.
 
     Raises:
         InputError: the file cannot be read, lacks a column, or has a row that tells that a quote is missing.
@@ -85,7 +85,7 @@ def read_rows(path: Path, with_image: bool = True) -> Iterator[Row]:
 
 
 def find_columns(where: object, names: list[str], with_image: bool) -> Columns:
-    """Which of these columns hold what. Raises InputError, naming the place, if one is missing."""
+    """The columns of images, captions and splits among these. Raises InputError, naming `where`, if one is missing."""
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(_plain(name), name)
@@ -102,20 +102,20 @@ def find_columns(where: object, names: list[str], with_image: bool) -> Columns:
 
 
 def _plain(name: str) -> str:
-    """The name of a column without case, spaces and signs."""
+    """The name of a column without case, spaces and punctuation."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written.
+    """The format of a table.
 
     Attributes:
         delimiter: between cells.
-        quoted: cells may be in quotation marks.
-        names: of the columns.
-        columns: those that are read.
-        has_header: the first line is not a row.
+        quoted: whether cells may be in quotation marks.
+        names: of all columns.
+        columns: the columns to read.
+        has_header: whether the first line holds the names.
     """
 
     delimiter: str
@@ -156,7 +156,7 @@ def _table_rows(path: Path, with_image: bool) -> Iterator[Row]:
 
 
 def _form_of(path: Path, head: str, with_image: bool) -> Form:
-    """How a table is written, as its first line tells. Raises InputError if it lacks a column that is needed."""
+    """The format of a table, from its first line. Raises InputError if a column is missing."""
     if "\0" in head:
         raise InputError(f"{path} is not UTF-8 text (it has null characters); convert it to UTF-8")
     problems: list[tuple[int, InputError]] = []
@@ -196,7 +196,7 @@ def _without_number(name: str) -> str:
 
 
 def _in_cell(cell: str) -> list[object]:
-    """The captions in a cell: one, or a list of them as Python or JSON writes it."""
+    """The captions in a cell: one, or a list in Python or JSON syntax."""
     if re.match(r"\s*\[\s*['\"].*\]\s*$", cell, re.DOTALL):
         try:
             listed = ast.literal_eval(cell.strip())

@@ -1,4 +1,4 @@
-"""Listing a tar by its headers: what `tarfile` does, in a third of the time, and of a damaged tar what is whole."""
+"""Lists the files of a tar by its headers, in a third of the time of `tarfile`, as far as the tar is undamaged."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ BLOCK = 512
 EMPTY = bytes(BLOCK)  # the end of the archive
 FILES = (b"0", b"\0", b"7")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices and folders: their size is no size of data
-PAX, LONG_NAME = b"x", b"L"  # members that tell the name or the size of the next
-MOST_TOLD = 1 << 20  # bytes of such a member
+PAX, LONG_NAME = b"x", b"L"  # members with the name or the size of the next one
+MOST_HEADER = 1 << 20  # bytes of such a member
 
 
 def list_tar(path: Path) -> tuple[list[TarMember], bool]:
@@ -24,7 +24,7 @@ def list_tar(path: Path) -> tuple[list[TarMember], bool]:
     with path.open("rb") as file:
         end = path.stat().st_size
         members: list[TarMember] = []
-        told: dict[bytes, bytes] = {}  # by the members just before, about the next
+        headers: dict[bytes, bytes] = {}  # of the next member, from those just before
         offset = 0
         while True:
             file.seek(offset)
@@ -34,7 +34,7 @@ def list_tar(path: Path) -> tuple[list[TarMember], bool]:
             try:
                 name, size, kind = _header(header)
                 if kind not in (PAX, LONG_NAME):
-                    size = int(told.get(b"size", size))
+                    size = int(headers.get(b"size", size))
             except ValueError:
                 if offset == 0:
                     raise ValueError("not a tar") from None
@@ -42,17 +42,17 @@ def list_tar(path: Path) -> tuple[list[TarMember], bool]:
             if kind in WITHOUT_DATA:
                 size = 0
             offset += BLOCK
-            if size < 0 or offset + size > end or (kind in (PAX, LONG_NAME) and size > MOST_TOLD):
+            if size < 0 or offset + size > end or (kind in (PAX, LONG_NAME) and size > MOST_HEADER):
                 return members, True
             if kind == LONG_NAME:
-                told[b"path"] = file.read(size).rstrip(b"\0")
+                headers[b"path"] = file.read(size).rstrip(b"\0")
             elif kind == PAX:
-                told |= _pax_records(file.read(size))
+                headers |= _pax_records(file.read(size))
             else:
                 if kind in FILES:
-                    name = told.get(b"path", name)
+                    name = headers.get(b"path", name)
                     members.append(TarMember(path, name.decode("utf-8", "replace"), offset, size))
-                told = {}
+                headers = {}
             offset += -(-size // BLOCK) * BLOCK
 
 
@@ -75,13 +75,13 @@ def _number(field: bytes) -> int:
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
     """Records of the form "LENGTH KEY=VALUE\\n", as far as they have it."""
-    told = {}
+    headers = {}
     start = 0
     while start < len(data):
         length, space, _ = data[start : start + 10].partition(b" ")
         if not space or not length.isdigit() or int(length) <= len(length):
             break
         key, _, value = data[start + len(length) + 1 : start + int(length) - 1].partition(b"=")
-        told[key] = value
+        headers[key] = value
         start += int(length)
-    return told
+    return headers

@@ -26,7 +26,7 @@ from prefixcap.utils.files import parse_json, read_json
 SHARD_LINES = 10_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 IN_LINES = (".txt", ".tsv", ".jsonl")
-WHOLE = (".csv", ".json")
+NOT_IN_LINES = (".csv", ".json")
 
 Sentence = tuple[int, object, str | None]  # number, text (not checked yet), split if the file says it
 
@@ -41,35 +41,42 @@ def read_text(
 
     Args:
         files: a path or a pattern ("corpus/*.txt"), or several. `.txt`: a sentence a line. `.tsv`: the column
-            `caption`, and without a header that has it the first column, as in Conceptual Captions' own file.
+            `caption`, or the first column if no header names it, as in Conceptual Captions' own file.
             `.csv`: the column `caption`. `.json`: a list of strings or of objects with `caption` or `captions`, or
             COCO's annotations, or one of Karpathy's files, whose splits are kept. `.jsonl`: a line is a string or
             such an object.
         split: of the sentences.
-        val_share: share of the sentences, 0.0 to 1.0, that goes to "val" instead. Equal sentences stay together.
-        max_words: longer sentences are left out; None: none is.
+        val_share: share of the sentences, 0.0 to 1.0, that goes to "val" instead. Equal sentences are kept together.
+        max_words: leave out longer sentences; None: keep all.
 
     Returns:
-        A record a sentence, without a file. Its id is its number among all sentences of all files; in `.txt`, `.tsv`
-        and `.jsonl`, which are not held in memory, a line without a sentence has a number too.
+        A record for each sentence, without a file. Its id is its number among all sentences of all files; in `.txt`,
+        `.tsv` and `.jsonl`, which are not held in memory, a line without a sentence has a number, too.
 
     Raises:
-        InputError: a file is missing or cannot be read, has another form or no caption where it must; no file has
-            a sentence. The message names the file.
+        InputError: a file is missing or cannot be read, has another form or lacks a caption; no file has a sentence.
+            The message names the file.
+
+    Examples:
+        >>> path = Path("sentences.txt")
+        >>> _ = path.write_text("A red star.\\nA blue circle.\\n")
+        >>> samples, skipped = read_text(path).shards[0].read()
+        >>> [(sample.record.id, *sample.record.captions) for sample in samples]
+        [(0, 'A red star.'), (1, 'A blue circle.')]
     """
     check_shares(val_share, 0.0)
     if max_words is not None and (not isinstance(max_words, int) or max_words < 1):
-        raise InputError(f"max_words must be a whole number of at least 1, or null, not {max_words!r}")
-    rules = Rules(split_name(split), val_share, max_words)
+        raise InputError(f"max_words must be an integer of at least 1, or null, not {max_words!r}")
+    rules = SentenceRules(split_name(split), val_share, max_words)
     patterns = [files] if isinstance(files, str | Path) else list(files)
     paths = list(dict.fromkeys(path for pattern in patterns for path in _matching(Path(pattern))))
     shards: list[Shard] = []
     skipped: list[Skipped] = []
     number = 0
     for path in paths:
-        if path.suffix.lower() in WHOLE:
-            sentences = [(number + place, *found) for place, found in enumerate(_sentences(path))]
-            records, left_out = replace(rules, alone=len(paths) == 1).apply(path.name, sentences)
+        if path.suffix.lower() in NOT_IN_LINES:
+            sentences = [(number + place, *sentence) for place, sentence in enumerate(_sentences(path))]
+            records, left_out = replace(rules, complete=len(paths) == 1).apply(path.name, sentences)
             starts = range(0, len(records), SHARD_LINES)
             shards += [FileShard(records[start : start + SHARD_LINES], path.parent) for start in starts]
             skipped += left_out
@@ -79,7 +86,7 @@ def read_text(
                 shards.append(shard)
                 number += shard.size
     if len(shards) == 1 and isinstance(shards[0], LineShard):
-        shards = [replace(shards[0], rules=replace(rules, alone=True))]
+        shards = [replace(shards[0], rules=replace(rules, complete=True))]
     where = ", ".join(map(str, patterns))
     if not shards:
         raise InputError(f"no sentence in {where or 'no file'}; set data.files to a path, a pattern or a list of them")
@@ -87,17 +94,17 @@ def read_text(
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What becomes of a sentence; as `read_text` has it.
+class SentenceRules:
+    """How sentences are filtered and split; options as in `read_text`.
 
     Attributes:
-        alone: they are all sentences that there are, so that one at least must go to "val" if any share does.
+        complete: no other sentences follow, so at least one must go to "val" if that has a share.
     """
 
     split: str
     val_share: float
     max_words: int | None
-    alone: bool = False
+    complete: bool = False
 
     def apply(self, file: str, sentences: Iterable[Sentence]) -> tuple[list[ImageRecord], list[Skipped]]:
         """The records of sentences of a file, and what is left out."""
@@ -116,15 +123,15 @@ class Rules:
             records.append(ImageRecord(number, "", split or "", (sentence,)))
         drawn = self._drawn([record.captions[0] for record in records if not record.split])
         records = [record if record.split else replace(record, split=drawn[record.captions[0]]) for record in records]
-        if long:  # told at once: they may be millions
+        if long:  # one entry for all: they may be millions
             skipped.append(Skipped("", file, f"{long} sentences of more than {self.max_words} words"))
         return records, skipped
 
     def _drawn(self, sentences: list[str]) -> dict[str, str]:
-        """The split of each of the sentences whose file says none."""
+        """The splits of sentences whose file does not give one."""
         if not self.val_share:
             return dict.fromkeys(sentences, self.split)
-        if self.alone:
+        if self.complete:
             drawn = draw_splits(sentences, self.val_share, 0.0, seed=0)
         else:
             drawn = {sentence: draw_split(sentence, self.val_share, 0.0, seed=0) for sentence in sentences}
@@ -133,16 +140,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class LineShard:
-    """Lines that follow each other in a file, which is read when they are.
+    """Consecutive lines of a file, which are read only when needed.
 
     Attributes:
         file: `.txt`, `.tsv` or `.jsonl`.
         start: the first byte of the first line.
         length: bytes of all lines.
-        digest: their hash.
+        digest: SHA-256 of the lines.
         first: the number of the first sentence.
-        size: how many numbers the lines take: each one, or as many as it has sentences.
-        column: where the caption is in a line of `.tsv`.
+        size: how many numbers the lines take: one each, or as many as a line has sentences.
+        column: of the caption in a line of `.tsv`.
         rules: for its sentences.
     """
 
@@ -153,7 +160,7 @@ class LineShard:
     first: int
     size: int
     column: int
-    rules: Rules
+    rules: SentenceRules
 
     def fingerprint(self) -> str:
         rules = (self.rules.split, self.rules.val_share, self.rules.max_words)
@@ -161,7 +168,7 @@ class LineShard:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def read(self) -> tuple[list[Sample], list[Skipped]]:
-        """Its sentences, and what had to be left out. Raises InputError if the file cannot be read or has changed."""
+        """Its sentences and what is left out. Raises InputError if the file cannot be read or has changed."""
         try:
             with self.file.open("rb") as file:
                 file.seek(self.start)
@@ -190,20 +197,20 @@ class LineShard:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The file of that name, or those that a pattern stands for, sorted."""
+    """The file of that name, or the files that match a pattern, sorted."""
     inside = pattern.relative_to(pattern.anchor)
-    found = [pattern] if pattern.is_file() or not inside.name else sorted(Path(pattern.anchor).glob(str(inside)))
-    found = [path for path in found if path.is_file()]
-    if not found:
+    paths = [pattern] if pattern.is_file() or not inside.name else sorted(Path(pattern.anchor).glob(str(inside)))
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
         raise InputError(f"there is no file {pattern}; set data.files to a path, a pattern or a list of them")
-    for path in found:
-        if path.suffix.lower() not in (*IN_LINES, *WHOLE):
-            raise InputError(f"{path} must be a {', '.join(IN_LINES)}, {' or '.join(WHOLE)} file")
-    return found
+    for path in paths:
+        if path.suffix.lower() not in (*IN_LINES, *NOT_IN_LINES):
+            raise InputError(f"{path} must be a {', '.join(IN_LINES)}, {' or '.join(NOT_IN_LINES)} file")
+    return paths
 
 
-def _line_shards(path: Path, first: int, rules: Rules) -> Iterator[LineShard]:
-    """The shards of a file; their lines are read once, for the hashes, and not kept."""
+def _line_shards(path: Path, first: int, rules: SentenceRules) -> Iterator[LineShard]:
+    """The shards of a file. Its lines are read once, for the hashes, and not kept."""
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
@@ -240,7 +247,7 @@ def _numbers_of_line(line: bytes) -> int:
 
 
 def _texts_of_line(line: bytes, suffix: str, column: int) -> list[object]:
-    """The captions of a line, not checked yet; none of a blank one. Raises ValueError if it is of another form."""
+    """The captions of a line, not checked yet; none for a blank line. Raises ValueError if it has another form."""
     if not line.strip():
         return []
     if suffix == ".txt":
@@ -261,17 +268,17 @@ def _texts_of_line(line: bytes, suffix: str, column: int) -> list[object]:
 
 
 def _texts_of_entry(entry: object) -> list[object]:
-    """The captions of an entry of a list in JSON, not checked yet. Raises ValueError if it is of another form."""
+    """The captions of an entry of a JSON list, not checked yet. Raises ValueError if it has another form."""
     if isinstance(entry, str):
         return [entry]
     if isinstance(entry, dict) and ("captions" in entry or "caption" in entry):
-        found = entry["captions" if "captions" in entry else "caption"]
-        return found if isinstance(found, list) else [found]
+        captions = entry["captions" if "captions" in entry else "caption"]
+        return captions if isinstance(captions, list) else [captions]
     raise ValueError("neither a string nor an object with 'caption' or 'captions'")
 
 
 def _sentences(path: Path) -> Iterator[tuple[object, str | None]]:
-    """The sentences of a file that is read whole, not checked yet, with the split if it says one."""
+    """The sentences of a file that is read at once, not checked yet, each with its split if the file gives one."""
     if path.suffix.lower() == ".csv":
         for row in read_rows(path, with_image=False):
             yield from ((caption, None) for caption in row.captions)

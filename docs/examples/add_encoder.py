@@ -1,4 +1,4 @@
-"""An encoder of your own: how often each colour comes in an image. It tells how far a captioner gets by colours alone.
+"""An encoder of your own: the colour histogram of an image. It shows how well a captioner does that sees only colours.
 
 python docs/examples/add_encoder.py encoder.name=colours model=mlp
 """
@@ -24,17 +24,17 @@ class ColourEncoder:
     """A histogram of colours, as an `Encoder` (prefixcap/encoders/protocol.py).
 
     Args:
-        checkpoint: what follows a colon in the encoder's name; here there is none.
-        name: the whole name.
-        device: where embeddings come out.
+        checkpoint: what follows a colon in the encoder's name; not used here.
+        name: the encoder's name.
+        device: of the embeddings.
         dtype: of the embeddings.
     """
 
-    text_tower = None  # that of a CLIP, which ZeroCap and MAGIC read in pieces
+    text_tower = None  # of a CLIP, for ZeroCap and MAGIC
 
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        # The digest tells weights apart, and so do these two numbers here.
+        # The digest identifies the weights; here these two numbers take their place.
         self.identity = EncoderIdentity(name, f"{LEVELS}-{SIZE}", f"resize to {SIZE}x{SIZE}", dim=LEVELS**3)
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -47,7 +47,7 @@ class ColourEncoder:
         return pixels.to(self.device).float() / 255
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) pixels, uint8 or normalised -> (batch, LEVELS**3), of length one."""
+        """(batch, 3, height, width) pixels, uint8 or normalised -> (batch, LEVELS**3) of unit length."""
         pixels = pixels.to(self.device) if pixels.is_floating_point() else self.normalize(pixels)
         red, green, blue = (pixels * LEVELS).long().clamp(max=LEVELS - 1).flatten(2).unbind(1)
         colours = (red * LEVELS + green) * LEVELS + blue  # (batch, height * width)
@@ -56,11 +56,11 @@ class ColourEncoder:
         return torch.nn.functional.normalize(counts.sqrt(), dim=-1).to(self.dtype)
 
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
-        """There are none: only a ViT has patches."""
+        """Raise InputError: only a ViT has patches."""
         raise InputError(f"encoder '{self.identity.name}' has no patches: choose a ViT")
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """It reads no texts, so captions cannot be ranked or scored with it."""
+        """Raise InputError: captions cannot be ranked or scored with it."""
         raise InputError(f"encoder '{self.identity.name}' reads no texts: choose a CLIP")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prefixcap.commands.common.hydra_main import run
 from prefixcap.commands.train import main
+from prefixcap.features import Feature
 from prefixcap.mappers import MAPPERS, Mapper
 
 
@@ -17,10 +18,10 @@ class LinearMapper(Mapper):
     Args:
         embedding_dim: width of the encoder's embedding.
         lm_dim: width of the language model's word embeddings.
-        prefix_length: how many prefix vectors to make; an even number.
+        prefix_length: the number of prefix vectors, an even one.
     """
 
-    features = "embedding"
+    features = Feature.IMAGE
 
     def __init__(self, embedding_dim: int, lm_dim: int, prefix_length: int = 8) -> None:
         super().__init__()

@@ -9,10 +9,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefixcap.commands.common.decoders import SEED, CommandWithDecoders, complete_decoder
 from prefixcap.commands.common.inputs import find_images, read_ahead
 from prefixcap.commands.common.options import Checkpoint, Device
 from prefixcap.commands.common.outputs import Format, Row, open_output
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Decoder = Literal["greedy", "beam", "nucleus", "contrastive", "clipcap", "clipcap_greedy"]
 SHOWN = 5  # of the images that were skipped
 
 EXAMPLES = """One photograph:
@@ -41,17 +41,13 @@ Of ten captions that are drawn, the three that CLIP finds closest:
       --out captions.json --decode nucleus --set top_p=0.9 seed=0 \\
       --rerank 10 --count 3
 
-Options for --set, of all decoders: max_tokens, min_tokens, repetition_penalty, no_repeat_ngram; \
-of beam: beams, length_penalty, groups, diversity; of nucleus: top_p, top_k, temperature, seed; \
-of contrastive: top_k, penalty; of clipcap: beams, stop; of clipcap_greedy: stop.
-
 Status 0: all images have captions. 1: some could not be read; they are listed on stderr. \
 2: none could be read, or a mistake. 130: stopped by Ctrl-C. What was written by then is whole."""
 
 WRITTEN, SEARCH = "What is written", "How captions are found"
 
 
-@app.command("caption", rich_help_panel="Caption", epilog=EXAMPLES)
+@app.command("caption", rich_help_panel="Caption", epilog=EXAMPLES, cls=CommandWithDecoders)
 def run(
     inputs: Annotated[
         list[str],
@@ -81,7 +77,10 @@ def run(
         int, typer.Option(min=1, metavar="N", rich_help_panel=WRITTEN, help="Captions for each image, the best first.")
     ] = 1,
     decode: Annotated[
-        Decoder, typer.Option(metavar="NAME", rich_help_panel=SEARCH, help=f"{', '.join(get_args(Decoder))}.")
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SEARCH, help="A decoder, see below.", autocompletion=complete_decoder
+        ),
     ] = "beam",
     settings: Annotated[
         list[str] | None,
@@ -216,17 +215,17 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
     """
     from prefixcap.decoding import decoder_options, draws, random_generator
 
-    kinds = decoder_options(decode) | ({"seed": int} if draws(decode) else {})
+    known = decoder_options(decode) | (SEED if draws(decode) else {})
     options: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name not in kinds:
-            raise InputError(f"decoder '{decode}' has no option '{name}': it has {', '.join(kinds)}")
+        if name not in known:
+            raise InputError(f"decoder '{decode}' has no option '{name}': it has {', '.join(known)}")
         try:
-            options[name] = kinds[name](value)
+            options[name] = known[name].parse(value)
         except ValueError as error:
-            number = "a whole number" if kinds[name] is int else "a number"
-            raise InputError(f"--set {setting}: {name} is {number}, not '{value}'") from error
+            kind = {int: "an integer", bool: "true or false"}.get(known[name].kind or str, "a number")
+            raise InputError(f"--set {setting}: {name} is {kind}, not '{value}'") from error
     if "seed" in options:
         options["seed"] = random_generator(options["seed"])  # all batches draw from it
     return options

@@ -19,6 +19,7 @@ from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
 from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.language import load_language_model
 from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
@@ -144,8 +145,8 @@ def required_feature(model: DictConfig) -> str:
         raise InputError(f"unknown model.learns_from '{model.learns_from}': choose images or text")
     if model.learns_from == "text":
         return "caption"
-    own = getattr(MAPPERS.get(model.mapper.name), "features", "embedding")
-    return str(model.mapper.get("features", own)).replace("embedding", "image")
+    own = getattr(MAPPERS.get(model.mapper.name), "features", Feature.IMAGE)
+    return Feature.parse(model.mapper.get("features", own)).option
 
 
 def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.records import Dataset
+from data_prep.readers import read_dataset
 from data_prep.stores import open_store
 from prefixcap.commands.common.hydra_main import run
 from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
@@ -68,7 +67,7 @@ def captions(config: DictConfig) -> tuple[Texts, Texts]:
     if config.data.store or not config.data.get("sentences", False):
         store = open_store(config.data, config.encoder.name)
         return store.split("train").captions, store.split("val").captions
-    dataset: Dataset = instantiate(config.data.reader)
+    dataset = read_dataset(config.data.reader)
     found: dict[str, list[str]] = {"train": [], "val": []}
     for shard in dataset.shards:
         for sample in shard.read()[0]:

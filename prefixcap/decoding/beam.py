@@ -30,13 +30,15 @@ def beam(
     language_model: LanguageModel,
     prefix: Tensor,
     limits: GenerationLimits,
-    captions: Count = 1,
+    num_captions: Count = 1,
     beams: Count = 5,
     length_penalty: Annotated[float, Interval(ge=-10.0, le=10.0)] = 1.0,
     groups: Count = 1,
     diversity: Annotated[float, Interval(ge=0.0, le=1000.0)] = 0.5,
 ) -> list[list[list[int]]]:
-    """The captions with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
+    """Beam search: the likeliest captions.
+
+    They are those with the highest sum of log-probabilities / length ** `length_penalty` that the search finds.
 
     A search ends when as many captions have ended as it has beams, and the best one still being written could not
     overtake the worst of them at its present length, or at `limits.max_tokens`. See `prefixcap.decoding.decode`.
@@ -45,7 +47,7 @@ def beam(
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
         limits: limits of a caption.
-        captions: how many to give for each image, the best first; of several groups, first the best of each.
+        num_captions: how many to return for each image, the best first; of several groups, first the best of each.
         beams: how many captions to keep at every step, of all groups together.
         length_penalty: 1.0 ranks by mean log-probability, 0.0 by its sum; higher favours long captions.
         groups: searches of an image that are kept apart; `beams` is a multiple.
@@ -56,7 +58,7 @@ def beam(
     """
     if beams % groups:
         raise InputError(f"beams must be a multiple of groups={groups}, not {beams}")
-    require_beams(captions, beams, groups)
+    require_beams(num_captions, beams, groups)
     end, batch = language_model.eos_token_id, len(prefix)
     cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     logits = language_model.step(prefix, cache)
@@ -85,7 +87,7 @@ def beam(
         logits = language_model.step(language_model.embed(newest.unsqueeze(1)), cache)
         sizes = [search.scores.numel() for search in searches]
         parts, starts = list(torch.split(logits, sizes)), [0, *itertools.accumulate(sizes[:-1])]
-    return [_ranked([search.found[image] for search in searches])[:captions] for image in range(batch)]
+    return [_ranked([search.found[image] for search in searches])[:num_captions] for image in range(batch)]
 
 
 def require_beams(captions: int, beams: int, groups: int = 1) -> None:

@@ -23,25 +23,27 @@ def clipcap(
     language_model: LanguageModel,
     prefix: Tensor,
     limits: GenerationLimits,
-    captions: Count = 1,
+    num_captions: Count = 1,
     beams: Count = 5,
     stop: str = ".",
 ) -> list[list[list[int]]]:
-    """Beam search over mean log-probabilities in which beams that have ended take part to the end.
+    """ClipCap's beam search: a caption ends with a full stop.
+
+    Beams are ranked by mean log-probability, and one that has ended keeps its place (`generate_beam` of its code).
 
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
         limits: limits of a caption.
-        captions: how many to give for each image, the best first.
+        num_captions: how many to return for each image, the best first.
         beams: how many captions to keep at every step.
-        stop: a caption has ended with this token, and keeps it.
+        stop: a caption ends with this token, and keeps it.
 
     Raises:
         InputError: there are fewer beams than captions, or more than the language model has tokens, or `stop` is not
             one of these.
     """
-    require_beams(captions, beams)
+    require_beams(num_captions, beams)
     stop_token = _token(language_model, stop)
     found: list[list[list[int]]] = [[] for _ in prefix]
     images = torch.arange(len(prefix), device=prefix.device)  # those with a beam that has not ended
@@ -63,7 +65,7 @@ def clipcap(
             for image, means, written, ends in zip(*of_closed, strict=True):
                 order = sorted(range(beams), key=means.__getitem__, reverse=True)
                 possible = [beam for beam in order if means[beam] > -math.inf]
-                found[image] = [written[beam][: int(ends[beam])] for beam in possible[:captions]]
+                found[image] = [written[beam][: int(ends[beam])] for beam in possible[:num_captions]]
             if closed.all():
                 break
             images, scores, tokens, lengths, stopped, rows = (
@@ -95,7 +97,15 @@ def clipcap(
 def clipcap_greedy(
     language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, stop: str = "."
 ) -> list[list[list[int]]]:
-    """The likeliest next token until `stop`, which the caption keeps. Arguments and errors as those of `clipcap`."""
+    """ClipCap's greedy search: the likeliest token, until a full stop.
+
+    Args:
+        language_model, prefix, limits: as those of `clipcap`.
+        stop: a caption ends with this token, and keeps it.
+
+    Raises:
+        InputError: `stop` is not one token of the language model.
+    """
     return [
         [caption] for caption in generate(language_model, prefix, limits, argmax_token, _token(language_model, stop))
     ]

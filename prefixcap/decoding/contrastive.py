@@ -22,7 +22,9 @@ def contrastive(
     penalty: Proportion = 0.6,
     guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> list[list[list[int]]]:
-    """Of the likeliest tokens, the one with the highest (1 - penalty) * probability - penalty * similarity.
+    """Contrastive search: likely tokens that do not repeat what was said.
+
+    Of the likeliest tokens it takes the one with the highest (1 - penalty) * probability - penalty * similarity.
 
     The similarity is the highest cosine between the hidden state that the token would have and those of all positions
     before it, prefix included (equation 5). See `prefixcap.decoding.decode`.
@@ -32,7 +34,7 @@ def contrastive(
         prefix: (batch, length, dim) what it reads first.
         limits: limits of a caption.
         top_k: how many tokens to choose from.
-        penalty: 0.0 is greedy decoding.
+        penalty: on similarity to the tokens before, 0.0 to 1.0; 0.0 is greedy decoding.
         guide: gives what is added to the scores, (open, top_k), of the rows of `prefix` whose captions have not ended
             (open,), what they have written (open, length), and the tokens to choose from (open, top_k). None: nothing.
 

@@ -18,7 +18,10 @@ __getattr__ = renamed.attributes(__name__)
 
 @torch.inference_mode()
 def greedy(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> list[list[list[int]]]:
-    """The likeliest next token until the end token; see `prefixcap.decoding.decode`."""
+    """Greedy search: the likeliest token, one after another.
+
+    It ends with the end token; see `prefixcap.decoding.decode`.
+    """
     written = generate(language_model, prefix, limits, argmax_token, language_model.eos_token_id)
     return [[_without(caption, language_model.eos_token_id)] for caption in written]
 
@@ -28,19 +31,21 @@ def nucleus(
     language_model: LanguageModel,
     prefix: Tensor,
     limits: GenerationLimits,
-    captions: Count = 1,
+    num_captions: Count = 1,
     top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9,
     top_k: Annotated[int, Ge(0)] = 0,
     temperature: Annotated[float, Gt(0.0)] = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[list[list[int]]]:
-    """Each next token drawn at random from the likeliest ones; see `prefixcap.decoding.decode`.
+    """Nucleus sampling: tokens drawn at random from the likeliest.
+
+    See `prefixcap.decoding.decode`.
 
     Args:
         language_model: writes.
         prefix: (batch, length, dim) what it reads first.
         limits: limits of a caption.
-        captions: how many to draw for each image.
+        num_captions: how many to draw for each image.
         top_p: draw from the fewest tokens that have together this probability (Holtzman et al. 2020); 1.0: from all.
         top_k: draw from this many of the likeliest (Fan et al. 2018); 0: from all.
         temperature: divides the logits; below 1.0, likely tokens are drawn more often, near 0.0 only the likeliest.
@@ -52,7 +57,7 @@ def nucleus(
     warpers = LogitsProcessorList()
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    chance = torch.rand(len(prefix) * captions, limits.max_tokens, generator=generator).to(prefix.device)
+    chance = torch.rand(len(prefix) * num_captions, limits.max_tokens, generator=generator).to(prefix.device)
 
     def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         cumulative = warpers(None, divided(logits, temperature)).softmax(-1).cumsum(-1)
@@ -60,8 +65,8 @@ def nucleus(
         return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
     end = language_model.eos_token_id
-    written = [_without(caption, end) for caption in generate(language_model, prefix, limits, draw, end, captions)]
-    return [written[first : first + captions] for first in range(0, len(written), captions)]
+    written = [_without(caption, end) for caption in generate(language_model, prefix, limits, draw, end, num_captions)]
+    return [written[first : first + num_captions] for first in range(0, len(written), num_captions)]
 
 
 def divided(logits: Tensor, temperature: float) -> Tensor:

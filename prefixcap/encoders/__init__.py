@@ -1,5 +1,6 @@
-"""CLIP back ends behind one protocol. `load_encoder` opens one by name."""
+"""CLIP encoders behind one protocol. `load_encoder` opens one by its name."""
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,36 +13,30 @@ from prefixcap.encoders.inputs import check_image
 from prefixcap.encoders.protocol import Encoder, PatchFeatures
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.images import open_image
 
 __all__ = ["BACKENDS", "Encoder", "EncoderIdentity", "PatchFeatures", "embed_images", "encode_feature", "load_encoder"]
 
 
-# Each back end is imported only here: who uses one need not have the others, nor wait for them.
-def _clip(checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
+def _demo(checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
     from prefixcap.encoders.openai_clip import OpenAIClipEncoder
 
-    return OpenAIClipEncoder(checkpoint or str(ASSETS / "clip.pt"), name, device, dtype)
+    return OpenAIClipEncoder(str(ASSETS / "clip.pt"), name, device, dtype)
 
 
-def _transformers(checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
-    from prefixcap.encoders.hf import TransformersEncoder
-
-    return TransformersEncoder(checkpoint, name, device, dtype)
-
-
-# By how their encoders' names begin; what follows a colon is the checkpoint.
-BACKENDS: dict[str, Callable[[str, str, torch.device, torch.dtype], Encoder]] = {
-    "demo": _clip,
-    "clip:": _clip,
-    "transformers:": _transformers,
+BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encoder]] = {
+    "demo": _demo,
+    "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
+    "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
 }
+"""By the beginning of an encoder's name, up to a colon: what is called with the checkpoint (the rest of the name), the
+name, the device and the dtype. "module:name" is imported when it is first used: no other back end need be installed."""
 
 
 def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
-    """Open a CLIP, in eval mode.
+    """Load a CLIP, in eval mode.
 
     Args:
         name: one of
@@ -52,8 +47,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
               checkpoint with its image processor and tokenizer;
             - "demo": the small CLIP that comes with this package;
 
-            or a name that begins as one of `BACKENDS`.
-        device: where the weights live and the embeddings come out.
+            or the name of an encoder of your own, see `BACKENDS`.
+        device: of the weights and the embeddings.
         dtype: of the weights and the embeddings. The digest of the identity does not depend on it.
 
     Raises:
@@ -68,40 +63,65 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
     device = usable_device(device)
     backend, colon, checkpoint = name.partition(":")
     if backend + colon in BACKENDS and bool(colon) == bool(checkpoint):
-        return BACKENDS[backend + colon](checkpoint, name, device, dtype)
+        opener = BACKENDS[backend + colon]
+        if isinstance(opener, str):
+            opener = pkgutil.resolve_name(opener)
+        encoder: Encoder = opener(checkpoint, name, device, dtype)
+        return encoder
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
         "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), or 'demo'"
     )
 
 
-def encode_feature(encoder: Encoder, pixels: Tensor, name: str) -> Tensor:
-    """What a feature store holds of images as "images/embedding", "images/patches" or "images/regions".
+def encode_feature(encoder: Encoder, pixels: Tensor, feature: Feature | str) -> Tensor:
+    """A feature of images, not normalised.
 
     Args:
-        encoder: makes it.
-        pixels: (batch, 3, height, width), as its `preprocess` gives them.
-        name: of the feature.
+        encoder: the encoder to use.
+        pixels: (batch, 3, height, width), as its `preprocess` returns them.
+        feature: `Feature.IMAGE`, `Feature.PATCHES` or `Feature.REGIONS`, or the name of one.
 
     Returns:
-        (batch, dim); or (batch, patches, dim), or (batch, regions, dim).
+        (batch, dim); or (batch, patches, dim), or (batch, regions, dim), see `aggregate_regions`.
 
     Raises:
-        InputError: the encoder has no patches or regions.
+        InputError: images have no such feature, or the encoder has no patches or regions.
+
+    Examples:
+        >>> encoder = load_encoder("demo")
+        >>> pixels = encoder.preprocess(Image.new("RGB", (640, 480)))[None]
+        >>> encode_feature(encoder, pixels, Feature.PATCHES).shape
+        torch.Size([1, 49, 128])
     """
-    if name == "images/embedding":
+    feature = Feature.parse(feature)
+    if feature is Feature.IMAGE:
         return encoder.encode_images(pixels)
-    features = encoder.encode_patches(pixels)
-    return features.patches if name == "images/patches" else aggregate_regions(features)
+    if feature is Feature.CAPTION:
+        raise InputError("'caption' is a feature of texts: encode them with encode_texts")
+    patches = encoder.encode_patches(pixels)
+    return patches.patches if feature is Feature.PATCHES else aggregate_regions(patches)
 
 
 def embed_images(
-    encoder: Encoder, images: Sequence[str | Path | Image.Image], feature: str = "images/embedding"
+    encoder: Encoder, images: Sequence[str | Path | Image.Image], feature: Feature | str = Feature.IMAGE
 ) -> Tensor:
-    """What an encoder makes of images, by the feature's name in a store, see `encode_feature`.
+    """A feature of images that are given as files or pictures, see `encode_feature`.
+
+    Args:
+        encoder: the encoder to use.
+        images: paths or PIL images.
+        feature: as in `encode_feature`.
+
+    Returns:
+        As `encode_feature`, in the order of the images.
 
     Raises:
         InputError: an image cannot be read, or the encoder has no such feature.
+
+    Examples:
+        >>> embed_images(load_encoder("demo"), ["photo.jpg", "another.png"]).shape
+        torch.Size([2, 128])
     """
     opened = [image if isinstance(image, Image.Image) else open_image(image) for image in map(check_image, images)]
     return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), feature)

@@ -1,4 +1,4 @@
-"""What every CLIP back end offers, and what identifies one."""
+"""The protocol that every encoder implements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from prefixcap.features import EncoderIdentity
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """What a ViT sees of a batch of images, beyond the global embedding.
+    """The patches of a batch of images, as a ViT encodes them.
 
-    Patches go row by row from the top left.
+    Patches are in row-major order from the top left.
 
     Attributes:
-        embedding: (batch, dim) global embeddings, as `Encoder.encode_images` gives them.
+        embedding: (batch, dim) global embeddings, as `Encoder.encode_images` returns them.
         patches: (batch, patches, dim) patch embeddings of the last layer, projected into the joint space.
         attention: (batch, patches) the class token's attention over the patches in the last layer, averaged
-            over the heads; it sums to one less the attention that the class token pays itself. A SigLIP has a
-            pooling probe in place of the class token, and its attention sums to one.
+            over the heads; it sums to one minus the class token's attention to itself. A SigLIP has a pooling probe in
+            place of the class token, whose attention sums to one.
         patch_attention: (batch, patches, 1 + patches) each patch's attention over the class token and all patches in
             the last layer, averaged over the heads; rows sum to one. None for a SigLIP, which has no class token.
     """
@@ -36,13 +36,13 @@ class PatchFeatures:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How `Encoder.preprocess` resizes and crops an RGB image, for programs that do without it.
+    """How `Encoder.preprocess` resizes and crops an RGB image, for programs that cannot call it.
 
     Attributes:
         resize: the shorter side, in pixels, or height and width.
         resample: name of PIL's filter, e.g. "bicubic".
-        crop: height and width of the centre that is taken then; None: nothing is cropped.
-        crop_rounds_down: half a pixel to the left of the crop, or above it, counts as none; if False, as Python rounds.
+        crop: height and width of the centre crop; None: no crop.
+        crop_rounds_down: half a pixel to the left of the crop, or above it, is rounded down; False: as Python rounds.
     """
 
     resize: int | tuple[int, int]
@@ -54,13 +54,13 @@ class ImageGeometry:
 class Encoder(Protocol):
     """A CLIP: images and texts into one joint space.
 
-    Embeddings are raw, as the model gives them: not normalised. They come on `device`, in the dtype that the
-    encoder was loaded with, and as inference tensors: `clone()` one before training on it.
+    Embeddings are not normalised. They are inference tensors, on `device` and in `dtype`: `clone()` one before training
+    on it.
 
     Attributes:
-        identity: which encoder this is.
-        device: where the model lives; inputs may lie anywhere.
-        dtype: that the model computes in.
+        identity: name, weights and preprocessing.
+        device: of the model and the embeddings; inputs may be on any device.
+        dtype: of the weights and the embeddings.
     """
 
     identity: EncoderIdentity
@@ -68,11 +68,11 @@ class Encoder(Protocol):
     dtype: torch.dtype
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One image of any mode and size -> (3, height, width) uint8, resized and cropped as the encoder wants it."""
+        """One image of any mode and size -> (3, height, width) uint8, resized and cropped for the encoder."""
         ...
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) pixels -> float32 with the encoder's mean and deviation, on its device."""
+        """(batch, 3, height, width) pixels -> float32, normalised with the encoder's mean and standard deviation."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -88,21 +88,21 @@ class Encoder(Protocol):
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is cut."""
+        """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is truncated."""
         ...
 
     @property
     def text_tower(self) -> TextTower | None:
-        """Its text transformer, to be read in pieces; None if that is not causal (SigLIP)."""
+        """Its text transformer, for keys and values of shared beginnings; None if it is not causal (SigLIP)."""
         ...
 
 
 @runtime_checkable
 class ExportableEncoder(Encoder, Protocol):
-    """An encoder whose image side `prefixcap export` takes along, as ONNX or a program.
+    """An encoder whose image tower `prefixcap export` can export, as ONNX or a program.
 
     Attributes:
-        geometry: of the images that it reads.
+        geometry: how its images are resized and cropped.
         image_tower: (batch, 3, height, width) normalised pixels in `dtype` -> (batch, dim) embeddings.
     """
 

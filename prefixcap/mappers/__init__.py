@@ -1,4 +1,4 @@
-"""Mapping networks: what an encoder sees of an image in, a prefix for the language model out."""
+"""Mapping networks: features of an image in, a prefix for the language model out."""
 
 from typing import Any
 
@@ -21,10 +21,21 @@ __all__ = ["MAPPERS", "AdaptorMapper", "MLPMapper", "Mapper", "QueryMapper", "Tr
 
 
 def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> Mapper:
-    """The mapper called `name` ("mlp", "transformer", "query" or "adaptor") between the two widths.
+    """Build the mapper called `name`.
+
+    Args:
+        name: a name in `MAPPERS`: "mlp", "transformer", "query" or "adaptor".
+        embedding_dim: width of the encoder's joint space.
+        lm_dim: width of the language model's word embeddings.
+        options: of the mapper's class.
 
     Raises:
-        InputError: no mapper has this name, or it does not take one of the options.
+        InputError: no mapper has this name, or it does not take one of the options or its value.
+
+    Examples:
+        >>> mapper = build_mapper("mlp", embedding_dim=512, lm_dim=768, prefix_length=10)
+        >>> mapper.prefix_length, mapper.features
+        (10, <Feature.IMAGE: 'images/embedding'>)
     """
     if not isinstance(name, str) or name not in MAPPERS:
         raise InputError(f"unknown mapper '{name}': choose one of {', '.join(MAPPERS)}")

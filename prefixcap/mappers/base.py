@@ -1,19 +1,22 @@
-"""What all mapping networks have in common."""
+"""The base class of mapping networks."""
 
 from torch import nn
 
+from prefixcap.features import Feature
+
 
 class Mapper(nn.Module):
-    """From what an encoder sees of an image to a prefix, (batch, prefix_length, lm_dim).
+    """Maps what an encoder computes of an image to a prefix, (batch, prefix_length, lm_dim).
 
-    Its class is called with the widths of the encoder's embedding and of the language model's word embeddings, and with
-    the options under `model.mapper`.
+    A subclass is built as `Class(embedding_dim, lm_dim, **options)`: the widths of the encoder's joint space and of the
+    language model's word embeddings, then the options under `model.mapper`. Its `forward` takes a batch of `features`.
 
     Attributes:
-        features: what it reads of an image: "embedding", (batch, embedding_dim), or "patches" or "regions",
-            (batch, so many of them, embedding_dim).
-        prefix_length: how many prefix vectors it makes.
+        features: the feature of an image that it reads: `Feature.IMAGE`, (batch, embedding_dim), or `Feature.PATCHES`
+            or `Feature.REGIONS`, (batch, patches or regions, embedding_dim); or its name: "image" (or "embedding"),
+            "patches", "regions".
+        prefix_length: the number of prefix vectors.
     """
 
-    features: str
+    features: Feature | str
     prefix_length: int

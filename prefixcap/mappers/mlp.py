@@ -1,10 +1,11 @@
-"""The MLP mapping network of ClipCap (Mokady et al. 2021, section 3.3), and those of captioners after it."""
+"""The MLP mapping network of ClipCap (Mokady et al. 2021, section 3.3), DeCap and CapDec."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count, Positive
 
@@ -12,23 +13,30 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class MLPMapper(Mapper):
-    """ClipCap's: one hidden layer with tanh, half as wide as the whole prefix.
+    """A multilayer perceptron from an embedding to all vectors of the prefix; ClipCap's by default.
 
-    DeCap (Li et al. 2023) has no hidden layer, and a prefix of one vector; MacCap's reproductions of DeCap and CapDec
-    have two as wide as the embedding, with ReLU.
+    ClipCap's has one hidden layer, half as wide as the prefix, with tanh. DeCap (Li et al. 2023) has no hidden layer
+    and a prefix of one vector; MacCap's reproductions of DeCap and CapDec have two hidden layers as wide as the
+    embedding, with ReLU.
 
     Args:
         embedding_dim: width of the encoder's embedding.
         lm_dim: width of the language model's word embeddings.
-        prefix_length: K, how many prefix vectors to make.
-        hidden: width of each hidden layer; None: ClipCap's one.
+        prefix_length: K, the number of prefix vectors.
+        hidden: width of each hidden layer; None: prefix_length * lm_dim // 2, as ClipCap.
         activation: "tanh" or "relu", after each hidden layer.
 
     Raises:
-        InputError: there is no such activation.
+        InputError: `activation` is neither.
+
+    Examples:
+        >>> import torch
+        >>> mapper = MLPMapper(embedding_dim=512, lm_dim=768, prefix_length=10)
+        >>> mapper(torch.randn(4, 512)).shape
+        torch.Size([4, 10, 768])
     """
 
-    features = "embedding"
+    features = Feature.IMAGE
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A query mapping network: learned queries gather the prefix from what the encoder sees of each part of an image.
+"""A query mapping network: learned queries compute the prefix from the patches or regions of an image by attention.
 
 A layer is one of the Q-Former of Li et al. ("BLIP-2", ICML 2023, section 3.1): the queries attend to each other, and
 then to the image. So do the Perceiver (Jaegle et al., ICML 2021) and the resampler of Flamingo (Alayrac et al., NeurIPS
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.transformer import Attention
 from prefixcap.utils.options import Count
@@ -24,14 +25,19 @@ class QueryMapper(Mapper):
     Args:
         embedding_dim: width of a patch's or region's embedding.
         lm_dim: width of the language model's word embeddings.
-        prefix_length: how many queries there are, and prefix vectors to make.
-        features: what is read of an image, by its name in a feature store: "patches" or "regions".
+        prefix_length: the number of queries, and so of prefix vectors.
+        features: the feature of an image to read: "patches" or "regions".
         width: of the queries.
         layers: number of layers.
         heads: attention heads in each.
 
     Raises:
-        InputError: `features` is none of these, or `width` is not a multiple of `heads`.
+        InputError: `features` is neither, or `width` is not a multiple of `heads`.
+
+    Examples:
+        >>> mapper = QueryMapper(embedding_dim=512, lm_dim=768, layers=2)
+        >>> mapper(torch.randn(4, 49, 512)).shape  # 7 x 7 patches each
+        torch.Size([4, 10, 768])
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class QueryMapper(Mapper):
                 f"queries of width {width} cannot be split into {heads} heads: set model.mapper.width or .heads"
             )
         self.prefix_length = prefix_length
-        self.features = features
+        self.features = Feature.parse(features)
         self.project = nn.Sequential(nn.Linear(embedding_dim, width), nn.LayerNorm(width))
         self.queries = nn.Parameter(torch.randn(prefix_length, width))
         self.layers = nn.ModuleList(QueryLayer(width, heads) for _ in range(layers))

@@ -5,29 +5,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count
 
 
 class TransformerMapper(Mapper):
-    """Self-attention over the image and a learned constant; the constant's places become the prefix.
+    """Self-attention over the image and a learned constant; the outputs at the constant's positions are the prefix.
 
-    The embedding is spread by one linear layer over `clip_length` vectors. The constant is learned: it gathers what
-    it needs from them, and adjusts a frozen language model to the task.
+    One linear layer expands the embedding to `clip_length` vectors. The learned constant collects information from them
+    by attention, and adapts a frozen language model to the task.
 
     Args:
         embedding_dim: width of the encoder's embedding.
         lm_dim: width of the language model's word embeddings.
-        prefix_length: how many prefix vectors to make (the length of the constant).
-        clip_length: K, over how many vectors the embedding is spread.
+        prefix_length: the number of prefix vectors (the length of the constant).
+        clip_length: K, the number of vectors that the embedding is expanded to.
         layers: number of transformer layers.
         heads: attention heads in each.
 
     Raises:
         InputError: `lm_dim` is not a multiple of `heads`.
+
+    Examples:
+        >>> mapper = TransformerMapper(embedding_dim=512, lm_dim=768, layers=2)
+        >>> mapper(torch.randn(4, 512)).shape
+        torch.Size([4, 10, 768])
     """
 
-    features = "embedding"
+    features = Feature.IMAGE
 
     def __init__(
         self,
@@ -87,10 +93,11 @@ class Attention(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
-        """(batch, length, dim) -> the same shape; attends to (batch, places, dim) `context`, or to `hidden` itself."""
+        """(batch, length, dim) -> the same shape; attends to (batch, keys, dim) `context`, or to `hidden` itself."""
         context = hidden if context is None else context
+        # each (batch, heads, length or keys, head dim)
         queries = self.to_queries(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keys, values = self.to_keys_values(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        gathered = F.scaled_dot_product_attention(queries, keys, values)  # (batch, heads, length, head dim)
-        projected: Tensor = self.project(gathered.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(queries, keys, values)  # (batch, heads, length, head dim)
+        projected: Tensor = self.project(attended.transpose(1, 2).flatten(2))
         return projected

@@ -8,9 +8,10 @@ line, a configuration, the HTTP API.
 import inspect
 import math
 import operator
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -90,6 +91,70 @@ def signature_of(declared: Callable[..., object]) -> inspect.Signature:
         return inspect.signature(declared, eval_str=True)
     except NameError:  # a name that is only imported for type checkers
         return inspect.signature(declared)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a function or class as its signature and its docstring declare it.
+
+    Attributes:
+        annotation: of its values.
+        default: `inspect.Parameter.empty` if it has none.
+        description: from the `Args` (or `Attributes`) of the docstring; "" if they do not name it.
+    """
+
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def kind(self) -> type | None:
+        """int, float, str or bool; None: another type."""
+        return kind_of(self.annotation)
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The range of a number, e.g. {"ge": 1, "le": 10}."""
+        return _bounds(_without_none(self.annotation))
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for. Raises ValueError if it is of another kind."""
+        if self.kind is bool:
+            if text not in ("true", "false"):
+                raise ValueError(text)
+            return text == "true"
+        return text if self.kind is None else self.kind(text)
+
+
+def declared_options(declared: Callable[..., object], positional: int = 0) -> dict[str, Option]:
+    """The parameters of a function or class after its first `positional` ones, by name.
+
+    Examples:
+        >>> def decoder(prefix, beams: Positive = 5):
+        ...     '''Beam search.
+        ...
+        ...     Args:
+        ...         beams: captions kept at each step.
+        ...     '''
+        >>> option = declared_options(decoder, positional=1)["beams"]
+        >>> option.default, option.bounds, option.description
+        (5, {'ge': 1}, 'captions kept at each step')
+    """
+    parameters = list(signature_of(declared).parameters.values())[positional:]
+    described = _descriptions(declared)
+    return {each.name: Option(each.annotation, each.default, described.get(each.name, "")) for each in parameters}
+
+
+def summary(declared: Callable[..., object]) -> str:
+    """The first line of a docstring without the full stop at its end; "" if there is none."""
+    return (inspect.getdoc(declared) or "").partition("\n")[0].removesuffix(".")
+
+
+def _descriptions(declared: Callable[..., object]) -> dict[str, str]:
+    """What the `Args` or `Attributes` of a docstring say of each name, on one line without the full stop at its end."""
+    section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", inspect.getdoc(declared) or "", re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
 def kind_of(annotation: object) -> type | None:

@@ -1,7 +1,7 @@
 """The HTTP API: images in, captions out. The page in the browser uses it as anyone does."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -38,9 +38,11 @@ from prefixcap.web.schema import (
     Limits,
     ScoredText,
     decoder_settings,
+    with_decoder_options,
 )
 
 T = TypeVar("T")
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 Image.init()  # so that Pillow knows all of them
 # That Pillow reads without running another program; AVIF where it was built with that.
@@ -59,8 +61,8 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
     """The API as an application, without what `prefixcap.web.gate` sees to.
 
     Args:
-        captioner: answers.
-        batcher: whose work is `job.run(captioner, items)`.
+        captioner: the model that answers.
+        batcher: runs `job.run(captioner, items)`.
         version: of prefixcap.
     """
     app = FastAPI(
@@ -98,19 +100,19 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
                 problems[number] = error
         if not pixels:
             raise HTTPException(problems[0].status_code, "; ".join(error.detail for error in problems.values()))
-        results = iter(
-            await _unless_gone(request, asyncio.gather(*(batcher.submit(job, of, request) for of in pixels)))
-        )
+        submitted = asyncio.gather(*(batcher.submit(job, image, request) for image in pixels))
+        results = iter(await _unless_gone(request, submitted))
         return [
             (_name(image), None, problems[number].detail) if number in problems else (_name(image), next(results), None)
             for number, image in enumerate(images)
         ]
 
     @app.post("/api/caption", response_model_exclude_none=True)
+    @_with_decoder_options
     async def caption(
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> CaptionAnswer:
-        """Write captions of images. One that cannot be read has an error in place of captions."""
+        """Caption images. One that cannot be read has an error in place of captions."""
         results = await do(request, given.job(), given.images)
         return CaptionAnswer(
             images=[
@@ -136,10 +138,11 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         )
 
     @app.post("/api/arithmetic")
+    @_with_decoder_options
     async def arithmetic(
         request: Request, given: Annotated[ArithmeticRequest, Form(media_type="multipart/form-data")]
     ) -> ArithmeticAnswer:
-        """Write captions of a sum of images and texts; a difference has negative weights."""
+        """Caption a sum of images and texts; a difference has negative weights."""
         weights = []
         for kind, terms, own in (
             ("image", given.images, given.image_weights),
@@ -152,8 +155,8 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
             raise InputError("the sum is empty: give images, texts or both")
         job = Arithmetic(given.job())
         pixels = [await pixels_of(image) for image in given.images]
-        found = await _unless_gone(request, batcher.submit(job, Sum(pixels, given.texts, weights)))
-        return ArithmeticAnswer(captions=_scored(found))
+        captions = await _unless_gone(request, batcher.submit(job, Sum(pixels, given.texts, weights)))
+        return ArithmeticAnswer(captions=_scored(captions))
 
     @app.get("/api/info")
     async def info() -> Info:
@@ -179,8 +182,16 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
     return app
 
 
+def _with_decoder_options(endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose form has a field for each option of the decoders that there are now."""
+    form = endpoint.__annotations__["given"]
+    fields = with_decoder_options(form.__origin__)
+    endpoint.__annotations__["given"] = Annotated[fields, form.__metadata__[0]]
+    return endpoint
+
+
 async def _explain(request: Request, error: Exception) -> JSONResponse:
-    """Every mistake is told in one line."""
+    """An answer that explains a mistake in one line."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = " ".join(str(part) for part in first["loc"][1:])[:100]

@@ -1,4 +1,4 @@
-"""The page: Gradio lays it out and draws its settings, `static/page.js` sends pictures to the API and shows what comes.
+"""The page: Gradio lays it out with its settings, `static/page.js` sends pictures to the API and shows the answers.
 
 Gradio's own uploads and functions are not used: they keep files on the disk, and what is sent to them may name paths
 and URLs. So the page has no way to the model but the API, with its checks, and pictures are nowhere but in the browser
@@ -6,7 +6,9 @@ and, for as long as a request takes, in memory.
 """
 
 import html
+import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,10 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import DECODERS
+from prefixcap.decoding import DECODERS, GenerationLimits, decoder_label, decoder_options, takes_num_captions
+from prefixcap.utils.options import Option, declared_options
 from prefixcap.web.gate import PAGE, PAGE_FOLDERS
-from prefixcap.web.schema import MOST_CHARACTERS, decoder_settings
-
-DECODER_LABELS = {
-    "beam": "Beam search: the likeliest captions",
-    "greedy": "Greedy: the likeliest word, one after another",
-    "nucleus": "Nucleus: drawn at random",
-    "contrastive": "Contrastive: likely, without repeating itself",
-    "clipcap": "ClipCap's beam search",
-    "clipcap_greedy": "ClipCap's greedy search",
-}
-
-# Each setting of a decoder: what it is called, what it does, least, most, step, what it begins with.
-SLIDERS = {
-    "count": ("Captions", "for each picture", 1, 10, 1, 3),
-    "beams": ("Beams", "captions that are kept at every step; not fewer than captions", 1, 10, 1, 5),
-    "top_p": ("Top p", "draws from the likeliest words that have together this probability", 0.05, 1.0, 0.05, 0.9),
-    "temperature": ("Temperature", "below 1, likely words are likelier still", 0.1, 2.0, 0.1, 1.0),
-    "top_k": ("Top k", "words to choose from", 1, 20, 1, 4),
-    "penalty": ("Penalty", "on likeness to what was written", 0.0, 1.0, 0.05, 0.6),
-    "max_tokens": ("Longest caption", "in tokens, which are words or parts of them", 5, 100, 1, 67),
-}
+from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, decoder_settings, request_bounds
 
 # As on the page of an evaluation.
 COLOURS = {
@@ -77,12 +60,12 @@ RESULTS = """
   <button id="clear" class="quiet" type="button">Clear</button></div>
 <div id="results" aria-live="polite"></div>
 <div id="empty"><p><strong>Captions will appear here.</strong></p>
-  <p>With each comes how close CLIP finds it to the picture, and what the prefix says that the language model goes on
-  from. Pictures are not kept.</p></div>
+  <p>Each comes with its similarity to the picture, by CLIP, and with what the prefix says that the language model
+  continues. Pictures are not kept.</p></div>
 """
 
 SUM = """
-<p class="hint">Add and subtract pictures and words; the captioner says what comes of it.</p>
+<p class="hint">Add and subtract pictures and words; the captioner describes the result.</p>
 <div id="terms"></div>
 <div class="actions"><button id="work-out" type="button">Work it out</button>{example}</div>
 """
@@ -109,7 +92,7 @@ def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> list[str]:
                     with gr.Tab("Arithmetic"):
                         example = '<button id="example" class="quiet" type="button">An example</button>'
                         _part("arithmetic", SUM.format(example=example if examples else ""))
-                with gr.Accordion("How captions are written", open=False):
+                with gr.Accordion("How captions are generated", open=False):
                     settings = _settings(captioner)
             with gr.Column(scale=3, min_width=330):
                 _part("results", RESULTS)
@@ -181,25 +164,52 @@ def _examples(count: int) -> str:
 
 
 def _settings(captioner: Captioner) -> dict[str, Any]:
-    """The settings as Gradio's components, by name. A slider is shown with the decoders that take it."""
-    takes = {name: decoder_settings(name) for name in DECODERS}
-    context = captioner.language_model.context or 10**6
+    """The settings as Gradio's components. What a single decoder takes is called `decoder.option`, and is shown with
+    that decoder; what all decoders take is called by its name."""
+    several = [f"for-{decoder}" for decoder in DECODERS if takes_num_captions(decoder)]
     settings: dict[str, Any] = {
         "decode": gr.Dropdown(
-            [(label, name) for name, label in DECODER_LABELS.items()], value="beam", label="Decoder", filterable=False
-        )
+            [(decoder_label(name), name) for name in DECODERS], value="beam", label="Decoder", filterable=False
+        ),
+        "count": gr.Slider(
+            1, 10, 3, step=1, label="Captions", info="for each picture", elem_classes=["setting", *several]
+        ),
     }
-    for name, (label, info, least, most, step, value) in SLIDERS.items():
-        decoders = [decoder for decoder in DECODERS if name in takes[decoder]]
-        if name == "top_k":
-            decoders.remove("nucleus")  # top_p does there
-        if name == "max_tokens":
-            most = min(most, context - captioner.prefix_length)
-            value = min(most, value)
-        classes = ["setting", *(f"for-{decoder}" for decoder in decoders)]
-        settings[name] = gr.Slider(least, most, value, step=step, label=label, info=info, elem_classes=classes)
+    shared = declared_options(GenerationLimits)
+    for decoder in DECODERS:
+        for name, option in decoder_options(decoder).items():
+            if name not in shared:
+                settings[f"{decoder}.{name}"] = _component(name, option, [f"for-{decoder}"])
+    room = (captioner.language_model.context or MOST_INTEGER) - captioner.prefix_length
+    for name, option in shared.items():
+        settings[name] = _component(name, option, [f"for-{decoder}" for decoder in DECODERS], room)
     settings["prompt"] = gr.Textbox(
         "", label="Beginning", info="of every caption", placeholder="e.g. A photo of", max_length=MOST_CHARACTERS
     )
     settings["by_similarity"] = gr.Checkbox(True, label="The caption closest to the picture comes first")
     return settings
+
+
+def _component(name: str, option: Option, decoders: list[str], room: float = math.inf) -> Any:
+    """What an option of decoders is set with.
+
+    Args:
+        name, option: of the decoder.
+        decoders: classes that show it.
+        room: the largest number that makes sense.
+    """
+    about: dict[str, Any] = {
+        "label": name.replace("_", " ").capitalize(),
+        "info": option.description.replace("`", ""),
+        "elem_classes": ["setting", *decoders],
+    }
+    if option.kind is bool:
+        return gr.Checkbox(option.default is True, **about)
+    if option.kind is str:
+        return gr.Textbox("" if option.default in (None, inspect.Parameter.empty) else option.default, **about)
+    bounds = request_bounds(name, option)
+    step = 1 if option.kind is int else 0.05
+    least = step * math.ceil(max(bounds.get("ge", 0), bounds.get("gt", 0) + step * ("gt" in bounds)) / step)
+    most = min(bounds.get("le", 10), bounds.get("lt", math.inf) - step, room)
+    default = option.default if isinstance(option.default, int | float) else least
+    return gr.Slider(least, most, min(max(default, least), most), step=step, **about)

@@ -1,13 +1,14 @@
-"""What the HTTP API takes and answers, as pydantic models: they check requests and are what /docs shows."""
+"""Requests and answers of the HTTP API as pydantic models: they check requests, and /docs shows them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from prefixcap.decoding import DECODERS, own_options
+from prefixcap.decoding import DECODERS, check_decoder, decoder_options, draws, takes_num_captions
 from prefixcap.errors import InputError
 from prefixcap.utils.images import MOST_PIXELS
+from prefixcap.utils.options import Option
 from prefixcap.web.gate import MOST_BYTES
 from prefixcap.web.jobs import Captions
 
@@ -22,49 +23,105 @@ Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
 Weight = Annotated[float, Field(ge=-10, le=10)]
 
 
-DECODER_SETTINGS = ("max_tokens", "beams", "length_penalty", "top_p", "top_k", "temperature", "penalty")
+# What a request may ask for, where that is less than the decoders take: one request must not occupy the server.
+LIMITS: dict[str, dict[str, float]] = {
+    "max_tokens": {"le": 200},
+    "min_tokens": {"le": 200},
+    "repetition_penalty": {"le": 10},
+    "beams": {"le": 10},
+    "groups": {"le": 10},
+    "length_penalty": {"ge": 0, "le": 5},
+    "diversity": {"le": 10},
+    "top_k": {"le": 50},
+    "temperature": {"ge": 0.001, "le": 5},
+}
+MOST_INTEGER = 100  # where neither the decoder nor `LIMITS` says less
+
+Request = TypeVar("Request", bound=BaseModel)
 
 
 def decoder_settings(decoder: str) -> list[str]:
-    """Those of `Settings` that a decoder takes, beside what every one does. Raises InputError if it is unknown."""
-    named = {"captions": "count", "generator": "seed"}
-    options = [named.get(option, option) for option in own_options(decoder)]
-    return ["max_tokens", *(option for option in options if option in Settings.model_fields)]
+    """The fields of a request that a decoder takes, beside what every decoder does.
+
+    Raises:
+        InputError: no decoder has this name.
+    """
+    several = ["count"] if takes_num_captions(decoder) else []
+    return [*several, *decoder_options(decoder), *(["seed"] if draws(decoder) else [])]
+
+
+def request_bounds(name: str, option: Option) -> dict[str, Any]:
+    """The range of a decoder's option in a request, as `pydantic.Field` takes it."""
+    most = {"le": MOST_INTEGER} if option.kind is int else {}
+    return most | option.bounds | LIMITS.get(name, {})
 
 
 class Settings(BaseModel):
-    """How captions are written. Options of the decoder that are left out have its defaults."""
+    """How captions are generated. Options of the decoder that are left out have its defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
-    decode: str = Field("beam", description="the decoder", json_schema_extra={"enum": list(DECODERS)})
-    count: int = Field(1, ge=1, le=10, description="captions for each image; beam, nucleus and clipcap have several")
+    decode: str = Field("beam", description="the decoder")
+    count: int = Field(1, ge=1, le=10, description="captions for each image")
     by_similarity: bool = Field(
         False, description="order captions by their similarity to the image, not as the decoder does"
     )
     prompt: str = Field("", max_length=MOST_CHARACTERS, description="how every caption begins", examples=["A photo of"])
-    seed: int | None = Field(None, ge=0, lt=2**63, description="of what nucleus draws; none: drawn anew each time")
-    max_tokens: int | None = Field(None, ge=1, le=200, description="the longest caption, in tokens")
-    beams: int | None = Field(None, ge=1, le=10, description="beam, clipcap: how many captions are kept at every step")
-    length_penalty: float | None = Field(None, ge=0, le=5, description="beam: above 1.0 favours long captions")
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus: draws from the likeliest tokens of so much")
-    top_k: int | None = Field(None, ge=0, le=50, description="nucleus, contrastive: chooses from so many tokens")
-    temperature: float | None = Field(
-        None, ge=0.001, le=5, description="nucleus: below 1.0, likely tokens are likelier"
-    )
-    penalty: float | None = Field(None, ge=0, le=1, description="contrastive: on likeness to what was written")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of what is drawn; none: drawn anew each time")
 
     def job(self) -> Captions:
-        """The settings as the model takes them. Raises InputError if the decoder does not take one that was given."""
-        options = {name: getattr(self, name) for name in DECODER_SETTINGS if getattr(self, name) is not None}
+        """The settings as the model takes them.
+
+        Raises:
+            InputError: no decoder has this name, or it does not take an option or its value.
+        """
+        options = {name: getattr(self, name) for name in _all_options() if getattr(self, name, None) is not None}
         takes = decoder_settings(self.decode)
         for name in [*(["count"] if self.count > 1 else []), *options]:
             if name not in takes:
                 others = [decoder for decoder in DECODERS if name in decoder_settings(decoder)]
                 raise InputError(f"decoder '{self.decode}' takes no {name}: leave it out, or take {', '.join(others)}")
+        check_decoder(self.decode, self.count, options)
         return Captions(
             self.decode, self.count, self.by_similarity, self.prompt, self.seed, tuple(sorted(options.items()))
         )
+
+
+def with_decoder_options(request: type[Request]) -> type[Request]:
+    """A kind of request with a field for each option of the decoders that there are now, in its schema, too."""
+    fields: dict[str, Any] = {
+        "decode": (str, Field("beam", description="the decoder", json_schema_extra={"enum": list(DECODERS)})),
+    }
+    for name, by_decoder in _all_options().items():
+        kind: Any = next(iter(by_decoder.values())).kind
+        bounds = [request_bounds(name, option).items() for option in by_decoder.values()]
+        limits: dict[str, Any] = dict(set.intersection(*map(set, bounds)))  # the decoder checks what only it limits
+        if kind is float:
+            limits["allow_inf_nan"] = False
+        elif kind is str:
+            limits["max_length"] = MOST_CHARACTERS
+        fields[name] = (kind | None, Field(None, description=_description(by_decoder), **limits))
+    return create_model(request.__name__, __base__=request, __doc__=request.__doc__, **fields)
+
+
+def _all_options() -> dict[str, dict[str, Option]]:
+    """Each option of the decoders: by its name, and by the decoder that takes it."""
+    options: dict[str, dict[str, Option]] = {}
+    for decoder in DECODERS:
+        for name, option in decoder_options(decoder).items():
+            if name not in ArithmeticRequest.model_fields:
+                options.setdefault(name, {})[decoder] = option
+    return options
+
+
+def _description(by_decoder: dict[str, Option]) -> str:
+    """What an option is, after the names of its decoders, where not all have it."""
+    decoders: dict[str, list[str]] = {}
+    for decoder, option in by_decoder.items():
+        decoders.setdefault(option.description, []).append(decoder)
+    if len(decoders) == 1 and len(by_decoder) == len(DECODERS):
+        return next(iter(decoders))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in decoders.items())
 
 
 class CaptionRequest(Settings):
@@ -74,7 +131,7 @@ class CaptionRequest(Settings):
 
 
 class InterpretRequest(BaseModel):
-    """Images whose prefixes are put into words."""
+    """Images whose prefixes are interpreted."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,16 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import prefixcap
-from prefixcap.commands.caption import EXAMPLES, Decoder
 from prefixcap.commands.common.inputs import find_images
 from prefixcap.commands.common.outputs import Stream
-from prefixcap.decoding import DECODERS, decoder_options
+from prefixcap.decoding import DECODERS, decoder_options, draws
 from tests.commands.conftest import QUICK, Command
 
 Mistaken = Callable[..., str]
@@ -130,14 +130,14 @@ def test_mistakes(mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) 
     half.write_bytes(ckpt.read_bytes()[:5000])
     assert "is damaged" in told(of=half)
     assert "there is no file or folder" in told(images=tmp_path / "no\nsuch.jpg")
-    assert "'magic' is not one of 'greedy', 'beam'" in told("--decode", "magic")
+    assert "unknown decoder 'magic': choose one of greedy, beam" in told("--decode", "magic")
     assert "decoder 'greedy' has no option 'beams': it has max_tokens" in told("--decode", "greedy", "--set", "beams=3")
-    assert "beams is a whole number, not '2.5'" in told("--set", "beams=2.5")
+    assert "beams is an integer, not '2.5'" in told("--set", "beams=2.5")
     assert "has no option 'seed'" in told("--set", "seed=1")
     assert "beams must be between 1 and 10000, not 0" in told("beams=0")
     assert "temperature must be a finite number above 0.0, not nan" in told("--decode", "nucleus", "temperature=nan")
     assert "seed must be at least 0 and below" in told("--decode", "nucleus", "--set", "seed=-1")
-    assert "writes one caption of an image, not captions=3" in told("--decode", "greedy", "--count", "3")
+    assert "returns one caption for each image, not 3" in told("--decode", "greedy", "--count", "3")
     assert "captions must lie between 1 and beams=5, not 9: give --set beams=9" in told("--count", "9")
     assert "not 10: give --set beams=10\n" in told("--rerank", "10")
     assert "--count" in told("--count", "0")
@@ -156,15 +156,33 @@ def test_mistakes(mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) 
     assert "a file stands where its folder belongs" in told("--out", tmp_path / "there.csv" / "captions.csv")
 
 
-def test_the_help_knows_the_decoders_and_their_options() -> None:
-    assert get_args(Decoder) == tuple(DECODERS)
-    text = EXAMPLES[EXAMPLES.index("of all decoders") :]
-    told = {part.split(": ")[0].removeprefix("of "): part.split(": ")[1] for part in text.split(".")[0].split("; ")}
-    shared = told.pop("all decoders").split(", ")
-    for decoder in DECODERS:
-        own = told.get(decoder, "").split(", ") if decoder in told else []
-        assert set(own) - {"seed"} == decoder_options(decoder).keys() - set(shared)
-        assert set(shared) <= decoder_options(decoder).keys()
+def test_the_help_knows_the_decoders_and_their_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def mine(language_model: Any, prefix: Any, limits: Any, depth: int, width: int = 3, generator: Any = None) -> Any:
+        """A decoder of [my] own.
+
+        Args:
+            depth: how deep.
+            width: how wide it [searches].
+        """
+
+    monkeypatch.setitem(DECODERS, "mine", mine)
+    text = command("caption", "--help").out
+    first, *blocks = re.split(r"--decode (\w+): ", text[text.index("Options for --set") :])
+    shown = dict(zip(blocks[::2], blocks[1::2], strict=True))
+    assert list(shown) == list(DECODERS)
+
+    def names(block: str) -> list[str]:
+        return re.findall(r"^ {3}(\w+)  ", block.partition("One photograph")[0], re.MULTILINE)
+
+    shared = names(first)
+    for decoder, block in shown.items():
+        assert set(names(block)) - {"seed"} == decoder_options(decoder).keys() - set(shared)
+        assert set(shared) <= decoder_options(decoder).keys() and ("seed" in names(block)) == draws(decoder)
+    assert "of all groups together [default: 5]" in " ".join(shown["beam"].split())
+    assert "A decoder of [my] own" in shown["mine"] and "how wide it [searches] [default: 3]" in shown["mine"]
+    assert "how deep [required]" in shown["mine"]
 
 
 def test_a_full_disk_keeps_the_captions_that_fit(

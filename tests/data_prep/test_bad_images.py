@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep.embedding import embed
-from data_prep.records import ImageRecord, of_files
+from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.store import FeatureStore
 
@@ -22,7 +22,7 @@ def encoder() -> Encoder:
 
 def rows(encoder: Encoder, folder: Path, *names: str) -> tuple[np.ndarray, dict[object, str]]:
     """The embeddings of some files, and the reasons for those that have none."""
-    dataset = of_files([ImageRecord(name, name, "train", ()) for name in names], [], folder, "files")
+    dataset = dataset_from_files([ImageRecord(name, name, "train", ()) for name in names], [], folder, "files")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         report = embed(dataset, encoder, folder / "store", progress=False)

@@ -12,6 +12,10 @@ import pytest
         (["data=nope"], "error: there is no data=nope; choose one of "),
         (["data=folder"], "error: data.root must be given: add data.root=VALUE"),
         (["data=folder", "data.root=."], "error: cannot read captions.csv: No such file or directory"),
+        (["data=custom", "data.root=."], "error: data.reader.name must be given: add data.reader.name=VALUE"),
+        (["data=folder", "data.root=.", "data.reader.name=zip"], "error: unknown reader 'zip': choose one of coco, "),
+        (["data=folder", "data.root=.", "data.reader.seeds=1"], "error: there is no option 'data.reader.seeds'; did "),
+        (["data=coco", "data.root=.", "data.reader.test_share=a"], "error: reader 'coco': test_share must be a finite"),
     ],
 )
 def test_one_line(options: list[str], message: str, mistake: Callable[..., str]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.embedding import embed
 from data_prep.features import Features
-from data_prep.records import Dataset, ImageRecord, of_files
+from data_prep.records import Dataset, ImageRecord, dataset_from_files
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Dataset:
         )
         for number in range(7)
     ]
-    return of_files(records, [], tmp_path, "noise", shard_size=4)
+    return dataset_from_files(records, [], tmp_path, "noise", shard_size=4)
 
 
 def test_all_features_equal_those_of_each_image_alone(data: Dataset, encoder: Encoder, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_is_computed_otherwise_is_another_job(
 
 @pytest.mark.parametrize(
     ("features", "message"),
-    [(["images"], "'images' is none of the features: choose of image, patches, regions, caption"), ([], "is empty")],
+    [(["images"], "'images' is none of the features: choose from image, patches, regions, caption"), ([], "is empty")],
 )
 def test_features_that_do_not_exist(encoder: Encoder, features: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):

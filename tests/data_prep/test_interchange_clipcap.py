@@ -117,7 +117,7 @@ def changed(**entry: Any) -> dict[str, Any]:
         (changed(clip_embedding=-1), r"\(image 2\) points to row -1"),
         (changed(clip_embedding=True), r"points to row True"),
         (changed(clip_embedding="1"), r"points to row '1'"),
-        (changed(image_id=1.0), r"'image_id' must be a whole number of 64 bits or a string, not 1\.0"),
+        (changed(image_id=1.0), r"'image_id' must be a 64-bit integer or a string, not 1\.0"),
         (changed(image_id="1"), r"the id '1' is a text, but"),
         ({"clip_embedding": torch.ones(2, 5), "captions": []}, r"width 5, but encoder demo"),
         ({"clip_embedding": torch.ones(2, DEMO.dim).long(), "captions": []}, r"holds int64"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 import prefixcap.store.writer
 from data_prep.embedding import embed
-from data_prep.records import ImageRecord, Skipped, of_files
+from data_prep.records import ImageRecord, Skipped, dataset_from_files
 from prefixcap.encoders import load_encoder
 from prefixcap.store.part import Part
 from prefixcap.store.writer import pieces_of
@@ -25,7 +25,7 @@ def make(images: Path, store: Path) -> None:
         ImageRecord(number, name, "val" if number % 9 == 0 else "train", (f"a noise, {name}",) * (number % 3))
         for number, name in enumerate(names)
     ]
-    dataset = of_files(records, [Skipped("x", "", "left out by the reader")], images, "noise", shard_size=40)
+    dataset = dataset_from_files(records, [Skipped("x", "", "left out by the reader")], images, "noise", shard_size=40)
     embed(dataset, load_encoder("demo"), store, batch_size=5, piece_size=10, progress=False)
 
 

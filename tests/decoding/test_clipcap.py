@@ -62,7 +62,7 @@ def test_same_tokens_as_the_published_code(half: int) -> None:
         lm.tokenizer = OneWord(stop)
         most = 8 if seed % 10 else 30
         beams = [published_beam(lm, prefix, stop, most=most) for prefix in prefixes]
-        assert decode(lm, prefixes, "clipcap", captions=5, max_tokens=most) == beams
+        assert decode(lm, prefixes, "clipcap", num_captions=5, max_tokens=most) == beams
         assert decode(lm, prefixes, "clipcap", max_tokens=most) == [captions[:1] for captions in beams]
         greedy = [[published_greedy(lm, prefix, stop, most)] for prefix in prefixes]
         assert decode(lm, prefixes, "clipcap_greedy", max_tokens=most) == greedy

@@ -27,7 +27,7 @@ RULES_OF_GENERATE = {"min_new_tokens": 3, "repetition_penalty": 1.3, "no_repeat_
         ("beam", {"beams": 5}, {"num_beams": 5}),
         ("beam", {"beams": 5, "length_penalty": 0.0}, {"num_beams": 5, "length_penalty": 0.0}),
         ("beam", {"beams": 4, "length_penalty": 2.0}, {"num_beams": 4, "length_penalty": 2.0}),
-        ("beam", {"beams": 4, "captions": 3}, {"num_beams": 4, "num_return_sequences": 3}),
+        ("beam", {"beams": 4, "num_captions": 3}, {"num_beams": 4, "num_return_sequences": 3}),
         ("greedy", RULES, RULES_OF_GENERATE),
         ("beam", {"beams": 3, **RULES}, {"num_beams": 3, **RULES_OF_GENERATE}),
     ],
@@ -89,7 +89,7 @@ def test_half_precision(method: str, dtype: torch.dtype) -> None:
     [
         ("magic", {}, "unknown decoder 'magic': choose one of greedy, beam"),
         ("greedy", {"beams": 3}, r"decoder 'greedy'.*beams"),
-        ("greedy", {"captions": 2}, r"decoder 'greedy'.*captions"),
+        ("greedy", {"num_captions": 2}, "decoder 'greedy' returns one caption for each image, not 2"),
         ("beam", {"max_tokens": 93}, r"exceed the context of language model 'random' \(96\).*at most 92"),
         ("greedy", {"max_tokens": 0}, "max_tokens must be at least 1"),
         ("greedy", {"max_tokens": 4, "min_tokens": 5}, "min_tokens must lie between 0 and max_tokens=4, not 5"),
@@ -97,11 +97,11 @@ def test_half_precision(method: str, dtype: torch.dtype) -> None:
         ("greedy", {"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
         ("beam", {"beams": 0}, "beams must be between 1 and 10000, not 0"),
         ("beam", {"beams": 5, "groups": 2}, "a multiple of groups=2, not 5"),
-        ("beam", {"captions": 6}, "captions must lie between 1 and beams=5, not 6"),
+        ("beam", {"num_captions": 6}, "captions must lie between 1 and beams=5, not 6"),
         ("nucleus", {"top_p": 0.0}, r"decoder 'nucleus': top_p must be above 0\.0 and at most 1\.0, not 0\.0"),
         ("contrastive", {"top_k": 0}, "decoder 'contrastive': top_k must be at least 1, not 0"),
         ("clipcap", {"stop": "no such word"}, "'no such word' is not one token of language model 'random'"),
-        ("clipcap", {"captions": 6}, "captions must lie between 1 and beams=5, not 6"),
+        ("clipcap", {"num_captions": 6}, "captions must lie between 1 and beams=5, not 6"),
     ],
 )
 def test_bad_requests_are_told(method: str, options: dict[str, Any], message: str) -> None:

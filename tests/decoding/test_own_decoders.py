@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from prefixcap.commands.caption import read_options
-from prefixcap.decoding import DECODERS, GenerationLimits, decode
+from prefixcap.decoding import (
+    DECODERS,
+    GenerationLimits,
+    decode,
+    decoder_label,
+    decoder_options,
+    takes_num_captions,
+)
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 from prefixcap.mappers import MAPPERS, Mapper, build_mapper
@@ -33,8 +40,8 @@ def own() -> Iterator[None]:
     DECODERS.update(before)
 
 
-def one(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 1) -> Captions:
-    """Takes `captions` and does not heed it."""
+def one(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, num_captions: int = 1) -> Captions:
+    """Takes `num_captions` and ignores it."""
     return [[[1, 2]] for _ in prefix]
 
 
@@ -42,12 +49,12 @@ def short(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimit
     return [[] for _ in prefix]
 
 
-def long(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 5) -> Captions:
-    return [[[number] for number in range(captions + 1)] for _ in prefix]
+def long(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, num_captions: int = 5) -> Captions:
+    return [[[number] for number in range(num_captions + 1)] for _ in prefix]
 
 
-def uneven(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int) -> Captions:
-    return [[[1]] * (captions - (row == 1)) for row in range(len(prefix))]
+def uneven(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, num_captions: int) -> Captions:
+    return [[[1]] * (num_captions - (row == 1)) for row in range(len(prefix))]
 
 
 def fewer_images(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> Captions:
@@ -68,21 +75,23 @@ def sampler(
     return [[torch.randint(3, 20, (5,), generator=generator).tolist()] for _ in prefix]
 
 
-def numbered(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 1) -> Captions:
+def numbered(
+    language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, num_captions: int = 1
+) -> Captions:
     """Tokens that say which image and which of its captions they are of."""
-    return [[[int(row[0, 0]), number + 3] for number in range(captions)] for row in prefix]
+    return [[[int(row[0, 0]), number + 3] for number in range(num_captions)] for row in prefix]
 
 
 @pytest.mark.parametrize(
     ("method", "captions", "message"),
     [
-        ("one", 2, "decoder 'one' gave 1 of 2 captions of an image"),
-        ("short", 1, "decoder 'short' gave 0 of 1 captions of an image"),
-        ("long", 2, "decoder 'long' gave 3 of 2 captions of an image"),
-        ("uneven", 2, "decoder 'uneven' gave 1 of 2 captions of an image"),
-        ("fewer_images", 1, "decoder 'fewer_images' gave captions of 3 images where 4 were given"),
-        ("strings", 1, "decoder 'strings' gave a str where a list of token ids belongs"),
-        ("short", 2, "decoder 'short' writes one caption of an image, not captions=2"),
+        ("one", 2, "decoder 'one' returned 1 of 2 captions for an image"),
+        ("short", 1, "decoder 'short' returned 0 of 1 captions for an image"),
+        ("long", 2, "decoder 'long' returned 3 of 2 captions for an image"),
+        ("uneven", 2, "decoder 'uneven' returned 1 of 2 captions for an image"),
+        ("fewer_images", 1, "decoder 'fewer_images' returned captions for 3 images, not for 4"),
+        ("strings", 1, "decoder 'strings' returned a str in place of a list of token ids"),
+        ("short", 2, "decoder 'short' returns one caption for each image, not 2"),
     ],
 )
 def test_captions_that_are_not_those_asked_for(own: None, method: str, captions: int, message: str) -> None:
@@ -115,7 +124,7 @@ def test_each_image_has_its_own_captions(own: None, count: int, monkeypatch: pyt
 def test_built_in_decoders_that_find_fewer(method: str, options: dict[str, Any]) -> None:
     lm = small_lm()
     words, ends = lm.head.out_features, options.get("min_tokens", 0)
-    with pytest.raises(InputError, match=rf"gave {words - ends} of 600 captions") as error:
+    with pytest.raises(InputError, match=rf"returned {words - ends} of 600 captions") as error:
         decode(lm, torch.randn(2, 4, lm.dim), method, 600, max_tokens=1, **options)
     assert re.search("longer ones with max_tokens", str(error.value))
 
@@ -145,7 +154,7 @@ def test_what_cannot_be_written_is_no_caption(method: str, max_tokens: int) -> N
     if not keeps:
         (everything,) = decode(lm, torch.randn(1, 3, 32), method, asked, beams=beams, **limits)
         assert sorted(map(tuple, everything)) == sorted(expected)
-        with pytest.raises(InputError, match=f"gave {asked} of {asked + 1} captions"):
+        with pytest.raises(InputError, match=f"returned {asked} of {asked + 1} captions"):
             decode(lm, torch.randn(1, 3, 32), method, asked + 1, beams=beams, **limits)
 
 
@@ -199,9 +208,33 @@ def test_whoever_takes_a_generator_draws(own: None) -> None:
     generator = torch.Generator().manual_seed(3)
     assert captioner.caption(images, "sampler", batch_size=2, seed=generator) == first
     assert isinstance(read_options("sampler", ["seed=3"])["seed"], torch.Generator)
-    assert decoder_settings("sampler") == ["max_tokens", "seed"]
+    assert decoder_settings("sampler")[::4] == ["max_tokens", "seed"]
     assert Settings.model_validate({"decode": "sampler", "seed": 3}).job().seed == 3
     with pytest.raises(InputError, match="'one' does not draw: leave it out"):
         captioner.caption(images, "one", seed=3)
     with pytest.raises(InputError, match="has no option 'generator': seed takes a number or a generator"):
         captioner.caption(images, "sampler", generator=generator)
+
+
+def test_the_parameter_that_was_called_captions_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, captions: int = 1) -> Captions:
+        return [[[number] for number in range(captions)] for _ in prefix]
+
+    monkeypatch.setitem(DECODERS, "old", old)
+    lm, prefix = small_lm(), torch.randn(2, 4, 32)
+    assert takes_num_captions("old") and "captions" not in decoder_options("old")
+    with pytest.warns(FutureWarning, match="the parameter 'captions' of decoder 'old' is called num_captions now"):
+        assert decode(lm, prefix, "old", 3) == [[[0], [1], [2]]] * 2
+    with pytest.warns(FutureWarning, match="the argument 'captions' of decode is called num_captions now"):
+        assert decode(lm, prefix, "beam", captions=2) == decode(lm, prefix, "beam", num_captions=2)
+    for name in ("captions", "num_captions"):
+        with pytest.raises(InputError, match=f"decoder 'beam' has no option '{name}': the number of captions is count"):
+            small_captioner().candidates(torch.randn(1, 16), 2, "beam", **{name: 2})
+
+
+def test_a_decoder_is_described_by_its_docstring_and_annotations(own: None) -> None:
+    assert decoder_label("numbered") == "Tokens that say which image and which of its captions they are of"
+    assert decoder_label("short") == "short"
+    assert all(decoder_label(name) != name for name in DECODERS if name not in globals())
+    for name in set(DECODERS) - globals().keys():
+        assert all(option.description for option in decoder_options(name).values()), name

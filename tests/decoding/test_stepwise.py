@@ -17,7 +17,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = lm.model(inputs_embeds=prefix).logits[0, -1].detach() / 2.0
     allowed = logits.topk(6).indices
     captions = decode(
-        lm, prefix, "nucleus", captions=3000, max_tokens=1, top_p=1.0, top_k=6, temperature=2.0,
+        lm, prefix, "nucleus", num_captions=3000, max_tokens=1, top_p=1.0, top_k=6, temperature=2.0,
         generator=torch.Generator().manual_seed(0),
     )[0]  # fmt: skip
     counts = torch.bincount(torch.tensor([caption[0] if caption else 39 for caption in captions]), minlength=40)
@@ -32,7 +32,7 @@ def test_a_nucleus_is_the_fewest_tokens_with_that_probability() -> None:
     prefix = torch.randn(1, 3, 32)
     probabilities, words = lm.model(inputs_embeds=prefix).logits[0, -1].detach().softmax(-1).sort(descending=True)
     size = int((probabilities.cumsum(0) < 0.9).sum()) + 1
-    captions = decode(lm, prefix, "nucleus", captions=3000, max_tokens=1, top_p=0.9)[0]
+    captions = decode(lm, prefix, "nucleus", num_captions=3000, max_tokens=1, top_p=0.9)[0]
     drawn = {caption[0] if caption else lm.eos_token_id for caption in captions}
     assert drawn <= set(words[:size].tolist()) and words[0].item() in drawn and len(drawn) > 1
 
@@ -44,7 +44,7 @@ def test_a_seed_gives_the_same_captions_whatever_the_batch() -> None:
     def drawn(seed: int, batch_size: int) -> list[list[list[int]]]:
         generator = torch.Generator().manual_seed(seed)
         batches = [prefix[start : start + batch_size] for start in range(0, 6, batch_size)]
-        found = [decode(lm, batch, "nucleus", captions=3, max_tokens=9, generator=generator) for batch in batches]
+        found = [decode(lm, batch, "nucleus", num_captions=3, max_tokens=9, generator=generator) for batch in batches]
         return [captions for of_batch in found for captions in of_batch]
 
     assert drawn(0, 6) == drawn(0, 2) == drawn(0, 1)

@@ -3,27 +3,31 @@
 import doctest
 import importlib
 import json
+import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import prefixcap
+from data_prep.readers import READERS
 from prefixcap.decoding import DECODERS
-from prefixcap.encoders import BACKENDS
+from prefixcap.encoders import BACKENDS, embed_images, load_encoder
 from prefixcap.mappers import MAPPERS
 from prefixcap.metrics import SCORERS
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.store import FeatureStore
 from tests.conftest import ROOT
 from tests.docs.conftest import SHORT, run_file
 from tests.docs.pages import PAGES, code_blocks, name_of
 
 EXAMPLES = ROOT / "docs" / "examples"
-REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS)
+REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS, READERS)
 WITH_DOCTESTS = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for file in sorted((ROOT / "prefixcap").rglob("*.py"))
+    for file in sorted([*(ROOT / "prefixcap").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])
     if ">>> " in file.read_text(encoding="utf-8")
 ]
 
@@ -65,15 +69,22 @@ def test_a_mapper_of_ones_own(folder: Path) -> None:
     assert all(captioner.caption(["photo.jpg", "another.png"]))
 
 
-def test_a_decoder_of_ones_own(folder: Path) -> None:
+def test_a_decoder_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("decode=greedy", "decode.method=avoiding", "metrics=[CIDEr]", "out=decoded")
     said = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="greedy")[0].split()
     unsaid = next(word for word in said[1:] if word.isalpha())
-    run_file(EXAMPLES / "add_decoder.py", "ckpt=best.ckpt", "data=demo", *options, f"decode.words=[{unsaid}]")
+    run_file(EXAMPLES / "add_decoder.py", "eval", "ckpt=best.ckpt", "data=demo", *options, f"decode.words={unsaid}")
     captions = [entry["caption"] for entry in json.loads(Path("decoded/captions.json").read_text())]
     assert len(captions) == 9 and not any(unsaid in caption.split()[1:] for caption in captions)
     same = prefixcap.load("best.ckpt").caption(["photo.jpg"], decode="avoiding")
     assert same == [" ".join(said)]
+    options = ("photo.jpg", "--ckpt", "best.ckpt", "--decode", "avoiding", "--set", f"words={unsaid} {said[-1]}")
+    capsys.readouterr()
+    run_file(EXAMPLES / "add_decoder.py", "caption", *options)
+    words = f"{unsaid} {said[-1]}"
+    assert capsys.readouterr().out == (
+        f"photo.jpg\t{prefixcap.load('best.ckpt').caption(['photo.jpg'], decode='avoiding', words=words)[0]}\n"
+    )
 
 
 def test_an_encoder_of_ones_own(folder: Path) -> None:
@@ -85,6 +96,25 @@ def test_an_encoder_of_ones_own(folder: Path) -> None:
     assert all(captioner.caption(["photo.jpg"]))
     with pytest.raises(prefixcap.InputError, match="encoder 'colours' reads no texts"):
         captioner.caption(["photo.jpg"], rerank=2)
+
+
+def test_a_reader_of_ones_own(folder: Path) -> None:
+    names = [f"a star, number {number}.png" for number in range(20)]
+    for name in names:
+        shutil.copy("photo.jpg", Path("data", name))
+    options = ("data=custom", "data.reader.name=file_names", "data.root=data", "encoder=demo")
+    run_file(EXAMPLES / "add_reader.py", *options, "data.reader.pattern=*.png", "data.reader.val_share=0.5")
+    store = FeatureStore("stores/file_names-demo")
+    rows = [
+        (file.name, *captions)
+        for split in map(store.split, store.splits)
+        for file, captions in zip(map(Path, split.files), split.references().values(), strict=True)
+    ]
+    assert sorted(rows) == sorted((name, name.removesuffix(".png")) for name in names)
+    assert store.splits["val"] > store.splits["test"] > 0 and store.splits["train"] > 3
+    expected = embed_images(load_encoder("demo"), ["photo.jpg"]).expand(store.splits["val"], -1)
+    embeddings = torch.from_numpy(store.split("val").embeddings[:]).float()
+    torch.testing.assert_close(embeddings, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_metric_of_ones_own(folder: Path) -> None:

@@ -34,8 +34,9 @@ ALIASES = {
     "python -m data_prep.embed": "prefixcap embed",
     "python docs/examples/add_mapper.py": "prefixcap train",
     "python docs/examples/add_encoder.py": "prefixcap train",
-    "python docs/examples/add_decoder.py": "prefixcap eval",
+    "python docs/examples/add_decoder.py": "prefixcap",
     "python docs/examples/add_metric.py": "prefixcap eval",
+    "python docs/examples/add_reader.py": "prefixcap embed",
 }
 
 

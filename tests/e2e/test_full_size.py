@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefixcap
 from data_prep.embedding import embed
-from data_prep.records import ImageRecord, of_files
+from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.encoders import load_encoder
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
         split = "val" if colour == "white" else "train"
         records.append(ImageRecord(number, f"{colour}.jpg", split, (f"A {colour} picture.", f"It is {colour}.")))
     encoder = load_encoder(f"clip:{folder / 'ViT-B-32.pt'}")
-    embed(of_files(records, [], folder, "test"), encoder, folder / "store", progress=False)
+    embed(dataset_from_files(records, [], folder, "test"), encoder, folder / "store", progress=False)
     return FeatureStore(folder / "store")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep.embedding import embed
 from data_prep.readers.img2dataset import read_img2dataset
-from data_prep.readers.tar import MOST_TOLD, list_tar
+from data_prep.readers.tar import MOST_HEADER, list_tar
 from data_prep.records import Sample, Skipped
 from prefixcap.store import FeatureStore
 from tests.data_prep.test_embed import MeanColour
@@ -147,7 +147,7 @@ def test_extended_headers_that_lie(tmp_path: Path, records: bytes) -> None:
 
 def test_long_headers_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    path.write_bytes(pax(b"6 a=b\n" * (MOST_TOLD // 6 + 1)))
+    path.write_bytes(pax(b"6 a=b\n" * (MOST_HEADER // 6 + 1)))
     assert list_tar(path) == ([], True)
 
 

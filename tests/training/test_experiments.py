@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from data_prep.readers import READERS
 from data_prep.readers.coco import read_coco
 from prefixcap.mappers import build_mapper
 from prefixcap.noise import Noise
@@ -48,7 +49,7 @@ def test_the_web_captioner_has_the_values_of_its_paper() -> None:
     }
     assert {name: OmegaConf.select(config, name) for name in published} == published
     reader = cast(dict[str, Any], OmegaConf.to_container(config.data.reader, resolve=True))
-    assert reader.pop("_target_") == f"{read_coco.__module__}.{read_coco.__name__}"
+    assert READERS[reader.pop("name")] is read_coco
     assert config.data.name != "coco", "its store is another one"
 
 

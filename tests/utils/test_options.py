@@ -106,8 +106,11 @@ def test_no_number_of_any_part_takes_what_is_none(wrong: object) -> None:
     """Also of those that are added later: every number has its range in the annotation."""
     taken = 0
     for source, make, names in (
-        *((name, decoder, numbers_of(own_options(name))) for name, decoder in DECODERS.items()),
-        ("rules", Rules, [name for name, kind in decoder_options("greedy").items() if kind is not str]),
+        *(
+            (name, decoder, numbers_of({key: option.annotation for key, option in own_options(name).items()}))
+            for name, decoder in DECODERS.items()
+        ),
+        ("rules", Rules, [name for name, option in decoder_options("greedy").items() if option.kind is not str]),
         ("zerocap", ZeroCapOptions, numbers_of(ZeroCapOptions.__annotations__)),
         ("magic", Magic, numbers_of(Magic.__init__.__annotations__)),
     ):

@@ -2,23 +2,26 @@
 
 import json
 import random
+import re
 import socket
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import DECODERS
+from prefixcap.decoding import DECODERS, GenerationLimits, decode
 from prefixcap.interpretation import interpret
+from prefixcap.language import LanguageModel
 from prefixcap.utils.images import open_image
 from prefixcap.web import jobs
 from prefixcap.web.gate import MOST_BYTES
@@ -52,6 +55,7 @@ SETTINGS: list[Fields] = [
         {"decode": "nucleus", "count": 2, "seed": 3, "top_p": 0.8, "temperature": 1.5},
         {"decode": "contrastive", "top_k": 3, "penalty": 0.4},
         {"decode": "clipcap", "count": 2, "beams": 3},
+        {"decode": "beam", "count": 2, "beams": 4, "groups": 2, "diversity": 2.0, "no_repeat_ngram": 2},
         {"decode": "clipcap_greedy", "prompt": "A large"},
     )
 ]
@@ -124,7 +128,8 @@ def test_info_and_schema_say_what_is_served(client: httpx.Client, captioner: Cap
     info = client.get("/api/info").json()
     assert (info["encoder"], info["prefix_length"]) == ("demo", 4)
     assert list(info["decoders"]) == list(DECODERS)
-    assert "beams" in info["decoders"]["beam"] and info["decoders"]["greedy"] == ["max_tokens"]
+    limits = ["max_tokens", "min_tokens", "repetition_penalty", "no_repeat_ngram"]
+    assert "beams" in info["decoders"]["beam"] and info["decoders"]["greedy"] == limits
     schema = client.get("/openapi.json").json()
     assert {"/api/caption", "/api/interpret", "/api/arithmetic", "/api/info", "/health"} == set(schema["paths"])
     assert json.dumps(schema).count('"multipart/form-data"') == 3
@@ -269,3 +274,43 @@ def test_a_body_without_a_length_is_counted(client: httpx.Client) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     answer = client.post("/api/caption", content=endless(), headers=headers)
     assert answer.status_code == 413 and "32 MB" in answer.json()["error"]
+
+
+def test_a_decoder_of_ones_own_is_in_page_and_api(
+    captioner: Captioner, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reversed_beam(
+        language_model: LanguageModel,
+        prefix: Tensor,
+        limits: GenerationLimits,
+        num_captions: int = 1,
+        width: Annotated[int, Interval(ge=1, le=7)] = 3,
+        backwards: bool = False,
+    ) -> list[list[list[int]]]:
+        """The captions of beam search, the worst first.
+
+        Args:
+            width: beams that <b>no</b> other decoder has.
+            backwards: the last word first.
+        """
+        found = decode(language_model, prefix, "beam", width, beams=width, max_tokens=limits.max_tokens)
+        step = -1 if backwards else 1
+        return [[tokens[::step] for tokens in captions[::-1][:num_captions]] for captions in found]
+
+    monkeypatch.setitem(DECODERS, "worst", reversed_beam)
+    with served(captioner) as address, httpx.Client(base_url=address, timeout=60) as client:
+        settings = {"decode": "worst", "count": 2, "width": 4, "backwards": True, "max_tokens": 6}
+        answer = client.post("/api/caption", data=settings, files=files(pictures[:1]))
+        assert texts(answer) == candidates(captioner, pictures[:1], settings)
+        assert texts(answer) != candidates(captioner, pictures[:1], settings | {"backwards": False})
+        for wrong, reason in (({"width": 8}, "width: "), ({"beams": 3}, "'worst' takes no beams")):
+            answer = client.post("/api/caption", data={"decode": "worst", **wrong}, files=files(pictures[:1]))
+            assert answer.status_code == 422 and reason in answer.json()["error"]
+        assert client.get("/api/info").json()["decoders"]["worst"][:3] == ["count", "width", "backwards"]
+        fields = client.get("/openapi.json").json()["components"]["schemas"]["CaptionRequest"]["properties"]
+        assert "worst" in fields["decode"]["enum"]
+        assert fields["width"]["description"] == "worst: beams that <b>no</b> other decoder has"
+        assert fields["width"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 7}
+        page = client.get("/").text
+        assert "The captions of beam search, the worst first" in page and "for-worst" in page
+        assert re.search(r'"label":\s*"Width"', page) and re.search(r'"label":\s*"Backwards"', page)

@@ -104,14 +104,15 @@ def test_settings_are_those_of_the_decoder_and_are_obeyed(
 ) -> None:
     page = visit.page
     page.set_input_files("#files", pictures[:1])
-    page.get_by_text("How captions are written").click()
+    page.get_by_text("How captions are generated").click()
+    limits = {"Max tokens", "Min tokens", "Repetition penalty", "No repeat ngram"}
     shown = {
-        "beam": {"Captions", "Beams", "Longest caption"},
-        "greedy": {"Longest caption"},
-        "nucleus": {"Captions", "Top p", "Temperature", "Longest caption"},
-        "contrastive": {"Top k", "Penalty", "Longest caption"},
-        "clipcap": {"Captions", "Beams", "Longest caption"},
-        "clipcap_greedy": {"Longest caption"},
+        "beam": {"Captions", "Beams", "Length penalty", "Groups", "Diversity"},
+        "greedy": set(),
+        "nucleus": {"Captions", "Top p", "Top k", "Temperature"},
+        "contrastive": {"Top k", "Penalty"},
+        "clipcap": {"Captions", "Beams", "Stop"},
+        "clipcap_greedy": {"Stop"},
     }
     assert set(shown) == set(DECODERS)
     labels = {"contrastive": "Contrastive", "greedy": "Greedy", "nucleus": "Nucleus", "clipcap": "ClipCap's beam"}
@@ -120,13 +121,21 @@ def test_settings_are_those_of_the_decoder_and_are_obeyed(
         page.get_by_role("option", name=re.compile(f"^{label}")).click()
         expect(page.locator("body")).to_have_attribute("data-decoder", decoder)
         sliders = {text.split("\n")[0].strip() for text in page.locator(".setting:visible").all_inner_texts()}
-        assert sliders == shown[decoder]
+        assert sliders == shown[decoder] | limits
     page.get_by_label("number input for Captions").fill("2")
-    page.get_by_label("number input for Longest caption").fill("7")
+    page.get_by_label("number input for Max tokens").fill("7")
     page.get_by_label("Beginning").fill("In the snow")
     page.get_by_label("The caption closest to the picture comes first").uncheck()
     page.get_by_role("button", name="Write again").click()
     expected = captioner.candidates(pictures[:1], 2, "clipcap", beams=5, max_tokens=7, prompt="In the snow")
+    assert captions(page, 1) == expected
+    page.get_by_label("Decoder").click()
+    page.get_by_role("option", name=re.compile("^Contrastive")).click()  # nucleus has a "Top k" of its own
+    page.get_by_label("number input for Top k").locator("visible=true").fill("2")
+    page.get_by_label("number input for Penalty").locator("visible=true").fill("0.9")
+    page.get_by_role("button", name="Write again").click()
+    options = {"top_k": 2, "penalty": 0.9, "max_tokens": 7, "prompt": "In the snow"}
+    expected = captioner.candidates(pictures[:1], 1, "contrastive", **options)
     assert captions(page, 1) == expected
 
 
@@ -198,7 +207,7 @@ def test_the_page_needs_no_network_and_no_sideways_scrolling(
     captions(visit.page, 1)
     visit.page.get_by_text("What the prefix says", exact=True).click()
     visit.page.locator(".prefix td").first.wait_for()
-    visit.page.get_by_text("How captions are written").click()
+    visit.page.get_by_text("How captions are generated").click()
     for tab in ("Arithmetic", "Captions"):
         visit.page.get_by_role("tab", name=tab).click()
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
@@ -345,7 +354,7 @@ def test_sampled_captions_come_by_similarity_unless_the_visitor_wants_otherwise(
             };
         }"""
     )
-    page.get_by_text("How captions are written").click()
+    page.get_by_text("How captions are generated").click()
     page.get_by_label("Decoder").click()
     page.get_by_role("option", name=re.compile("^Nucleus")).click()
     expect(page.locator("body")).to_have_attribute("data-decoder", "nucleus")

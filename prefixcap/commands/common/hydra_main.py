@@ -30,6 +30,7 @@ from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
 from prefixcap.errors import InputError
 from prefixcap.utils.files import no_space
+from prefixcap.utils.options import declared_options
 
 # What the scripts give to a class by themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
@@ -95,6 +96,10 @@ def _taken(group: str, node: DictConfig) -> set[str]:
     """Options that a group of the configuration takes, listed or not."""
     if "_target_" in node:
         return set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
+    if group == "data.reader":
+        from data_prep.readers import READERS
+
+        return {"_target_", *(declared_options(READERS[node.name]) if node.get("name") in READERS else ())}
     if group == "optimizer":
         from prefixcap.training.optimizer import OPTIONS
 

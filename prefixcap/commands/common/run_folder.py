@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data_prep.readers import READERS
 from prefixcap.checkpoints.files import read_checkpoint
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.demo import language_model_beside
@@ -122,6 +123,7 @@ def read_config(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
     known = {
         name for own in config_folder().rglob("*.yaml") for name in TARGET.findall(own.read_text(encoding="utf-8"))
     }
+    known |= {f"{reader.__module__}.{reader.__name__}" for reader in READERS.values()}  # as older runs name them
     known |= {override.partition("=")[2] for override in overrides if "_target_=" in override}
     for name in _targets(OmegaConf.to_container(config)):
         if name not in known:

@@ -5,7 +5,7 @@ window.prefixcap = (() => {
   const AT_ONCE = 4; // requests
   const MOST_TRIES = 30; // while the server is busy
 
-  // What is sent with a picture, by decoder: what no decoder takes is not among the settings.
+  // What is sent with a picture; the options of a single decoder are called `decoder.option`.
   let settings = { decode: "beam", count: 3, by_similarity: true };
   let takes = { beam: ["count"] };
 
@@ -55,10 +55,11 @@ window.prefixcap = (() => {
   }
 
   function chosen() {
-    const common = ["decode", "prompt", "by_similarity"];
-    const names = Object.keys(settings).filter((name) => common.includes(name) || takes[settings.decode].includes(name));
-    const beams = Math.max(settings.beams, settings.count); // there are no more captions than beams
-    return names.map((name) => [name, name === "beams" ? beams : settings[name]]);
+    const { decode, prompt, by_similarity } = settings;
+    const fields = { decode, prompt, by_similarity };
+    for (const name of takes[decode]) fields[name] = settings[`${decode}.${name}`] ?? settings[name];
+    if (fields.beams < fields.count) fields.beams = fields.count; // there are no more captions than beams
+    return Object.entries(fields).filter(([, value]) => value !== undefined);
   }
 
   // ---- results ----------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ window.prefixcap = (() => {
         button.addEventListener("click", async () => addPictures([await example(number)]));
       });
       const camera = part.querySelector("#camera");
-      camera.hidden = !navigator.mediaDevices?.getUserMedia; // which browsers give to localhost and https alone
+      camera.hidden = !navigator.mediaDevices?.getUserMedia; // which browsers allow on localhost and https only
       camera.addEventListener("click", takePicture);
       document.addEventListener("paste", (event) => addPictures(event.clipboardData.files));
     },
