@@ -22,8 +22,9 @@ from prefixcap.captioner import Captioner
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.packing import pack
+from prefixcap.training import CaptionTraining
+from prefixcap.training.objectives import SelfCritical
 from prefixcap.training.rewards import CiderReward
-from prefixcap.training.self_critical import SelfCriticalTraining
 from prefixcap.utils.files import read_json
 
 
@@ -40,7 +41,8 @@ def main() -> None:
     language_model = LanguageModel(gpt2(), load_language_model("demo").tokenizer, "random", "full")
     mapper = {"name": "mlp", "prefix_length": PREFIX}
     captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), mapper).to(device).train()
-    training = SelfCriticalTraining(captioner, None, reward, SAMPLES, sample_tokens=20)  # type: ignore[arg-type]
+    objective = SelfCritical(captioner, None, reward, SAMPLES, sample_tokens=20)
+    training = CaptionTraining(captioner, None, objective=objective)  # type: ignore[arg-type]
     training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     optimizer = AdamW(captioner.parameters(), lr=1e-5, fused=True)
     batch = pack(torch.randn(given.images, DIM), [], [], PREFIX, image_rows=range(given.images)).to(device)

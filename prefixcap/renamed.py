@@ -22,6 +22,7 @@ MODULES = {
     "prefixcap.textonly.noise": "prefixcap.noise",
     "prefixcap.training.ablation": "prefixcap.commands.figures.prefix_length",
     "prefixcap.training.averaging": "prefixcap.training.ema",
+    "prefixcap.training.cross_entropy": "prefixcap.training.module",
     "prefixcap.training.tracking": "prefixcap.training.loggers",
     "prefixcap.zeroshot.figures": "prefixcap.commands.figures.zerocap_lambda",
 }

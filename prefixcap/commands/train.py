@@ -3,7 +3,6 @@
 import math
 import shlex
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,8 +30,7 @@ from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.training.checkpoints import best_and_last
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from prefixcap.training.nan_guard import FiniteLoss
-from prefixcap.training.rewards import CiderReward, ClipReward, Reward
-from prefixcap.training.self_critical import SelfCriticalTraining
+from prefixcap.training.objectives import build_objective
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.options import check_options
 
@@ -67,9 +65,10 @@ def main(config: DictConfig) -> float | None:
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
         config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
     )  # fmt: skip
-    training = build_training_module(
-        config, captioner, data, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
+    training = CaptionTraining(
+        captioner, data.val_split, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",
         noise=build_noise(config.model, captioner), noise_in_validation=config.model.learns_from == "text",
+        objective=build_objective(config.model.objective, captioner, data, **objective_options(config)),
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
     monitor = monitored(config, data.val_split)
@@ -200,23 +199,10 @@ def memory_saving_overrides(config: DictConfig) -> list[str]:
     return knobs
 
 
-def build_training_module(
-    config: DictConfig, captioner: Captioner, data: CaptionData, **options: Any
-) -> CaptionTraining:
-    """What the captioner is trained by: cross-entropy, or a reward of the captions that it writes."""
-    if config.model.objective == "cross_entropy":
-        return CaptionTraining(captioner, data.val_split, **options)
-    if config.model.objective != "scst":
-        raise InputError(f"unknown model.objective '{config.model.objective}': choose cross_entropy or scst")
-    scst = cast(dict[str, Any], OmegaConf.to_container(config.scst))
-    name = scst.pop("reward")
-    rewards: dict[str, Callable[[], Reward]] = {
-        "cider": lambda: CiderReward(list(data.train_split.references().values())),
-        "clip": lambda: ClipReward(captioner),
-    }
-    if name not in rewards:
-        raise InputError(f"unknown scst.reward '{name}': choose {' or '.join(rewards)}")
-    return SelfCriticalTraining(captioner, data.val_split, rewards[name](), **scst, **options)
+def objective_options(config: DictConfig) -> dict[str, Any]:
+    """The options of the objective: `objective.NAME=VALUE`, and those of self-critical training also `scst.NAME`."""
+    scst = config.scst if config.model.objective == "scst" else {}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(scst, config.objective), resolve=True))
 
 
 def require_encoder_name(store: FeatureStore, name: str) -> None:

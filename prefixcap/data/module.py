@@ -17,21 +17,22 @@ from prefixcap.errors import InputError
 from prefixcap.packing import Batch, pack
 from prefixcap.store import FeatureStore, StoreSplit
 
-_TRIED = 64  # texts whose tokens are counted, to know the longest
+_TRIED = 64  # texts whose tokens are counted to estimate the longest
 
 
 class CaptionDataset(Dataset[Batch]):
-    """One split, from which whole batches are drawn: of captions, each with its image, or of images with all theirs.
+    """One split, from which batches are drawn: of captions, each with its image, or of images, each with its captions.
 
-    Where features are those of captions, a caption stands in for its image, and the first of an image for it.
+    If the features are those of captions, each caption stands in for its image; an image is represented by its first
+    caption.
 
     Args:
         split: features and captions.
-        features: what the mapper reads, by its name in the store.
-        tokens: of the captions.
-        prefix_length: vectors that are read before a caption.
-        by_image: whether an item is an image.
-        start_token: to be learned, too, see `pack`.
+        features: the feature that the mapper reads, by its name in the store.
+        tokens: token ids of the captions.
+        prefix_length: vectors that the language model reads before a caption.
+        by_image: an item is an image with all of its captions, not a caption with its image.
+        start_token: a start token that is learned, too, see `pack`.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class CaptionDataset(Dataset[Batch]):
         start_token: int | None = None,
     ) -> None:
         self.split, self.features = split, split.feature(features)
-        self.of_captions = features.startswith("captions/")
+        self.from_captions = features.startswith("captions/")
         self.tokens, self.prefix_length, self.start_token = tokens, prefix_length, start_token
-        self.ends: NDArray[np.int64] | None = None
+        self.ends: NDArray[np.int64] | None = None  # by_image: (images,) the row after an image's last caption
         if by_image:
             self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(split)))
 
@@ -54,7 +55,7 @@ class CaptionDataset(Dataset[Batch]):
         return len(self.split.captions if self.ends is None else self.ends)
 
     def longest(self) -> tuple[int, int]:
-        """An item that takes as many positions of a row as any, and how many: of some with the most bytes of text."""
+        """The item with the most positions in a row, and how many: among those with the most bytes of text."""
         if self.ends is None:
             items = self.split.longest_captions()[:_TRIED]
         else:
@@ -64,50 +65,51 @@ class CaptionDataset(Dataset[Batch]):
         return int(items[np.argmax(positions)]), max(positions)
 
     def __getitems__(self, items: list[int]) -> Batch:
-        """The batch of these items."""
+        """The batch of these items. A DataLoader calls it with all items of a batch at once."""
         if self.ends is None:
             captions = np.array(items)
-            images, owner = self.split.caption_images[captions], np.arange(len(items))
-            rows = captions if self.of_captions else images
+            images, image_of_caption = self.split.caption_images[captions], np.arange(len(items))
+            rows = captions if self.from_captions else images
         else:
             images = np.array(items)
             counts = self.ends[images] - np.where(images > 0, self.ends[images - 1], 0)
-            owner = np.repeat(np.arange(len(items)), counts)
+            image_of_caption = np.repeat(np.arange(len(items)), counts)
             captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
-            # Of an image without captions that of any other is read, and nothing is learned from it.
-            rows = np.minimum(self.ends[images] - counts, len(self.features) - 1) if self.of_captions else images
+            # An image without captions gets any row: it has no targets, so that nothing is learned from it.
+            rows = np.minimum(self.ends[images] - counts, len(self.features) - 1) if self.from_captions else images
         features = torch.from_numpy(self.features[rows]).float()
         tokens = self.tokens[captions]
-        return pack(features, tokens, owner, self.prefix_length, captions.tolist(), images.tolist(), self.start_token)
+        rows_in_split = captions.tolist(), images.tolist()
+        return pack(features, tokens, image_of_caption, self.prefix_length, *rows_in_split, self.start_token)
 
 
 class CaptionData(L.LightningDataModule):
     """Training and validation batches from a feature store.
 
     Training draws captions at random, each with its image's embedding; validation goes through the images, each with
-    all its captions. Embeddings and captions stay on disk: start-up and memory do not grow with the store.
+    all its captions. Embeddings and captions stay on disk: start-up time and memory do not grow with the store.
 
     Args:
         store: a store, its folder or its URL.
-        captioner: whose encoder, tokenizer and context the batches must fit.
-        batch_size: captions a training batch, images a validation batch.
-        num_workers: processes that make batches beside the training; 0: it makes them itself. None: 2 where there is a
-            GPU to keep busy, else 0.
-        max_caption_tokens: cut longer captions (the end token is kept); None never cuts.
-        seed: of the order of training captions.
-        group_captions: draw images at random, each with all its captions, as many as have together about `batch_size`
-            captions: then a prefix is computed once for all captions of its image.
-        keep_tokens: tokenize all captions once, and keep the tokens beside the store; otherwise, as they are drawn.
-        from_text: give each caption's own embedding in place of its image's features; in validation, that of an image's
+        captioner: the model; the store must be of its encoder, and the captions must fit its context.
+        batch_size: captions of a training batch, images of a validation batch.
+        num_workers: processes that prepare batches beside the training; 0: none. None: 2 with a GPU, otherwise 0.
+        max_caption_tokens: cut longer captions (the end token is kept); None: none is cut.
+        seed: seed of the order of training captions.
+        group_captions: draw images at random, each with all its captions; a batch has as many images as have about
+            `batch_size` captions. A prefix is then computed once for all captions of its image.
+        keep_tokens: tokenize all captions once, and keep the token ids beside the store; otherwise they are tokenized
+            as they are drawn.
+        from_text: use each caption's own embedding in place of its image's features; in validation, that of an image's
             first caption.
-        released_tokens: read captions as MacCap's released code does in training: their start token is learned, too, if
+        released_tokens: read training captions as MacCap's released code does: their start token is learned, too, if
             the captioner reads one; those longer than `max_caption_tokens` are cut without an end token, and shorter
-            ones filled up with padding, which is learned like words. Validation captions stay as they are.
+            ones padded, and padding is learned like other tokens. Validation captions are not changed.
 
     Raises:
-        InputError: the store is none, was made by another encoder, lacks the split "train" or "val" or the features
-            that the mapper reads, has embeddings on another scale than the captioner reads, a caption does not fit
-            the language model's context, or captions are to be grouped though each has an embedding of its own.
+        InputError: there is no such store; it was made by another encoder; it has no split "train" or "val", or not the
+            features that the mapper reads; its embeddings are on another scale than the captioner reads; a caption does
+            not fit the language model's context; or captions are to be grouped though each has its own embedding.
     """
 
     def __init__(
@@ -126,13 +128,13 @@ class CaptionData(L.LightningDataModule):
         super().__init__()
         if from_text and group_captions:
             raise InputError(
-                "data.group_captions=true is for captions that share an image's features, and in training on text each "
-                "has its own: leave it out"
+                "group_captions is for captions that share an image's features; in training on text each has its own: "
+                "leave it out"
             )
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
-        self._before: dict[str, Any] = {}  # the run was stopped
+        self._before: dict[str, Any] = {}  # the `state_dict` of the run that is resumed
         self.group_captions = group_captions
         self.prefix_length = captioner.prefix_length
         self.features = "captions/embedding" if from_text else captioner.features
@@ -141,8 +143,8 @@ class CaptionData(L.LightningDataModule):
         if missing := {"train", "val"} - opened.splits.keys():
             raise InputError(
                 f"{opened.location} has no split '{min(missing)}', only {', '.join(opened.splits)}: embed into another "
-                "folder (data.store=...) with some images or sentences in it, by a column `split` or, without one, "
-                "by data.reader.val_share=0.02"
+                "folder with some images or sentences in that split, by a column `split` or by the reader's option "
+                "val_share=0.02"
             )
         self.train_split = opened.split("train")
         self.val_split = opened.split("val")
@@ -156,7 +158,7 @@ class CaptionData(L.LightningDataModule):
         self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of training captions depends on, for a checkpoint."""
+        """For a checkpoint: what the order of training captions depends on."""
         return {
             "batch_size": self.batch_size,
             "data.group_captions": self.group_captions,
@@ -164,27 +166,27 @@ class CaptionData(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` gave: within an epoch, a run goes on only with the same batches."""
+        """Restore a `state_dict`: within an epoch, a run can continue only with the same batches."""
         self._before = state_dict
 
     def longest(self) -> tuple[Tensor, list[Tokens], int]:
-        """What to try a language model with before it is trained.
+        """Data to check a language model with before it is trained.
 
         Returns:
-            Features of two training images; the tokens of a caption of each, the first about as long as any; and the
-            most positions that an image takes of a row, in training or in validation.
+            (2, …) features of two training images; the token ids of a caption of each, the first about as long as any;
+            and the most positions that an image has in a row, in training or in validation.
         """
         captions = self._dataset(self.train_split, self.train_tokens, by_image=False)
         longest, positions = captions.longest()
-        two = np.array([longest, len(captions) - 1 if longest == 0 else 0])
-        others = [self._dataset(self.val_split, self.val_tokens, by_image=True)]
+        rows = np.array([longest, len(captions) - 1 if longest == 0 else 0])
+        by_image = [self._dataset(self.val_split, self.val_tokens, by_image=True)]
         if self.group_captions:
-            others.append(self._dataset(self.train_split, self.train_tokens, by_image=True))
-        most = max(positions, *(dataset.longest()[1] for dataset in others))
-        return captions.__getitems__(two.tolist()).embeddings, self.train_tokens[two], most
+            by_image.append(self._dataset(self.train_split, self.train_tokens, by_image=True))
+        most_positions = max(positions, *(dataset.longest()[1] for dataset in by_image))
+        return captions.__getitems__(rows.tolist()).embeddings, self.train_tokens[rows], most_positions
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Captions, or images with all their captions, in random order; the last, smaller batch of an epoch is kept."""
+        """Captions, or images with all their captions, in random order; an epoch's last batch may be smaller."""
         dataset: Dataset[Batch] = self._dataset(
             self.train_split, self.train_tokens, self.group_captions, self.learned_start
         )
@@ -201,12 +203,12 @@ class CaptionData(L.LightningDataModule):
         return self._loader(self._dataset(self.val_split, self.val_tokens, by_image=True), self.batch_size, None)
 
     def _batches_taken(self) -> int:
-        """Training batches of this epoch before a run was stopped, from where it now goes on."""
+        """The number of this epoch's training batches before the run was stopped, after which it continues."""
         taken = 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
         changed = [f"{name}={value}" for name, value in self._before.items() if self.state_dict()[name] != value]
         if taken and changed:
             raise InputError(
-                f"the run was stopped within an epoch, after {taken} batches with {', '.join(changed)}: go on with "
+                f"the run was stopped within an epoch, after {taken} batches with {', '.join(changed)}: continue with "
                 "that, or captions would be left out or come twice"
             )
         self._before = {}
@@ -223,15 +225,15 @@ class CaptionData(L.LightningDataModule):
             size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,  # `CaptionDataset.__getitems__` returns a batch
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator().manual_seed(self.seed),  # torch's own would be where dropout draws, too
+            generator=torch.Generator().manual_seed(self.seed),  # torch's global one is that of dropout
         )
 
 
 class _Loader(DataLoader[Batch]):
-    """Begins when the first batch is asked for: only then do samplers know the epoch, and where in it to begin."""
+    """Begins when the first batch is drawn: only then does the sampler know the epoch, and where to begin in it."""
 
     def __iter__(self) -> Any:
         yield from super().__iter__()
@@ -241,15 +243,15 @@ def require_match(store: FeatureStore, captioner: Captioner) -> None:
     """Check that a captioner can read a store's embeddings.
 
     Raises:
-        InputError: another encoder made them, or they are scaled to length one and the captioner reads them unscaled.
+        InputError: they are from another encoder, or scaled to length one though the captioner reads them unscaled.
     """
     store.require_encoder(captioner.encoder_identity)
     if store.made_with.get("normalized") and not captioner.normalize_embeddings:
         raise InputError(
-            f"the embeddings of {store.location} are scaled to length one, but the captioner does not scale those of "
-            "its encoder: train one with model.normalize_embeddings=true"
+            f"the embeddings of {store.location} are scaled to length one, but the captioner reads them unscaled: "
+            "train one with normalize_embeddings=true"
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -23,69 +23,69 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BLOCK = 1 << 16  # captions that are tokenized together
-_VERSION = 2  # of how captions are tokenized: kept tokens of an older one are made again
+_VERSION = 2  # of the way captions are tokenized: files of another version are not used
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
 
 class CaptionTokens:
-    """Token ids of a split's captions, each with the end token, as a captioner's language model takes them.
+    """Token ids of a split's captions for a captioner's language model, each caption with the end token.
 
     Args:
-        split: whose captions.
-        captioner: whose tokenizer, and whose prefix and context decide how much room a caption has.
-        most: cut longer captions (the end token is kept); None never cuts.
-        released: as MacCap's released code reads captions: those that are cut lose their end token, and shorter ones
-            are filled up with padding (or end tokens, if the tokenizer has none), which is learned like words.
-        folder: where to keep the tokens of all captions, made at once if they are not there, for this tokenizer and
-            these captions; where nobody may write there, they are kept in the user's cache. None: captions are
-            tokenized whenever they are asked for, and nothing is kept.
+        split: the split with the captions.
+        captioner: its tokenizer is used; its prefix length and context limit the length of a caption.
+        max_tokens: cut longer captions (the end token is kept); None: none is cut.
+        released: as in MacCap's released code, captions that are cut lose their end token, and shorter ones are padded
+            with the padding token (the end token, if the tokenizer has none), which is learned like other tokens.
+        folder: where the token ids of all captions are kept. If they are not there yet for this tokenizer and these
+            captions, all are tokenized at once; if the folder cannot be written, they are kept in the user's cache.
+            None: captions are tokenized whenever they are read, and nothing is kept.
 
     Raises:
-        InputError: a caption does not fit the language model's context beside the prefix; its image is named. Or
-            captions are to be filled up, and it is not known how far.
+        InputError: a caption is too long for the language model's context after the prefix (its image is named), or
+            captions are to be padded and `max_tokens` is None.
     """
 
     def __init__(
         self,
         split: StoreSplit,
         captioner: Captioner,
-        most: int | None = None,
+        max_tokens: int | None = None,
         folder: Path | None = None,
         released: bool = False,
     ) -> None:
-        # Not the language model itself: this goes to worker processes.
-        self.split, self.tokenizer, self.most = split, captioner.language_model.tokenizer, most
-        self.released, padding = released, self.tokenizer.pad_token_id
-        self.padding: int = captioner.language_model.eos_token_id if padding is None else padding
-        if released and most is None:
-            raise InputError("released_tokens=true fills captions up: say how far by max_caption_tokens")
+        # The language model itself is not kept, as this object is sent to worker processes.
+        self.split, self.tokenizer, self.max_tokens = split, captioner.language_model.tokenizer, max_tokens
+        self.released, pad_token_id = released, self.tokenizer.pad_token_id
+        self.pad_token_id: int = captioner.language_model.eos_token_id if pad_token_id is None else pad_token_id
+        if released and max_tokens is None:
+            raise InputError("released_tokens pads captions to max_caption_tokens: give that, too")
         self._vocabulary = len(self.tokenizer)
-        self._kept = None if folder is None else _kept(split, self.tokenizer, folder)
-        if most is None and captioner.language_model.context is not None:
-            self._require_room(captioner.language_model.context, captioner)
+        self._stored = None if folder is None else _stored_tokens(split, self.tokenizer, folder)
+        if max_tokens is None and captioner.language_model.context is not None:
+            self._check_lengths(captioner.language_model.context, captioner)
 
     def __getitem__(self, captions: NDArray[np.int64]) -> list[Tokens]:
-        """The tokens of these captions, by their rows in the split."""
-        found: list[Tokens]
-        if self._kept is None:
-            found = list(tokenize_captions(self.tokenizer, self.split.captions[captions]))
+        """The token ids of each of these captions, which are rows of the split."""
+        rows: list[Tokens]
+        if self._stored is None:
+            rows = list(tokenize_captions(self.tokenizer, self.split.captions[captions]))
         else:
-            tokens, ends = self._kept
+            tokens, ends = self._stored
             starts = np.where(captions > 0, ends[captions - 1], 0)
-            kept = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
-            if not all(len(row) and row.max() < self._vocabulary for row in kept):
+            stored = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
+            if not all(len(row) and row.max() < self._vocabulary for row in stored):
                 raise InputError("the tokens kept beside the store are of another tokenizer: delete its folder tokens")
-            found = list(kept)
-        if self.most is None:
-            return found
+            rows = list(stored)
+        if self.max_tokens is None:
+            return rows
         if self.released:
-            return [_filled(row, self.most, self.padding) for row in found]
-        return [[*row[: self.most - 1], row[-1]] if len(row) > self.most else row for row in found]
+            return [_padded(row, self.max_tokens, self.pad_token_id) for row in rows]
+        return [[*row[: self.max_tokens - 1], row[-1]] if len(row) > self.max_tokens else row for row in rows]
 
-    def _require_room(self, context: int, captioner: Captioner) -> None:
+    def _check_lengths(self, context: int, captioner: Captioner) -> None:
         room = context - captioner.prefix_length
-        # No caption has more tokens than bytes, but for the end token and one that some tokenizers put in front.
+        # A caption has at most as many tokens as bytes, and the end token and one that some tokenizers put in front.
         for caption in self.split.captions_longer_than(room - 2).tolist():
             length = len(self[np.array([caption])][0])
             if length > room:
@@ -98,15 +98,15 @@ class CaptionTokens:
                 )
 
 
-def _filled(tokens: Tokens, length: int, padding: int) -> Tokens:
-    return [*tokens[:length], *[padding] * (length - len(tokens))]
+def _padded(tokens: Tokens, length: int, pad_token_id: int) -> Tokens:
+    return [*tokens[:length], *[pad_token_id] * (length - len(tokens))]
 
 
-def _kept(
+def _stored_tokens(
     split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """All tokens of a split, one caption after another, and where each caption ends; both in files."""
-    kind = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    """From files: (tokens,) ids of all captions, one after another, and (captions,) where each caption ends."""
+    dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
     plain = split.name if re.fullmatch(r"[\w-]{1,60}", split.name) else hashlib.sha256(split.name.encode()).hexdigest()
     name = f"{plain}-{_digest(split, tokenizer)[:16]}"
     cache = user_cache() / "tokens"
@@ -114,20 +114,23 @@ def _kept(
     if home is None:
         home = folder if os.access(folder if folder.is_dir() else folder.parent, os.W_OK) else cache
         with lock(home):
-            if not (home / f"{name}.ends.npy").is_file():  # as another process may have made it meanwhile
-                _make(split, tokenizer, home, name, kind)
+            if not (home / f"{name}.ends.npy").is_file():  # another process may have written them meanwhile
+                _tokenize_all(split, tokenizer, home, name, dtype)
     try:
         ends = np.load(home / f"{name}.ends.npy", mmap_mode="r", allow_pickle=False)
-        tokens = np.memmap(home / f"{name}.tokens", kind, mode="r") if len(ends) else np.empty(0, kind)
-        fit = ends.dtype == np.int64 and ends.shape == (len(split.captions),) and ends[-1:].sum() == len(tokens)
+        tokens = np.memmap(home / f"{name}.tokens", dtype, mode="r") if len(ends) else np.empty(0, dtype)
+        complete = ends.dtype == np.int64 and ends.shape == (len(split.captions),) and ends[-1:].sum() == len(tokens)
     except (OSError, ValueError, EOFError, TypeError):
-        fit = False
-    if not fit:
-        raise InputError(f"{home} does not hold the tokens of {name}: delete that folder, they are made again")
+        complete = False
+    if not complete:
+        raise InputError(f"{home} does not hold the tokens of {name}: delete that folder, and they are written again")
     return tokens.view(np.ndarray), ends.view(np.ndarray)
 
 
-def _make(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str, kind: np.dtype) -> None:
+def _tokenize_all(
+    split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str, dtype: np.dtype
+) -> None:
+    """Write the files of `_stored_tokens`."""
     count = len(split.captions)
     lengths = np.empty(count, np.int64)
     bar = tqdm(total=count, desc=f"tokenizing {split.name}", unit=" captions", delay=1)
@@ -136,15 +139,15 @@ def _make(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase", folder: Path,
         for start in range(0, count, _BLOCK):
             rows = tokenize_captions(tokenizer, split.captions[start : start + _BLOCK])
             lengths[start : start + _BLOCK] = list(map(len, rows))
-            np.concatenate([np.array(row, kind) for row in rows]).tofile(file)
+            np.concatenate([np.array(row, dtype) for row in rows]).tofile(file)
             bar.update(len(rows))
-    # Written last: where it is, the other one is whole.
+    # Written last: if it exists, the other file is complete.
     with atomic_write(folder / f"{name}.ends.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.cumsum(lengths))
 
 
 def _digest(split: StoreSplit, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Of all that the tokens depend on."""
+    """A digest of all that the tokens depend on."""
     digest = hashlib.sha256(f"{_VERSION} {split.digest} {tokenizer.eos_token_id}".encode())
     with tempfile.TemporaryDirectory() as folder:
         for file in sorted(map(Path, tokenizer.save_pretrained(folder))):

@@ -1,4 +1,4 @@
-"""Numbers that come from a GPU without anyone waiting for it."""
+"""Values copied from a GPU without waiting for it."""
 
 from typing import Any
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 
-class Arriving:
-    """A tensor on its way to the host. To ask for it at once makes the program wait for the GPU; a step later it is
-    there.
+class AsyncValue:
+    """A tensor on its way to the host. To read it at once waits for the GPU; a step later it has arrived.
 
     Args:
         value: on any device; not to be changed in place.
@@ -19,7 +18,7 @@ class Arriving:
         self._copied = torch.cuda.current_stream().record_event() if value.is_cuda else None
 
     def get(self) -> Any:
-        """What is in it, as `Tensor.tolist` gives it."""
+        """Its content, as from `Tensor.tolist`."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._value.tolist()

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: `curves.png`, drawn from `metrics.csv`."""
+"""The curves of a run as a picture, `curves.png`, drawn from `metrics.csv`."""
 
 import csv
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from prefixcap.utils.plotting import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Series = list[tuple[int, float]]  # steps, and values there
+Series = list[tuple[int, float]]  # (step, value)
 
-# What each panel shows, by its names in metrics.csv; "lr" is the learning rate of whatever optimizer.
+# The columns of metrics.csv in each panel; "lr" is the learning rate of any optimizer.
 PANELS = {
     "loss, nats a token": ("train_loss", "val_loss"),
     "contrastive loss": ("contrastive_loss",),
@@ -26,7 +26,7 @@ PANELS = {
     "CIDEr of validation captions": ("val_cider",),
     "learning rate": ("lr",),
 }
-SMOOTHED = 100  # of more points, the moving average over a fiftieth of them is drawn, too
+SMOOTHED = 100  # more points are drawn with their moving average over a fiftieth of them
 
 
 class Curves(Callback):
@@ -45,7 +45,7 @@ class Curves(Callback):
         self._draw(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with suppress(InputError):  # what ended training is what is to be told
+        with suppress(InputError):  # the user is to see what ended training
             self._draw(trainer)
 
     def _draw(self, trainer: L.Trainer) -> None:
@@ -55,7 +55,7 @@ class Curves(Callback):
 
 
 def read_series(table: Path) -> dict[str, Series]:
-    """What a `metrics.csv` holds of what `PANELS` shows, by name."""
+    """The columns of a `metrics.csv` that `PANELS` shows, by name."""
     shown = {name for names in PANELS.values() for name in names}
     series: dict[str, Series] = {}
     with table.open(encoding="utf-8") as file:
@@ -68,23 +68,23 @@ def read_series(table: Path) -> dict[str, Series]:
 
 
 def draw(series: Mapping[str, Series]) -> "Figure":
-    """A figure with a panel for each of `PANELS` that there is something for, over the steps of training."""
+    """A figure with each of the `PANELS` that has a series, over the steps of training."""
     from matplotlib.figure import Figure
 
     shown = {label: [name for name in names if name in series] for label, names in PANELS.items()}
     shown = {label: names for label, names in shown.items() if names}
     figure = Figure(figsize=(4.4 * len(shown), 3.6), layout="constrained")
     panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
-    for panel, (label, names) in zip(panels, shown.items(), strict=True):
+    for panel, (title, names) in zip(panels, shown.items(), strict=True):
         for name in names:
             steps, values = np.array(series[name]).T
-            told, colour, marker = ("validation", "tab:orange", "o") if "val_" in name else ("training", "tab:blue", "")
+            label, color, marker = ("validation", "tab:orange", "o") if "val_" in name else ("training", "tab:blue", "")
             if len(steps) > SMOOTHED:
-                panel.plot(steps, values, colour, alpha=0.25, linewidth=1)
+                panel.plot(steps, values, color, alpha=0.25, linewidth=1)
                 window = np.full(len(steps) // 50, 1 / (len(steps) // 50))
                 steps, values = np.convolve(steps, window, "valid"), np.convolve(values, window, "valid")
-            panel.plot(steps, values, colour, marker=marker, markersize=4, label=told)
-        panel.set_title(label, fontsize="medium")
+            panel.plot(steps, values, color, marker=marker, markersize=4, label=label)
+        panel.set_title(title, fontsize="medium")
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)
         if len(names) > 1:

@@ -1,4 +1,4 @@
-"""Training in several processes: what they tell each other, and models that are sharded over them."""
+"""Training in several processes: how they exchange values, and models that are sharded over them."""
 
 import importlib.util
 import shutil
@@ -25,41 +25,41 @@ Value = TypeVar("Value")
 __getattr__ = renamed.attributes(__name__)
 
 
-def _processes() -> int:
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if together else 1
+def _world_size() -> int:
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialized else 1
 
 
 def all_gather_objects(value: Value) -> list[Value]:
-    """What each process gave, in their order; it must be picklable."""
-    values: list[Any] = [value] * _processes()
+    """The values of all processes, in the order of their ranks; a value must be picklable."""
+    values: list[Any] = [value] * _world_size()
     if len(values) > 1:
         torch.distributed.all_gather_object(values, value)
     return values
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean of what the processes gave. Unlike Lightning's, it does not have them, and their GPUs, wait first."""
-    if _processes() == 1:
+    """The mean over processes. Unlike Lightning's reduction, it has no barrier, at which processes and GPUs wait."""
+    if _world_size() == 1:
         return value
     total = value.clone()
     torch.distributed.all_reduce(total)
-    return total / _processes()
+    return total / _world_size()
 
 
 def all_reduce_max(value: Tensor) -> Tensor:
-    """The greatest of what the processes gave; they do not wait for each other first, either."""
-    if _processes() == 1:
+    """The maximum over processes; as `all_reduce_mean`, without a barrier."""
+    if _world_size() == 1:
         return value
-    greatest = value.clone()
-    torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX)
-    return greatest
+    maximum = value.clone()
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    return maximum
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Shards weights, gradients and the optimizer's state over all processes (FSDP; Zhao et al. 2023).
 
-    Checkpoints are assembled in the first process, and are like those of any other run.
+    Checkpoints are gathered in the first process, and are like those of any other run.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, captioner: Captioner) -> None:
-        """Shard a captioner, in place: the weights of each layer of its language model are gathered when it runs."""
+        """Shard a captioner in place. Each layer of its language model gathers its weights when it runs."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = [module for module in captioner.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -81,7 +81,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         warnings.filterwarnings("ignore", ".*returned a view tensor")  # a prefix, which nothing changes in place
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights, in the first process alone; nothing else is gathered."""
+        """The trained weights, in the first process; frozen weights are not gathered."""
         assert self.model is not None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(self.model, options=options)
@@ -89,10 +89,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Keep all weights of a sharded model gathered, for what each process does at its own pace, as decoding."""
+    """Keep all weights of a sharded model gathered, for work that each process does at its own pace, as decoding."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if isinstance(model, FSDPModule):
-        model._get_fsdp_state()._lazy_init()  # or the first layer that runs would take itself for the whole model
+        model._get_fsdp_state()._lazy_init()  # or the first layer to run would take itself for the root of the model
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.set_reshard_after_backward(False, recurse=False)
@@ -107,7 +107,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
-    """DeepSpeed, with checkpoints that are written whole or not at all."""
+    """DeepSpeed with atomic checkpoints: an interrupted write leaves the one before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
@@ -123,21 +123,22 @@ class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
 
 
 def deepspeed(stage: int = 2, **options: Any) -> AtomicDeepSpeedStrategy:
-    """Lightning's strategy for DeepSpeed (ZeRO; Rajbhandari et al. 2020), see there for other options.
+    """Lightning's `DeepSpeedStrategy` (ZeRO; Rajbhandari et al. 2020) with atomic checkpoints.
 
     Args:
-        stage: 1 shards the optimizer's state, 2 the gradients, too.
+        stage: 1 shards the optimizer's state; 2 shards the gradients, too.
+        options: other arguments of `DeepSpeedStrategy`.
 
     Raises:
-        InputError: DeepSpeed is not installed, or `stage` is none of these.
+        InputError: DeepSpeed is not installed, or `stage` is neither 1 nor 2.
     """
     if stage not in (1, 2):
-        raise InputError(f"trainer.strategy.stage is 1 or 2, not {stage}: weights are sharded by trainer=fsdp")
+        raise InputError(f"stage must be 1 or 2, not {stage}: trainer=fsdp shards weights, too")
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("trainer=deepspeed needs DeepSpeed: pip install 'prefixcap[deepspeed]'")
     return AtomicDeepSpeedStrategy(stage=stage, exclude_frozen_parameters=True, **options)
 
 
 def local_shard(weight: Tensor) -> Tensor:
-    """What this process holds of a sharded tensor; of another, all."""
+    """This process's shard of a sharded tensor; another tensor as it is."""
     return weight.to_local() if isinstance(weight, DTensor) else weight

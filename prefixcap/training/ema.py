@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, to validate with and to keep in place of the last ones."""
+"""An exponential moving average (EMA) of the weights, for validation and checkpoints in place of the weights."""
 
 from typing import Any
 
@@ -16,30 +16,32 @@ class AveragedWeights(Callback):
     """Keeps an exponential moving average of the trained weights: average <- decay * average + (1 - decay) * weights
     after each step, from the weights after the first step on.
 
-    Validation sees the average, `best.ckpt` and `last.ckpt` hold it, and after training it is in the model. A resumed
-    run goes on from the weights themselves, which are in checkpoints, too. Lightning's `EMAWeightAveraging` would copy,
-    average and save a frozen language model with the rest.
+    Validation uses the average, `best.ckpt` and `last.ckpt` hold it, and the model has it after training. A resumed run
+    continues from the weights themselves, which are in checkpoints, too. Lightning's `EMAWeightAveraging` would also
+    copy, average and save a frozen language model.
 
     Args:
-        decay: share of the average that stays at each step.
+        decay: the average's own share at each step, at least 0 and below 1.
 
     Raises:
-        InputError: the decay is not between 0 and 1, or weights are spread over several devices.
+        InputError: the decay is out of its range, or, when training starts, weights are sharded over devices.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
-            raise InputError(f"the decay of averaged weights is at least 0 and below 1, not {decay}")
+            raise InputError(f"the decay of averaged weights must be at least 0 and below 1, not {decay}")
         self._average = get_ema_multi_avg_fn(decay)
-        self._other: dict[str, Tensor] = {}  # the average; while that is in the model, the weights
+        self._other: dict[
+            str, Tensor
+        ] = {}  # by parameter name: the average or, while that is in the model, the weights
         self._average_in_model = False
         self._step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             raise InputError(
-                "averaged weights must be whole on each device: leave out callbacks=ema, or train with trainer=default "
-                "or trainer=ddp"
+                "weights that are sharded over devices cannot be averaged: leave out AveragedWeights "
+                "(callbacks=ema), or train on one device or with DDP"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,16 +87,16 @@ class AveragedWeights(Callback):
             self._other, self._average_in_model = checkpoint["weights_before_averaging"], True
 
     def _put(self, module: L.LightningModule, average: bool) -> None:
-        """Have the average in the model, or the weights."""
+        """Exchange what is in the model and in `_other`, so that the model has the average, or else the weights."""
         if not self._other or average == self._average_in_model:
             return
         for name, weight in trained_weights(module).items():
-            kept = weight.clone()
+            before = weight.clone()
             weight.copy_(self._other[name])
-            self._other[name].copy_(kept)
+            self._other[name].copy_(before)
         self._average_in_model = average
 
 
 def trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, by name; without their gradients, but the same memory."""
+    """The parameters that require a gradient, by name: detached, in the same memory."""
     return {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}

@@ -1,4 +1,4 @@
-"""What to try first: a learning rate and a batch size for this model, data and machine."""
+"""A learning rate and a batch size to begin with, for this model, data and machine."""
 
 import csv
 import io
@@ -10,38 +10,38 @@ from lightning.pytorch.tuner.tuning import Tuner
 
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
-from prefixcap.training.cross_entropy import CaptionTraining
+from prefixcap.training.module import CaptionTraining
 from prefixcap.utils.files import atomic_write_text
 
-WINDOW = 10  # steps over which a fall of the loss is measured, and that pass before the first
+WINDOW = 10  # steps over which a fall of the loss is measured; so many are left out at both ends
 
 
 def find_learning_rate(trainer: L.Trainer, training: CaptionTraining, data: CaptionData, table: Path) -> float:
-    """The learning rate at which the loss falls fastest, in 100 steps in which it rises from 1e-8 to 1, without the
-    schedule (the learning rate range test of Smith 2017, section 3.3).
+    """The learning rate at which the loss falls fastest: the learning rate range test (Smith 2017, section 3.3).
 
-    It is where the smoothed loss falls most over `WINDOW` steps, which are as many equal factors of the rate.
-    Lightning's own suggestion is the fall of one step over the difference of its two rates, which favours small rates.
+    Lightning's `Tuner` takes 100 steps, in which the learning rate rises exponentially from 1e-8 to 1. Chosen is where
+    the smoothed loss falls most over `WINDOW` steps. Lightning's own suggestion divides the fall over one step by the
+    difference of the two rates, which favours small ones.
 
     Args:
-        trainer: trains nothing else afterwards.
-        training: what is to be trained; its weights are put back.
-        data: which batches.
+        trainer: not to be used for anything else afterwards.
+        training: the module to train; its weights are restored.
+        data: the batches.
         table: CSV file to write: the smoothed loss at each learning rate.
 
     Raises:
-        InputError: the loss is nowhere a finite number, or diverges at once.
+        InputError: the loss is NaN or infinite, or diverges at once.
     """
     trainer.fit_loop.max_epochs = 100  # enough for the steps, however few batches an epoch has
-    found = Tuner(trainer).lr_find(training, datamodule=data, update_attr=False)
-    assert found is not None  # it is for fast_dev_run alone
-    losses = np.array(found.results["loss"])
-    rates = np.array(found.results["lr"][: len(losses)])
+    result = Tuner(trainer).lr_find(training, datamodule=data, update_attr=False)
+    assert result is not None  # None is for fast_dev_run
+    losses = np.array(result.results["loss"])
+    rates = np.array(result.results["lr"][: len(losses)])
     falls = losses[WINDOW:-WINDOW] - losses[2 * WINDOW :]
     if not np.isfinite(falls).any():
         raise InputError(
-            f"no learning rate is to be found: the loss diverges or is NaN within {len(losses)} steps that hardly "
-            "change the weights; look at the embeddings, and at trainer.precision"
+            f"no learning rate found: the loss diverges or is NaN within {len(losses)} steps that hardly change the "
+            "weights; check the embeddings, and the trainer's precision"
         )
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -53,11 +53,11 @@ def find_learning_rate(trainer: L.Trainer, training: CaptionTraining, data: Capt
 
 
 def find_batch_size(trainer: L.Trainer, training: CaptionTraining, data: CaptionData) -> int:
-    """The most captions a step for which memory suffices, less 5%, and at most 8192 or about all of the data: doubled
-    until memory runs out, then narrowed down, with three steps of training each.
+    """The largest batch size, in captions, that fits in memory, less 5%; at most 8192 or about all of the data.
 
-    Only a GPU says that its memory is too small; on a CPU the system may end the process instead.
+    Lightning's `Tuner` doubles it until memory runs out, then bisects, with three steps of training each. Only a GPU
+    reports that its memory is full; on a CPU the system may end the process instead.
     """
-    found = Tuner(trainer).scale_batch_size(training, datamodule=data, mode="binsearch")
-    assert found is not None
-    return found
+    batch_size = Tuner(trainer).scale_batch_size(training, datamodule=data, mode="binsearch")
+    assert batch_size is not None
+    return batch_size

@@ -1,4 +1,4 @@
-"""What training steps tell: to the loggers and the progress bar, without waiting for a GPU."""
+"""Metrics of training steps, for the loggers and the progress bar, without waiting for a GPU."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from prefixcap.packing import Batch
-from prefixcap.training.async_values import Arriving
+from prefixcap.training.async_values import AsyncValue
 
 
 class MetricsLog(Callback):
-    """Shows what training steps give beside their loss, and logs it every `log_every_n_steps` steps of the trainer.
+    """Shows what `training_step` returns beside the loss, and logs it every `log_every_n_steps` steps of the trainer.
 
-    It is told a step later, when it has come from the GPU, or before a checkpoint is written. Lightning's own
-    `log(…, prog_bar=True)` waits for the number in every step.
+    It is shown one step later, when it has arrived from the GPU, or before a checkpoint is written. Lightning's own
+    `log(…, prog_bar=True)` waits for the GPU in every step.
     """
 
     def __init__(self) -> None:
         self._step = 0
-        self._waiting: tuple[int, int, dict[str, Arriving]] | None = None  # step, epoch, values
+        self._pending: tuple[int, int, dict[str, AsyncValue]] | None = None  # step, epoch, values
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -31,8 +31,8 @@ class MetricsLog(Callback):
             return  # the gradients of a step are still being summed
         self._step = trainer.global_step
         self._write(trainer)
-        values = {name: Arriving(value) for name, value in outputs.items() if name != "loss"}
-        self._waiting = self._step, trainer.current_epoch, values
+        values = {name: AsyncValue(value) for name, value in outputs.items() if name != "loss"}
+        self._pending = self._step, trainer.current_epoch, values
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer)
@@ -41,10 +41,10 @@ class MetricsLog(Callback):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        if self._waiting is None:
+        if self._pending is None:
             return
-        (step, epoch, arriving), self._waiting = self._waiting, None
-        values = {name: value.get() for name, value in arriving.items()}
+        (step, epoch, pending), self._pending = self._pending, None
+        values = {name: value.get() for name, value in pending.items()}
         trainer.progress_bar_metrics.update(values)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Runs on few images: as many epochs as it takes to learn."""
+"""Runs on few images: enough epochs to learn from them."""
 
 import math
 
@@ -10,10 +10,10 @@ from prefixcap.training.checkpoints import LastCheckpoint
 
 
 class ReachMinSteps(Callback):
-    """Multiplies `max_epochs` where these are fewer than `min_steps` steps: by itself Lightning stops after them.
+    """Multiplies `max_epochs` if they have fewer than `min_steps` steps: Lightning by itself stops after `max_epochs`.
 
-    So that it validates and writes `last.ckpt` no more often than it would have, `check_val_every_n_epoch` is
-    multiplied, too, and so are the epochs from one `last.ckpt` to the next.
+    `check_val_every_n_epoch` and the epochs from one `last.ckpt` to the next are multiplied, too, so that validations
+    and checkpoints stay as many as they were.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

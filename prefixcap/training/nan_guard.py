@@ -1,4 +1,4 @@
-"""No NaN in the weights: steps whose loss or gradient is no finite number are left out, and told."""
+"""No NaN in the weights: steps whose loss or gradient is NaN or infinite are left out, and reported."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError, listed
 from prefixcap.packing import Batch
-from prefixcap.training.async_values import Arriving
+from prefixcap.training.async_values import AsyncValue
 from prefixcap.training.distributed import all_reduce_max, local_shard
 
-MOST_SKIPPED = 100  # steps in a row without a finite loss, after which there is nothing left to hope for
+MOST_SKIPPED = 100  # steps in a row after which training stops
 
 
 @dataclass
@@ -28,40 +28,41 @@ class _Step:
 
     Attributes:
         number: counted from 1.
-        captions: rows of its captions in the training split; of several processes, those of this one.
+        captions: rows of this process's captions in the training split.
         images: rows of their images.
-        found: (2,) 1 where what was found is no finite number: the loss in this process; a loss or a gradient in any.
+        nonfinite: (2,) 1.0 if NaN or infinite: the loss of this process; a loss or a gradient of any process.
     """
 
     number: int
     captions: list[int]
     images: list[int]
-    found: Arriving
+    nonfinite: AsyncValue
 
 
 class FiniteLoss(Callback):
-    """Keeps a loss or a gradient that is NaN or infinite from the weights: the optimizer leaves out such a step.
+    """Leaves out each step of the optimizer whose loss or gradient is NaN or infinite, and says which captions it had.
 
-    The optimizer must be one that leaves out a step where its `found_inf` is 1, as AdamW with `fused=True`. Nothing
-    waits for a GPU: the loss is looked at a step later, or before a checkpoint is written. Gradients that overflow in
-    training with precision=16-mixed are left to its scaler.
+    The optimizer must skip a step if its `found_inf` is 1, as AdamW does with `fused=True`. Nothing waits for a GPU:
+    the loss is read one step later, or before a checkpoint is written. With precision=16-mixed, gradients that overflow
+    are left to the gradient scaler.
 
     Args:
-        choice: "stop" stops training, "skip" warns and goes on, unless it happens `MOST_SKIPPED` times in a row.
+        nonfinite_loss: "stop" stops training; "skip" warns and continues, until there are `MOST_SKIPPED` such steps in
+            a row.
 
     Raises:
-        InputError: training stops, and the step, its captions and their images are named; or there is no such choice.
+        InputError: training stops (the step, its captions and their images are named); or there is no such choice.
     """
 
-    def __init__(self, choice: str = "stop") -> None:
-        if choice not in ("stop", "skip"):
-            raise InputError(f"nonfinite_loss is stop or skip, not {choice!r}")
-        self.skip = choice == "skip"
+    def __init__(self, nonfinite_loss: str = "stop") -> None:
+        if nonfinite_loss not in ("stop", "skip"):
+            raise InputError(f"nonfinite_loss must be stop or skip, not {nonfinite_loss!r}")
+        self.skip = nonfinite_loss == "skip"
         self._skipped = 0
         self._captions: list[int] = []
         self._images: list[int] = []
-        self._bad: Tensor | None = None
-        self._waiting: _Step | None = None
+        self._loss_nonfinite: Tensor | None = None
+        self._pending: _Step | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.skip and isinstance(trainer.strategy, DeepSpeedStrategy):
@@ -74,61 +75,64 @@ class FiniteLoss(Callback):
         self._images += batch.image_rows
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        bad = ~loss.detach().isfinite()
-        self._bad = bad if self._bad is None else self._bad | bad
+        nonfinite = ~loss.detach().isfinite()  # ()
+        self._loss_nonfinite = nonfinite if self._loss_nonfinite is None else self._loss_nonfinite | nonfinite
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        assert self._bad is not None
-        loss_bad, found = self._bad.float(), self._bad.float()
+        assert self._loss_nonfinite is not None
+        loss_nonfinite = self._loss_nonfinite.float()
+        step_nonfinite = loss_nonfinite.clone()
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             weights = (weight for group in optimizer.param_groups for weight in group["params"])
             norm = get_total_norm([local_shard(weight.grad) for weight in weights if weight.grad is not None])
-            found = torch.maximum(found, (~norm.isfinite()).to(found))
-        found = all_reduce_max(found)  # all processes leave out the same steps
-        optimizer.found_inf = found  # type: ignore[attr-defined]
-        self._look(trainer)
-        arriving = Arriving(torch.stack((loss_bad, found)))
-        self._waiting = _Step(trainer.global_step + 1, self._captions, self._images, arriving)
-        self._captions, self._images, self._bad = [], [], None
+            step_nonfinite = torch.maximum(step_nonfinite, (~norm.isfinite()).to(step_nonfinite))
+        step_nonfinite = all_reduce_max(step_nonfinite)  # all processes leave out the same steps
+        optimizer.found_inf = step_nonfinite  # type: ignore[attr-defined]
+        self._report(trainer)
+        nonfinite = AsyncValue(torch.stack((loss_nonfinite, step_nonfinite)))
+        self._pending = _Step(trainer.global_step + 1, self._captions, self._images, nonfinite)
+        self._captions, self._images, self._loss_nonfinite = [], [], None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer)
+        self._report(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._look(trainer)
+        self._report(trainer)
 
-    def _look(self, trainer: L.Trainer) -> None:
-        """Stop or warn if the step that waits was left out."""
-        step, self._waiting = self._waiting, None
+    def _report(self, trainer: L.Trainer) -> None:
+        """Stop or warn if the last step was left out."""
+        step, self._pending = self._pending, None
         if step is None:
             return
-        loss_bad, found = step.found.get()
-        self._skipped = self._skipped + 1 if found else 0
-        if not found:
+        loss_nonfinite, step_nonfinite = step.nonfinite.get()
+        self._skipped = self._skipped + 1 if step_nonfinite else 0
+        if not step_nonfinite:
             return
-        what = "the loss" if loss_bad else "the gradient" if trainer.world_size == 1 else "the loss of another process"
-        culprits = _culprits(step, trainer.datamodule)  # type: ignore[attr-defined]
-        problem = f"{what} is NaN or infinite in step {step.number}: {culprits}"
+        other = "the gradient" if trainer.world_size == 1 else "the loss of another process"
+        captions = _describe_captions(step, trainer.datamodule)  # type: ignore[attr-defined]
+        problem = f"{'the loss' if loss_nonfinite else other} is NaN or infinite in step {step.number}: {captions}"
         if not self.skip:
             raise InputError(
-                f"{problem}. Repair them, lower optimizer.learning_rate, or leave such steps out with "
+                f"{problem}. Repair them, lower learning_rate, or leave such steps out with "
                 "nonfinite_loss=skip; the weights in checkpoints are finite"
             )
         if self._skipped == MOST_SKIPPED:
             raise InputError(
-                f"{problem}: the last of {MOST_SKIPPED} such steps in a row. Go on from a checkpoint with a lower "
-                "optimizer.learning_rate"
+                f"{problem}: the last of {MOST_SKIPPED} such steps in a row. Continue from a checkpoint with a lower "
+                "learning_rate"
             )
         warnings.warn(f"{problem}; the step is left out", stacklevel=2)
 
 
-def _culprits(step: _Step, data: CaptionData) -> str:
-    """The captions of a step, and the images whose features are no finite numbers, or else all of its images."""
+def _describe_captions(step: _Step, data: CaptionData) -> str:
+    """The captions of a step, and the images whose features are NaN or infinite, or else all of its images."""
     split, images = data.train_split, np.unique(step.images)
     features = split.feature(data.features)[images].astype(np.float32).reshape(len(images), -1)
-    bad = images[~np.isfinite(features).all(axis=1)]
-    ids = [repr(split.ids[image]) for image in (bad if len(bad) else images)]
+    nonfinite = images[~np.isfinite(features).all(axis=1)]
+    ids = [repr(split.ids[image]) for image in (nonfinite if len(nonfinite) else images)]
     named = f"captions {', '.join(map(str, sorted(step.captions)))} of split '{split.name}'"
     return (
-        f"{named}; the embedding of {listed('image', ids)} is, too" if len(bad) else f"{named}, {listed('image', ids)}"
+        f"{named}; the embedding of {listed('image', ids)} is, too"
+        if len(nonfinite)
+        else f"{named}, {listed('image', ids)}"
     )

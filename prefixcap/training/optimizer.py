@@ -1,4 +1,4 @@
-"""AdamW, with a mistake in its arguments told in one line."""
+"""AdamW (Loshchilov and Hutter 2019), with mistakes in its arguments reported in one line."""
 
 import inspect
 from collections.abc import Iterable
@@ -13,10 +13,16 @@ OPTIONS = [name for name in inspect.signature(AdamW).parameters if name not in (
 
 
 def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: float, **options: Any) -> AdamW:
-    """AdamW over `weights`, with other arguments of `torch.optim.AdamW` by their names there.
+    """`torch.optim.AdamW` with checked arguments.
+
+    Args:
+        weights: the parameters to optimize.
+        learning_rate: `lr`.
+        weight_decay: `weight_decay`.
+        options: other arguments of `torch.optim.AdamW`, by their names there.
 
     Raises:
-        InputError: it has no such argument, or does not take the value.
+        InputError: AdamW has no such argument, or does not take the value.
 
     Examples:
         >>> import torch
@@ -24,10 +30,10 @@ def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: floa
         (0.9, 0.98)
     """
     if unknown := options.keys() - set(OPTIONS):
-        raise InputError(f"there is no option 'optimizer.{min(unknown)}': AdamW takes {', '.join(OPTIONS)}")
+        raise InputError(f"AdamW has no option '{min(unknown)}', only {', '.join(OPTIONS)}")
     try:
         if "betas" in options:
             options["betas"] = tuple(options["betas"])  # YAML has lists
         return AdamW(weights, lr=learning_rate, weight_decay=weight_decay, **options)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # it looks at its values only here
-        raise InputError(f"optimizer: {' '.join(str(error).split())}") from error
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # AdamW checks its arguments itself
+        raise InputError(f"AdamW: {' '.join(str(error).split())}") from error

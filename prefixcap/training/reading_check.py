@@ -1,8 +1,12 @@
-"""Whether a language model reads captions in training, and continues them from its cache, as it does one alone.
+"""A check before training: does a language model read packed captions, and continue from its cache, as it reads one
+caption?
 
-Captions lie together in rows, see `prefixcap.packing`, and reach a model as embeddings, with a mask and positions of
-ours; decoders give it back its cache. A model that counts along the row, mixes what lies in it, or does more with its
-last hidden states than its head, would be trained into another one without a word. So this is measured before training.
+In training, captions are packed into rows (`prefixcap.packing`) and reach the model as embeddings, with our attention
+mask and position ids; in decoding, it continues from its key/value cache. A model that counts positions along the row,
+mixes captions of a row, or does more with its last hidden states than its head does, would silently be trained into
+another one. So the losses, gradients and logits are compared.
+
+Shapes: P prefix vectors, E width of the word embeddings, L tokens of a caption, V words in the vocabulary.
 """
 
 import itertools
@@ -23,22 +27,22 @@ from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import pack
 from prefixcap.utils.hardware import out_of_memory
 
-_STEPS = 4  # words that are read one at a time from the cache
-_POSITIONS = 256  # of the captions of other images, at least: two rows
-# How much of a loss, a gradient or logits may be rounding. The same sums in another order differ by 1e-6 of a gradient
-# in float32, with TF32 by some 1e-4, and by a few per cent in 16 bits, as differences add up over layers; LLM.int8()
-# rounds a position by what the others hold, too. What is to be noticed is larger: 14% of the gradient for the window of
-# GPT-Neo, 55% and more for the others.
+_STEPS = 4  # tokens that are read one at a time, from the cache
+_POSITIONS = 256  # at least so many positions are filled with other images: two rows
+# The relative difference of losses, gradients or logits that may be rounding. The same sums in another order differ by
+# 1e-6 of a gradient in float32, by some 1e-4 with TF32, and by a few per cent in 16 bits, as differences add up over
+# layers; LLM.int8() quantizes a position together with the others of its row. The differences to be noticed are larger:
+# 14% of the gradient for the window of GPT-Neo, 55% and more for other models.
 _ROUNDING = {torch.float32: 5e-4, torch.float16: 0.05, torch.bfloat16: 0.1}
 _ROUNDING_8BIT = 0.3
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within it a model is in eval mode and not compiled, and random numbers that are drawn are not missed later."""
+    """A context with a model in eval mode and not compiled, after which random generators are as they were before."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    # A compiled model would be compiled again just for this check.
+    # A compiled model would be compiled again for this check.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eager:
         model.eval()
@@ -52,31 +56,32 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def require_same_reading(
     language_model: LanguageModel, prefix: Tensor, captions: Sequence[Tokens], positions: int
 ) -> None:
-    """Check that a language model reads captions in rows, by their embeddings, and from its cache, as each alone.
+    """Check that a language model reads captions packed into rows, by their embeddings, and from its cache, as it reads
+    each by itself.
 
-    Losses of captions, and their gradients with respect to the prefix and to weights that are trained, are compared
-    with those of the model's own forward pass over one prefix and one caption; logits after the cache with those
-    without one. It takes about ten passes over a row or a caption, and leaves weights and their gradients as they are.
+    The losses of captions and their gradients with respect to the prefix and to trained weights are compared with those
+    of the model's own forward pass over one prefix and one caption; logits with a cache, with those without. It takes
+    about ten passes over a row or a caption, and leaves weights and their gradients as they are.
 
     Args:
         language_model: in eval mode, its weights not sharded.
-        prefix: (2, prefix length, dim) of two images.
-        captions: token ids of a caption of each, with the end token: real ones, the first about as long as they get.
-        positions: the most that one image, with all its captions, takes of a row.
+        prefix: (2, P, E) prefixes of two images.
+        captions: token ids of one caption of each, with the end token: real ones, the first about as long as any.
+        positions: the longest that one image, with all its captions, is in a row.
 
     Raises:
-        InputError: it does not, or it fails.
+        InputError: the model reads them differently, or fails.
     """
     rounding = _rounding(language_model)
     try:
-        for what, found, expected in _readings(language_model, prefix, captions, positions):
-            difference, size = (found.float() - expected.float()).norm(), expected.float().norm()
-            # What is not finite `FiniteLoss` tells, with its captions.
+        for what, actual, expected in _readings(language_model, prefix, captions, positions):
+            difference, size = (actual.float() - expected.float()).norm(), expected.float().norm()
+            # `FiniteLoss` reports values that are not finite, with their captions.
             if size.isfinite() and not difference <= rounding * size:
                 raise _unfit(language_model, f"{what}, by {float(difference / size):.1%}")
     except InputError:
         raise
-    except Exception as error:  # whatever a model stumbles over, in code that is not ours
+    except Exception as error:  # anything, as the model's code is not ours
         if out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -95,106 +100,107 @@ def _unfit(language_model: LanguageModel, problem: str) -> InputError:
 def _readings(
     language_model: LanguageModel, prefix: Tensor, captions: Sequence[Tokens], positions: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is compared, as training or decoding has it, and as the model itself gives it."""
+    """What is compared: a description, the result as in training or decoding, and the model's own."""
     tokens = [list(map(int, caption)) for caption in captions]
-    words = torch.tensor(tokens[:1], device=prefix.device)  # (1, length)
-    prefix = prefix.detach().to(language_model.embed(words).dtype)
-    yield "reads words otherwise by their embeddings than by their ids", *_by_ids(language_model, words)
+    input_ids = torch.tensor(tokens[:1], device=prefix.device)  # (1, L)
+    prefix = prefix.detach().to(language_model.embed(input_ids).dtype)
+    yield "reads tokens differently by their embeddings than by their ids", *_by_ids(language_model, input_ids)
     yield (
-        "goes on otherwise from its keys and values than from all words",
-        *_by_cache(language_model, prefix[:1], words),
+        "continues differently from its keys and values than from all tokens",
+        *_by_cache(language_model, prefix[:1], input_ids),
     )
     window = getattr(language_model.model.config.get_text_config(decoder=True), "window_size", None)
     cut = f" (its window of {window} counts along the row: max_caption_tokens may cut captions so that they fit)"
-    row = f"reads captions in one row, up to {positions} positions of an image, otherwise than each alone"
+    row = f"reads captions in one row, up to {positions} positions of an image, differently than each by itself"
     row += cut if window and window < positions else ""
-    for found, expected in zip(*_by_rows(language_model, prefix, tokens, positions), strict=True):
-        yield row, found, expected
+    for actual, expected in zip(*_by_rows(language_model, prefix, tokens, positions), strict=True):
+        yield row, actual, expected
 
 
 @torch.no_grad()
-def _by_ids(language_model: LanguageModel, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of a (1, length) caption that is read by its embeddings, and by its ids."""
-    found = language_model.model(inputs_embeds=language_model.embed(words), use_cache=False).logits
-    return _centred(found), _centred(language_model.model(input_ids=words, use_cache=False).logits)
+def _by_ids(language_model: LanguageModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, L, V) logits of a (1, L) caption that is read by its embeddings, and by its ids."""
+    actual = language_model.model(inputs_embeds=language_model.embed(input_ids), use_cache=False).logits
+    return _centered(actual), _centered(language_model.model(input_ids=input_ids, use_cache=False).logits)
 
 
 @torch.no_grad()
-def _by_cache(language_model: LanguageModel, prefix: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of a caption's last words: of each read by itself in two rows of a cache, and of all read at once."""
-    embeddings = torch.cat((prefix, language_model.embed(words[:, :-1])), dim=1)  # (1, length, dim)
+def _by_cache(language_model: LanguageModel, prefix: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, steps, V) logits of a caption's last tokens: read one at a time in two rows of a cache, and all at once."""
+    embeddings = torch.cat((prefix, language_model.embed(input_ids[:, :-1])), dim=1)  # (1, P + L - 1, E)
     length = embeddings.shape[1]
     start = max(prefix.shape[1], length - _STEPS)
     cache = KeyValueCache(length)
-    # Copies, as some models multiply what they read in place.
-    found = [language_model.step(embeddings[:, :start].clone(), cache).expand(2, -1)]
+    # Copies, as some models change their input in place.
+    actual = [language_model.step(embeddings[:, :start].clone(), cache).expand(2, -1)]
     cache.select(torch.zeros(2, dtype=torch.long, device=prefix.device))
-    for place in range(start, length):
-        found.append(language_model.step(embeddings[:, place : place + 1].repeat(2, 1, 1), cache))
-    expected = language_model.mask_unknown_ids(language_model(embeddings, last=len(found)).float()).expand(2, -1, -1)
-    return _centred(torch.stack(found, dim=1)), _centred(expected)
+    for position in range(start, length):
+        actual.append(language_model.step(embeddings[:, position : position + 1].repeat(2, 1, 1), cache))
+    expected = language_model.mask_unknown_ids(language_model(embeddings, last=len(actual)).float()).expand(2, -1, -1)
+    return _centered(torch.stack(actual, dim=1)), _centered(expected)
 
 
-def _centred(logits: Tensor) -> Tensor:
-    """Logits less their mean, which probabilities do not depend on."""
+def _centered(logits: Tensor) -> Tensor:
+    """Logits less their mean over the vocabulary, which probabilities do not depend on."""
     return logits.float() - logits.float().mean(-1, keepdim=True)
 
 
 def _by_rows(
     language_model: LanguageModel, prefix: Tensor, captions: list[list[int]], positions: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The loss of some captions in rows of many, and its gradients; and these of each alone."""
+    """The loss and gradients of some captions in rows of many, and of the same captions each by itself."""
     owners, tokens, compared = _layout(prefix.shape[1], captions, positions)
-    images = torch.tensor([0] + [1] * owners[-1])  # which of the two prefixes each image has
+    images = torch.tensor([0] + [1] * owners[-1])  # the prefix of each image: the first or the second
     batch = pack(images, tokens, owners, prefix.shape[1]).to(prefix.device)
-    weights = torch.cat([torch.full((len(row),), float(place in compared)) for place, row in enumerate(tokens)])
+    weights = torch.cat([torch.full((len(row),), float(index in compared)) for index, row in enumerate(tokens)])
     prefix = prefix.clone().requires_grad_()
     trained = [weight for weight in language_model.parameters() if weight.requires_grad]
     leaves = [prefix, *trained[:1], *trained[-1:]]
 
-    def together() -> Tensor:
+    def packed() -> Tensor:
         states, head = language_model.states(prefix[batch.embeddings], batch), language_model.head
         return token_cross_entropy(states, head.weight, head.bias, batch.targets, weights.to(prefix.device))
 
-    def alone() -> Tensor:
-        own = [_loss(language_model, prefix[images[owners[place]]], tokens[place]) for place in compared]
-        return torch.stack(own).sum()
+    def separate() -> Tensor:
+        losses = [_loss(language_model, prefix[images[owners[index]]], tokens[index]) for index in compared]
+        return torch.stack(losses).sum()
 
-    return _with_gradients(together, leaves), _with_gradients(alone, leaves)
+    return _with_gradients(packed, leaves), _with_gradients(separate, leaves)
 
 
 def _layout(
     prefix_length: int, captions: list[list[int]], positions: int
 ) -> tuple[list[int], list[list[int]], list[int]]:
-    """Captions in rows as batches have them: whose they are, their tokens, and which are to be compared.
+    """Captions for rows like those of batches: the image of each, its tokens, and the indices of those to compare.
 
-    One image has as many as take all of its positions, the last one cut for it; others, one each, fill two rows and
-    more. Compared are the image's first caption, its last, far from the prefix in the row, and that of the last image.
+    The first image has as many captions as fill its positions, the last one cut to fit; others, with one each, fill two
+    rows and more. Compared are the first image's first caption, its last, which is far from the prefix in the row, and
+    the caption of the last image.
     """
-    block: list[list[int]] = []
+    first_image: list[list[int]] = []
     room = max(1, positions - prefix_length)
     for caption in itertools.cycle(captions):
-        block.append([*caption[:-1][:room], caption[-1]])
+        first_image.append([*caption[:-1][:room], caption[-1]])
         room -= max(1, len(caption) - 1)
         if room <= 0:
             break
     size = sum(prefix_length + len(caption) - 1 for caption in captions)
     others = captions[::-1] * -(-max(_POSITIONS, 2 * positions) // size)
-    owners = [0] * len(block) + list(range(1, len(others) + 1))
-    return owners, block + others, sorted({0, len(block) - 1, len(owners) - 1})
+    owners = [0] * len(first_image) + list(range(1, len(others) + 1))
+    return owners, first_image + others, sorted({0, len(first_image) - 1, len(owners) - 1})
 
 
 def _loss(language_model: LanguageModel, prefix: Tensor, caption: list[int]) -> Tensor:
-    """Negative log-probability of a caption after a (length, dim) prefix, by the model's own head, no mask of ours."""
-    words = torch.tensor(caption, device=prefix.device)
-    embeddings = torch.cat((prefix, language_model.embed(words[:-1]))).unsqueeze(0)
+    """Negative log-probability of a caption after a (P, E) prefix, by the model's own forward pass."""
+    targets = torch.tensor(caption, device=prefix.device)  # (L,)
+    embeddings = torch.cat((prefix, language_model.embed(targets[:-1]))).unsqueeze(0)  # (1, P + L - 1, E)
     logits = language_model.model(inputs_embeds=embeddings, use_cache=False).logits[0, len(prefix) - 1 :]
-    return F.cross_entropy(logits.float(), words, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _with_gradients(read: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    """What is read, and its gradient with respect to each leaf."""
-    loss = read()
+def _with_gradients(compute_loss: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """A loss, and its gradient with respect to each leaf."""
+    loss = compute_loss()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     pairs = zip(gradients, leaves, strict=True)
-    return [loss.detach(), *(torch.zeros_like(leaf) if own is None else own for own, leaf in pairs)]
+    return [loss.detach(), *(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)]

@@ -17,28 +17,32 @@ from prefixcap.metrics.references import tokenized_references
 
 
 class Reward(Protocol):
-    """How good captions are."""
+    """A function that says how good captions are."""
 
     def __call__(self, captions: Sequence[str], images: Sequence[int], embeddings: Tensor) -> NDArray[np.float64]:
-        """(captions,) rewards: the higher, the better.
+        """The reward of each caption: the higher, the better.
 
         Args:
-            captions: as the captioner writes them.
-            images: of each caption, the row of its image in the training split.
-            embeddings: (captions, dim) of each caption, the embedding of its image as the encoder gave it.
+            captions: N captions.
+            images: N rows of their images in the training split.
+            embeddings: (N, D) embeddings of their images, without noise.
+
+        Returns:
+            (N,) rewards.
         """
         ...
 
 
 class CiderReward:
-    """CIDEr-D against the references of the caption's image, with document frequencies from the whole training split.
+    """CIDEr-D (Vedantam et al. 2015) of a caption against the references of its image.
 
-    Equal to what pycocoevalcap gives the image where it is given all images of the split. The references are tokenized
-    and counted once; the next time, their n-grams come from a file (`prefixcap.metrics.cache`): for COCO's 113,000
-    training images a minute, then seconds. These take half a GB of memory.
+    Document frequencies are those of the training split: the reward equals the score of pycocoevalcap for the image
+    among all images of the split. The references are tokenized and counted once, and their n-grams kept in a file
+    (`prefixcap.metrics.cache`): for COCO's 113,000 training images this takes a minute, and the next time seconds. They
+    take half a GB of memory.
 
     Args:
-        references: the captions of each image of the split. Images without any are not counted, and have no reward.
+        references: the captions of each image of the split. Images without captions do not count, and have no reward.
 
     Raises:
         InputError: no image has references.
@@ -58,23 +62,23 @@ class CiderReward:
     def __call__(
         self, captions: Sequence[str], images: Sequence[int], embeddings: Tensor | None = None
     ) -> NDArray[np.float64]:
-        """(captions,) CIDEr-D, 0 to 10; see `Reward`.
+        """(N,) CIDEr-D, 0 to 10.
 
         Args:
-            captions: any number of each image.
-            images: of each caption, the row of its image in the split.
-            embeddings: not looked at.
+            captions: N captions, any number of an image.
+            images: N rows of their images in the split.
+            embeddings: not used.
 
         Raises:
-            InputError: there are not as many captions as images, or an image has no references.
+            InputError: there are not as many images as captions, or an image has no references.
         """
         if len(captions) != len(images):
             raise InputError(f"{len(captions)} captions of {len(images)} images: name the image of each caption")
         references = take_images(self.references, np.asarray(images, np.int64))
-        bare = np.setdiff1d(np.arange(len(images)), references.images)
-        if len(bare):
-            of_bare = sorted({int(images[place]) for place in bare})
-            raise RowsError("images of the training split", of_bare, "without captions: train on images that have some")
+        without_references = np.setdiff1d(np.arange(len(images)), references.images)  # indices of captions
+        if len(without_references):
+            rows = sorted({int(images[index]) for index in without_references})
+            raise RowsError("images of the training split", rows, "without captions: train on images that have some")
         return consensus([tokenize(caption) for caption in captions], references, self.described)
 
 
@@ -82,27 +86,27 @@ class ClipReward:
     """CLIPScore of a caption and its image (Hessel et al. 2021), which needs no references.
 
     Args:
-        captioner: whose encoder judges; it is loaded for the first captions, onto the captioner's device.
+        captioner: the captioner whose encoder is used. It is loaded for the first captions, onto the same device.
 
     Raises:
-        InputError: the captioner reads patches or regions of images, and no embedding to compare captions with.
+        InputError: the captioner reads patches or regions of images, which captions cannot be compared with.
     """
 
     def __init__(self, captioner: Captioner) -> None:
         if captioner.features != "images/embedding":
             raise InputError(
                 "CLIPScore compares captions with an image's embedding, and this captioner reads "
-                f"{captioner.features}: set scst.reward=cider"
+                f"{captioner.features}: choose reward='cider'"
             )
         self.captioner = captioner
 
     def __call__(self, captions: Sequence[str], images: Sequence[int], embeddings: Tensor) -> NDArray[np.float64]:
-        """(captions,) CLIPScore, 0 to 2.5; see `Reward`.
+        """(N,) CLIPScore, 0 to 2.5.
 
         Args:
-            captions: at least one; what exceeds the encoder's context is cut.
-            images: not looked at.
-            embeddings: (captions, dim) of their images, on any device.
+            captions: N captions, at least one; what exceeds the encoder's context is cut.
+            images: not used.
+            embeddings: (N, D) embeddings of their images, on any device.
 
         Raises:
             InputError: there are not as many embeddings as captions, they are of another width than the encoder's, or
@@ -113,19 +117,19 @@ class ClipReward:
 
 
 def self_critical_weights(rewards: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
-    """By how much each caption's reward exceeds the mean reward of the other captions of its image.
+    """The advantage of each caption: its reward less the mean reward of the other captions of its image.
 
     Luo 2020, "A Better Variant of Self-Critical Sequence Training", section 3: no greedy caption is needed.
 
     Args:
-        rewards: (images · samples,) the captions of an image next to each other.
-        samples: captions an image.
+        rewards: (B·K,) rewards of K captions for each of B images, those of an image next to each other.
+        samples: K.
 
     Returns:
-        (images · samples,) weights of the captions' log-probabilities, which sum to 0 in each image.
+        (B·K,) weights of the captions' log-probabilities; those of an image sum to 0.
 
     Raises:
-        InputError: an image has fewer than two captions, or the rewards are no whole number of images.
+        InputError: K is below 2, or the number of rewards is not a multiple of K.
 
     Examples:
         >>> self_critical_weights(np.array([1.0, 2.0, 6.0]), samples=3).tolist()
@@ -134,8 +138,8 @@ def self_critical_weights(rewards: NDArray[np.float64], samples: int) -> NDArray
     if samples < 2:
         raise InputError(f"self-critical training compares the captions of an image: sample at least 2, not {samples}")
     if len(rewards) % samples:
-        raise InputError(f"{len(rewards)} rewards are no whole number of images with {samples} captions each")
-    of_image = rewards.reshape(-1, samples)
-    others = (of_image.sum(axis=1, keepdims=True) - of_image) / (samples - 1)
-    weights: NDArray[np.float64] = (of_image - others).reshape(-1)
+        raise InputError(f"{len(rewards)} rewards are not {samples} for each image")
+    rewards = rewards.reshape(-1, samples)  # (B, K)
+    baseline = (rewards.sum(axis=1, keepdims=True) - rewards) / (samples - 1)  # (B, K) mean of the others
+    weights: NDArray[np.float64] = (rewards - baseline).reshape(-1)
     return weights

@@ -19,16 +19,15 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
+from transformers import get_linear_schedule_with_warmup
 
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, tokenize_captions
 from prefixcap.losses import token_cross_entropy
 from prefixcap.store.reader import Column
-from prefixcap.training.cross_entropy import linear_warmup_and_decay
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.optimizer import adamw
 from prefixcap.training.reading_check import require_same_reading, undisturbed
@@ -221,7 +220,7 @@ class CaptionLMTraining(L.LightningModule):
         optimizer = adamw(trained, self.learning_rate, self.weight_decay, **self.adamw_options)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = int(self.warmup_share * total)
-        schedule = LambdaLR(optimizer, lambda step: linear_warmup_and_decay(step, warmup, total))
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

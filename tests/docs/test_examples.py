@@ -1,5 +1,6 @@
 """The code in the documentation runs: blocks of Python, docs/examples, doctests."""
 
+import csv
 import doctest
 import importlib
 import json
@@ -19,12 +20,13 @@ from prefixcap.mappers import MAPPERS
 from prefixcap.metrics import SCORERS
 from prefixcap.metrics.ptb import tokenize
 from prefixcap.store import FeatureStore
+from prefixcap.training.objectives import OBJECTIVES
 from tests.conftest import ROOT
 from tests.docs.conftest import SHORT, run_file
 from tests.docs.pages import PAGES, code_blocks, name_of
 
 EXAMPLES = ROOT / "docs" / "examples"
-REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS, READERS)
+REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS, READERS, OBJECTIVES)
 WITH_DOCTESTS = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in sorted([*(ROOT / "prefixcap").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])
@@ -125,3 +127,20 @@ def test_a_metric_of_ones_own(folder: Path) -> None:
     low, high = metrics["intervals"]["repetition"]
     assert metrics["repetition"] == pytest.approx(repeated) and low <= metrics["repetition"] <= high
     assert metrics["humans"]["repetition"] < 0.3
+
+
+def test_an_objective_of_ones_own(folder: Path) -> None:
+    """That its loss is right is shown by tests/training/test_objectives.py."""
+    options = ("model=mlp", "model.objective=label_smoothing", "trainer.log_every_n_steps=1", *SHORT)
+    losses = {}
+    for smoothing in (0.0, 0.5):
+        run_dir = f"runs/smoothing-{smoothing}"
+        run_file(EXAMPLES / "add_objective.py", *options, f"objective.smoothing={smoothing}", f"run_dir={run_dir}")
+        with Path(run_dir, "metrics.csv").open() as file:
+            losses[smoothing] = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+        assert all(prefixcap.load(f"{run_dir}/checkpoints/best.ckpt").caption(["photo.jpg"]))
+    run_file(ROOT / "train.py", "model=mlp", "trainer.log_every_n_steps=1", *SHORT, "run_dir=runs/unsmoothed")
+    with Path("runs/unsmoothed/metrics.csv").open() as file:
+        expected = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert losses[0.0] == pytest.approx(expected, rel=1e-3) and len(expected) == 4
+    assert losses[0.5][0] > 1.2 * expected[0]

@@ -35,6 +35,7 @@ ALIASES = {
     "python docs/examples/add_mapper.py": "prefixcap train",
     "python docs/examples/add_encoder.py": "prefixcap train",
     "python docs/examples/add_decoder.py": "prefixcap",
+    "python docs/examples/add_objective.py": "prefixcap train",
     "python docs/examples/add_metric.py": "prefixcap eval",
     "python docs/examples/add_reader.py": "prefixcap embed",
 }

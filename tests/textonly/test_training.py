@@ -136,5 +136,5 @@ def test_stores_of_the_other_kind_are_told(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     with pytest.raises(InputError, match="has sentences and no images: give a store with images/embedding"):
         CaptionData(store, captioner())
-    with pytest.raises(InputError, match=r"data\.group_captions=true is for captions that share"):
+    with pytest.raises(InputError, match=r"group_captions is for captions that share"):
         CaptionData(store, captioner(), group_captions=True, from_text=True)

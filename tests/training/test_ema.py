@@ -113,5 +113,5 @@ def test_a_decay_that_averages_nothing_is_refused() -> None:
 
 def test_weights_that_are_spread_over_devices_are_not_averaged() -> None:
     trainer: Any = SimpleNamespace(strategy=ModelParallelStrategy())
-    with pytest.raises(InputError, match="leave out callbacks=ema"):
+    with pytest.raises(InputError, match="leave out AveragedWeights"):
         AveragedWeights().on_fit_start(trainer, L.LightningModule())

@@ -25,10 +25,12 @@ from prefixcap.commands.common.trainer import fit as run_training
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
+from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import Batch
-from prefixcap.training import CaptionTraining, linear_warmup_and_decay, nan_guard
+from prefixcap.training import CaptionTraining, nan_guard
 from prefixcap.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, RandomState, best_and_last
 from prefixcap.training.nan_guard import FiniteLoss
+from prefixcap.training.objectives import CrossEntropy, Objective
 from tests.conftest import ROOT, run_script, small_captioner
 from tests.processes import free_port, start
 from tests.training.test_training import make_store
@@ -209,7 +211,7 @@ def test_within_an_epoch_a_run_goes_on_with_the_same_batches_alone(tmp_path: Pat
     steps = 2  # of an epoch's four
     with pytest.raises(InterruptedError):
         go_on(3, None)
-    with pytest.raises(InputError, match="after 2 batches with batch_size=3: go on with that"):
+    with pytest.raises(InputError, match="after 2 batches with batch_size=3: continue with that"):
         go_on(2, tmp_path / "last.ckpt")
     steps = 4
     with pytest.raises(InterruptedError):
@@ -234,6 +236,13 @@ def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(tmp_path: P
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
+def with_infinite_loss(objective: CrossEntropy, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The cross-entropy, but infinite where a batch has image 4."""
+    head = objective.captioner.language_model.head
+    loss = token_cross_entropy(states, head.weight, head.bias, batch.targets)
+    return loss + (torch.inf if 4 in batch.image_rows else 0)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("poison", ["embedding", "loss"])
 def test_skipped_steps_change_nothing(
@@ -248,8 +257,7 @@ def test_skipped_steps_change_nothing(
     data = CaptionData(store, captioner, batch_size=3)
     batches = list(data.train_dataloader())
     if poison == "loss":
-        loss = captioner.loss
-        monkeypatch.setattr(captioner, "loss", lambda batch: loss(batch) + (torch.inf if 4 in batch.image_rows else 0))
+        monkeypatch.setattr(CrossEntropy, "__call__", with_infinite_loss)
     with pytest.warns(UserWarning, match="is NaN or infinite.*the step is left out"):
         fit(data, captioner, tmp_path, "skip", accumulate=accumulate)
 
@@ -263,7 +271,7 @@ def test_skipped_steps_change_nothing(
         for batch in of_step:
             (plain.loss(batch) / len(batch.targets) / accumulate).backward()
         torch.nn.utils.clip_grad_norm_(plain.mapper.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = 1e-2 * linear_warmup_and_decay(step, 2, total)
+        optimizer.param_groups[0]["lr"] = 1e-2 * (step / 2 if step < 2 else (total - step) / (total - 2))
         optimizer.step()
     for trained, expected in zip(captioner.mapper.parameters(), plain.mapper.parameters(), strict=True):
         torch.testing.assert_close(trained, expected)
@@ -279,17 +287,17 @@ def test_too_many_skipped_steps_in_a_row_stop_training(tmp_path: Path, monkeypat
     ):
         fit(data, captioner, tmp_path, "skip", epochs=2)
     assert sum("left out" in str(warning.message) for warning in warned) == 5
-    with pytest.raises(InputError, match="nonfinite_loss is stop or skip, not 'ignore'"):
+    with pytest.raises(InputError, match="nonfinite_loss must be stop or skip, not 'ignore'"):
         FiniteLoss("ignore")
 
 
 def test_out_of_memory_names_what_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loss(captioner: Captioner, batch: Batch) -> torch.Tensor:
-        return captioner.mapper(batch.embeddings).sum() * torch.ones(1 << 50).sum()
+    def loss(objective: Objective, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return states.sum() * torch.ones(1 << 50).sum()
 
-    monkeypatch.setattr(Captioner, "loss", loss)
+    monkeypatch.setattr(CrossEntropy, "__call__", loss)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py", *run_of(make_store(tmp_path / "store", DEMO), tmp_path / "run")])
     with pytest.raises(SystemExit) as stopped:

@@ -139,7 +139,7 @@ def reader_of(encoder: Encoder, mapper: str = "mlp") -> Captioner:
 
 
 def test_clip_judges_no_captions_of_patches() -> None:
-    with pytest.raises(InputError, match=r"reads images/patches: set scst\.reward=cider"):
+    with pytest.raises(InputError, match=r"reads images/patches: choose reward='cider'"):
         ClipReward(reader_of(load_encoder("demo"), "query"))
 
 
@@ -169,7 +169,7 @@ def test_advantage_is_over_the_other_captions_of_the_image(images: int, samples:
 def test_advantage_needs_captions_to_compare() -> None:
     with pytest.raises(InputError, match="sample at least 2, not 1"):
         self_critical_weights(np.ones(4), 1)
-    with pytest.raises(InputError, match="10 rewards are no whole number of images with 4"):
+    with pytest.raises(InputError, match="10 rewards are not 4 for each image"):
         self_critical_weights(np.ones(10), 4)
 
 

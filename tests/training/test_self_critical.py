@@ -12,7 +12,8 @@ from torch import Tensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.training.self_critical import SelfCriticalTraining
+from prefixcap.training import CaptionTraining
+from prefixcap.training.objectives import SelfCritical
 from tests.conftest import plain_loss, small_captioner
 from tests.training.test_training import make_store
 
@@ -36,13 +37,15 @@ def test_gradients_are_those_of_a_plain_loop(start_token: bool, data: CaptionDat
     captioner = Captioner(
         small.language_model, small.encoder_identity, small.mapper_options, start_token=start_token
     ).eval()
-    training = SelfCriticalTraining(captioner, data.val_split, reward, draws=3, sample_tokens=7)
+    objective = SelfCritical(captioner, None, reward, draws=3, sample_tokens=7)
+    training = CaptionTraining(captioner, data.val_split, objective=objective)
     training.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batch = next(iter(data.train_dataloader()))
     torch.manual_seed(5)
-    sampled = training._sample(batch.embeddings)
+    sampled = objective.sample(batch.embeddings)
     torch.manual_seed(5)
-    training.training_step(batch, 0)["loss"].backward()
+    step = training.training_step(batch, 0)
+    step["loss"].backward()
     found = {name: weight.grad.clone() for name, weight in captioner.named_parameters() if weight.grad is not None}
     captions, images, embeddings = reward.asked
     assert captions == [captioner.language_model.detokenize(tokens) for tokens in sampled]
@@ -58,6 +61,8 @@ def test_gradients_are_those_of_a_plain_loop(start_token: bool, data: CaptionDat
         total = total + advantage * plain_loss(captioner, batch.embeddings[place // 3], tokens) / count
     total.backward()
     assert total != 0 and len(found) > 10
+    assert step.keys() == {"loss", "train_reward"}
+    assert step["train_reward"].item() == pytest.approx(np.mean([len(caption) / 10 for caption in captions]))
     for name, weight in captioner.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-6)
 
@@ -65,10 +70,11 @@ def test_gradients_are_those_of_a_plain_loop(start_token: bool, data: CaptionDat
 def test_what_is_rewarded_gets_likelier(data: CaptionData) -> None:
     torch.manual_seed(0)
     reward = Recorded()
-    training = SelfCriticalTraining(
-        small_captioner("full", "mlp"), data.val_split, reward, draws=8, sample_tokens=4, learning_rate=1e-2,
-        warmup_steps=0, max_tokens=4,
-    )  # fmt: skip
+    captioner = small_captioner("full", "mlp")
+    objective = SelfCritical(captioner, None, reward, draws=8, sample_tokens=4)
+    training = CaptionTraining(
+        captioner, data.val_split, learning_rate=1e-2, warmup_steps=0, max_tokens=4, objective=objective
+    )
     lengths: list[float] = []
     training.on_train_batch_end = lambda *given: lengths.append(np.mean([len(text) for text in reward.asked[0]]))  # type: ignore
     trainer = L.Trainer(

@@ -104,6 +104,10 @@ def _taken(group: str, node: DictConfig) -> set[str]:
         from prefixcap.training.optimizer import OPTIONS
 
         return set(OPTIONS)
+    if group == "objective":
+        from prefixcap.training.objectives import OBJECTIVES
+
+        return {name for part in OBJECTIVES.values() for name in list(inspect.signature(part).parameters)[2:]}
     if group == "decode":
         from prefixcap.decoding import own_options
 

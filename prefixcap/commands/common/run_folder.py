@@ -72,7 +72,7 @@ def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
 def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
     """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
 
-    Where these turn cross-entropy into self-critical training, it is that of a new run, which starts from its weights.
+    Where these choose another objective, it is that of a new run, which starts from the weights of the checkpoint.
     """
     read_checkpoint(checkpoint)
     run_dir = checkpoint.resolve().parent.parent
@@ -94,7 +94,9 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
     if config.model.objective != before.model.objective:
-        new = changes.get("run_dir", f"{run_dir.parent}-scst/{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}")
+        config.objective = changes.get("objective", {})  # what it was holds for the objective before
+        time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}"
+        new = changes.get("run_dir", f"{run_dir.parent}-{config.model.objective}/{time}")
         config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint)})
     if Path(config.run_dir).resolve() != Path(before.run_dir).resolve():  # a new run, or one that was moved
         for logger in config.logger.values():

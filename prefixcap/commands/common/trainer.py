@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from prefixcap.checkpoints.files import read_training
 from prefixcap.commands.common.run_folder import keep_metrics
 from prefixcap.errors import InputError
-from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, Stopped, tell_damage
+from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, Stopped, report_damage
 from prefixcap.training.curves import Curves
-from prefixcap.training.loggers import Trackers, finish, going_on, knows_its_run
+from prefixcap.training.loggers import Trackers, finish, resume_options, run_exists
 from prefixcap.training.min_steps import ReachMinSteps
 from prefixcap.utils.hardware import out_of_memory
 from prefixcap.utils.plotting import require_matplotlib
@@ -35,8 +35,8 @@ def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
         if before is None:
             logger = _opened(name, options)
         else:
-            logger = _opened(name, options, **going_on(options["_target_"].rpartition(".")[2], before))
-            if not knows_its_run(logger):
+            logger = _opened(name, options, **resume_options(options["_target_"].rpartition(".")[2], before))
+            if not run_exists(logger):
                 logger = _opened(name, options)
             if isinstance(logger, CSVLogger):
                 keep_metrics(logger, before["global_step"])
@@ -99,7 +99,7 @@ def fit(
         Stopped: a signal asked for it.
     """
     if checkpoint:
-        tell_damage(trainer, checkpoint)
+        report_damage(trainer, checkpoint)
     try:
         trainer.fit(training, data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stopped:
