@@ -55,7 +55,7 @@ from prefixcap.data import CaptionData
 from prefixcap.encoders.common import weights_digest
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
-from prefixcap.metrics import SCORERS, score_captions
+from prefixcap.metrics import METRICS, score_captions
 from prefixcap.metrics.significance import confidence_interval, paired_test
 from prefixcap.noise import Noise
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
@@ -261,7 +261,7 @@ def print_table(written: dict[str, list[list[str]]], references: list[list[str]]
     """CIDEr with its 95% interval over images, how many captions differ from each other, and CIDEr beside the
     Baseline's; the mean over seeds. Then some captions."""
     texts = dict(enumerate(references))
-    score = SCORERS["CIDEr"].score
+    score = METRICS["CIDEr"].score
     found = {
         name: [score_captions(dict(enumerate(of_seed)), texts, ["CIDEr"]) for of_seed in of_seeds]
         for name, of_seeds in written.items()

@@ -16,6 +16,7 @@ REMOVED_IN = "0.4"
 MODULES = {
     "prefixcap.cli": "prefixcap.commands",
     "prefixcap.cli.__main__": "prefixcap.__main__",
+    "prefixcap.metrics.scorer": "prefixcap.metrics.metric",
     "prefixcap.sharing.model_card": "prefixcap.checkpoints.model_card",
     "prefixcap.sharing.pretrained": "prefixcap.checkpoints.pretrained",
     "prefixcap.textonly.figures": "prefixcap.commands.figures.noise_variance",
@@ -34,6 +35,9 @@ NAMES = {
     "prefixcap.decoding.Rules": "prefixcap.decoding.GenerationLimits",
     "prefixcap.decoding.rules.Rules": "prefixcap.decoding.rules.GenerationLimits",
     "prefixcap.decoding.stepwise.write": "prefixcap.decoding.stepwise.generate",
+    "prefixcap.metrics.SCORERS": "prefixcap.metrics.registry.METRICS",
+    "prefixcap.metrics.captions.SCORERS": "prefixcap.metrics.registry.METRICS",
+    "prefixcap.metrics.metric.Scorer": "prefixcap.metrics.metric.Metric",
     "prefixcap.training.distributed.FullySharded": "prefixcap.training.distributed.FSDP2Strategy",
 }
 """Likewise functions and classes. Their modules say `__getattr__ = renamed.attributes(__name__)`."""

@@ -19,11 +19,13 @@ from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError, listed, name_rows
-from prefixcap.evaluation import OTHER_METRICS, Evaluation, evaluate
+from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_candidates, read_references
 from prefixcap.evaluation.comparison import compare
 from prefixcap.language import LanguageModel, load_language_model
-from prefixcap.metrics import ImageId, check_metrics
+from prefixcap.metrics import check_metrics
+from prefixcap.metrics.metric import Captions, ImageId
+from prefixcap.metrics.registry import needed_inputs
 from prefixcap.store import FeatureStore
 from prefixcap.store.named import open_training_store
 from prefixcap.utils.hardware import usable_device
@@ -32,6 +34,12 @@ from prefixcap.utils.image_ids import by_image
 from prefixcap.utils.options import check_options
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCap
+
+# What a metric may need, and the options that give it.
+_REMEDIES = {
+    "embeddings": "the images' embeddings: give ckpt=PATH, or captions=FILE with data=…",
+    "language_model": "a language model: name one with perplexity_lm=…, e.g. gpt2",
+}
 
 
 def main(config: DictConfig) -> None:
@@ -57,12 +65,16 @@ def main(config: DictConfig) -> None:
             "subset=true is for captions=FILE, which may have captions of a part of the images: leave it out"
         )
     config.metrics = _names(config, "metrics")
-    check_metrics(config.metrics, OTHER_METRICS)
+    given = {
+        "embeddings": not config.captions or config.get("data"),
+        "language_model": config.perplexity_lm or config.ckpt or (method and method.name != "clipre"),
+    }
+    check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
     if method:
-        way = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
+        evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
     else:
-        way = evaluate_checkpoint if config.ckpt else evaluate_file
-    evaluation, folder, title = way(config)
+        evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
+    evaluation, folder, title = evaluate_fn(config)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
     print(evaluation.table())
@@ -75,7 +87,7 @@ def compare_folders(config: DictConfig) -> str:
     if len(folders) != 2:
         raise InputError(f"compare takes two folders of evaluations, not {len(folders)}: compare=[A,B]")
     if config.out:
-        raise InputError("compare= prints a table and writes nothing: leave out= away")
+        raise InputError("compare= prints a table and writes no files: leave out= out")
     return compare(*map(Path, folders)).table()
 
 
@@ -88,15 +100,15 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
         store = open_training_store(captioner.trained_on, config.ckpt)
         require_match(store, captioner)
     split = store.split(config.split)
-    # What the metrics need is loaded first: writing captions takes long.
-    encoder = captioner.encoder() if "CLIPScore" in config.metrics else None
+    # What the metrics need is loaded first: generating captions takes long.
+    encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
     language_model = _language_model(config) or captioner.language_model
     captions = write_captions(config, captioner, split)
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
     evaluation = evaluate_split(config, store, captions, encoder, language_model, training_store)
-    _look_at_attributes(evaluation, store, captions)
+    _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
 
 
@@ -108,15 +120,15 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
         )
     training_store = FeatureStore(config.memory)
     store = open_store(config.data, training_store.encoder.name)
-    encoder = load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
+    encoder = _encoder(config, store)
     language_model = _language_model(config)
     split, memory = store.split(config.split), open_memory(config, store.encoder)
     assert memory is not None
     with name_rows(split.ids):
-        written = memory.retrieve(torch.from_numpy(split.embeddings[:]))
-    captions = dict(zip(split.ids, written, strict=True))
+        retrieved = memory.retrieve(torch.from_numpy(split.embeddings[:]))
+    captions = dict(zip(split.ids, retrieved, strict=True))
     evaluation = evaluate_split(config, store, captions, encoder, language_model, lambda: training_store)
-    _look_at_attributes(evaluation, store, captions)
+    _add_attribute_accuracy(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
 
@@ -148,12 +160,12 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
     evaluation = evaluate_split(config, store, captions, encoder, _language_model(config) or lm)
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
-    _look_at_attributes(evaluation, store, captions)
+    _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, folder, title
 
 
-def _look_at_attributes(evaluation: Evaluation, store: FeatureStore, captions: dict[int | str, str]) -> None:
-    """In the small world, see whether what captions say is true."""
+def _add_attribute_accuracy(evaluation: Evaluation, store: FeatureStore, captions: Captions) -> None:
+    """In the small world, check whether what captions say is true."""
     if store.image_root is not None and (store.image_root / ANNOTATIONS).exists():
         scenes = read_scenes(store.image_root)
         if captions.keys() <= scenes.keys():
@@ -171,9 +183,7 @@ def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
     language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
-        encoder = (
-            load_encoder(store.encoder.name, usable_device(config.device)) if "CLIPScore" in config.metrics else None
-        )
+        encoder = _encoder(config, store)
         if encoder is not None:
             store.require_encoder(encoder.identity)
         evaluation = evaluate_split(config, store, captions, encoder, language_model)
@@ -182,8 +192,8 @@ def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
         captions, references, left_out = _same_images(config, captions, references)
         evaluation = evaluate(captions, references, config.metrics, language_model=language_model)
         evaluation.notes += left_out
-        if "diversity" in config.metrics:
-            evaluation.notes.append("Novel is missing: what the captioner learned from is not known; name it by data=")
+        if "training_captions" in needed_inputs(config.metrics):
+            evaluation.notes.append("Novel is missing: the training captions are not known; name them by data=")
     evaluation.notes += notes
     return evaluation, _below_runs(file), file.name
 
@@ -194,7 +204,7 @@ def _same_images(
     references: dict[ImageId, list[str]],
     files: dict[ImageId, Path] | None = None,
 ) -> tuple[dict[ImageId, str], dict[ImageId, list[str]], list[str]]:
-    """Captions and references by the same ids and in the same order, and what is to be said of images left out."""
+    """Captions and references by the same ids and in the same order, and notes on images that are left out."""
     captions = by_image(captions, references, files)
     bare = [repr(image) for image in references if image not in captions]
     notes: list[str] = []
@@ -202,7 +212,7 @@ def _same_images(
         if not config.subset:
             raise InputError(
                 f"no caption in {config.captions} for {len(bare):,} of {len(references):,} images "
-                f"({listed('image', bare)}): caption these, too, or give subset=true to score the others alone"
+                f"({listed('image', bare)}): caption these, too, or give subset=true to score only the others"
             )
         notes.append(f"a part: {len(references) - len(bare):,} of {len(references):,} images have a caption")
         references = {image: texts for image, texts in references.items() if image in captions}
@@ -214,12 +224,12 @@ def _same_images(
 def evaluate_split(
     config: DictConfig,
     store: FeatureStore,
-    captions: dict[int | str, str],
+    captions: dict[ImageId, str],
     encoder: Encoder | None,
     language_model: LanguageModel | None,
     training_store: Callable[[], FeatureStore] | None = None,
 ) -> Evaluation:
-    """Score captions of a split of a store, whose captioner learned from the store that `training_store` opens."""
+    """Score captions of a split of a store; `training_store` opens the store that the captioner was trained on."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, training_store)
     # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
@@ -248,33 +258,33 @@ def evaluate_split(
 def _training_captions(
     config: DictConfig, store: FeatureStore, training_store: Callable[[], FeatureStore] | None
 ) -> tuple[list[str] | None, list[str]]:
-    """Those that diversity tells new captions from, and what is to be said of them."""
-    if "diversity" not in config.metrics:
+    """The captions that diversity compares with, and notes on them."""
+    if "training_captions" not in needed_inputs(config.metrics):
         return None, []
     notes = []
     try:
         if training_store is not None:
             store = training_store()
         else:
-            notes.append(f"Novel: not in the split 'train' of {store.location}; what was learned from is not known")
+            notes.append(f"Novel: not in the split 'train' of {store.location}; the training captions are not known")
         return store.split("train").captions[:], notes
     except InputError as error:
         return None, [f"Novel is missing: {error}"]
 
 
 def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, str]:
-    """Where the results for a checkpoint go: each checkpoint, split and way of decoding has a folder of its own."""
+    """The folder of a checkpoint's results, and their title: one for each checkpoint, split and way of decoding."""
     ckpt, hydra = Path(config.ckpt), HydraConfig.get()
-    of_run = ckpt.resolve().parent.name == "checkpoints"
+    in_run = ckpt.resolve().parent.name == "checkpoints"
     decoding = [override.lstrip("+") for override in hydra.overrides.task if override.lstrip("+").startswith("decode.")]
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
     words += [override.removeprefix("decode.") for override in decoding]
     words += [f"regions-{config.regions}"] if config.regions is not None else []
     words += [f"memory-{Path(config.memory).name}"] if config.memory else []
-    if of_run and ckpt.stem != "best":
+    if in_run and ckpt.stem != "best":
         words.append(ckpt.stem)
     title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
-    return (ckpt.resolve().parent.parent / "eval" if of_run else _below_runs(ckpt)) / title, title
+    return (ckpt.resolve().parent.parent / "eval" if in_run else _below_runs(ckpt)) / title, title
 
 
 def _below_runs(path: Path) -> Path:
@@ -284,16 +294,23 @@ def _below_runs(path: Path) -> Path:
 
 
 def _names(config: DictConfig, option: str) -> list[str]:
-    """The list of names that an option holds; one alone may come without brackets."""
+    """The list of names that an option holds; a single name needs no brackets."""
     given = config[option]
     if not isinstance(given, ListConfig | str):
         raise InputError(f"{option}={given} is no list of names: give {option}=[A,B]")
     return [given] if isinstance(given, str) else [str(name) for name in given]
 
 
+def _encoder(config: DictConfig, store: FeatureStore) -> Encoder | None:
+    """The encoder of a store, if a metric needs it."""
+    if "encoder" not in needed_inputs(config.metrics):
+        return None
+    return load_encoder(store.encoder.name, usable_device(config.device))
+
+
 def _language_model(config: DictConfig) -> LanguageModel | None:
-    """The one that perplexity is asked for under."""
-    if "perplexity" not in config.metrics or not config.perplexity_lm:
+    """The language model that `perplexity_lm=` names, if a metric needs one."""
+    if "language_model" not in needed_inputs(config.metrics) or not config.perplexity_lm:
         return None
     return load_language_model(config.perplexity_lm).to(usable_device(config.device))
 

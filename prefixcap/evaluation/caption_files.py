@@ -1,4 +1,4 @@
-"""Captions and references in the files that others write, and in those of `prefixcap caption`."""
+"""Reads captions and references from the files of other tools, and from those of `prefixcap caption`."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _FORMS = "give COCO annotations, a Karpathy split file, or a list of entries wit
 
 
 def read_captions(path: str | Path) -> dict[ImageId, str]:
-    """Captions of images from a file, as `read_candidates` reads it: of several of an image the first, the best.
+    """Captions of images from a file, as `read_candidates` reads it; of several captions the first, which is the best.
 
     Raises:
         InputError: as `read_candidates`.
@@ -28,19 +28,20 @@ def read_captions(path: str | Path) -> dict[ImageId, str]:
 def read_candidates(path: str | Path) -> dict[ImageId, list[str]]:
     """Captions of images from a file, the best of each image first.
 
-    The name of the file says what it holds: `.jsonl`, `.csv`, and `.txt` or `.tsv` are as `prefixcap caption` writes
-    them with `--format jsonl`, `csv` and `text`. Any other name is of JSON: the COCO results format,
+    The ending of the file's name says what it holds: `.jsonl`, `.csv`, and `.txt` or `.tsv` are as `prefixcap caption`
+    writes them with `--format jsonl`, `csv` and `text`. Any other file is read as JSON: the COCO results format,
     `[{"image_id": …, "caption": …}, …]`, entries with `prediction` and `image_name`, as MAGIC publishes its results, or
-    entries with `image` and `captions`, as `--format json` writes them. Half a surrogate pair, which is no character,
-    becomes U+FFFD.
+    entries with `image` and `captions`, as `--format json` writes them. Half a surrogate pair becomes U+FFFD.
 
     Raises:
-        InputError: there is no such file, it has another form, or an image comes twice.
+        InputError: there is no such file, its form is another, or an image occurs twice.
     """
     path = Path(path)
-    read = {".jsonl": _of_lines, ".csv": _of_csv, ".txt": _of_text, ".tsv": _of_text}.get(path.suffix.lower(), _of_json)
+    entries = {".jsonl": _jsonl_entries, ".csv": _csv_entries, ".txt": _text_entries, ".tsv": _text_entries}.get(
+        path.suffix.lower(), _json_entries
+    )
     captions: dict[ImageId, list[str]] = {}
-    for number, name, texts in read(path):
+    for number, name, texts in entries(path):
         image_id = _image_id(path, number, name)
         if image_id in captions:
             raise InputError(
@@ -55,11 +56,11 @@ def read_candidates(path: str | Path) -> dict[ImageId, list[str]]:
 _Entry = tuple[int, Any, Any]  # its number, the id of its image, and the captions
 
 
-def _of_json(path: Path) -> Iterator[_Entry]:
+def _json_entries(path: Path) -> Iterator[_Entry]:
     return (_entry(path, number, entry) for number, entry in _objects(path, read_json(path), "captions"))
 
 
-def _of_lines(path: Path) -> Iterator[_Entry]:
+def _jsonl_entries(path: Path) -> Iterator[_Entry]:
     lines = [line for line in read_text(path).split("\n") if line.strip()]
     values = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     return (_entry(path, number, entry) for number, entry in _objects(path, values, "captions"))
@@ -75,7 +76,7 @@ def _entry(path: Path, number: int, entry: dict[str, Any]) -> _Entry:
     )
 
 
-def _of_csv(path: Path) -> Iterator[_Entry]:
+def _csv_entries(path: Path) -> Iterator[_Entry]:
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         columns = rows.fieldnames or []
@@ -87,23 +88,23 @@ def _of_csv(path: Path) -> Iterator[_Entry]:
     short = [number for number, pair in enumerate(pairs) if None in pair]
     if short:
         raise InputError(f"{path}: row {short[0]} lacks an image or a caption")
-    return _together((from_cell(image), from_cell(caption)) for image, caption in pairs)
+    return _group((from_cell(image), from_cell(caption)) for image, caption in pairs)
 
 
-def _of_text(path: Path) -> Iterator[_Entry]:
+def _text_entries(path: Path) -> Iterator[_Entry]:
     lines = [line for line in read_text(path).split("\n") if line]
     for number, line in enumerate(lines, 1):
         if "\t" not in line:
             raise InputError(f"{path}, line {number} has no tab: give IMAGE<tab>CAPTION in each line")
     escapes = {"\\t": "\t", "\\n": "\n", "\\r": "\r"}
     pairs = (line.split("\t", 1) for line in lines)
-    return _together((re.sub(r"\\[tnr]", lambda sign: escapes[sign[0]], image), text) for image, text in pairs)
+    return _group((re.sub(r"\\[tnr]", lambda sign: escapes[sign[0]], image), text) for image, text in pairs)
 
 
-def _together(pairs: Iterable[tuple[str, str]]) -> Iterator[_Entry]:
-    """The captions of an image stand in lines that follow each other, the best first."""
-    for number, (image, of_image) in enumerate(groupby(pairs, itemgetter(0))):
-        yield number, image, [caption for _, caption in of_image]
+def _group(pairs: Iterable[tuple[str, str]]) -> Iterator[_Entry]:
+    """Group (image, caption) pairs: the captions of an image follow each other, the best first."""
+    for number, (image, group) in enumerate(groupby(pairs, itemgetter(0))):
+        yield number, image, [caption for _, caption in group]
 
 
 def read_references(path: str | Path, split: str | None = None) -> dict[ImageId, list[str]]:
@@ -119,8 +120,8 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
             files have no splits.
 
     Raises:
-        InputError: there is no such file, it has another form or no such split, or an image comes twice where it
-            should come once.
+        InputError: there is no such file, its form is another, it has no such split, or an image occurs twice where it
+            should occur once.
     """
     content = read_json(Path(path))
     references: dict[ImageId, list[str]] = {}
@@ -130,9 +131,9 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
             references.setdefault(image_id, []).append(_text(path, image_id, annotation.get("caption")))
         return _in_order_of(content.get("images"), references)
     if isinstance(content, dict) and "images" in content:
-        images = _of_karpathy(path, content["images"], split)
+        images = _karpathy_entries(path, content["images"], split)
     elif isinstance(content, list):
-        images = _of_entries(path, content)
+        images = _list_entries(path, content)
     else:
         raise InputError(f"{path} holds no references: {_FORMS}")
     for number, name, texts in images:
@@ -152,7 +153,7 @@ def _in_order_of(images: Any, references: dict[ImageId, list[str]]) -> dict[Imag
     return {image: references[image] for image in dict.fromkeys([*known, *references])}
 
 
-def _of_entries(path: str | Path, entries: list[Any]) -> Iterator[tuple[int, Any, Any]]:
+def _list_entries(path: str | Path, entries: list[Any]) -> Iterator[tuple[int, Any, Any]]:
     """Number, id and references of each image."""
     for number, entry in _objects(path, entries, "images"):
         if "image_name" not in entry or "captions" not in entry:
@@ -160,7 +161,7 @@ def _of_entries(path: str | Path, entries: list[Any]) -> Iterator[tuple[int, Any
         yield number, entry["image_name"], entry["captions"]
 
 
-def _of_karpathy(path: str | Path, images: Any, split: str | None) -> Iterator[tuple[int, Any, Any]]:
+def _karpathy_entries(path: str | Path, images: Any, split: str | None) -> Iterator[tuple[int, Any, Any]]:
     """Number, id and references of each image of a split."""
     entries = [entry for _, entry in _objects(path, images, "images")]
     splits = ["train" if entry.get("split") == "restval" else entry.get("split") for entry in entries]
@@ -177,10 +178,10 @@ def _of_karpathy(path: str | Path, images: Any, split: str | None) -> Iterator[t
 def _objects(where: str | Path, values: Any, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the content of each of a list of JSON objects."""
     if not isinstance(values, list):
-        raise InputError(f"{where}: no list of {what}, but {_shown(values)}; is it the right file?")
+        raise InputError(f"{where}: {what} are not a list, but {_shown(values)}; is it the right file?")
     for number, value in enumerate(values):
         if not isinstance(value, dict):
-            raise InputError(f"{where}: entry {number} of the {what} is no object, but {_shown(value)}")
+            raise InputError(f"{where}: entry {number} of the {what} is not an object, but {_shown(value)}")
         yield number, value
 
 

@@ -8,21 +8,23 @@ from pathlib import Path
 import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.evaluation.evaluation import STATISTICS, how_to_score
+from prefixcap.evaluation.evaluation import STATISTICS
 from prefixcap.evaluation.report import Table, table
+from prefixcap.metrics import METRICS
 from prefixcap.metrics.significance import paired_test
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the paired bootstrap says of two captioners, see `prefixcap.metrics.significance.paired_test`.
+    """The paired bootstrap of two captioners, see `prefixcap.metrics.significance.paired_test`.
 
     Attributes:
         names: of the two evaluations.
         scores: two rows of scores, by name.
         difference: the first captioner's score minus the second's.
         intervals: the 95% confidence interval of each difference.
-        p_values: how likely so clear a difference were if neither was better.
+        p_values: how likely a difference at least as clear would be if neither was better.
+        unknown: metrics that both have and that are not in `METRICS`.
     """
 
     names: tuple[str, str]
@@ -30,6 +32,7 @@ class Comparison:
     difference: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     p_values: dict[str, float]
+    unknown: tuple[str, ...] = ()
 
     def table(self) -> str:
         """As text."""
@@ -41,6 +44,8 @@ class Comparison:
             "±: half of a 95% confidence interval; p-value: two-sided; both by paired bootstrap over images",
             "diversity and perplexity, which no image has by itself, are not compared",
         ]
+        if self.unknown:
+            notes.append(f"not compared, as METRICS lacks them: {', '.join(self.unknown)}")
         return "\n".join([*names, table(described.rows, described.intervals), *notes])
 
 
@@ -58,8 +63,8 @@ def compare(first: Path, second: Path) -> Comparison:
     a, b = _read(first), _read(second)
     images, others = (json.loads(str(statistics.pop("images"))) for statistics in (a, b))
     rows = {image: row for row, image in enumerate(others)}
-    of_first = set(images)
-    if odd := [image for image in images if image not in rows] + [image for image in others if image not in of_first]:
+    known = set(images)
+    if odd := [image for image in images if image not in rows] + [image for image in others if image not in known]:
         raise InputError(
             f"{first} and {second} evaluate different images, {odd[0]!r} for one ({len(odd)} in all): compare captions "
             "of the same images"
@@ -68,7 +73,8 @@ def compare(first: Path, second: Path) -> Comparison:
         raise InputError(f"{first} and {second} have different references: evaluate both with the same references")
     if len(images) < 2:
         raise InputError(f"{first} and {second} evaluate one image, which cannot tell which is better: evaluate more")
-    if not (metrics := [metric for metric in a if metric in b]):
+    common = [metric for metric in a if metric in b]
+    if not (metrics := [name for name in common if name in METRICS]):
         raise InputError(f"{first} and {second} have no metric in common: evaluate both with the same metrics")
     b = {metric: b[metric][[rows[image] for image in images]] for metric in metrics}
     scores: tuple[dict[str, float], dict[str, float]] = ({}, {})
@@ -76,14 +82,15 @@ def compare(first: Path, second: Path) -> Comparison:
     intervals: dict[str, tuple[float, float]] = {}
     p_values: dict[str, float] = {}
     for metric in metrics:
-        names, score = how_to_score(metric)
+        names, score = METRICS[metric].scores, METRICS[metric].score
         tested = paired_test(score, a[metric], b[metric])
         for row, statistics in zip(scores, (a, b), strict=True):
             row.update(zip(names, score(statistics[metric].sum(axis=0)).tolist(), strict=True))
         difference |= dict(zip(names, tested.difference.tolist(), strict=True))
         intervals |= dict(zip(names, map(tuple, tested.interval.tolist()), strict=True))
         p_values |= dict(zip(names, tested.p_value.tolist(), strict=True))
-    return Comparison((str(first), str(second)), scores, difference, intervals, p_values)
+    unknown = tuple(name for name in common if name not in METRICS)
+    return Comparison((str(first), str(second)), scores, difference, intervals, p_values, unknown)
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:

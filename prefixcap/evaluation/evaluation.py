@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefixcap.errors import InputError, listed, name_rows
+from prefixcap.errors import listed
 from prefixcap.evaluation.report import CaptionedImage, Table, html_report, table
 from prefixcap.metrics import (
-    SCORERS,
+    METRICS,
     ImageId,
+    MetricInputs,
     Scores,
-    check_metrics,
     over_folds,
-    score_captions,
     score_humans,
     score_parts,
 )
-from prefixcap.metrics.scorer import mean, mean_of
-from prefixcap.metrics.significance import Score, confidence_interval
+from prefixcap.metrics.metric import Captions, References
+from prefixcap.metrics.significance import confidence_interval
 from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text, table_writer
 
 if TYPE_CHECKING:
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
 
-OTHER_METRICS = ("CLIPScore", "diversity", "perplexity")  # beside SCORERS, which need captions and references alone
 STATISTICS = "statistics.npz"
-LEAST = 0.001  # of people's score, for a ratio to it: what is less is what constants against division by 0 make of it
+LEAST = 0.001  # people's score has to be, for a ratio to it; lower BLEU comes from constants against division by 0
 
 
 @dataclass
@@ -48,14 +46,15 @@ class Evaluation:
         references: the human captions of each image.
         scores: of the captions.
         humans: each human caption scored against the others of its image; None where no image has two.
-        domains: the scores of each domain alone, as nocaps has them, and "overall"; empty where there are none.
-        extra: further figures, by name, e.g. the share of right attributes in the small world.
-        files: where the images lie, as far as is known.
-        notes: what else is to be said of the figures, one line each.
+        domains: the scores of each domain by itself, as nocaps has them, and "overall"; empty where there are none.
+        extra: figures of all captions together, by the table they are in, e.g. "diversity", or the share of right
+            attributes in the small world.
+        files: where the images are stored, as far as is known.
+        notes: what else a reader of the figures should know, one line each.
     """
 
-    captions: Mapping[ImageId, str]
-    references: Mapping[ImageId, Sequence[str]]
+    captions: Captions
+    references: References
     scores: Scores
     humans: Scores | None
     domains: dict[str, Scores] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class Evaluation:
         return {domain: _intervals(scores) for domain, scores in self.domains.items()}
 
     def all_notes(self) -> list[str]:
-        """What is to be said of the scores, one line each, `notes` among them."""
+        """What a reader of the scores should know, one line each, `notes` included."""
         notes = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
         if empty := self.scores.empty:
             have = "1 caption has" if len(empty) == 1 else f"{len(empty)} captions have"
@@ -97,7 +96,7 @@ class Evaluation:
         """The captions' scores beside the humans', and then the further figures."""
         rows = {"captions": self.scores.corpus}
         if self.humans is not None:
-            rows |= {"humans": self.humans.corpus, "captions / humans": self._of_humans()}
+            rows |= {"humans": self.humans.corpus, "captions / humans": self._human_ratios()}
         intervals = {"captions": self.intervals, "humans": self.human_intervals}
         tables = [Table("scores", rows, intervals, self.all_notes())]
         if self.domains:
@@ -117,8 +116,12 @@ class Evaluation:
         return "\n\n".join("\n".join([table(part.rows, part.intervals), *part.notes]) for part in self.tables())
 
     def write(self, folder: Path, title: str) -> None:
-        """Write `metrics.json`, `captions.json` (COCO results), `per_image.csv` and `report.html`, each whole; and
-        `statistics.npz`, for comparisons with other captions of the same images.
+        """Write `metrics.json`, `captions.json` (COCO results), `per_image.csv`, `report.html` and `statistics.npz`,
+        which `prefixcap.evaluation.comparison.compare` reads. Each file is written atomically.
+
+        Args:
+            folder: is made if need be.
+            title: of the report.
 
         Raises:
             InputError: the folder cannot be written to, or the disk is full.
@@ -127,7 +130,7 @@ class Evaluation:
         metrics["notes"] = self.all_notes()
         if self.humans is not None:
             humans: dict[str, Any] = self.humans.corpus | {"intervals": self.human_intervals}
-            metrics |= {"humans": humans, "captions / humans": self._of_humans()}
+            metrics |= {"humans": humans, "captions / humans": self._human_ratios()}
         if self.domains:
             metrics["domains"] = {
                 domain: scores.corpus | {"intervals": self.domain_intervals[domain]}
@@ -137,7 +140,7 @@ class Evaluation:
         atomic_write_text(folder / "captions.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         atomic_write_text(folder / "per_image.csv", self._per_image())
         atomic_write_text(folder / "report.html", html_report(title, self.tables(), self._images()))
-        # Sorted, so that neither the order of images nor that of their references makes them others.
+        # Sorted, so that the digest depends neither on the order of images nor on that of their references.
         references = sorted(json.dumps([image_id, sorted(texts)]) for image_id, texts in self.references.items())
         with atomic_write(folder / STATISTICS) as temporary, temporary.open("wb") as file:
             described = {
@@ -147,21 +150,18 @@ class Evaluation:
             np.savez(file, **described, **self.scores.statistics)  # type: ignore[arg-type]  # none is named allow_pickle
         atomic_write_text(folder / "metrics.json", json.dumps(_finite(metrics | self.extra), indent=1) + "\n")
 
-    def _of_humans(self) -> dict[str, float]:
+    def _human_ratios(self) -> dict[str, float]:
         """Each score of the captions over that of people, where theirs is clearly more than 0."""
-        of_humans = self.humans.corpus if self.humans is not None else {}
-        captions = self.scores.corpus
-        return {
-            name: captions[name] / score for name, score in of_humans.items() if score >= LEAST and name in captions
-        }
+        humans, captions = self.humans.corpus if self.humans is not None else {}, self.scores.corpus
+        return {name: captions[name] / score for name, score in humans.items() if score >= LEAST and name in captions}
 
     def _per_image(self) -> str:
         text = io.StringIO()
         rows = table_writer(text)
         rows.writerow(["image_id", "caption", *self.scores.per_image])
         for image_id, caption in self.captions.items():
-            scores = (round(of_images[image_id], 6) for of_images in self.scores.per_image.values())
-            rows.writerow([as_cell(image_id), as_cell(caption), *scores])
+            cells = (round(scores[image_id], 6) for scores in self.scores.per_image.values())
+            rows.writerow([as_cell(image_id), as_cell(caption), *cells])
         return text.getvalue()
 
     def _images(self) -> list[CaptionedImage]:
@@ -170,7 +170,7 @@ class Evaluation:
                 image_id,
                 caption,
                 self.references[image_id],
-                {name: of[image_id] for name, of in self.scores.per_image.items()},
+                {name: scores[image_id] for name, scores in self.scores.per_image.items()},
                 self.files.get(image_id),
             )
             for image_id, caption in self.captions.items()
@@ -178,8 +178,8 @@ class Evaluation:
 
 
 def evaluate(
-    captions: Mapping[ImageId, str],
-    references: Mapping[ImageId, Sequence[str]],
+    captions: Captions,
+    references: References,
     metrics: Sequence[str] = ("BLEU", "METEOR", "ROUGE-L", "CIDEr"),
     files: Mapping[ImageId, Path] | None = None,
     domains: Mapping[ImageId, str] | None = None,
@@ -193,79 +193,45 @@ def evaluate(
     Args:
         captions: one for each image.
         references: of the same images.
-        metrics: of `SCORERS` and `OTHER_METRICS`; CLIPScore gives RefCLIPScore, too.
-        files: where the images lie.
+        metrics: names in `prefixcap.metrics.METRICS`; CLIPScore brings RefCLIPScore.
+        files: where the images are stored.
         domains: of the images, e.g. "in-domain"; each is scored by itself, too.
-        encoder: for CLIPScore.
-        embeddings: (images, dim) of that encoder, in the order of `references`; for CLIPScore.
-        language_model: for perplexity.
+        encoder: for metrics that compare captions with images: the one that made `embeddings`.
+        embeddings: (images, dim) in the order of `references`, likewise.
+        language_model: for metrics that need one, as perplexity does.
         training_captions: for diversity: which captions are new.
 
     Raises:
-        InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`.
-    """
-    # All that may be wrong is told before anything is computed that takes long.
-    check_metrics(metrics, OTHER_METRICS)
-    if "CLIPScore" in metrics:
-        if encoder is None or embeddings is None:
-            raise InputError("CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data=…")
-        from prefixcap.metrics.clip_score import clip_scores_of_texts, require_directions
+        InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
+            raised before anything is computed that takes long.
 
-        with name_rows(references):
-            require_directions(embeddings)
-    if "perplexity" in metrics and language_model is None:
-        raise InputError("perplexity needs a language model: name one with perplexity_lm=…, e.g. gpt2")
-    of_references = [metric for metric in metrics if metric in SCORERS]
+    Examples:
+        >>> references = {1: ["a dog is running", "a dog on a beach"], 2: ["a cat asleep", "the cat sleeps"]}
+        >>> evaluation = evaluate({1: "a dog runs", 2: "a cat sleeps"}, references, ["ROUGE-L", "diversity"])
+        >>> round(evaluation.scores.corpus["ROUGE-L"], 3)
+        0.612
+        >>> evaluation.extra["diversity"]["Vocabulary"]
+        5.0
+    """
     parts: dict[str, list[ImageId]] = {}
     for image_id, domain in (domains or {}).items():
         parts.setdefault(domain, []).append(image_id)
-    if parts:
-        of_parts = score_parts(captions, references, parts, of_references)
-        scores = of_parts["overall"]
-    else:
-        scores, of_parts = score_captions(captions, references, of_references), {}
-    texts = [captions[image_id] for image_id in references]
-    extra: dict[str, dict[str, float]] = {}
-    if encoder is not None and embeddings is not None and "CLIPScore" in metrics:
-        of_texts = clip_scores_of_texts(encoder, embeddings, texts, list(references.values()))
-        for name, values in of_texts.items():
-            _add(scores, name, dict(zip(references, values.tolist(), strict=True)))
-            for domain, of_part in of_parts.items():
-                if domain != "overall":
-                    _add(of_part, name, {image_id: scores.per_image[name][image_id] for image_id in parts[domain]})
-    if "diversity" in metrics:
-        from prefixcap.metrics.diversity import Diversity
-
-        diversity = Diversity(training_captions)
-        diversity.update(texts)
-        extra["diversity"] = {name: float(value) for name, value in diversity.compute().items()}
-    if "perplexity" in metrics and not any(map(str.strip, texts)):
-        scores.missing["perplexity"] = "no caption has a word"
-    elif language_model is not None and "perplexity" in metrics:
-        from prefixcap.metrics.perplexity import Perplexity
-
-        perplexity = Perplexity(language_model)
-        with name_rows(references):
-            perplexity.update(texts)
-        extra["perplexity"] = {f"under {language_model.name}": float(perplexity.compute())}
-    humans = score_humans(references, of_references)
-    return Evaluation(captions, references, scores, humans, of_parts, extra, files or {})
-
-
-def how_to_score(metric: str) -> tuple[Sequence[str], Score]:
-    """The names of what a metric gives, and the function from sums of its statistics to that."""
-    return (SCORERS[metric].scores, SCORERS[metric].score) if metric in SCORERS else ((metric,), mean)
+    inputs = MetricInputs(embeddings, encoder, language_model, training_captions)
+    scored = score_parts(captions, references, parts, metrics, inputs)
+    scores, humans = scored["overall"], score_humans(references, metrics)
+    return Evaluation(captions, references, scores, humans, scored if parts else {}, dict(scores.figures), files or {})
 
 
 def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:
-    found: dict[str, tuple[float, float]] = {}
-    for metric, statistics in scores.statistics.items():
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, statistics in scores.statistics.items():
         if len(statistics) < 2:
             continue
-        names, score = how_to_score(metric)
-        bounds = confidence_interval(over_folds(score) if statistics.ndim == 3 else score, statistics).tolist()
-        found |= {name: (low, high) for name, (low, high) in zip(names, bounds, strict=True)}
-    return found
+        metric = METRICS[name]
+        score = over_folds(metric.score) if statistics.ndim == 3 else metric.score
+        bounds = confidence_interval(score, statistics).tolist()
+        intervals |= {name: (low, high) for name, (low, high) in zip(metric.scores, bounds, strict=True)}
+    return intervals
 
 
 def _finite(value: Any) -> Any:
@@ -275,10 +241,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _add(scores: Scores, name: str, of_images: dict[ImageId, float]) -> None:
-    """A score that is a mean over images."""
-    scores.statistics[name] = mean_of(list(of_images.values()))
-    scores.per_image[name] = of_images
-    scores.corpus[name] = float(np.mean(list(of_images.values())))

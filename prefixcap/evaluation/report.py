@@ -1,4 +1,4 @@
-"""How an evaluation looks: a table on the console, and one HTML page that opens from disk."""
+"""Shows an evaluation: as a table on the console, and as one HTML page that opens from disk."""
 
 import html
 import json
@@ -51,7 +51,7 @@ class CaptionedImage:
 def table(rows: Rows, intervals: Intervals | None = None) -> str:
     """Named rows of figures as a text table; a figure that a row lacks is a dash.
 
-    Below a row that has intervals stands half of the width of each.
+    Below a row with intervals, a second row has half of their widths.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines: dict[str, list[str]] = {"": columns}
@@ -89,7 +89,10 @@ def html_report(title: str, tables: Sequence[Table], images: Sequence[CaptionedI
         "data": json.dumps(_page_data(images), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    for name, text in parts.items():  # no "<" of a user's is left in them that could look like another part's place
+    for (
+        name,
+        text,
+    ) in parts.items():  # each "<" of a user is escaped in them, so that none looks like the mark of another part
         page = page.replace(f"<!--{name}-->", text)
     return page
 

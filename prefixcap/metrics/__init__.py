@@ -1,27 +1,35 @@
-"""Caption metrics: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr and SPICE as the COCO caption tools compute them."""
+"""Caption metrics: BLEU, METEOR, ROUGE-L, CIDEr and SPICE as the COCO caption tools compute them, and others.
 
+`METRICS` is the dictionary of all.
+"""
+
+from prefixcap import renamed
 from prefixcap.metrics.captions import (
-    SCORERS,
-    ImageId,
     Scores,
-    check_metrics,
     cider,
     cider_tells_nothing,
-    over_folds,
     score_captions,
     score_humans,
     score_parts,
 )
+from prefixcap.metrics.metric import ImageId, Metric, MetricInputs, MetricUnavailable, mean_of, over_folds
+from prefixcap.metrics.registry import METRICS, check_metrics
 
 __all__ = [
-    "SCORERS",
+    "METRICS",
     "ImageId",
+    "Metric",
+    "MetricInputs",
+    "MetricUnavailable",
     "Scores",
     "check_metrics",
     "cider",
     "cider_tells_nothing",
+    "mean_of",
     "over_folds",
     "score_captions",
     "score_humans",
     "score_parts",
 ]
+
+__getattr__ = renamed.attributes(__name__)

@@ -1,4 +1,4 @@
-"""What is computed from references alone is kept, so that it is not computed again for other captions of the images."""
+"""Keeps what depends on the references only, so that it is not computed again for other captions of the images."""
 
 import hashlib
 import json
@@ -22,19 +22,19 @@ _MOST_FILES = 20
 
 
 def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` returns, from a file in the user's cache if it was made before from the same content.
+    """What `make` returns, from a file in the user's cache if it was computed before from the same content.
 
-    The newest 20 files are kept. A damaged file is made again; where none can be written, nothing is kept.
+    The newest 20 files are kept. A damaged file is written again; where no file can be written, nothing is kept.
 
     Args:
-        kind: what it is, for the name of the file.
-        content: all that the result depends on, except for the code: whatever JSON can hold.
+        kind: begins the name of the file.
+        content: all that the result depends on, except for the code; anything that JSON can hold.
         make: computes named arrays.
     """
     digest = hashlib.sha256(_code() + json.dumps(content).encode()).hexdigest()
     try:
         file = user_cache() / "references" / f"{kind}-{digest[:32]}.npz"
-    except InputError:  # there is no place for files at all
+    except InputError:  # there is no cache folder
         return make()
     arrays = _read(file)
     if arrays is None:
@@ -45,7 +45,7 @@ def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
 
 
 def _read(file: Path) -> Arrays | None:
-    """None if there is no such file, or it is damaged."""
+    """The arrays in a file; None if there is no such file, or it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -59,7 +59,7 @@ def _read(file: Path) -> Arrays | None:
 def _write(file: Path, arrays: Arrays) -> None:
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
-    # Among them may be what a process left behind that was killed while it wrote.
+    # These may include files of a process that was killed while it was writing.
     newest_first = sorted(file.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in newest_first[_MOST_FILES:]:
         old.unlink(missing_ok=True)
@@ -67,10 +67,10 @@ def _write(file: Path, arrays: Arrays) -> None:
 
 @cache
 def _code() -> bytes:
-    """A digest of this package's code: results of other code are other results."""
+    """A digest of this package's code, on which the results depend."""
     return digest_of(file for pattern in ("*.py", "assets/*.class") for file in Path(__file__).parent.glob(pattern))
 
 
 def digest_of(files: Iterable[Path]) -> bytes:
-    """Of what is in them, whichever order they are named in."""
+    """A digest of the contents of files, which does not depend on their order."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).digest()

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefixcap.errors import InputError
 from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.cider import Cider
 from prefixcap.metrics.meteor import Meteor
+from prefixcap.metrics.metric import Metric
 from prefixcap.metrics.ptb import tokenize_corpus
 from prefixcap.metrics.references import tokenized_references
 from prefixcap.metrics.rouge import RougeL
-from prefixcap.metrics.scorer import Scorer
 from prefixcap.metrics.spice import Spice
 from prefixcap.metrics.texts import TextMetric, check_texts
 
@@ -24,26 +25,32 @@ class CaptionMetric(TextMetric):
     """Scores of all captions of all ranks against their references.
 
     The state is the texts in the order in which they were added, some 300 bytes an image with five references. Every
-    rank gathers those of all ranks, one rank's after the other's, tokenizes them in that order, as one text
+    rank gathers those of all ranks, rank by rank, tokenizes them in that order, as one text
     (`prefixcap.metrics.ptb`), and scores them.
 
     Args:
-        scorer: what scores them, e.g. `prefixcap.metrics.meteor.Meteor()`.
+        scorer: an entry of `prefixcap.metrics.METRICS` that reads tokenized captions and references and nothing else,
+            e.g. `prefixcap.metrics.meteor.Meteor()`.
         options: those of `torchmetrics.Metric`.
+
+    Raises:
+        InputError: the scorer needs more than captions and references.
     """
 
     higher_is_better = True
 
-    def __init__(self, scorer: Scorer, **options: Any) -> None:
+    def __init__(self, scorer: Metric, **options: Any) -> None:
         super().__init__(**options)
+        if getattr(scorer, "needs", ()) or not scorer.scores:
+            raise InputError(f"{scorer.name} does not score captions against references: give it to evaluate()")
         self.scorer = scorer
 
     def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add images: of each a caption, and its references, one or more; texts as people or models wrote them.
 
         Raises:
-            InputError: a text is no string, an image has no references, or there are references of more or fewer
-                images than there are captions.
+            InputError: a text is not a string, an image has no references, or the numbers of captions and of images
+                with references differ.
         """
         check_texts(captions, references)
         self._add((caption, *texts) for caption, texts in zip(captions, references, strict=True))
@@ -116,7 +123,7 @@ class ROUGEL(CaptionMetric):
 class CIDEr(CaptionMetric):
     """CIDEr, the CIDEr-D of Vedantam et al. (2015), 0 to 10; see `prefixcap.metrics.cider`.
 
-    Words weigh by how few of the images have them in their references: of one image alone it is 0.
+    Words are weighted by how few images have them in their references, so that the score of a single image is 0.
 
     Args:
         options: those of `torchmetrics.Metric`.

@@ -2,51 +2,50 @@
 
 The numbers are those of the COCO caption tools (pycocoevalcap), with their tokenizer, which reads captions in the order
 of their mapping, and references in the order of theirs, as one text each (`prefixcap.metrics.ptb`). BLEU, METEOR,
-ROUGE-L and SPICE lie between 0 and 1. CIDEr (CIDEr-D) has no upper bound. Papers usually print all of them times 100.
+ROUGE-L and SPICE lie between 0 and 1, CIDEr (CIDEr-D) between 0 and 10. Papers usually print all of them times 100.
+
+Shapes: n images; k statistics of an image; s scores of a metric; f folds (of people's captions).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefixcap.errors import InputError, listed
-from prefixcap.metrics.bleu import Bleu
+from prefixcap import renamed
+from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.cider import Cider, tells_nothing
+from prefixcap.metrics.checks import check_captions, check_embeddings, check_references, refuse
+from prefixcap.metrics.cider import tells_nothing
 from prefixcap.metrics.java import JavaPrograms
-from prefixcap.metrics.meteor import Meteor
+from prefixcap.metrics.metric import (
+    NO_INPUTS,
+    Captions,
+    ImageId,
+    Metric,
+    MetricInputs,
+    MetricUnavailable,
+    References,
+    Statistics,
+    over_folds,
+)
 from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.ptb import tokenize_corpus
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
-from prefixcap.metrics.rouge import RougeL
-from prefixcap.metrics.scorer import MetricUnavailable, Scorer
+from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics, select_metrics
 from prefixcap.metrics.scripts import has_unspaced
-from prefixcap.metrics.significance import Score
-from prefixcap.metrics.spice import Spice
 
-ImageId: TypeAlias = int | str
-# `Any` stands for ImageId: the key type of a Mapping is invariant, so that a dict[str, str] is no
-# Mapping[int | str, str].
-Captions: TypeAlias = Mapping[Any, str]
-References: TypeAlias = Mapping[Any, Sequence[str]]
-Statistics: TypeAlias = NDArray[np.float64]
-
-_SCORERS: tuple[Scorer, ...] = (Bleu(), Meteor(), RougeL(), Cider(), Spice())
-SCORERS = {scorer.name: scorer for scorer in _SCORERS}
-
-_IN_JAVA = {"METEOR", "SPICE"}  # they wait for other processes, which take some seconds to start
 _FEW = 100  # images: of so few, CIDEr's weights of words are chance
-_OF_ALL_IMAGES = {"CIDEr"}  # the statistics of an image depend on which others it is scored with
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by name: BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE, as far as asked for.
+    """Scores by name, e.g. BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L and CIDEr.
 
     ROUGE-L, CIDEr and SPICE of a corpus are the means over its images. BLEU and METEOR are not: they pool the counts of
     all images first.
@@ -56,9 +55,10 @@ class Scores:
         per_image: the scores of each image by itself, in the order of the references.
         missing: metrics that could not be computed: why, and what to do about it, in one line each.
         empty: images whose caption has no word.
-        notes: what else is to be said of the scores, one line each.
-        statistics: of each metric, in the order of the references. Of captions (images, k): `SCORERS[metric].score`
-            of their sum is the corpus score. Of people (images, folds, k + 1): `over_folds` of that is.
+        notes: what else a reader of the scores should know, one line each.
+        statistics: of each metric, in the order of the references. Of captions (n, k): `METRICS[metric].score`
+            of their sum is the corpus score. Of people (n, f, k + 1): `over_folds` of that is.
+        figures: of all captions together, e.g. `figures["diversity"]["Vocabulary"]`.
     """
 
     corpus: dict[str, float] = field(default_factory=dict)
@@ -67,90 +67,98 @@ class Scores:
     empty: tuple[ImageId, ...] = ()
     notes: tuple[str, ...] = ()
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def score_captions(captions: Captions, references: References, metrics: Sequence[str] = tuple(SCORERS)) -> Scores:
-    """Scores one caption per image against the references of that image.
+def score_captions(
+    captions: Captions,
+    references: References,
+    metrics: Sequence[str] = REFERENCE_METRICS,
+    inputs: MetricInputs = NO_INPUTS,
+) -> Scores:
+    """Score one caption per image against the references of that image.
 
     A metric that cannot be computed on this machine (METEOR and SPICE are Java programs) goes into `missing`, and the
     others are computed. An image whose caption has no word goes into `empty`.
 
-    Raises InputError if an image has a caption or references only, a list of references is empty, a caption is no
-    string, there is nothing to score, or a metric is unknown.
+    Args:
+        captions: one for each image.
+        references: of the same images.
+        metrics: names in `prefixcap.metrics.METRICS`.
+        inputs: what some metrics need besides; embeddings are in the order of `references`.
+
+    Raises:
+        InputError: an image has a caption but no references or the reverse, a list of references is empty, a caption is
+            not a string, there is nothing to score, or a metric is unknown or lacks what it needs.
+
+    Examples:
+        >>> references = {1: ["A dog runs.", "The dog is running"], 2: ["A cat asleep"]}
+        >>> scores = score_captions({1: "a dog runs", 2: "a dog"}, references, ["ROUGE-L", "CIDEr"])
+        >>> {name: round(score, 3) for name, score in scores.corpus.items()}
+        {'ROUGE-L': 0.693, 'CIDEr': 2.093}
+        >>> round(scores.per_image["ROUGE-L"][1], 3)
+        1.0
     """
-    check_metrics(metrics)
-    _check_captions(captions, references)
-    whole = _tokenized(captions, references)
-    statistics, missing = _run(metrics, lambda scorer: _statistics(scorer, [whole]))
-    return _scores_of_corpus(whole, statistics, missing)
+    return score_parts(captions, references, {}, metrics, inputs)["overall"]
 
 
 def score_parts(
     captions: Captions,
     references: References,
     parts: Mapping[str, Collection[ImageId]],
-    metrics: Sequence[str] = tuple(SCORERS),
+    metrics: Sequence[str] = REFERENCE_METRICS,
+    inputs: MetricInputs = NO_INPUTS,
 ) -> dict[str, Scores]:
-    """Scores of parts of a data set, such as the in-, near- and out-of-domain images of nocaps, and "overall" of all.
+    """Score parts of a data set, such as the in-, near- and out-of-domain images of nocaps, and "overall" all of it.
 
-    Each part gets the scores that the COCO tools give to it alone: CIDEr weighs words by the references of that part.
-    For a human row, give the references of a part to `score_humans`.
+    Each part gets the scores that the COCO tools give when they see nothing else: CIDEr weighs words by the references
+    of that part. `figures` are those of all images. For a human row, give the references of a part to `score_humans`.
 
     Args:
-        captions: one per image, of all parts.
+        captions: one for each image, of all parts.
         references: of the same images.
         parts: the images of each part, by its name; parts may overlap.
         metrics: as for `score_captions`.
+        inputs: likewise.
 
     Raises:
         InputError: as `score_captions` does, or a part is empty or has images that have no references.
     """
-    check_metrics(metrics)
-    _check_captions(captions, references)
+    check_metrics(metrics, [name for name, value in vars(inputs).items() if value is not None])
+    check_captions(captions, references)
     for name, members in parts.items():
         if not members:
             raise InputError(f"part {name!r} has no images: leave it out, or name its images")
         unknown = [image for image in members if image not in references]
-        _refuse(unknown, f"images of part {name!r} without references", "leave them out of the part")
-    whole = _tokenized(captions, references)
-    statistics, missing = _run(metrics, lambda scorer: _statistics(scorer, [whole]))
+        refuse(unknown, f"images of part {name!r} without references", "leave them out of the part")
+    chosen = select_metrics(metrics)
+    if any("embeddings" in metric.needs for metric in chosen.values()):
+        check_embeddings(inputs.embeddings, references)
+    everything = _tokenized(captions, references, replace(inputs, shared={}))
+    for_images = {name: metric for name, metric in chosen.items() if metric.scores}
+    statistics, missing = _run(for_images, lambda metric: [_statistics(metric, everything)])
+    for_corpus = {name: metric for name, metric in chosen.items() if not metric.scores}
+    figures, lacking = _run(for_corpus, lambda metric: _call(metric, metric.figures, everything))
     scores = {}
     for name, members in parts.items():
-        chosen = set(members)
+        chosen_images = set(members)
+        rows = [row for row, image in enumerate(references) if image in chosen_images]
         part = _tokenized(
-            {image: text for image, text in captions.items() if image in chosen},
-            {image: texts for image, texts in references.items() if image in chosen},
+            {image: text for image, text in captions.items() if image in chosen_images},
+            {everything.images[row]: everything.reference_texts[row] for row in rows},
+            inputs.select(rows),
         )
-        of_part = {
-            metric: [_statistics_of_part(SCORERS[metric], part, whole, of_whole)]
-            for metric, (of_whole,) in statistics.items()
+        part_statistics = {
+            metric: [_part_statistics(chosen[metric], part, everything, rows, array)]
+            for metric, (array,) in statistics.items()
         }
-        scores[name] = _scores_of_corpus(part, of_part, missing)
-    return scores | {"overall": _scores_of_corpus(whole, statistics, missing)}
+        scores[name] = _corpus_scores(part, chosen, part_statistics, missing)
+    overall = _corpus_scores(everything, chosen, statistics, missing | lacking)
+    return scores | {"overall": replace(overall, figures=figures)}
 
 
-def _statistics_of_part(scorer: Scorer, part: "_Fold", whole: "_Fold", of_whole: Statistics) -> Statistics:
-    """(images of the part, k); what the images have in common with the whole is not computed again."""
-    if scorer.name in _OF_ALL_IMAGES:
-        return scorer.statistics(part.captions, part.references)
-    rows = {image: row for row, image in enumerate(whole.images)}
-    own = [rows[image] for image in part.images]
-    statistics = of_whole[own]
-    # Where other texts follow, the tokenizer may read the end of a text otherwise.
-    other = [
-        place
-        for place, row in enumerate(own)
-        if part.captions[place] != whole.captions[row] or part.references[place] != whole.references[row]
-    ]
-    if other:
-        statistics[other] = scorer.statistics(
-            [part.captions[place] for place in other], [part.references[place] for place in other]
-        )
-    return statistics
-
-
-def score_humans(references: References, metrics: Sequence[str] = tuple(SCORERS)) -> Scores | None:
-    """Scores people as if they were a captioner: each reference against the others of its image.
+def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METRICS) -> Scores | None:
+    """Score people as if they were a captioner: each reference against the others of its image.
 
     Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is
     the mean over the folds, weighted by their numbers of images, so that every caption counts the same:
@@ -158,35 +166,50 @@ def score_humans(references: References, metrics: Sequence[str] = tuple(SCORERS)
     or seventh hardly count more. The score of an image is the mean over its captions. Note that people are
     compared with one reference less than a captioner is.
 
-    What depends on the references alone is computed once: see `prefixcap.metrics.cache`.
+    What depends on the references only is computed once: see `prefixcap.metrics.cache`.
 
-    None if no image has two references. Raises InputError as `score_captions` does.
+    Args:
+        references: the captions of each image.
+        metrics: names in `METRICS`. Those that need more than captions and references are left out.
+
+    Returns:
+        The scores; None if no image has two references.
+
+    Raises:
+        InputError: as `score_captions` does.
     """
     check_metrics(metrics)
-    _check_references(references)
+    check_references(references)
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
-    tokenized = tokenized_references(list(compared.values()))
+    written = list(compared.values())
+    tokenized = tokenized_references(written)
     folds = []
     for i in range(max(map(len, tokenized), default=0)):
-        of_fold = [(image, texts) for image, texts in zip(compared, tokenized, strict=True) if len(texts) > i]
+        rows = [row for row, texts in enumerate(tokenized) if len(texts) > i]
+        images = list(compared)
         folds.append(
             _Fold(
-                [image for image, _ in of_fold],
-                [texts[i] for _, texts in of_fold],
-                ReferenceTexts([*texts[:i], *texts[i + 1 :]] for _, texts in of_fold),
+                [images[row] for row in rows],
+                [tokenized[row][i] for row in rows],
+                ReferenceTexts(_without(tokenized[row], i) for row in rows),
+                [written[row][i] for row in rows],
+                [_without(written[row], i) for row in rows],
             )
         )
     if not folds:
         return None
 
-    def statistics_of_folds(scorer: Scorer) -> list[Statistics]:
-        def make() -> dict[str, Statistics]:
-            return {f"fold{i}": array for i, array in enumerate(_statistics(scorer, folds))}
+    def fold_statistics(metric: Metric) -> list[Statistics]:
+        def compute() -> dict[str, Statistics]:
+            return {f"fold{i}": array for i, array in enumerate(_fold_statistics(metric, folds))}
 
-        few = sum(map(len, tokenized)) < WORTH_A_FILE
-        return list((make() if few else cached(f"humans-{scorer.name}", tokenized, make)).values())
+        texts = list(tokenized) if metric.tokenized else list(map(list, written))
+        # A metric of somebody else's may change, and the cache would not know.
+        keep = sum(map(len, texts)) >= WORTH_A_FILE and type(metric).__module__.startswith("prefixcap.")
+        return list((cached(f"humans-{metric.name}", texts, compute) if keep else compute()).values())
 
-    return _scores(folds, *_run(metrics, statistics_of_folds))
+    chosen = {name: metric for name, metric in select_metrics(metrics).items() if metric.scores and not metric.needs}
+    return _scores(folds, chosen, *_run(chosen, fold_statistics))
 
 
 def cider_tells_nothing(references: References) -> bool:
@@ -195,66 +218,134 @@ def cider_tells_nothing(references: References) -> bool:
 
 
 def cider(captions: Captions, references: References) -> float:
-    """CIDEr of the corpus, for validation while training. Needs no Java; raises as `score_captions` does.
+    """CIDEr of the corpus, for validation during training. Needs no Java; raises as `score_captions` does.
 
     The weights of the words come from the references given here, so numbers from a part of a data set
-    compare with each other, not with those of the whole.
+    compare with each other, not with those of the complete set.
     """
     return score_captions(captions, references, ["CIDEr"]).corpus["CIDEr"]
 
 
-# ---- scoring -----------------------------------------------------------------------------------------
-
-
 class _Fold(NamedTuple):
-    """Images with a tokenized caption and tokenized references each."""
+    """Images with a caption and references each: tokenized, and as they were written."""
 
     images: list[ImageId]
     captions: list[str]
     references: ReferenceTexts
+    caption_texts: list[str]
+    reference_texts: list[Sequence[str]]
+    inputs: MetricInputs = NO_INPUTS
 
 
-def _tokenized(captions: Captions, references: References) -> _Fold:
+def _tokenized(captions: Captions, references: References, inputs: MetricInputs) -> _Fold:
     tokenized = dict(zip(captions, tokenize_corpus(captions.values()), strict=True))
-    texts = tokenized_references(list(references.values()))
-    return _Fold(list(references), [tokenized[image] for image in references], texts)
+    written = list(references.values())
+    return _Fold(
+        list(references),
+        [tokenized[image] for image in references],
+        tokenized_references(written),
+        [captions[image] for image in references],
+        written,
+        inputs,
+    )
+
+
+def _without(texts: Sequence[str], i: int) -> list[str]:
+    return [*texts[:i], *texts[i + 1 :]]
 
 
 def _run(
-    metrics: Sequence[str], statistics: Callable[[Scorer], list[Statistics]]
-) -> tuple[dict[str, list[Statistics]], dict[str, str]]:
-    """The statistics of each metric, and why there are none. Python computes while Java programs run."""
-    found, missing = {}, {}
+    metrics: Mapping[str, Metric], compute: Callable[[Metric], _Result]
+) -> tuple[dict[str, _Result], dict[str, str]]:
+    """What `compute` returns for each metric, and why some have nothing. Python computes while Java programs run."""
+
+    def attempt(metric: Metric) -> _Result | MetricUnavailable:
+        try:
+            return compute(metric)
+        except MetricUnavailable as reason:
+            return reason
+
+    in_java = {name: metric for name, metric in metrics.items() if metric.runs_java}
     programs = JavaPrograms()
-    with ThreadPoolExecutor(len(_IN_JAVA), initializer=programs.adopt) as threads, programs:
-        started = {metric: threads.submit(statistics, SCORERS[metric]) for metric in metrics if metric in _IN_JAVA}
-        ready = {metric: statistics(SCORERS[metric]) for metric in metrics if metric not in _IN_JAVA}
-        for metric in metrics:
-            try:
-                found[metric] = started[metric].result() if metric in started else ready[metric]
-            except MetricUnavailable as reason:
-                missing[metric] = str(reason)
-    return found, missing
+    with ThreadPoolExecutor(max(1, len(in_java)), initializer=programs.adopt) as threads, programs:
+        started = {name: threads.submit(attempt, metric) for name, metric in in_java.items()}
+        outcomes = {name: attempt(metric) for name, metric in metrics.items() if name not in started}
+        outcomes |= {name: future.result() for name, future in started.items()}
+    results, missing = {}, {}
+    for name in metrics:
+        outcome = outcomes[name]
+        if isinstance(outcome, MetricUnavailable):
+            missing[name] = str(outcome)
+        else:
+            results[name] = outcome
+    return results, missing
 
 
-def _statistics(scorer: Scorer, folds: Sequence[_Fold]) -> list[Statistics]:
-    """(images, k) for each fold."""
-    if scorer.name not in _IN_JAVA:
-        return [scorer.statistics(fold.captions, fold.references) for fold in folds]
-    captions = list(chain.from_iterable(fold.captions for fold in folds))
-    references = list(chain.from_iterable(fold.references for fold in folds))
-    return np.split(scorer.statistics(captions, references), np.cumsum([len(fold.images) for fold in folds])[:-1])
+def _call(metric: Metric, function: Callable[..., _Result], fold: _Fold) -> _Result:
+    """Call a metric's `statistics` or `figures`; mistakes in rows name the images."""
+    with name_rows(fold.images):
+        return function(*_texts(metric, fold), **fold.inputs.needed_by(metric))
 
 
-def _scores_of_corpus(fold: _Fold, statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
+def _texts(metric: Metric, fold: _Fold) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    return (fold.captions, fold.references) if metric.tokenized else (fold.caption_texts, fold.reference_texts)
+
+
+def _statistics(metric: Metric, fold: _Fold) -> Statistics:
+    """(n, k)"""
+    return _call(metric, metric.statistics, fold)
+
+
+def _fold_statistics(metric: Metric, folds: Sequence[_Fold]) -> list[Statistics]:
+    """(n, k) for each fold; Java starts once for all of them."""
+    if not metric.runs_java:
+        return [_statistics(metric, fold) for fold in folds]
+    columns = zip(*(_texts(metric, fold) for fold in folds), strict=True)
+    statistics = metric.statistics(*(list(chain.from_iterable(column)) for column in columns))
+    return np.split(statistics, np.cumsum([len(fold.images) for fold in folds])[:-1])
+
+
+def _part_statistics(
+    metric: Metric, part: _Fold, everything: _Fold, rows: Sequence[int], statistics: Statistics
+) -> Statistics:
+    """(n of the part, k); what the images have in common with everything is not computed again.
+
+    Args:
+        metric: that is computed.
+        part: some of the images.
+        everything: all of them.
+        rows: where those of the part are in `everything`.
+        statistics: of `everything`.
+    """
+    if metric.uses_all_images:
+        return _statistics(metric, part)
+    chosen = statistics[rows]
+    if not metric.tokenized:
+        return chosen
+    # Where other texts follow, the tokenizer may read the end of a text differently.
+    changed = [
+        i
+        for i, row in enumerate(rows)
+        if part.captions[i] != everything.captions[row] or part.references[i] != everything.references[row]
+    ]
+    if changed:
+        texts = ([column[i] for i in changed] for column in (part.captions, part.references))
+        chosen[changed] = metric.statistics(*texts, **part.inputs.select(changed).needed_by(metric))
+    return chosen
+
+
+def _corpus_scores(
+    fold: _Fold, metrics: Mapping[str, Metric], statistics: dict[str, list[Statistics]], missing: dict[str, str]
+) -> Scores:
     empty = tuple(image for image, caption in zip(fold.images, fold.captions, strict=True) if not caption)
-    of_metrics = {metric: array for metric, (array,) in statistics.items()}
-    scores = _scores([fold], statistics, missing)
-    return replace(scores, empty=empty, notes=tuple(_notes(fold, statistics)), statistics=of_metrics)
+    scores = _scores([fold], metrics, statistics, missing)
+    computed = {name: metric for name, metric in metrics.items() if name in statistics}
+    notes = tuple(_notes(fold, computed))
+    return replace(scores, empty=empty, notes=notes, statistics={name: array for name, (array,) in statistics.items()})
 
 
-def _notes(fold: _Fold, metrics: Collection[str]) -> Iterator[str]:
-    """Why some scores of a corpus say less than they seem to."""
+def _notes(fold: _Fold, metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """What limits the meaning of some scores of a corpus."""
     count = len(fold.images)
     if bare := [repr(image) for image, texts in zip(fold.images, fold.references, strict=True) if not any(texts)]:
         yield f"references have no word: {listed('image', bare)}"
@@ -266,107 +357,37 @@ def _notes(fold: _Fold, metrics: Collection[str]) -> Iterator[str]:
     elif "CIDEr" in metrics and count < _FEW:
         yield f"CIDEr weighs words by the references of these {count} images: it compares with no score of others"
     if any(map(has_unspaced, chain(fold.captions, chain.from_iterable(fold.references)))):
-        english = [metric for metric in ("METEOR", "SPICE") if metric in metrics]
+        english = [name for name, metric in metrics.items() if metric.english_only]
         limit = f"; {' and '.join(english)} know{'s' * (len(english) == 1)} English only" if english else ""
         yield f"scripts without spaces are scored character by character, not word by word{limit}"
 
 
-def over_folds(score: Score) -> Score:
-    """The mean of the scores of folds, weighted by their numbers of images.
-
-    Returns:
-        A function from (..., folds, k + 1) sums over images to (..., scores). The last of the k + 1 columns is how many
-        images the fold has.
-    """
-
-    def mean_of_folds(totals: Statistics) -> Statistics:
-        sizes = totals[..., -1:]
-        with np.errstate(invalid="ignore"):  # a sample of the bootstrap may have no image of a small fold
-            of_folds = np.where(sizes > 0, score(totals[..., :-1]), 0)
-        mean: Statistics = (of_folds * sizes).sum(axis=-2) / sizes.sum(axis=-2)
-        return mean
-
-    return mean_of_folds
-
-
-def _scores(folds: Sequence[_Fold], statistics: dict[str, list[Statistics]], missing: dict[str, str]) -> Scores:
-    """Means over folds; the first has all images."""
+def _scores(
+    folds: Sequence[_Fold],
+    metrics: Mapping[str, Metric],
+    statistics: dict[str, list[Statistics]],
+    missing: dict[str, str],
+) -> Scores:
+    """Means over folds; the first fold has all images."""
     scores = Scores(missing=dict(missing))
     images = folds[0].images
     numbers = {image: number for number, image in enumerate(images)}
     rows = [np.array([numbers[image] for image in fold.images]) for fold in folds]
-    of_captions = np.concatenate(rows)
-    for metric, of_folds in statistics.items():
-        scorer = SCORERS[metric]
-        of_images = np.zeros((len(images), len(folds), of_folds[0].shape[1] + 1))
-        for fold, (own, array) in enumerate(zip(rows, of_folds, strict=True)):
-            of_images[own, fold] = np.insert(array, array.shape[1], 1, axis=1)
-        scores.statistics[metric] = of_images
-        corpus = over_folds(scorer.score)(of_images.sum(axis=0))
-        per_caption = np.concatenate([scorer.score(array) for array in of_folds])
-        for name, score, column in zip(scorer.scores, corpus, per_caption.T, strict=True):
-            scores.corpus[name] = float(score)
-            per_image = np.bincount(of_captions, column) / np.bincount(of_captions)
-            scores.per_image[name] = dict(zip(images, per_image.tolist(), strict=True))
+    caption_image = np.concatenate(rows)  # (captions of all folds,) the image of each
+    for name, arrays in statistics.items():
+        metric = metrics[name]
+        # (n, f, k + 1); an image that a fold lacks has zeros there
+        by_image = np.zeros((len(images), len(folds), arrays[0].shape[1] + 1))
+        for fold, (own, array) in enumerate(zip(rows, arrays, strict=True)):
+            by_image[own, fold] = np.insert(array, array.shape[1], 1, axis=1)
+        scores.statistics[name] = by_image
+        corpus = over_folds(metric.score)(by_image.sum(axis=0))  # (s,)
+        caption_scores = np.concatenate([metric.score(array) for array in arrays])  # (captions of all folds, s)
+        for score_name, score, column in zip(metric.scores, corpus, caption_scores.T, strict=True):
+            scores.corpus[score_name] = float(score)
+            per_image = np.bincount(caption_image, column) / np.bincount(caption_image)
+            scores.per_image[score_name] = dict(zip(images, per_image.tolist(), strict=True))
     return scores
 
 
-# ---- checks ------------------------------------------------------------------------------------------
-
-
-def check_metrics(metrics: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Refuse names of metrics that are neither in `SCORERS` nor among `others`."""
-    known = (*SCORERS, *others)
-    if unknown := [metric for metric in metrics if metric not in known]:
-        raise InputError(f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
-
-
-def _check_captions(captions: Captions, references: References) -> None:
-    _check_references(references)
-    if not references and not captions:
-        raise InputError("there are no captions to score")
-    _check_kind_of_ids(captions, references)
-    _refuse(
-        [i for i in captions if i not in references],
-        "images with a caption but no references",
-        "leave these captions out",
-    )
-    _refuse([i for i in references if i not in captions], "images with references but no caption", "caption these, too")
-    _refuse(
-        [i for i, text in captions.items() if not isinstance(text, str)],
-        "captions that are no strings",
-        "give one each",
-    )
-
-
-def _check_kind_of_ids(captions: Captions, references: References) -> None:
-    """Tell 1 from "1", which look alike in a list of ids."""
-    alike = {str(image): image for image in references}
-    for image in captions:
-        if image not in references and str(image) in alike:
-            raise InputError(
-                f"the captions have an image {image!r}, the references an image {alike[str(image)]!r}: write ids as "
-                "numbers in both or as texts in both"
-            )
-
-
-def _check_references(references: References) -> None:
-    _refuse(
-        [i for i, texts in references.items() if isinstance(texts, str)],
-        "images with a string where a list of references belongs",
-        "put it into a list",
-    )
-    _refuse(
-        [i for i, texts in references.items() if not texts], "images with an empty list of references", "leave them out"
-    )
-    _refuse(
-        [i for i, texts in references.items() if not all(isinstance(text, str) for text in texts)],
-        "images with a reference that is no string",
-        "mend these references",
-    )
-
-
-def _refuse(images: Sequence[ImageId], problem: str, remedy: str) -> None:
-    if images:
-        named = ", ".join(map(repr, images[:5])) + (", ..." if len(images) > 5 else "")
-        raise InputError(f"{problem} ({len(images)}): {named}; {remedy}")
+__getattr__ = renamed.attributes(__name__)

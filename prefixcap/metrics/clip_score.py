@@ -1,10 +1,12 @@
-"""CLIPScore and RefCLIPScore: how near a caption is to its image, and to its references, in the space of a CLIP.
+"""CLIPScore and RefCLIPScore: how close a caption is to its image, and to its references, in the space of a CLIP.
 
 Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", EMNLP 2021. The published figures
 are those of `clip:ViT-B/32`; scores under different encoders do not compare.
 
-In the paper, captions and references are embedded behind the words "A photo depicts" (`PROMPT`). `clip_scores_of_texts`
-puts them there; who embeds captions otherwise writes `encoder.encode_texts([f"{PROMPT} {caption}"])`.
+In the paper, captions and references are embedded after the words "A photo depicts" (`PROMPT`). `clip_scores_of_texts`
+does that; where you embed captions yourself, write `encoder.encode_texts([f"{PROMPT} {caption}"])`.
+
+Shapes: n images; r references of an image; d the width of an embedding.
 """
 
 import math
@@ -28,8 +30,8 @@ def clip_score(images: Tensor, captions: Tensor) -> Tensor:
     """2.5 · max(cos(image, caption), 0): section 3 of the paper.
 
     Args:
-        images: (n, dim) embeddings of images, as an encoder gives them; they need not be normalised.
-        captions: (n, dim) embeddings of their captions, by the same encoder.
+        images: (n, d) embeddings of images, as an encoder gives them; they need not be normalised.
+        captions: (n, d) embeddings of their captions, by the same encoder.
 
     Returns:
         (n,) scores between 0 and 2.5, in float32 (float64 if the embeddings are).
@@ -47,15 +49,15 @@ def clip_score(images: Tensor, captions: Tensor) -> Tensor:
 
 
 def ref_clip_score(images: Tensor, captions: Tensor, references: Sequence[Tensor] | Tensor) -> Tensor:
-    """Harmonic mean of `clip_score` and max(max over references of cos(caption, reference), 0).
+    """Harmonic mean of `clip_score` and max(max over references of cos(caption, reference), 0): section 3 of the paper.
 
     Args:
-        images: (n, dim) embeddings of images.
-        captions: (n, dim) embeddings of their captions.
-        references: (n, r, dim) embeddings of their references, or n tensors (r_i, dim) with r_i ≥ 1.
+        images: (n, d) embeddings of images.
+        captions: (n, d) embeddings of their captions.
+        references: (n, r, d) embeddings of their references, or n tensors (r_i, d) with r_i ≥ 1.
 
     Returns:
-        (n,) scores; 0 where either part is 0. In float32 (float64 if the embeddings are).
+        (n,) scores between 0 and 1.43; 0 where either part is 0. In float32 (float64 if the embeddings are).
 
     Raises:
         InputError: as `clip_score`, or an image has no references, or these are of another shape.
@@ -70,21 +72,21 @@ def ref_clip_score(images: Tensor, captions: Tensor, references: Sequence[Tensor
         raise InputError(
             f"{len(captions)} caption embeddings, but references of {len(references)} images: give as many"
         )
-    text_part = torch.zeros_like(image_part)
-    for row, (caption, of_image) in enumerate(zip(_unit(captions, "caption embeddings"), references, strict=True)):
-        if of_image.ndim != 2 or of_image.shape[0] == 0 or of_image.shape[1] != len(caption):
+    text_part = torch.zeros_like(image_part)  # (n,)
+    for row, (caption, own) in enumerate(zip(_unit(captions, "caption embeddings"), references, strict=True)):
+        if own.ndim != 2 or own.shape[0] == 0 or own.shape[1] != len(caption):
             raise InputError(
-                f"the reference embeddings of row {row} have shape {tuple(of_image.shape)}: "
+                f"the reference embeddings of row {row} have shape {tuple(own.shape)}: "
                 f"give (references, {len(caption)}), with at least one reference"
             )
-        cosines = (_unit(of_image, f"reference embeddings of row {row}") * caption).sum(dim=-1)
+        cosines = (_unit(own, f"reference embeddings of row {row}") * caption).sum(dim=-1)  # (r,)
         text_part[row] = cosines.max().clamp(min=0)
     total = image_part + text_part
     return 2 * image_part * text_part / torch.where(total > 0, total, 1)
 
 
 class _MeanOverImages(Metric):
-    """Scores of images, gathered from all ranks; their mean."""
+    """The mean of scores of images, which are gathered from all ranks."""
 
     full_state_update = False
     higher_is_better = True
@@ -116,7 +118,7 @@ class _MeanOverImages(Metric):
 class CLIPScore(_MeanOverImages):
     """Mean of `clip_score` over images (Hessel et al., 2021), between 0 and 2.5.
 
-    Embeddings come from any encoder of `prefixcap.encoders`, as it gives them, captions behind `PROMPT`.
+    Embeddings come from any encoder of `prefixcap.encoders`, as it gives them, captions after `PROMPT`.
 
     Args:
         options: those of `torchmetrics.Metric`.
@@ -131,14 +133,14 @@ class CLIPScore(_MeanOverImages):
     """
 
     def update(self, images: Tensor, captions: Tensor) -> None:
-        """Add images: (n, dim) embeddings, and those of their captions. Raises as `clip_score`."""
+        """Add images: their (n, d) embeddings, and those of their captions. Raises as `clip_score`."""
         self._add(clip_score(images.to(self.device), captions.to(self.device)))
 
 
 class RefCLIPScore(_MeanOverImages):
     """Mean of `ref_clip_score` over images (Hessel et al., 2021).
 
-    Embeddings come from any encoder of `prefixcap.encoders`, as it gives them, captions and references behind `PROMPT`.
+    Embeddings come from any encoder of `prefixcap.encoders`, as it gives them, captions and references after `PROMPT`.
 
     Args:
         options: those of `torchmetrics.Metric`.
@@ -152,8 +154,8 @@ class RefCLIPScore(_MeanOverImages):
     """
 
     def update(self, images: Tensor, captions: Tensor, references: Sequence[Tensor] | Tensor) -> None:
-        """Add images: (n, dim) embeddings, those of their captions and references. Raises as `ref_clip_score`."""
-        moved = [of_image.to(self.device) for of_image in references]
+        """Add images: their (n, d) embeddings, those of captions and references. Raises as `ref_clip_score`."""
+        moved = [embeddings.to(self.device) for embeddings in references]
         self._add(ref_clip_score(images.to(self.device), captions.to(self.device), moved))
 
 
@@ -164,16 +166,16 @@ def clip_scores_of_texts(
     references: Sequence[Sequence[str]] | None = None,
     batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """Per image the CLIPScore of its caption and, with references, the RefCLIPScore.
+    """For each image the CLIPScore of its caption and, with references, the RefCLIPScore.
 
-    Texts go behind `PROMPT`; what exceeds the encoder's context (77 tokens of OpenAI's CLIP) is cut. Not more than
-    the embeddings of a batch of images and their texts are held at a time.
+    Texts are embedded after `PROMPT`; what exceeds the encoder's context (77 tokens of OpenAI's CLIP) is cut. Only the
+    embeddings of one batch of images and their texts are held at a time.
 
     Args:
         encoder: the one that made `images`.
-        images: (n, dim) embeddings, on any device.
-        captions: one an image.
-        references: one or more an image.
+        images: (n, d) embeddings, on any device.
+        captions: one for each image.
+        references: one or more for each image.
         batch_size: images whose texts are held together, and texts that are embedded together.
 
     Returns:
@@ -185,37 +187,39 @@ def clip_scores_of_texts(
     Examples:
         >>> from prefixcap.encoders import load_encoder
         >>> encoder = load_encoder("demo")
-        >>> images = encoder.encode_texts(["a red circle", "a blue square"])  # for want of pictures
+        >>> images = encoder.encode_texts(["a red circle", "a blue square"])  # in place of pictures
         >>> scores = clip_scores_of_texts(encoder, images, ["a red circle"] * 2, [["a red ring"], ["a blue box"]])
-        >>> {name: bool(of[0] > of[1]) for name, of in scores.items()}
+        >>> {name: bool(score[0] > score[1]) for name, score in scores.items()}
         {'CLIPScore': True, 'RefCLIPScore': True}
     """
     check_texts(captions, references)
     if not len(captions) or len(captions) != len(images):
         raise InputError(f"{len(images)} image embeddings, {len(captions)} captions: give as many, at least one")
-    require_directions(images)  # here, because a batch has row numbers of its own
+    require_directions(images)  # here, where row numbers are those of all images
     names = ["CLIPScore"] if references is None else ["CLIPScore", "RefCLIPScore"]
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
-        of_images = images[batch].to(encoder.device)
-        of_captions = _embed(encoder, captions[batch], batch_size)
-        scores["CLIPScore"].append(clip_score(of_images, of_captions).float().cpu())
+        image_embeddings = images[batch].to(encoder.device)
+        caption_embeddings = _embed(encoder, captions[batch], batch_size)
+        scores["CLIPScore"].append(clip_score(image_embeddings, caption_embeddings).float().cpu())
         if references is not None:
-            texts = references[batch]
-            embedded = _embed(encoder, [text for of_image in texts for text in of_image], batch_size)
-            of_references = torch.split(embedded, [len(of_image) for of_image in texts])
-            scores["RefCLIPScore"].append(ref_clip_score(of_images, of_captions, of_references).float().cpu())
+            # The references of all images of the batch are embedded together, and split by image again.
+            groups = references[batch]
+            embedded = _embed(encoder, [text for texts in groups for text in texts], batch_size)
+            reference_embeddings = torch.split(embedded, [len(texts) for texts in groups])
+            ref_scores = ref_clip_score(image_embeddings, caption_embeddings, reference_embeddings)
+            scores["RefCLIPScore"].append(ref_scores.float().cpu())
     return {name: torch.cat(batches) for name, batches in scores.items()}
 
 
 def require_directions(images: Tensor) -> None:
-    """Refuse (n, dim) embeddings of images that no score can come from: RowsError if one is NaN, infinite or zero."""
+    """Refuse (n, d) embeddings of images that have no direction: RowsError if one is NaN, infinite or all zero."""
     _norms(images, "image embeddings")
 
 
 def _embed(encoder: Encoder, texts: Sequence[str], batch_size: int) -> Tensor:
-    """(n, dim) embeddings of texts behind the prompt."""
+    """(n, d) embeddings of texts after the prompt."""
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # so that batches have little padding
     embedded = [
         encoder.encode_texts([f"{PROMPT} {texts[row]}" for row in by_length[start : start + batch_size]])
@@ -237,12 +241,12 @@ def _check_pairs(images: Tensor, captions: Tensor) -> None:
 
 
 def _unit(embeddings: Tensor, what: str) -> Tensor:
-    """(n, dim) embeddings of any length -> of length 1, in float32 or float64."""
+    """(n, d) embeddings of any length -> of length 1, in float32 or float64."""
     return embeddings / _norms(embeddings, what)
 
 
 def _norms(embeddings: Tensor, what: str) -> Tensor:
-    """(n, dim) -> (n, 1) in float32 or float64; refuses embeddings that have no direction."""
+    """(n, d) -> (n, 1) in float32 or float64; refuses embeddings that have no direction."""
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=dtype)
     bad = [row for row, norm in enumerate(norms.flatten().tolist()) if not 0 < norm < math.inf]

@@ -1,4 +1,4 @@
-"""Diversity of captions: whether a captioner says many things or the same few again and again.
+"""Diversity of captions: whether a captioner says many different things or repeats a few.
 
 Vocabulary and novelty are those of table 1 of Tewel et al., "ZeroCap: Zero-Shot Image-to-Text Generation for
 Visual-Semantic Arithmetic", CVPR 2022; distinct n-grams are those of Li et al., "A Diversity-Promoting Objective
@@ -35,9 +35,9 @@ def diversity(captions: Sequence[str]) -> dict[str, float]:
         >>> diversity(["a dog runs", "a dog"])
         {'Vocabulary': 3.0, 'Distinct-1': 0.6, 'Distinct-2': 0.6666666666666666, 'Length': 2.5}
     """
-    captions_words = [caption.split(" ") if caption else [] for caption in captions]
-    words = [word for of_caption in captions_words for word in of_caption]
-    pairs = [pair for of_caption in captions_words for pair in pairwise(of_caption)]
+    split = [caption.split(" ") if caption else [] for caption in captions]
+    words = [word for caption_words in split for word in caption_words]
+    pairs = [pair for caption_words in split for pair in pairwise(caption_words)]
     return {
         "Vocabulary": float(len(set(words))),
         "Distinct-1": len(set(words)) / max(len(words), 1),
@@ -53,7 +53,7 @@ class Diversity(TextMetric):
     another one. The state is the captions, some 50 bytes each; of a training caption 8 bytes are kept.
 
     Args:
-        training_captions: what the captioner learned from; without them there is no novelty.
+        training_captions: what the captioner was trained on; without them there is no novelty.
         options: those of `torchmetrics.Metric`.
 
     Examples:
@@ -68,7 +68,7 @@ class Diversity(TextMetric):
         self._training = None if training_captions is None else np.unique(_digests(map(tokenize, training_captions)))
 
     def update(self, captions: Sequence[str]) -> None:
-        """Add captions. Raises InputError if one is no string."""
+        """Add captions. Raises InputError if one is not a string."""
         check_texts(captions)
         self._add([tokenize(caption)] for caption in captions)
 
@@ -87,6 +87,6 @@ class Diversity(TextMetric):
 
 
 def _digests(captions: Iterable[str]) -> NDArray[np.uint64]:
-    """64 bits of each caption: a new one is taken for one of n known ones with a chance of n / 2^64."""
+    """64 bits of each caption: a new caption is mistaken for one of n known ones with probability n / 2^64."""
     digests = (blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest() for caption in captions)
     return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64)

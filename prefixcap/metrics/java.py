@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from prefixcap.metrics.scorer import MetricUnavailable
+from prefixcap.metrics.metric import MetricUnavailable
 
-ASSETS = Path(__file__).parent / "assets"  # our own classes, beside their source
+ASSETS = Path(__file__).parent / "assets"  # our own classes, compiled (a JRE has no compiler), beside their source
 
 
 def tools_folder(metric: str) -> Path:
@@ -26,10 +26,10 @@ def tools_folder(metric: str) -> Path:
 
 
 class JavaPrograms:
-    """Java processes that end with a block, whatever ends it: an error, Ctrl-C, SIGTERM or SIGHUP.
+    """Java processes that end with a `with` block, also where an error, Ctrl-C, SIGTERM or SIGHUP ends it.
 
-    Python waits for its threads, so that without this the one that waits for Java would hold up the others; and a
-    process that SIGTERM ends leaves the processes that it started behind.
+    Python waits for its threads: without this, the thread that waits for Java would delay the end of the program; and
+    when SIGTERM ends a process, the processes that it started go on running.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ _thread = threading.local()
 
 
 def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
-    """What a Java program prints for a text, in a process that is gone afterwards, whatever happens.
+    """What a Java program prints for a text; its process is gone afterwards, also after an error.
 
     Raises:
         MetricUnavailable: there is no Java, or the program ends with an error.
@@ -94,7 +94,7 @@ def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
             f"{metric} needs Java (any version from 8): install a JRE, e.g. default-jre-headless, and score again"
         )
     command = [java, "-XX:-UsePerfData", *arguments]  # which would write to the temporary folder
-    source = text.encode(errors="replace")  # half a surrogate pair is no text in UTF-8
+    source = text.encode(errors="replace")  # half a surrogate pair cannot be encoded
     try:
         if programs := getattr(_thread, "programs", None):
             done = programs.run(command, source)
@@ -104,7 +104,7 @@ def run_java(metric: str, arguments: Sequence[str], text: str) -> str:
     except OSError as error:
         raise failure(metric, str(error)) from error
     if done.returncode != 0:
-        errors = (done.stdout + b"\n" + done.stderr).decode(errors="replace")  # some are told on the standard output
+        errors = (done.stdout + b"\n" + done.stderr).decode(errors="replace")  # some are printed to the standard output
         raise failure(metric, _complaint(errors) or f"exit status {done.returncode}", errors)
     return str(done.stdout.decode(errors="replace"))
 
@@ -114,7 +114,7 @@ def temporary_folder(metric: str) -> Iterator[Path]:
     """A folder for the files of a Java program, removed afterwards.
 
     Raises:
-        MetricUnavailable: there is no place for temporary files, or it is full.
+        MetricUnavailable: there is no folder for temporary files, or it is full.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="prefixcap-") as folder:
@@ -149,7 +149,7 @@ def _no_temporary_files(metric: str, reason: str) -> MetricUnavailable:
 
 
 def _complaint(errors: str) -> str:
-    """What a program complained about last, without the places that Java names after it, and what Java always says."""
+    """The last line of errors, without stack traces and without lines that Java prints for any error."""
     always = ("Picked up ", "NOTE: Picked up ", "Error: Could not create the Java", "Error: A fatal exception has occ")
     lines = [line for line in errors.splitlines() if line and not line[0].isspace() and not line.startswith(always)]
     return "".join(lines[-1:])

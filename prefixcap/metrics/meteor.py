@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
+from prefixcap.metrics.metric import Metric, Statistics
 from prefixcap.metrics.paraphrases import paraphrases_of
 from prefixcap.utils.hardware import memory_bytes
 
@@ -21,22 +21,29 @@ _CHUNKS = 20
 _MOST_HEAP = 2 << 30  # what the COCO tools ask for
 
 
-class Meteor:
-    """METEOR 1.5. The statistics of an image are the counts of the alignment with its best reference.
+class Meteor(Metric):
+    """METEOR 1.5, 0 to 1. The statistics of an image are the counts of the alignment with its best reference.
 
     They are (columns): 0, 1: words of caption and reference; 2, 3: function words of both; then for exact, stem,
     synonym and paraphrase matches: content words of caption and reference, function words of both; 20: chunks;
     21, 22: matched words of both.
+
+    Examples:
+        >>> statistics = Meteor().statistics(["a dog runs"], [["the dog runs", "a cat"]])  # doctest: +SKIP
+        >>> statistics.shape  # doctest: +SKIP
+        (1, 23)
     """
 
     name = "METEOR"
-    scores: tuple[str, ...] = ("METEOR",)
+    scores = ("METEOR",)
+    runs_java = True
+    english_only = True
 
-    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        """(images, 23) counts; see `prefixcap.metrics.scorer.Scorer`."""
+    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+        """(n, 23) counts; see `prefixcap.metrics.Metric`."""
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
         classes = os.pathsep.join(map(str, (ASSETS, tools_folder("meteor") / "meteor-1.5.jar")))
-        # So short a run does not repay the better of Java's two compilers: it takes half of the time.
+        # Java's faster compiler only: for so short a run the other takes longer than it saves.
         heap = f"-Xmx{min(_MOST_HEAP, memory_bytes() // 2)}"
         java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", heap, "-cp", classes, "MeteorStatistics"]
         with paraphrases_of(captions, references) as table:
@@ -51,7 +58,7 @@ class Meteor:
         counts[(matches == counts[:, :2]).all(1) & (counts[:, _CHUNKS] == 1), _CHUNKS] = 0
         return counts
 
-    def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score(self, totals: Statistics) -> Statistics:
         """(..., 23) sums of counts -> (..., 1): equations 1 to 4 of section 2 of the paper."""
         delta = np.array([_DELTA, 1 - _DELTA])  # weights of content and function words
         lengths, function_words = totals[..., 0:2], totals[..., 2:4]

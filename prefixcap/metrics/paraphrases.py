@@ -1,8 +1,8 @@
 """The part of METEOR's table of paraphrases that given captions and references can use.
 
 The table has five million pairs of phrases, and reading them takes METEOR's Java program longer than scoring some
-thousand captions. A pair can only match where one of its phrases stands in a caption and the other in a reference, so
-that a table without the others gives the same scores.
+thousand captions. A pair can only match where one of its phrases occurs in a caption and the other in a reference, so
+that a table without the other pairs gives the same scores.
 """
 
 import re
@@ -30,23 +30,23 @@ def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]])
         MetricUnavailable: there is no Java, it cannot read the table, or there is no room for temporary files.
     """
     with temporary_folder("METEOR") as folder:
-        of_references, of_both = folder / "of_references", folder / "paraphrase-en.gz"
+        reference_table, table = folder / "references", folder / "paraphrase-en.gz"
 
         def search() -> dict[str, np.ndarray]:
-            whole = tools_folder("meteor") / "data" / "paraphrase-en.gz"
-            _keep_phrases_of(chain.from_iterable(references), whole, of_references)
-            return {"table": np.fromfile(of_references, np.uint8)}
+            full_table = tools_folder("meteor") / "data" / "paraphrase-en.gz"
+            _keep_phrases_of(chain.from_iterable(references), full_table, reference_table)
+            return {"table": np.fromfile(reference_table, np.uint8)}
 
         content = [list(texts) for texts in references]
         few = sum(map(len, content)) < WORTH_A_FILE
-        found = search() if few else cached("paraphrases", content, search)
-        of_references.write_bytes(found["table"].tobytes())
-        _keep_phrases_of(captions, of_references, of_both)
-        yield of_both
+        pairs = search() if few else cached("paraphrases", content, search)
+        reference_table.write_bytes(pairs["table"].tobytes())
+        _keep_phrases_of(captions, reference_table, table)
+        yield table
 
 
 def _keep_phrases_of(texts: Iterable[str], table: Path, kept: Path) -> None:
-    """Write the pairs of a table of which a phrase stands in one of the texts."""
+    """Write those pairs of a table that have a phrase which occurs in one of the texts."""
     lines = "".join(f"{form}\n" for text in texts for form in _forms(text))
     options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(table), str(kept)]
     run_java("METEOR", options, lines)

@@ -1,4 +1,4 @@
-"""Perplexity of captions under a language model: how fluent they are, whatever they are about.
+"""Perplexity of captions under a language model: how fluent they are, regardless of the image.
 
 Jelinek et al., "Perplexity: a measure of the difficulty of speech recognition tasks", 1977. ZeroCap (Tewel et al., CVPR
 2022, supplement E) reports it under GPT-Neo. Figures under different language models do not compare, because tokens
@@ -27,8 +27,8 @@ _PADDING = -100
 def negative_log_likelihood(language_model: LanguageModel, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """-log p(caption) under a language model, and the number of tokens that it is a sum over.
 
-    A caption stands as a text of its own: its first token is conditioned on the begin token (on the end token, where
-    the tokenizer has no begin token; GPT-2 has one token for both). The end token behind the caption does not count.
+    Each caption is a text by itself: its first token is conditioned on the begin token (on the end token, where
+    the tokenizer has no begin token; GPT-2 has one token for both). The end token after the caption does not count.
     Captions are read as they are, with case and punctuation, by length, at most 1,024 positions at a time or one
     caption.
 
@@ -41,7 +41,7 @@ def negative_log_likelihood(language_model: LanguageModel, captions: Sequence[st
         `(nats / tokens).exp()`, that of all `(nats.sum() / tokens.sum()).exp()`.
 
     Raises:
-        InputError: a caption is no string, or longer than the language model's context.
+        InputError: a caption is not a string, or longer than the language model's context.
 
     Examples:
         >>> from prefixcap.language import load_language_model
@@ -91,7 +91,7 @@ def _read(language_model: LanguageModel, captions: list[list[int]]) -> Tensor:
         begin = language_model.eos_token_id
     padded = pad_sequence([torch.tensor(caption) for caption in captions], batch_first=True, padding_value=_PADDING)
     targets = padded.to(next(language_model.parameters()).device)  # (batch, length)
-    # Padding is behind a caption, where a causal model does not see it: any token will do.
+    # Padding follows a caption, where a causal model does not see it: any token will do.
     context = F.pad(targets[:, :-1].clamp(min=0), (1, 0), value=begin)
     logits = language_model(language_model.embed(context), last=targets.shape[1])  # (batch, length, vocabulary)
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=_PADDING, reduction="none")

@@ -8,16 +8,16 @@ The Java program is a lexer made of rules. At each position of the text the rule
 gives the next token; where two match the same length, the first does. Some rules also ask for what
 follows the token; that context counts for the length, but is left for the next token. `_RULES` is that
 list of rules. Most captions need none of it: they are words of letters with spaces between them, which
-`_PLAIN_CAPTION` takes at once, and `_PLAIN_WORD` one by one where something else stands among them.
+`_PLAIN_CAPTION` matches at once, and `_PLAIN_WORD` one by one where there is something else among them.
 
 The COCO tools write all captions into one file, a caption a line, and the lexer reads on past the end of a line: the
 first word of the next caption can decide whether "plan b." ends in "b" or "b.". `tokenize_corpus` therefore reads its
-captions as one text, too. `tokenize` reads one caption alone, as if a caption followed that begins with "A".
+captions as one text, too. `tokenize` reads a single caption, as if a caption followed that begins with "A".
 
 Three things differ on purpose. Characters that Java takes for the end of a line (a form feed, say) are spaces here,
 while there they shift all captions that follow. Letters that entered Unicode after version 6.1 are letters here, and
 are dropped there. Scripts that are written without spaces are split into characters (`prefixcap.metrics.scripts`),
-while there a whole clause is one word.
+while there an entire clause is one word.
 """
 
 import re
@@ -106,10 +106,10 @@ def _next_token(text: str, start: int) -> tuple[str, int]:
     """The token of the rule that matches longest ("" for what is dropped), and where it ends."""
     longest, end = start, start + 1
     rewrite: _Rewrite = _drop
-    for pattern, of_rule in _compiled_rules():
+    for pattern, rule_rewrite in _compiled_rules():
         match = pattern.match(text, start)
         if match and match.end() > longest:
-            longest, end, rewrite = match.end(), match.end("token"), of_rule
+            longest, end, rewrite = match.end(), match.end("token"), rule_rewrite
     return rewrite(text[start:end]).lower(), end
 
 

@@ -1,4 +1,4 @@
-"""Tokenized references of images and their n-grams, made once for the same references."""
+"""Tokenized references of images and their n-grams, computed once for the same references."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, pairwise
@@ -27,7 +27,7 @@ def _tokenized(references: Sequence[Sequence[str]]) -> ReferenceTexts:
 
 
 def _grouped(texts: Sequence[str], counts: Iterable[int]) -> ReferenceTexts:
-    """Texts of all images, by image: each has as many as `counts` says."""
+    """Texts of all images, grouped by image; `counts` are the numbers of texts."""
     return ReferenceTexts(texts[start:end] for start, end in pairwise(accumulate(counts, initial=0)))
 
 
@@ -40,8 +40,8 @@ def _packed(references: ReferenceTexts) -> Arrays:
         "references": np.array([len(texts) for texts in references], np.int32),
         "lengths": grams.lengths.astype(np.int32),
     }
-    for order, of_order in zip(ORDERS, grams.grams, strict=True):
-        for name, column in of_order._asdict().items():
+    for order, entries in zip(ORDERS, grams.grams, strict=True):
+        for name, column in entries._asdict().items():
             arrays[f"{name}{order}"] = column.astype(np.int32)
         arrays[f"pairs{order}"] = grams.pairs[order - 1]
         arrays[f"documents{order}"] = grams.documents[order - 1].astype(np.int32)

@@ -1,7 +1,7 @@
 """Scripts that are written without spaces between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese and others.
 
 They are the scripts whose lines may break between any two characters or only where a dictionary finds the end of a word
-(Unicode Standard Annex #14, classes ID, CJ and SA). To the tokenizer of the COCO tools a whole clause of them is one
+(Unicode Standard Annex #14, classes ID, CJ and SA). To the tokenizer of the COCO tools an entire clause of them is one
 word, which no other caption has. Here each character, with the marks that combine with it, is a word.
 """
 

@@ -1,24 +1,21 @@
-"""How sure a corpus score is, and whether two captioners differ: the bootstrap over images.
+"""Confidence intervals of corpus scores, and tests of whether two captioners differ, by bootstrap over images.
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 15; for corpus scores of text, and for
 two systems on the same test set, Koehn, Statistical Significance Tests for Machine Translation Evaluation (2004). A
 sample draws as many images as there are, with replacement. Its score comes from the sums of the drawn images'
-statistics (`prefixcap.metrics.scorer`), so metrics that pool counts, as BLEU does, are resampled as well as means.
+statistics (`prefixcap.metrics.Metric`), so metrics that pool counts, as BLEU does, are resampled as well as means.
 
-CIDEr's document frequencies are part of its statistics: they stay those of the whole test set in every sample, as if
-they were given with the metric. What is resampled are the images, not the references' words.
+CIDEr's document frequencies are part of its statistics: they stay those of the complete test set in every sample,
+as if they were part of the metric. The images are resampled, not the words of the references.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefixcap.errors import InputError
-
-Array: TypeAlias = NDArray[np.float64]
-Score: TypeAlias = Callable[[Array], Array]
+from prefixcap.metrics.metric import Score, Statistics
 
 _DRAWN_AT_ONCE = 1_000_000  # images in the samples that are in memory together: some 30 MB
 
@@ -32,14 +29,14 @@ class PairedTest(NamedTuple):
         p_value: (scores,) two-sided: how likely so clear a difference were if neither was better.
     """
 
-    difference: Array
-    interval: Array
-    p_value: Array
+    difference: Statistics
+    interval: Statistics
+    p_value: Statistics
 
 
 def confidence_interval(
-    score: Score, statistics: Array, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> Array:
+    score: Score, statistics: Statistics, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Statistics:
     """The percentile interval of a corpus score.
 
     Args:
@@ -62,7 +59,12 @@ def confidence_interval(
 
 
 def paired_test(
-    score: Score, statistics_a: Array, statistics_b: Array, samples: int = 1000, level: float = 0.95, seed: int = 0
+    score: Score,
+    statistics_a: Statistics,
+    statistics_b: Statistics,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> PairedTest:
     """Compare two captioners on the same images by the paired bootstrap: each sample draws the same images for both.
 
@@ -97,7 +99,7 @@ def paired_test(
     )
 
 
-def _counts(images: int, samples: int, seed: int) -> Iterator[Array]:
+def _counts(images: int, samples: int, seed: int) -> Iterator[Statistics]:
     """(some samples, images) how often each image is drawn, part by part until there are enough samples."""
     generator = np.random.default_rng(seed)
     step = max(1, _DRAWN_AT_ONCE // images)
@@ -107,7 +109,7 @@ def _counts(images: int, samples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
 
 
-def _percentiles(scores: Array, level: float) -> Array:
+def _percentiles(scores: Statistics, level: float) -> Statistics:
     """(samples, scores) -> (scores, 2)."""
     return np.stack([np.quantile(scores, share, axis=0) for share in ((1 - level) / 2, (1 + level) / 2)], axis=-1)
 

@@ -13,30 +13,34 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prefixcap.errors import InputError
 from prefixcap.metrics.cache import digest_of
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
-from prefixcap.metrics.scorer import MetricUnavailable, mean, mean_of
+from prefixcap.metrics.metric import Metric, MetricUnavailable, Statistics, mean_of
 from prefixcap.metrics.spice_setup import CORENLP_FILES, is_set_up, spice_folder
 from prefixcap.utils.hardware import cpu_count, memory_bytes
 
 _MOST_HEAP = 8 << 30  # what the COCO tools ask for
-_IMAGES_AT_ONCE = 2000  # then the new parses are kept: what is interrupted goes on from there
+_IMAGES_AT_ONCE = 2000  # then the new parses are saved, so that a run that was interrupted continues there
 
 _Parses = dict[str, list[list[str]]]
 
 
-class Spice:
-    """SPICE: the mean over images of the F score of all tuples."""
+class Spice(Metric):
+    """SPICE, 0 to 1: the mean over images of the F score of all tuples.
+
+    Examples:
+        >>> Spice().statistics(["a dog runs"], [["the dog runs", "a cat"]])  # doctest: +SKIP
+        array([[0.8, 1. ]])
+    """
 
     name = "SPICE"
-    scores: tuple[str, ...] = ("SPICE",)
+    scores = ("SPICE",)
+    runs_java = True
+    english_only = True
 
-    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        """(images, 2) = (F score, 1); see `prefixcap.metrics.scorer.Scorer`."""
+    def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+        """(n, 2) = (F score, 1); see `prefixcap.metrics.Metric`."""
         try:
             ready = is_set_up()
         except InputError as error:
@@ -68,10 +72,6 @@ class Spice:
             ) from error
         return mean_of(scores)
 
-    def score(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., 2) sums of statistics -> (..., 1)."""
-        return mean(totals)
-
 
 @cache
 def _parser() -> str:
@@ -101,14 +101,14 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
 
 
 def _known(kept: sqlite3.Connection, texts: Collection[str]) -> _Parses:
-    found = {}
+    parses = {}
     for text in texts:
         row = kept.execute("SELECT tuples FROM parses WHERE text = ?", (text,)).fetchone()
         if row is not None:
-            found[text] = json.loads(row[0])
-    return found
+            parses[text] = json.loads(row[0])
+    return parses
 
 
 def _well_formed(text: str) -> str:
-    """Half a surrogate pair is no text in UTF-8."""
+    """The text with ? in place of half a surrogate pair, which UTF-8 cannot encode."""
     return text.encode(errors="replace").decode()

@@ -35,7 +35,7 @@ def spice_folder() -> Path:
 
 
 def is_set_up() -> bool:
-    """Whether `spice_folder` holds what SPICE needs; a folder that cannot be looked into does not."""
+    """Whether `spice_folder` holds what SPICE needs; False for a folder that cannot be read."""
     try:
         return all((spice_folder() / file).is_file() for file in CORENLP_FILES)
     except OSError:
@@ -43,14 +43,14 @@ def is_set_up() -> bool:
 
 
 def setup_spice(source: Path | None = None) -> None:
-    """Get the files of CoreNLP that SPICE needs, each whole or not at all. Does nothing if they are there.
+    """Get the files of CoreNLP that SPICE needs, each written atomically. Does nothing if they are there.
 
     Args:
         source: a folder that holds the two jars of CoreNLP 3.6.0, or the release's folder with them. Without one they
             come through Maven, or, where that is not installed, from the Stanford NLP group.
 
     Raises:
-        InputError: they are not there, cannot be fetched, or cannot be read or written, or there is no folder for them.
+        InputError: they are missing, cannot be fetched, read or written, or there is no folder for them.
     """
     require_user_cache()
     folder = spice_folder()
@@ -78,18 +78,18 @@ def _take(source: Path, folder: Path) -> None:
     """Copy what SPICE needs out of a folder with CoreNLP's jars."""
     code, models = (_find(source, name) for name in (_CODE, _MODELS))
     if not zipfile.is_zipfile(code):
-        raise InputError(f"{code} is not a whole jar; get it again")
+        raise InputError(f"{code} is not a complete jar; get it again")
     try:
         with (
             atomic_write(folder / CORENLP_FILES[1]) as copy,
             zipfile.ZipFile(models) as every_model,
-            zipfile.ZipFile(copy, "w") as models_of_spice,
+            zipfile.ZipFile(copy, "w") as spice_models,
         ):
             for entry in _ENTRIES:
                 path = f"edu/stanford/nlp/models/{entry}"
-                models_of_spice.writestr(path, every_model.read(path), zipfile.ZIP_DEFLATED)
+                spice_models.writestr(path, every_model.read(path), zipfile.ZIP_DEFLATED)
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise InputError(f"{models} is not a whole jar of CoreNLP 3.6.0's models ({error}); get it again") from error
+        raise InputError(f"{models} is not a complete jar of CoreNLP 3.6.0's models ({error}); get it again") from error
     with atomic_write(folder / _CODE) as copy:
         shutil.copyfile(code, copy)
 

@@ -1,4 +1,4 @@
-"""What metrics of captions share: texts as the state of a metric, and checks of what was given."""
+"""Texts as the state of a metric, and checks of texts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -62,7 +62,7 @@ class TextMetric(Metric):
 
 
 def check_texts(captions: Sequence[str], references: Sequence[Sequence[str]] | None = None) -> None:
-    """Refuse captions that are no strings, and references that do not fit them.
+    """Refuse captions that are not strings, and references that do not fit them.
 
     Raises:
         InputError: names the rows.
@@ -84,4 +84,4 @@ def _refuse_other_than_strings(texts: Sequence[str], what: str) -> None:
         raise InputError(f"{what}: one string where a list of strings belongs: write [{texts[:40]!r}]")
     wrong = [row for row, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
-        raise InputError(f"{what}: {listed('row', wrong)}: no string")
+        raise InputError(f"{what}: {listed('row', wrong)}: not a string")

@@ -3,10 +3,12 @@
 import math
 import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_count() -> int:
@@ -35,12 +37,14 @@ def memory_bytes() -> int:
     return min(sizes)
 
 
-def usable_device(device: str | torch.device) -> torch.device:
+def usable_device(device: "str | torch.device") -> "torch.device":
     """The device, after trying it: better now than after a download; "auto": a GPU, if there is one.
 
     Raises:
         InputError: it cannot be used.
     """
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -53,6 +57,8 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that a GPU or the machine is out of memory (torch has several ways to say so)."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     signs = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")

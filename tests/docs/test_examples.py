@@ -17,7 +17,7 @@ from data_prep.readers import READERS
 from prefixcap.decoding import DECODERS
 from prefixcap.encoders import BACKENDS, embed_images, load_encoder
 from prefixcap.mappers import MAPPERS
-from prefixcap.metrics import SCORERS
+from prefixcap.metrics import METRICS
 from prefixcap.metrics.ptb import tokenize
 from prefixcap.store import FeatureStore
 from prefixcap.training.objectives import OBJECTIVES
@@ -26,7 +26,7 @@ from tests.docs.conftest import SHORT, run_file
 from tests.docs.pages import PAGES, code_blocks, name_of
 
 EXAMPLES = ROOT / "docs" / "examples"
-REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, SCORERS, READERS, OBJECTIVES)
+REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, METRICS, READERS, OBJECTIVES)
 WITH_DOCTESTS = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in sorted([*(ROOT / "prefixcap").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])

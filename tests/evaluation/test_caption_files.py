@@ -79,7 +79,7 @@ def test_coco_results_are_read_again(tmp_path: Path) -> None:
         ("c.jsonl", '{"image": "a", "captions": ["b"]}\n{"image"', "line 2 is not JSON"),
         ("c.jsonl", '{"image": "a", "captions": []}\n', "the captions of image 'a' are \\[\\]: give a list of texts"),
         ("c.jsonl", '{"image": "a", "captions": "b"}\n', "the captions of image 'a' are 'b': give a list of texts"),
-        ("c.jsonl", "[1]\n", "entry 0 of the captions is no object"),
+        ("c.jsonl", "[1]\n", "entry 0 of the captions is not an object"),
     ],
 )
 def test_mistakes_in_what_the_command_writes(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_an_image_that_comes_twice_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"caption": "a dog"}, "no list of captions, but {'caption': 'a dog'}"),
-        (["a dog"], "entry 0 of the captions is no object, but 'a dog'"),
+        ({"caption": "a dog"}, "captions are not a list, but {'caption': 'a dog'}"),
+        (["a dog"], "entry 0 of the captions is not an object, but 'a dog'"),
         ([{"image_id": 1}], "entry 0 has neither 'image_id' and 'caption'"),
         ([{"image_id": [1], "caption": "a"}], r"the image id of entry 0 is \[1\]: give a number or a text"),
         ([{"image_id": None, "caption": "a"}], "the image id of entry 0 is missing"),
@@ -161,9 +161,9 @@ def test_mistakes_in_captions(file: Path, content: Any, message: str) -> None:
         ([{"image_id": 1, "caption": "a dog"}], r" holds no references \(entry 0\): give COCO annotations, a Karp"),
         ("a dog", " holds no references: give COCO annotations"),
         ({"dog": 1}, " holds no references: give COCO annotations"),
-        ({"images": [["a"]]}, r": entry 0 of the images is no object, but \['a'\]"),
-        ({"images": {"a": 1}}, r": no list of images, but {'a': 1}; is it the right file\?"),
-        ({"images": [karpathy("test", 1, sentences=None)]}, ": image '1.jpg': no list of sentences, but missing"),
+        ({"images": [["a"]]}, r": entry 0 of the images is not an object, but \['a'\]"),
+        ({"images": {"a": 1}}, r": images are not a list, but {'a': 1}; is it the right file\?"),
+        ({"images": [karpathy("test", 1, sentences=None)]}, ": image '1.jpg': sentences are not a list, but missing"),
         ({"images": [karpathy("test", 1, cocoid=[1])]}, r": the image id of entry 0 is \[1\]"),
         ({"images": [karpathy("test", 1, sentences=[{}])]}, ": a caption of image 1 is missing: give a text"),
         ({"annotations": [{"caption": "a"}]}, ": the image id of entry 0 is missing"),

@@ -149,6 +149,19 @@ def test_the_image_of_a_damaged_embedding_is_named(
 
 
 @pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("CLIPScore", "CLIPScore needs the images' embeddings: give ckpt=PATH, or captions=FILE with data="),
+        ("perplexity", "perplexity needs a language model: name one with perplexity_lm=…, e.g. gpt2"),
+    ],
+)
+def test_what_metrics_lack_is_said_in_options_before_a_file_is_read(
+    metric: str, message: str, mistake: Callable[..., str]
+) -> None:
+    assert message in mistake("eval", "captions=absent.json", f"metrics=[CIDEr,{metric}]")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["metrics=[CIDEr,METEO]"], "unknown metric 'METEO'"),

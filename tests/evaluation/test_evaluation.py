@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,16 @@ def test_domains_are_scored_alone() -> None:
     assert "in-domain" in evaluation.table()
 
 
+def counted(encode_texts: Any, embedded: list[str]) -> Any:
+    """`encode_texts` of an encoder, which keeps what it embeds."""
+
+    def encode(self: Any, texts: list[str]) -> torch.Tensor:
+        embedded.extend(texts)
+        return encode_texts(self, texts)  # type: ignore[no-any-return]
+
+    return encode
+
+
 def test_metrics_that_need_models(tmp_path: Path) -> None:
     encoder, lm = load_encoder("demo"), load_language_model("demo")
     images = encoder.encode_texts([texts[0] for texts in REFERENCES.values()])  # for want of pictures
@@ -182,7 +193,11 @@ def test_metrics_that_need_models(tmp_path: Path) -> None:
         "training_captions": [GOOD["0.jpg"]],
     }  # fmt: skip
     metrics = ["CIDEr", "CLIPScore", "diversity", "perplexity"]
-    good, poor = (evaluate(captions, REFERENCES, metrics, **everything) for captions in (GOOD, POOR))  # type: ignore[arg-type]
+    embedded: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(encoder), "encode_texts", counted(type(encoder).encode_texts, embedded))
+        good, poor = (evaluate(captions, REFERENCES, metrics, **everything) for captions in (GOOD, POOR))  # type: ignore[arg-type]
+    assert len(embedded) == 2 * 4 * len(REFERENCES)  # a caption and three references of an image, each once
     texts = encoder.encode_texts([f"{PROMPT} {caption}" for caption in POOR.values()])
     expected = 2.5 * torch.cosine_similarity(images, texts).clamp(min=0)
     assert list(poor.scores.per_image["CLIPScore"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
@@ -206,7 +221,7 @@ def test_metrics_that_need_models(tmp_path: Path) -> None:
     ],
 )
 def test_metrics_that_cannot_be_had(metrics: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefixcap.evaluation.evaluation.score_captions", None)  # which may take long
+    monkeypatch.setattr("prefixcap.metrics.captions.tokenize_corpus", None)  # which may take long
     with pytest.raises(InputError, match=message):
         evaluate(GOOD, REFERENCES, ["CIDEr", *metrics])
 
@@ -218,7 +233,7 @@ def test_images_and_captions_that_a_model_cannot_read_are_named(monkeypatch: pyt
     with pytest.raises(InputError, match=r"^captions: image '4.jpg' longer than the \d+ tokens"):
         evaluate(GOOD | long, REFERENCES, ["ROUGE-L", "perplexity"], language_model=lm)
     images = images * torch.tensor([1.0, 1.0, torch.nan, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
-    monkeypatch.setattr("prefixcap.evaluation.evaluation.score_captions", None)
+    monkeypatch.setattr("prefixcap.metrics.captions.tokenize_corpus", None)
     with pytest.raises(InputError, match=r"^image embeddings: images '2.jpg', '5.jpg' NaN, infinite or all zero: embe"):
         evaluate(GOOD, REFERENCES, ["ROUGE-L", "CLIPScore"], encoder=encoder, embeddings=images)
 

@@ -14,17 +14,17 @@ from pycocoevalcap.rouge.rouge import Rouge as CocoRouge
 
 from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.cider import Cider
+from prefixcap.metrics.metric import Metric
 from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.ptb import tokenize
 from prefixcap.metrics.rouge import RougeL
-from prefixcap.metrics.scorer import Scorer
 from tests.metrics.coco_tools import needs_shared_data, shared_json
 
 SCORERS = [Bleu(), RougeL(), Cider()]
 Texts = tuple[list[str], list[list[str]]]
 
 
-def of_the_tools(scorer: Scorer, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[NDArray]:
+def of_the_tools(scorer: Metric, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[NDArray]:
     """(scores,) of the corpus and (images, scores)."""
     gts = {image: list(texts) for image, texts in enumerate(references)}
     res = {image: [caption] for image, caption in enumerate(captions)}
@@ -37,7 +37,7 @@ def of_the_tools(scorer: Scorer, captions: Sequence[str], references: Sequence[S
     return [np.array(corpus).reshape(-1), np.array(per_image).T.reshape(len(captions), -1)]
 
 
-def assert_same(scorer: Scorer, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def assert_same(scorer: Metric, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     corpus, per_image = of_the_tools(scorer, captions, references)
     statistics = scorer.statistics(captions, references)
     assert scorer.score(statistics.sum(axis=0)) == pytest.approx(corpus, rel=0, abs=1e-12)
@@ -46,7 +46,7 @@ def assert_same(scorer: Scorer, captions: Sequence[str], references: Sequence[Se
 
 @needs_shared_data
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.name)
-def test_captions_of_a_real_captioner(scorer: Scorer) -> None:
+def test_captions_of_a_real_captioner(scorer: Metric) -> None:
     entries = random.Random(0).sample(shared_json("results/magic_coco_test.json"), 400)
     captions = [tokenize(entry["prediction"]) for entry in entries]
     references = [[tokenize(text) for text in entry["captions"]] for entry in entries]
@@ -64,7 +64,7 @@ def short_texts() -> st.SearchStrategy[Texts]:
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.name)
 @settings(max_examples=150, derandomize=True, database=None, deadline=None)
 @given(texts=short_texts())
-def test_short_captions(scorer: Scorer, texts: Texts) -> None:
+def test_short_captions(scorer: Metric, texts: Texts) -> None:
     """Also empty ones, words that repeat, and single words."""
     captions, references = texts
     if scorer.name == "CIDEr" and not any(text for of_image in references for text in of_image):

@@ -17,15 +17,15 @@ from pycocoevalcap.rouge.rouge import Rouge as CocoRouge
 import prefixcap.metrics.caption_metrics as module
 from prefixcap.errors import InputError
 from prefixcap.metrics.caption_metrics import BLEU, METEOR, ROUGEL, SPICE, CaptionMetric, CIDEr
+from prefixcap.metrics.metric import Metric, MetricUnavailable
 from prefixcap.metrics.ptb import tokenize
-from prefixcap.metrics.scorer import MetricUnavailable
 from tests.metrics.coco_tools import needs_shared_data, shared_json
 
 CAPTIONS = ["A dog runs on sand.", "", "Two cats!"]
 REFERENCES = [["A dog runs at the beach.", "The dog"], ["A man rides a horse"], ["Two cats sleep", "", "cats (two)"]]
 
 
-class WordsInCommon:
+class WordsInCommon(Metric):
     """The share of a caption's words that the first reference has. Keeps what it was given last."""
 
     name = "words"
@@ -107,8 +107,8 @@ def test_metrics_accumulate_are_copied_and_reset() -> None:
         (CAPTIONS, [["a"], [], []], "references in rows 1, 2: give each image a list"),
         (CAPTIONS, [["a"], "A man rides a horse", ["b"]], "references in row 1: give each image a list"),
         ("A dog", REFERENCES, "captions: one string where a list of strings belongs"),
-        (["a", 3, "b"], REFERENCES, "captions: row 1: no string"),
-        (CAPTIONS, [["a"], ["b"], ["c", None]], "references of row 2: row 1: no string"),
+        (["a", 3, "b"], REFERENCES, "captions: row 1: not a string"),
+        (CAPTIONS, [["a"], ["b"], ["c", None]], "references of row 2: row 1: not a string"),
         (CAPTIONS, "abc", "but references of 3 images"),
     ],
 )

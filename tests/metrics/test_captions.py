@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from prefixcap.errors import InputError
-from prefixcap.metrics import SCORERS, cider, cider_tells_nothing, score_captions, score_humans, score_parts
+from prefixcap.metrics import METRICS, cider, cider_tells_nothing, score_captions, score_humans, score_parts
 from prefixcap.metrics.ptb import tokenize
 from tests.metrics.coco_tools import needs_java, needs_shared_data, shared_json
 
@@ -60,8 +60,8 @@ def test_scores_are_those_of_the_coco_tools_with_their_java_tokenizer() -> None:
     assert list(scores.corpus) == list(scores.per_image) == [*expected]
     assert list(scores.statistics) == WITHOUT_JAVA
     for metric, statistics in scores.statistics.items():
-        of_corpus = SCORERS[metric].score(statistics.sum(axis=0))
-        assert of_corpus == pytest.approx([scores.corpus[name] for name in SCORERS[metric].scores], abs=1e-12)
+        of_corpus = METRICS[metric].score(statistics.sum(axis=0))
+        assert of_corpus == pytest.approx([scores.corpus[name] for name in METRICS[metric].scores], abs=1e-12)
     for name, (corpus, per_image) in expected.items():
         assert scores.corpus[name] == pytest.approx(corpus, abs=1e-12)
         assert scores.per_image[name] == pytest.approx(dict(zip(gts, per_image, strict=True)), abs=1e-12)
@@ -213,7 +213,7 @@ def test_human_scores_are_computed_once_for_the_same_references(
     references = {i: [texts[i % 9], texts[i % 7], texts[i % 5]][: i % 3 + 1] for i in range(600)}
     first = score_humans(references, WITHOUT_JAVA)
     for scorer in ("BLEU", "ROUGE-L", "CIDEr"):
-        monkeypatch.setattr(SCORERS[scorer], "statistics", None)
+        monkeypatch.setattr(METRICS[scorer], "statistics", None)
     again = score_humans(references, WITHOUT_JAVA)
     assert first is not None and again is not None
     assert (again.corpus, again.per_image) == (first.corpus, first.per_image)
@@ -303,9 +303,9 @@ MANY: dict[int, list[str]] = {i: ["a dog"] for i in range(7)}
         ),
         ({6: "a"}, MANY, "images with references but no caption (6): 0, 1, 2, 3, 4, ...; caption these, too"),
         ({"x": "a"}, {"x": []}, "images with an empty list of references (1): 'x'; leave them out"),
-        ({1: None}, {1: ["a"]}, "captions that are no strings (1): 1; give one each"),
-        ({1: ["a"]}, {1: ["a"]}, "captions that are no strings (1): 1; give one each"),
-        ({1: "a"}, {1: ["a", 5]}, "images with a reference that is no string (1): 1; mend these references"),
+        ({1: None}, {1: ["a"]}, "captions that are not strings (1): 1; give one each"),
+        ({1: ["a"]}, {1: ["a"]}, "captions that are not strings (1): 1; give one each"),
+        ({1: "a"}, {1: ["a", 5]}, "images with a reference that is not a string (1): 1; correct these references"),
         ({1: "a"}, {1: "a dog"}, "images with a string where a list of references belongs (1): 1; put it into a list"),
         ({}, {}, "there are no captions to score"),
         (
@@ -323,7 +323,9 @@ def test_mistakes_in_captions_are_told_in_one_line(captions: Any, references: An
 
 
 def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
-    expected = "unknown metric 'SPICY': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE"
+    names = ["BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore", "RefCLIPScore", "diversity", "perplexity"]
+    assert list(METRICS) == [metric.name for metric in METRICS.values()] == names
+    expected = f"unknown metric 'SPICY': choose from {', '.join(names)}"
     for call in (
         lambda: score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICY"]),
         lambda: score_humans(REFERENCES, ["BLEU", "SPICY"]),
@@ -333,4 +335,3 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         assert str(error.value) == expected
     with pytest.raises(InputError, match=r"empty list of references \(1\): 1"):
         score_humans({1: []})
-    assert list(SCORERS) == ["BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]

@@ -71,7 +71,7 @@ def test_copies_reset_and_mistakes() -> None:
     for copied in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
         copied.update(CAPTIONS)
         assert figures(copied)["Vocabulary"] == 8 and figures(copied)["Novel"] == pytest.approx(4 / 5)
-    for mistake, message in (("A dog.", "one string where a list"), (["a", None, 3], "rows 1, 2: no string")):
+    for mistake, message in (("A dog.", "one string where a list"), (["a", None, 3], "rows 1, 2: not a string")):
         with pytest.raises(InputError, match=message):
             metric.update(mistake)  # type: ignore[arg-type]
     metric.reset()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from prefixcap.errors import InputError
-from prefixcap.metrics import SCORERS, Scores, cache, score_captions
+from prefixcap.metrics import METRICS, Scores, cache, score_captions
 from prefixcap.metrics.java import run_java
-from prefixcap.metrics.scorer import MetricUnavailable
+from prefixcap.metrics.metric import MetricUnavailable
 from prefixcap.metrics.spice_setup import setup_spice
 from tests.metrics.coco_tools import needs_java
 
@@ -105,7 +105,7 @@ def test_an_error_beside_java_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path:
             time.sleep(0.01)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(SCORERS["CIDEr"], "statistics", fail)
+    monkeypatch.setattr(METRICS["CIDEr"], "statistics", fail)
     start = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         score_captions({1: "a dog"}, {1: ["a dog"]}, ["METEOR", "CIDEr"])

@@ -11,8 +11,8 @@ import pytest
 from pycocoevalcap.meteor.meteor import Meteor as CocoMeteor
 
 from prefixcap.metrics.meteor import Meteor
+from prefixcap.metrics.metric import MetricUnavailable
 from prefixcap.metrics.ptb import tokenize
-from prefixcap.metrics.scorer import MetricUnavailable
 from tests.metrics.coco_tools import needs_java, needs_shared_data, shared_json
 
 REFERENCES = ["a dog runs on the beach", "the brown dog runs", "a dog is running at the sea"]

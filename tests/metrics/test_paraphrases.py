@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from prefixcap.metrics import paraphrases
+from prefixcap.metrics.metric import MetricUnavailable
 from prefixcap.metrics.paraphrases import paraphrases_of
 from prefixcap.metrics.references import WORTH_A_FILE
-from prefixcap.metrics.scorer import MetricUnavailable
 from prefixcap.utils.files import user_cache
 
 Pair = tuple[str, str, str]

@@ -126,7 +126,7 @@ def test_copies_reset_and_mistakes(demo: LanguageModel) -> None:
     for copied in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
         copied.update(CAPTIONS[:2])
         assert copied.compute().item() == pytest.approx(expected, rel=1e-6)
-    for mistake, message in (("A dog.", "one string where a list"), (["a", None], "row 1: no string")):
+    for mistake, message in (("A dog.", "one string where a list"), (["a", None], "row 1: not a string")):
         with pytest.raises(InputError, match=message):
             metric.update(mistake)  # type: ignore[arg-type]
     metric.reset()

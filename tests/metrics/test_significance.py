@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prefixcap.errors import InputError
 from prefixcap.metrics import significance
-from prefixcap.metrics.scorer import mean, mean_of
+from prefixcap.metrics.metric import mean, mean_of
 from prefixcap.metrics.significance import confidence_interval, paired_test
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import prefixcap.metrics.spice
-from prefixcap.metrics.java import tools_folder
-from prefixcap.metrics.scorer import MetricUnavailable
+from prefixcap.metrics.java import ASSETS, tools_folder
+from prefixcap.metrics.metric import MetricUnavailable
 from prefixcap.metrics.spice import Spice
 from prefixcap.metrics.spice_setup import CORENLP_FILES, spice_folder
 from tests.metrics.coco_tools import needs_java
@@ -69,17 +69,23 @@ def _javac_17() -> bool:
         return False
 
 
-@needs_corenlp
 @pytest.mark.skipif(not _javac_17(), reason="javac 17 is not there; other compilers may write other bytes")
-def test_the_java_classes_are_what_their_source_compiles_to(tmp_path: Path) -> None:
-    assets = Path(prefixcap.metrics.spice.__file__).parent / "assets"
+@pytest.mark.parametrize(
+    "source", ["MeteorStatistics", "Paraphrases", pytest.param("SpiceScores", marks=needs_corenlp)]
+)
+def test_the_java_classes_are_what_their_source_compiles_to(tmp_path: Path, source: str) -> None:
     jars = tools_folder("spice")
     classes = [jars / "spice-1.0.jar", _CORENLP[0], jars / "lib" / "json-simple-1.1.1.jar"]
     classes.append(tools_folder("meteor") / "meteor-1.5.jar")
     command = ["javac", "--release", "8", "-cp", os.pathsep.join(map(str, classes)), "-d", str(tmp_path)]
-    subprocess.run([*command, *map(str, assets.glob("*.java"))], check=True, capture_output=True)
+    subprocess.run([*command, str(ASSETS / f"{source}.java")], check=True, capture_output=True)
     compiled = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert compiled == {file.name: file.read_bytes() for file in assets.glob("*.class")}
+    assert compiled == {file.name: file.read_bytes() for file in ASSETS.glob(f"{source}*.class")}
+
+
+def test_each_java_class_has_a_source() -> None:
+    sources = {file.stem for file in ASSETS.glob("*.java")}
+    assert {file.stem.partition("$")[0] for file in ASSETS.glob("*.class")} == sources
 
 
 @needs_java

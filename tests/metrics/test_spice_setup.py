@@ -139,13 +139,13 @@ def test_what_is_wrong_with_a_folder_is_told(
     assert f"there is no {CODE} in {empty}" in check_fails(monkeypatch, capsys, cache, "--from", empty)
     whole = (jars / MODELS).read_bytes()
     (jars / MODELS).write_bytes(whole[:-100])
-    assert f"{jars / MODELS} is not a whole jar" in check_fails(monkeypatch, capsys, cache, "--from", jars)
+    assert f"{jars / MODELS} is not a complete jar" in check_fails(monkeypatch, capsys, cache, "--from", jars)
     with zipfile.ZipFile(jars / MODELS, "w") as jar:
         jar.writestr("other", "models")
     assert "englishPCFG" in check_fails(monkeypatch, capsys, cache, "--from", jars)
     (jars / MODELS).write_bytes(whole)
     (jars / CODE).write_bytes(b"half")
-    assert f"{jars / CODE} is not a whole jar" in check_fails(monkeypatch, capsys, cache, "--from", jars)
+    assert f"{jars / CODE} is not a complete jar" in check_fails(monkeypatch, capsys, cache, "--from", jars)
 
 
 def test_a_folder_that_cannot_be_made_is_told(

@@ -1,0 +1,126 @@
+"""Metrics that torch computes; they import it when they are computed.
+
+n is the number of images. The same figures for training loops of one's own: `prefixcap.metrics.clip_score`,
+`prefixcap.metrics.diversity` and `prefixcap.metrics.perplexity`, as `torchmetrics.Metric`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefixcap.metrics.metric import Metric, MetricUnavailable, Statistics, mean_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefixcap.encoders import Encoder
+    from prefixcap.language import LanguageModel
+
+
+class _ClipMetric(Metric):
+    """CLIPScore or RefCLIPScore: both come from the same embeddings of captions, which are computed once."""
+
+    needs = ("embeddings", "encoder", "shared")
+    tokenized = False
+
+    def statistics(
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        embeddings: "Tensor",
+        encoder: "Encoder",
+        shared: dict[str, Any],
+    ) -> Statistics:
+        """(n, 2) = (score, 1)."""
+        from prefixcap.metrics.clip_score import clip_scores_of_texts
+
+        if "CLIPScore" not in shared:
+            shared |= clip_scores_of_texts(encoder, embeddings, captions, references)
+        return mean_of(shared[self.name].numpy())
+
+
+class ClipScore(_ClipMetric):
+    """CLIPScore (Hessel et al., 2021, section 3), 0 to 2.5; see `prefixcap.metrics.clip_score`.
+
+    Examples:
+        >>> from prefixcap.encoders import load_encoder
+        >>> encoder = load_encoder("demo")
+        >>> images = encoder.encode_texts(["a red circle", "a blue square"])  # in place of pictures
+        >>> references = [["a red ring"], ["one blue square", "a square"]]
+        >>> ClipScore().statistics(["a red circle", "a blue square"], references, images, encoder, shared={}).shape
+        (2, 2)
+    """
+
+    name = "CLIPScore"
+    scores = ("CLIPScore",)
+    brings = ("RefCLIPScore",)
+
+
+class RefClipScore(_ClipMetric):
+    """RefCLIPScore (Hessel et al., 2021, section 3), 0 to 1.43; see `prefixcap.metrics.clip_score`.
+
+    Examples:
+        >>> from prefixcap.encoders import load_encoder
+        >>> encoder = load_encoder("demo")
+        >>> images = encoder.encode_texts(["a red circle", "a blue square"])  # in place of pictures
+        >>> references = [["a red ring"], ["one blue square", "a square"]]
+        >>> RefClipScore().statistics(["a red circle", "a blue square"], references, images, encoder, shared={}).shape
+        (2, 2)
+    """
+
+    name = "RefCLIPScore"
+    scores = ("RefCLIPScore",)
+
+
+class CaptionDiversity(Metric):
+    """Vocabulary, distinct n-grams, length, share of new captions; see `prefixcap.metrics.diversity`.
+
+    Examples:
+        >>> CaptionDiversity().figures(["a dog runs", "a dog"], [], training_captions=["A dog."])["Novel"]
+        0.5
+    """
+
+    name = "diversity"
+    needs = ("training_captions",)
+    tokenized = False
+
+    def figures(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]], training_captions: Sequence[str] | None
+    ) -> dict[str, float]:
+        """The figures of `prefixcap.metrics.diversity.Diversity`; "Novel" only where training captions are known."""
+        from prefixcap.metrics.diversity import Diversity
+
+        diversity = Diversity(training_captions)
+        diversity.update(captions)
+        return {name: float(value) for name, value in diversity.compute().items()}
+
+
+class CaptionPerplexity(Metric):
+    """The perplexity of captions under a language model, 1 or more; see `prefixcap.metrics.perplexity`.
+
+    Examples:
+        >>> from prefixcap.language import load_language_model
+        >>> figures = CaptionPerplexity().figures(["A red circle in a meadow."], [], load_language_model("demo"))
+        >>> list(figures)
+        ['under demo']
+    """
+
+    name = "perplexity"
+    needs = ("language_model",)
+    tokenized = False
+
+    def figures(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]], language_model: "LanguageModel"
+    ) -> dict[str, float]:
+        """One figure, named after the language model.
+
+        Raises:
+            MetricUnavailable: no caption has a word.
+            InputError: a caption is longer than the context of the language model.
+        """
+        from prefixcap.metrics.perplexity import Perplexity
+
+        if not any(map(str.strip, captions)):
+            raise MetricUnavailable("no caption has a word")
+        perplexity = Perplexity(language_model)
+        perplexity.update(captions)
+        return {f"under {language_model.name}": float(perplexity.compute())}
