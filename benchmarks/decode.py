@@ -39,15 +39,15 @@ def main() -> None:
     limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.eos_token_id, "pad_token_id": lm.eos_token_id}
 
     def ours(method: str) -> list[list[int]]:
-        found = [decode(lm, batch, method, beams=BEAMS, max_tokens=NEW_TOKENS) for batch in batches]
-        return [captions[0] for of_batch in found for captions in of_batch]
+        batches_captions = [decode(lm, batch, method, beams=BEAMS, max_tokens=NEW_TOKENS) for batch in batches]
+        return [captions[0] for batch_captions in batches_captions for captions in batch_captions]
 
     def generate() -> list[list[int]]:
-        found = [
+        batches_captions = [
             model.generate(inputs_embeds=batch, attention_mask=attention[: len(batch)], num_beams=BEAMS, **limits)
             for batch in batches
         ]
-        return [caption for of_batch in found for caption in of_batch.tolist()]
+        return [caption for batch_captions in batches_captions for caption in batch_captions.tolist()]
 
     def loop() -> list[list[int]]:
         return [published(lm, prefix.unsqueeze(0)) for prefix in prefixes[: arguments.looped]]
@@ -67,9 +67,9 @@ def main() -> None:
             if on_gpu:
                 torch.cuda.synchronize()
             speeds[name].append(len(captions[name]) / (time.perf_counter() - start))
-    for name, of_turns in speeds.items():
-        of_turns.pop(0)  # the first turn warms up
-        print(f"{name:15} {np.median(of_turns):9.2f} captions a second")
+    for name, turn_speeds in speeds.items():
+        turn_speeds.pop(0)  # the first turn warms up
+        print(f"{name:15} {np.median(turn_speeds):9.2f} captions a second")
     same = np.mean([a == b for a, b in zip(captions["clipcap"], captions["published loop"], strict=False)])
     ratio(speeds["clipcap"], speeds["published loop"], f"of clipcap over the loop, wanted 12; {same:.0%} the same")
     same = np.mean([a == b for a, b in zip(captions["beam"], captions["generate"], strict=True)])
@@ -91,20 +91,20 @@ def published(lm: LanguageModel, prefix: Tensor) -> list[int]:
     for _ in range(NEW_TOKENS):
         log_probs = lm.model(inputs_embeds=prefix, use_cache=False).logits[:, -1].float().log_softmax(-1)
         if scores is None or tokens is None:
-            scores, words = log_probs.topk(BEAMS, -1)
-            prefix, words, scores = prefix.expand(BEAMS, -1, -1), words.view(-1, 1), scores.squeeze(0)
-            tokens = words
+            scores, token = log_probs.topk(BEAMS, -1)
+            prefix, token, scores = prefix.expand(BEAMS, -1, -1), token.view(-1, 1), scores.squeeze(0)
+            tokens = token
         else:
             log_probs[stopped] = -torch.inf
             log_probs[stopped, 0] = 0
             lengths[~stopped] += 1
-            means, words = ((scores[:, None] + log_probs) / lengths[:, None]).view(-1).topk(BEAMS, -1)
-            source, words = words // log_probs.shape[1], (words % log_probs.shape[1]).unsqueeze(1)
-            tokens = torch.cat((tokens[source], words), dim=1)
+            means, token = ((scores[:, None] + log_probs) / lengths[:, None]).view(-1).topk(BEAMS, -1)
+            source, token = token // log_probs.shape[1], (token % log_probs.shape[1]).unsqueeze(1)
+            tokens = torch.cat((tokens[source], token), dim=1)
             lengths, prefix, stopped = lengths[source], prefix[source], stopped[source]
             scores = means * lengths
-        prefix = torch.cat((prefix, lm.embed(words)), dim=1)
-        stopped = stopped | (words.squeeze(1) == stop)
+        prefix = torch.cat((prefix, lm.embed(token)), dim=1)
+        stopped = stopped | (token.squeeze(1) == stop)
         if stopped.all():
             break
     assert scores is not None and tokens is not None

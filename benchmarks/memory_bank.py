@@ -6,7 +6,7 @@ projection finds the captions in float16 on the disk, as in a store. They take t
 Captions are drawn so that cosines are as among COCO's captions under the sentence encoder all-MiniLM-L6-v2: their
 standard deviation 0.12, the nearest caption's 0.8, and half a percent of the captions near enough to count. Embeddings
 are such captions, too. With a gap, as between CLIP's images and texts, they lie aside of all captions, which shrinks
-every cosine to a third; then most captions count, and the projection needs its second matrix product whole.
+every cosine to a third; then most captions count, and the projection needs its second matrix product in full.
 """
 
 import argparse
@@ -41,13 +41,13 @@ def main() -> None:
     queries = captions_of(scenes, options.queries, generator)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "captions.npy"
-        written = np.lib.format.open_memmap(path, "w+", np.float16, (options.captions, DIM))
+        array = np.lib.format.open_memmap(path, "w+", np.float16, (options.captions, DIM))
         for start in range(0, options.captions, 10_000):
-            rows = written[start : start + 10_000]
+            rows = array[start : start + 10_000]
             rows[:] = captions_of(scenes, len(rows), generator).numpy()
-        written.flush()
+        array.flush()
         bank = MemoryBank(np.load(path, mmap_mode="r", allow_pickle=False), [""] * options.captions)
-        memories = F.normalize(torch.from_numpy(written).float())
+        memories = F.normalize(torch.from_numpy(array).float())
         aside = queries.clone()
         aside[:, -1] = GAP
         calls: dict[str, Callable[[], object]] = {
@@ -63,8 +63,8 @@ def main() -> None:
                 start_time = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start_time)
-    for name, of in times.items():
-        print(f"{name:16} {median(of):7.2f} s   {median(of) / median(times['one product']):5.2f}")
+    for name, seconds in times.items():
+        print(f"{name:16} {median(seconds):7.2f} s   {median(seconds) / median(times['one product']):5.2f}")
 
 
 def spread(count: int, generator: torch.Generator) -> Tensor:

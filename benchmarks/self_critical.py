@@ -1,7 +1,7 @@
 """A step of self-critical training, and the share that the reward would take if it were waited for: at most 15%.
 
 GPT-2 small's architecture with random weights, fine-tuned, MLP; 8 images with 5 samples of 20 tokens each, judged by
-CIDEr-D against COCO's captions. What is sampled from random weights are no words, so the reward is timed on captions
+CIDEr-D against COCO's captions. Samples of random weights are not words, so the reward is timed on captions
 that are near the references. It runs on a thread of its own while the language model reads the samples.
 """
 
@@ -61,13 +61,13 @@ def main() -> None:
     for _ in range(given.steps):
         loss = step()
     loss.item()
-    of_step = (time.perf_counter() - start) / given.steps
+    step_seconds = (time.perf_counter() - start) / given.steps
     generator = random.Random(0)
     images = [image for image in range(given.images) for _ in range(SAMPLES)]
     captions = [sampled(references[image], generator) for image in images]
-    of_reward = median(seconds(reward, captions, images) for _ in range(20))
-    print(f"a step of {len(images)} samples on {device}: {1000 * of_step:,.0f} ms; the reward of as many captions: "
-          f"{1000 * of_reward:.1f} ms, {of_reward / of_step:.2%}   (at most 15%)")  # fmt: skip
+    reward_seconds = median(seconds(reward, captions, images) for _ in range(20))
+    print(f"a step of {len(images)} samples on {device}: {1000 * step_seconds:,.0f} ms; the reward of these captions: "
+          f"{1000 * reward_seconds:.1f} ms, {reward_seconds / step_seconds:.2%}   (at most 15%)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -76,10 +76,10 @@ def load_test(arguments: argparse.Namespace, folder: Path) -> None:
     speeds.append(one_at_a_time(captioner, pictures, arguments.alone))
     seconds, total = np.array(clients.seconds), sum(clients.statuses.values())
     speed = len(seconds) / clients.took
-    print(f"one at a time   {np.mean(speeds):9.2f} captions a second ({', '.join(f'{of:.2f}' for of in speeds)})")
+    print(f"one at a time   {np.mean(speeds):9.2f} captions a second ({', '.join(f'{speed:.2f}' for speed in speeds)})")
     print(f"served          {speed:9.2f} captions a second, {arguments.clients} clients, {clients.took:.0f} s")
     # The two differ where something else ran on the machine for a part of the time: then neither is to be quoted.
-    ratios = ", ".join(f"{speed / of:.2f}" for of in speeds)
+    ratios = ", ".join(f"{speed / single:.2f}" for single in speeds)
     print(f"ratio           {speed / np.mean(speeds):9.2f} wanted 3  (over the one before and the one after: {ratios})")
     errors = total - clients.statuses[200] - clients.statuses[503]
     print(f"answers         {clients.statuses[200]:9d} captions, {clients.statuses[503]} busy, {errors} errors")
@@ -87,7 +87,7 @@ def load_test(arguments: argparse.Namespace, folder: Path) -> None:
     print("latency         " + ", ".join(f"p{part} {np.percentile(seconds, part):.3f} s" for part in (50, 95, 99)))
     print(
         "memory          "
-        + ", ".join(f"{of / MB:.0f} MB" for of in memory)
+        + ", ".join(f"{size / MB:.0f} MB" for size in memory)
         + " (started, warmed up, halfway, at the end)"
     )
 
@@ -167,9 +167,9 @@ class Server:
     def memory(self) -> int:
         """Bytes that are resident (Linux)."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) * 1024
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert match is not None
+        return int(match[1]) * 1024
 
     def processor_time(self) -> float:
         """Seconds that its threads have run (Linux)."""

@@ -35,7 +35,7 @@ from data_prep.features import Features
 from data_prep.readers.text import read_text
 from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, load_encoder
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.noise import Noise
 from prefixcap.packing import pack
@@ -124,10 +124,10 @@ def compare_training(system: str, turns: int, steps: int, device: torch.device) 
             run(step, steps)
             speeds[name].append(40 * steps / (time.perf_counter() - start))
     print(f"(b) {system}, {device}")
-    for name, of_turns in speeds.items():
-        ratios = [text / this for text, this in zip(speeds["from text"], of_turns, strict=True)]
+    for name, turn_speeds in speeds.items():
+        ratios = [text / this for text, this in zip(speeds["from text"], turn_speeds, strict=True)]
         print(
-            f"  {name:32} {median(of_turns):8.1f} captions/s   text over this {median(ratios):5.2f}"
+            f"  {name:32} {median(turn_speeds):8.1f} captions/s   text over this {median(ratios):5.2f}"
             f"   ({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
@@ -140,12 +140,12 @@ def step_of(system: str, device: torch.device, from_text: bool = False, together
     captioner = Captioner(language_model, identity, MAPPERS[system], normalize_embeddings=True).to(device).train()
     optimizer = AdamW(captioner.mapper.parameters(), lr=4e-4, fused=True)
     batches = captions()
-    shape = (DIM,) if from_text or captioner.features == "images/embedding" else (REGIONS, DIM)
+    shape = (DIM,) if from_text or captioner.features is Feature.IMAGE else (REGIONS, DIM)
 
     def step() -> Tensor:
-        of_images = next(batches)
-        rows = [row for of_image in of_images for row in of_image]
-        owners = np.repeat(np.arange(len(of_images)), 5) if together else np.arange(len(rows))
+        images = next(batches)
+        rows = [row for captions_of_image in images for row in captions_of_image]
+        owners = np.repeat(np.arange(len(images)), 5) if together else np.arange(len(rows))
         embeddings = torch.randn(int(owners[-1]) + 1, *shape)
         batch = pack(embeddings, rows, owners, captioner.prefix_length).to(device)
         if from_text:

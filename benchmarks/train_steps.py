@@ -71,7 +71,7 @@ def main() -> None:
         print(f"\n{NAMES[tuning]}, {device}, ours in {str(precision).removeprefix('torch.')}")
         plain = took["published recipe"]
         for name, times in took.items():
-            ratios = [of_plain / of_this for of_plain, of_this in zip(plain, times, strict=True)]
+            ratios = [plain_time / this_time for plain_time, this_time in zip(plain, times, strict=True)]
             print(
                 f"  {name:36} {BATCH / median(times):8.1f} captions/s   ratio {median(ratios):5.2f}"
                 f"   ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -121,7 +121,7 @@ def plain_recipe(tuning: str, device: torch.device) -> Step:
         model.zero_grad()
         mapper.zero_grad()
         tokens = torch.zeros(BATCH, LONGEST, dtype=torch.long)
-        rows = [row for of_image in next(batches) for row in of_image]
+        rows = [row for image in next(batches) for row in image]
         for place, row in enumerate(rows):
             tokens[place, : len(row)] = torch.from_numpy(row)
         tokens = tokens.to(device)
@@ -152,9 +152,9 @@ def ours(
     batches = captions()
 
     def step() -> Tensor:
-        of_images = next(batches)
-        rows = [row for of_image in of_images for row in of_image]
-        owners = np.repeat(np.arange(len(of_images)), [len(of_image) for of_image in of_images])
+        images = next(batches)
+        rows = [row for image in images for row in image]
+        owners = np.repeat(np.arange(len(images)), [len(image) for image in images])
         if not grouped:
             owners = np.arange(len(rows))
         batch = pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX).to(device)
@@ -180,8 +180,8 @@ def captions() -> Iterator[list[list[np.ndarray]]]:
     generator = np.random.default_rng(0)
     for start in range(0, len(images), 8):
         texts = [image["captions"][:5] for image in images[start : start + 8]]
-        lengths = [[len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in of_image] for of_image in texts]
-        yield [[generator.integers(1, 50_000, min(length, LONGEST)) for length in of_image] for of_image in lengths]
+        lengths = [[len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in image] for image in texts]
+        yield [[generator.integers(1, 50_000, min(length, LONGEST)) for length in image] for image in lengths]
 
 
 def print_peak_memory(name: str, kind: Callable[..., Step], tuning: str, device: torch.device) -> None:

@@ -9,7 +9,7 @@ CLIP is multiplied accordingly; and their mean counts for every iteration of eve
 does counts nothing.
 
     python -m benchmarks.zerocap
-    python -m benchmarks.zerocap --photographs FOLDER    # captions these, with ViT-B/32 whole: says how long it takes
+    python -m benchmarks.zerocap --photographs FOLDER    # captions these, with a full ViT-B/32: says how long it takes
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     seconds: dict[str, float] = {}
     counts: Counter[str] = Counter()
     watch = partial(timed, now, seconds)
-    watch(Continuations, "encode", "CLIP's texts", lambda _, contexts, of, pieces: counts.update(read=len(pieces)))
+    watch(Continuations, "encode", "CLIP's texts", lambda _, texts, text_of, pieces: counts.update(read=len(pieces)))
     watch(LanguageModel, "step", "the language model")
     watch(torch.autograd, "grad", "its gradients")
     watch(ZeroCap, "_next", "all", lambda _, directions, *others: counts.update(beams=len(directions)))
@@ -96,8 +96,8 @@ def main() -> None:
     watch(PlainZeroCap, "cosines", "CLIP's texts")
     plain = PlainZeroCap(encode_texts, lm, ZeroCapOptions(candidates=arguments.timed))
     spent = []
-    for written in (0, arguments.tokens - 1):
-        text = [*plain.prompt, *torch.randint(VOCABULARY - 1, (written,)).tolist()]
+    for length in (0, arguments.tokens - 1):
+        text = [*plain.prompt, *torch.randint(VOCABULARY - 1, (length,)).tolist()]
         before = torch.full((VOCABULARY,), 1 / VOCABULARY, device=encoder.device).log()
         start = now()
         plain.moved(text, None, before, embeddings[0] / embeddings[0].norm())
@@ -108,13 +108,13 @@ def main() -> None:
     print(f"  of {spent[0]:.1f} s at the first token and {spent[1]:.1f} s at the last")
     print(f"ratio               {theirs / ours:8.1f}, wanted 10")
     texts = list(embedded)
-    whole = torch.nn.functional.normalize(torch.stack([embedded[text] for text in texts]), dim=-1)
+    expected = torch.nn.functional.normalize(torch.stack([embedded[text] for text in texts]), dim=-1)
     parts = [text.rpartition(" ") for text in texts]
     contexts = list(dict.fromkeys(head for head, _, _ in parts))
-    found = zerocap._continuations.encode(
+    embeddings = zerocap._continuations.encode(
         contexts, [contexts.index(head) for head, _, _ in parts], [space + tail for _, space, tail in parts]
     )
-    print(f"embeddings differ by {(found - whole).abs().max():.1e} at most")
+    print(f"embeddings differ by {(embeddings - expected).abs().max():.1e} at most")
 
 
 def caption_photographs(zerocap: ZeroCap, files: list[Path], together: int) -> None:

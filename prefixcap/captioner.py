@@ -1,4 +1,4 @@
-"""The user's API: images in, captions out."""
+"""The user API: load a captioner, caption images, save it again."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from prefixcap.checkpoints.descriptions import require_description, require_mapp
 from prefixcap.checkpoints.files import captioner_state_dict, file_with_weights, read_file, require_checkpoint
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
-from prefixcap.encoders import Encoder, embed_images, load_encoder
+from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
 from prefixcap.encoders.inputs import Images, as_embeddings, check_finite, check_images
 from prefixcap.encoders.missing import missing_encoder
 from prefixcap.errors import InputError
@@ -34,9 +34,9 @@ from prefixcap.weights import shapes_of
 
 
 class Captioner(PrefixLM):
-    """A `PrefixLM` with its encoder: captions of images, embeddings, patches or regions.
+    """A `PrefixLM` together with its encoder: captions images, or embeddings, patches or regions of images.
 
-    Args, attributes: as `PrefixLM`.
+    Arguments and attributes are those of `PrefixLM`; `load` and `from_pretrained` make one of a file.
 
     Examples:
         >>> captioner = load("best.ckpt")
@@ -44,7 +44,7 @@ class Captioner(PrefixLM):
         >>> len(captions)
         2
         >>> best, second = captioner.candidates(["photo.jpg"], count=2, decode="nucleus", seed=0)[0]
-        >>> embeddings = captioner.embed(["photo.jpg"])  # once, where the same images are captioned again
+        >>> embeddings = captioner.embed(["photo.jpg"])  # (1, dim); compute them once to caption images repeatedly
         >>> captioner.caption(embeddings) == captioner.caption(["photo.jpg"])
         True
     """
@@ -62,20 +62,29 @@ class Captioner(PrefixLM):
         rerank: int = 0,
         **options: Any,
     ) -> list[str]:
-        """One caption of each image.
+        """Generate one caption for each image.
 
         Args:
             images, decode, batch_size, progress: as in `candidates`.
-            rerank: generate so many candidates and return the one that the encoder finds closest to the image; 0: the
-                decoder's best.
-            options: the decoder's, and the others of `candidates`.
+            rerank: generate this many candidates and return the one with the highest cosine between its text embedding
+                and the image's; 0: return the decoder's best.
+            options: those of the decoder, and the other arguments of `candidates`.
+
+        Returns:
+            A caption for each image.
 
         Raises:
             InputError: as `candidates`.
+
+        Examples:
+            >>> captioner = load("best.ckpt")
+            >>> captions = captioner.caption(["photo.jpg"], decode="nucleus", rerank=5, seed=0, prompt="A")
+            >>> captions[0][:2]
+            'A '
         """
         rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
         if wrong := {"count", "by_similarity"} & options.keys():
-            raise InputError(f"caption gives one caption of an image and takes no {min(wrong)}: call candidates")
+            raise InputError(f"caption returns one caption for each image and takes no {min(wrong)}: call candidates")
         candidates = self.candidates(
             images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options
         )
@@ -94,27 +103,30 @@ class Captioner(PrefixLM):
         seed: int | torch.Generator | None = None,
         **options: Any,
     ) -> list[list[str]]:
-        """Several captions of each image, the best first.
+        """Generate several captions for each image, the best first.
 
         Args:
-            images: paths or PIL images, which the captioner's own encoder embeds (it is loaded when first needed),
-                or (batch, dim) embeddings as that encoder gives them, see `prefix`: a tensor or array of any kind of
-                real numbers, which are read as float32.
-            count: how many for each image.
+            images: paths or PIL images, which the captioner's encoder embeds (it is loaded when first needed); or
+                (images, dim) embeddings as that encoder returns them, or what else the mapper reads, see `prefix`: a
+                tensor or array of real numbers of any dtype, which are read as float32.
+            count: how many captions for each image.
             decode: name of a decoder, see `prefixcap.decoding.DECODERS`.
             batch_size: images that are captioned together.
             progress: show a progress bar on stderr, if it takes longer than a second.
-            by_similarity: order captions by the cosine of their text embedding with the image's, the closest first.
-            embeddings: (batch, dim) of the whole images, for `by_similarity` and `unit_parts` where `images` are
-                patches or regions; None: the encoder computes them from images that are given as such.
-            prompt: how every caption begins, e.g. "a photo of"; spaces at its ends do not count.
-            seed: of the noise, or of what a decoder draws, 0 to 2**63 - 1; or a generator, on the CPU, to draw from.
-            options: the decoder's, e.g. `beams=5`, `max_tokens=67`, and those of `prefixcap.sampling.Sampling`.
+            by_similarity: order captions by the cosine between their text embedding and the image's, highest first.
+            embeddings: (images, dim) of the entire images, for `by_similarity` and `unit_parts` if `images` are patches
+                or regions; None: the encoder computes them if `images` are paths or pictures.
+            prompt: the beginning of every caption, e.g. "a photo of"; leading and trailing spaces are ignored.
+            seed: for noise and sampling decoders, 0 to 2**63 - 1; or a generator on the CPU.
+            options: those of the decoder, e.g. `beams=5`, `max_tokens=67`, and of `prefixcap.sampling.Sampling`.
+
+        Returns:
+            For each image `count` captions.
 
         Raises:
-            InputError: an image cannot be read, the embeddings are of another width, NaN or infinite, the encoder
-                cannot be loaded or has other weights than the one trained with, the decoder or an option of it does
-                not exist or is out of its range, or the decoder returns fewer captions than `count`.
+            InputError: an image cannot be read; embeddings have the wrong width, or NaN or infinite values; the encoder
+                cannot be loaded or has other weights than the one trained with; the decoder or an option does not
+                exist or is out of range; or the decoder returns fewer captions than `count`.
         """
         count = check_value("count", count, Count)
         batch_size = check_value("batch_size", batch_size, Positive)
@@ -122,7 +134,7 @@ class Captioner(PrefixLM):
         images = self._check_images(images)
         divide = sampling.unit_parts and self.features is not Feature.IMAGE
         self._check_embeddings_given(images, embeddings is not None, by_similarity, divide)
-        whole = None if embeddings is None else self._check_embeddings(embeddings, len(images))
+        given = None if embeddings is None else self._check_embeddings(embeddings, len(images))
 
         generator = random_generator(seed)
         if "generator" in options:
@@ -131,7 +143,7 @@ class Captioner(PrefixLM):
         if draws(decode):
             options["generator"] = generator
         elif seed is not None and not sampling.noise:
-            raise InputError(f"seed is for what is drawn at random, and '{decode}' does not draw: leave it out")
+            raise InputError(f"seed is for random sampling, and '{decode}' does not draw: leave it out")
         prompt_ids = self.language_model.tokenize_prompt(prompt)
 
         if sampling.noise:  # each candidate takes a row of a batch
@@ -144,12 +156,8 @@ class Captioner(PrefixLM):
             with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
                     batch = slice(start, start + batch_size)
-                    features = self.embed(images[batch])
-                    compared = features if self.features is Feature.IMAGE else None  # with captions
-                    if whole is not None:
-                        compared = whole[batch]
-                    elif compared is None and (by_similarity or divide):
-                        compared = self.embed(images[batch], Feature.IMAGE)
+                    features, computed = self._encode(images[batch], by_similarity or divide)
+                    compared = computed if given is None else given[batch]  # (batch, dim)
                     inputs = sampling.inputs(features, compared if divide else None, count, generator)
                     prefix = self.append_tokens(self.prefix(inputs), prompt_ids)
                     input_ids = decode_tokens(
@@ -165,14 +173,25 @@ class Captioner(PrefixLM):
             self.train(training)
         return captions
 
+    def _encode(
+        self, images: Sequence[str | Path | Image.Image] | Tensor, reranked: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the mapper reads of images, and, if they are `reranked`, the embeddings to compare captions with."""
+        if isinstance(images, Tensor):
+            return images, images if self.features is Feature.IMAGE else None
+        if not reranked:
+            return self.embed(images), None
+        pixels = preprocess_images(self.encoder(), images)
+        return reranking.encode_for_reranking(self.encoder(), pixels, self.features)
+
     def forward(
         self, images: str | Path | Image.Image | Images, **options: Any
     ) -> list[dict[str, str]] | list[list[dict[str, str]]]:
-        """`captioner("a.jpg")` -> `[{"generated_text": …}]`, as image-to-text pipelines of transformers had it.
+        """`captioner("a.jpg")` -> `[{"generated_text": …}]`, like an image-to-text pipeline of transformers.
 
         Args:
-            images: one, or several as in `candidates`; several give a list for each.
-            options: as such a pipeline takes them, see `prefixcap.pipeline`, and those of `candidates`.
+            images: one image; or several as in `candidates`, for which a list of such lists is returned.
+            options: those of such a pipeline, see `prefixcap.pipeline`, and those of `candidates`.
 
         Raises:
             InputError: as `candidates`, or an option has no counterpart here.
@@ -184,15 +203,18 @@ class Captioner(PrefixLM):
         return texts[0] if one else texts
 
     def similarities(self, embeddings: Tensor, captions: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The cosine of each caption with its image, by the captioner's encoder, see `prefixcap.reranking`."""
+        """The cosine between each caption and its image by the captioner's encoder, see `reranking.similarities`."""
         return reranking.similarities(self.encoder(), embeddings, captions)
 
     def embed(self, images: Images, features: str | None = None) -> Tensor:
-        """What `prefix` reads of images, by the captioner's own encoder; embeddings are returned as they are.
+        """What `prefix` reads of images, computed by the captioner's encoder.
 
         Args:
-            images: paths or PIL images, or embeddings.
-            features: another feature than that of the attribute `features`, e.g. `Feature.IMAGE`.
+            images: paths or PIL images; embeddings are returned unchanged.
+            features: the feature to compute, e.g. `Feature.IMAGE`; None: the one that the mapper reads.
+
+        Returns:
+            (images, dim) embeddings, or (images, patches, dim) patches or regions.
 
         Raises:
             InputError: an image cannot be read, or the encoder cannot be loaded.
@@ -204,10 +226,10 @@ class Captioner(PrefixLM):
         return embed_images(self.encoder(), checked, Feature.parse(features or self.features)).clone()
 
     def encoder(self) -> Encoder:
-        """The encoder whose embeddings the captioner reads, on the captioner's device; loaded when first asked for.
+        """The encoder whose embeddings the captioner reads, on the captioner's device; loaded on first use.
 
         Raises:
-            InputError: it cannot be loaded, or its weights are not those that the captioner was trained with.
+            InputError: it cannot be loaded, or its weights differ from those that the captioner was trained with.
         """
         if not self._encoder:
             encoder = load_encoder(self.encoder_identity.name, self.device)
@@ -227,18 +249,18 @@ class Captioner(PrefixLM):
         weights: Mapping[str, Tensor] | None = None,
         source: str | Path = "the description",
     ) -> "Captioner":
-        """The captioner that `describe` described, with weights still to be loaded.
+        """Build a captioner from what `describe` returned; its weights are still to be loaded.
 
         Args:
             description: from `describe`.
-            language_model: the one to use; None rebuilds the one described.
-            weights: those that will be loaded: of a description that somebody else wrote, nothing is built that they do
-                not fill. None: the description is one's own.
-            source: the file that it is from, for messages.
+            language_model: the one to use; None: it is rebuilt as described.
+            weights: those that will be loaded. A description from an untrusted file is built only if they fit it. None:
+                the description is trusted.
+            source: the file of the description, for messages.
 
         Raises:
-            InputError: the description is of another format or not laid out as one, the language model cannot be
-                loaded, or the weights are not those of what is described.
+            InputError: the description has another format or is malformed, the language model cannot be loaded, or the
+                weights do not fit.
         """
         require_description(description, source)
         encoder = EncoderIdentity(**description["encoder"])
@@ -258,23 +280,33 @@ class Captioner(PrefixLM):
         )
 
     def save_pretrained(self, folder: str | Path, license: str = "unknown") -> None:
-        """Write safetensors, JSON and a model card to a folder, see `prefixcap.checkpoints.pretrained.save`."""
+        """Write weights as safetensors, a configuration as JSON, and a model card to a folder, which is created.
+
+        Arguments and errors are those of `prefixcap.checkpoints.pretrained.save`.
+
+        Examples:
+            >>> load("best.ckpt").save_pretrained("my-captioner")
+            >>> captioner = Captioner.from_pretrained("my-captioner")
+        """
         pretrained.save(self, Path(folder), license)
 
     def push_to_hub(self, name: str, license: str = "unknown", private: bool = False) -> str:
-        """Put what `save_pretrained` writes on the model hub, see `prefixcap.checkpoints.pretrained.push`."""
+        """Upload what `save_pretrained` writes to the model hub, as e.g. "someone/captioner" -> its URL.
+
+        Arguments and errors are those of `prefixcap.checkpoints.pretrained.push`.
+        """
         return pretrained.push(self, name, license, private)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Captioner":
-        """The captioner in a folder that `save_pretrained` wrote, or on the model hub, in eval mode.
+        """Load a captioner that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
         Args:
-            name: of the folder; or on the hub, e.g. "someone/captioner", if there is no such folder.
-            revision: a branch, tag or commit of the hub's.
+            name: a folder; or, if there is no such folder, a name on the model hub, e.g. "someone/captioner".
+            revision: a branch, tag or commit on the hub.
 
         Raises:
-            InputError: there is no captioner, or a file of it is missing or damaged, or it cannot be downloaded.
+            InputError: there is no captioner, one of its files is missing or damaged, or it cannot be downloaded.
         """
         folder = pretrained.downloaded(str(name), revision) if pretrained.is_hub_name(name) else Path(name)
         description, weights = pretrained.read_folder(folder)
@@ -289,7 +321,7 @@ class Captioner(PrefixLM):
     load_own_weights = renamed.method("load_own_weights", PrefixLM.load_checkpoint_state_dict)
 
     def _check_images(self, images: Images) -> Sequence[str | Path | Image.Image] | Tensor:
-        """Images that can be read, and embeddings of the right shape, all finite. Raises InputError otherwise."""
+        """Images as a list or a tensor. Raises InputError unless embeddings have the right shape and are finite."""
         checked = check_images(images)
         if isinstance(checked, Tensor):
             self.check_shape(checked)
@@ -297,7 +329,7 @@ class Captioner(PrefixLM):
         return checked
 
     def _check_embeddings(self, embeddings: Tensor | NDArray[Any], images: int) -> Tensor:
-        """(images, dim) embeddings of the whole images. Raises InputError if they have another shape."""
+        """(images, dim) embeddings of entire images. Raises InputError unless they have that shape and are finite."""
         checked, shape = as_embeddings(embeddings), (images, self.encoder_identity.dim)
         if checked.shape != shape:
             raise InputError(f"embeddings= of shape {tuple(checked.shape)}: give {shape}, one for each image")
@@ -307,7 +339,7 @@ class Captioner(PrefixLM):
     def _check_embeddings_given(
         self, images: Sequence[object] | Tensor, given: bool, by_similarity: bool, divide: bool
     ) -> None:
-        """Raise InputError where the embeddings of whole images are needed, and cannot be computed from `images`."""
+        """Raise InputError if embeddings of entire images are needed but neither given nor computable from `images`."""
         lacking = isinstance(images, Tensor) and self.features is not Feature.IMAGE and not given
         if by_similarity and lacking:
             raise InputError(
@@ -327,23 +359,23 @@ def load(
     tokenizer: str | None = None,
     normalize_embeddings: bool | None = None,
 ) -> Captioner:
-    """Load a captioner, in eval mode, ready to caption.
+    """Load a captioner, in eval mode.
 
     Args:
-        path: a checkpoint (`….ckpt`) that training wrote, a folder that `save_pretrained` wrote, or weights (`….pt`)
-            that the authors of ClipCap published; or a captioner's name on the model hub, e.g. "someone/captioner".
-            Pickled code in a file is never run.
+        path: a checkpoint (`*.ckpt`) of training, a folder that `save_pretrained` wrote, or weights (`*.pt`) that the
+            authors of ClipCap published; or a captioner's name on the model hub, e.g. "someone/captioner". Pickled code
+            in a file is never run.
         device: where to put it.
-        tokenizer: only for published weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
-        normalize_embeddings: only for published weights: whether to scale embeddings to length one; None: as their
-            authors do, yes for the transformer and no for the MLP.
+        tokenizer: only for ClipCap's weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
+        normalize_embeddings: only for ClipCap's weights: whether to scale embeddings to unit length; None: as their
+            authors do, for the transformer but not for the MLP.
 
     Raises:
-        InputError: there is no such file, it is no captioner's, its language model or tokenizer cannot be found, or it
-            does not take an argument.
+        InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, or it
+            is not ClipCap's and takes no such argument.
 
     Examples:
-        >>> captioner = load("best.ckpt")  # it is `prefixcap.load`, too
+        >>> captioner = load("best.ckpt")  # also available as `prefixcap.load`
         >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
         2
     """
@@ -355,7 +387,7 @@ def load(
         captioner.load_checkpoint_state_dict(parts.weights, path)
     elif tokenizer is not None or normalize_embeddings is not None:
         given = "normalize_embeddings" if tokenizer is None else "tokenizer"
-        raise InputError(f"{path} says by itself what it needs, as no file that ClipCap published: leave out {given}")
+        raise InputError(f"{given} is for the files that ClipCap published, and {path} is none: leave it out")
     elif path.is_dir():
         captioner = Captioner.from_pretrained(path)
     else:

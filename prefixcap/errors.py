@@ -1,40 +1,60 @@
-"""The exceptions that users are meant to read."""
+"""The errors that users are meant to read: one line that says what is wrong, where, and what to do about it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 _MOST_NAMED = 10
 
 
 class InputError(ValueError):
-    """A mistake in what was given, told in one line: what is wrong, where, and what to do about it.
+    """A mistake in the input, described in one line: what is wrong, where, and what to do about it.
 
-    The scripts print its message without a traceback and exit with status 2.
+    The commands print the message without a traceback and exit with status 2.
     """
 
 
 class OptionError(InputError):
-    """A mistake that another value of an option mends. Who knows how its user spells options says so, see
-    `spell_options`.
+    """A mistake that another value of an option corrects.
+
+    The message names options as Python arguments; `spell_options` rewrites it for users who type them differently.
 
     Args:
         problem: what is wrong.
-        name: of the option.
-        value: that mends it.
+        options: values that correct it, by name; if there are several options, each of them does.
+
+    Examples:
+        >>> error = OptionError("4bit weights cannot be trained", tuning="lora")
+        >>> print(error)
+        4bit weights cannot be trained: set tuning='lora'
+        >>> error.spelled("model.lm_{}".format)
+        '4bit weights cannot be trained: set model.lm_tuning=lora'
     """
 
-    def __init__(self, problem: str, name: str, value: object) -> None:
-        super().__init__(f"{problem}: set {name}={value}")
-        self.problem, self.name, self.value = problem, name, value
+    def __init__(self, problem: str, **options: object) -> None:
+        super().__init__(f"{problem}: set " + " or ".join(f"{name}={value!r}" for name, value in options.items()))
+        self.problem, self.options = problem, options
+
+    def spelled(self, spell: Callable[[str], str], verb: str = "set") -> str:
+        """The message with options as a command line or a configuration takes them.
+
+        Args:
+            spell: what the user types for the option called so in Python.
+            verb: what the user does with an option, e.g. "give".
+        """
+        return f"{self.problem}: {verb} " + " or ".join(
+            f"{spell(name)}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in self.options.items()
+        )
 
 
 class RowsError(InputError):
-    """A mistake in some rows of what was given. Who knows which images they are says so, see `name_rows`.
+    """A mistake in some rows of the input. `name_rows` replaces the row numbers by the ids of their images.
 
     Args:
-        what: is wrong, e.g. "captions".
+        what: the rows of what, e.g. "captions".
         rows: their numbers.
-        problem: of these rows, and what to do about it.
+        problem: what is wrong with these rows, and what to do about it.
     """
 
     def __init__(self, what: str, rows: Sequence[int], problem: str) -> None:
@@ -43,18 +63,18 @@ class RowsError(InputError):
 
 
 @contextmanager
-def spell_options(before: str) -> Iterator[None]:
-    """Within it, what mends a mistake is told as its user types it: `give --set beams=10`, where "give --set " stands
-    before the name."""
+def spell_options(spell: Callable[[str], str], verb: str = "set") -> Iterator[None]:
+    """Within this context, an OptionError becomes an InputError with options as the user types them, see
+    `OptionError.spelled`."""
     try:
         yield
     except OptionError as error:
-        raise InputError(f"{error.problem}: {before}{error.name}={error.value}") from error
+        raise InputError(error.spelled(spell, verb)) from error
 
 
 @contextmanager
 def name_rows(images: Iterable[int | str]) -> Iterator[None]:
-    """Within it, mistakes in rows are told with the ids of the images that the rows are of."""
+    """Within this context, a RowsError becomes an InputError that names images; `images` are the ids of all rows."""
     try:
         yield
     except RowsError as error:
@@ -64,7 +84,7 @@ def name_rows(images: Iterable[int | str]) -> Iterator[None]:
 
 
 def listed(noun: str, names: Sequence[object]) -> str:
-    """`row 3`, or `rows 3, 7, …`: the first ten, and how many more there are."""
+    """`row 3`, or `rows 3, 7, …`: the first ten names, and how many more there are."""
     named = ", ".join(map(str, names[:_MOST_NAMED]))
     more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
     return f"{noun}{'' if len(names) == 1 else 's'} {named}{more}"

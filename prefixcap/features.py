@@ -1,4 +1,4 @@
-"""What is kept of images and captions, and which encoder made it. Nothing here needs torch."""
+"""The features of images and captions, and the identity of the encoder that computed them. Imports no torch."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,7 +7,7 @@ from prefixcap.errors import InputError
 
 
 class Feature(str, Enum):
-    """What an encoder computes for images or captions. Its value is the name of its column in a feature store.
+    """A feature that an encoder computes for images or captions. The value is its column in a feature store.
 
     Examples:
         >>> Feature.parse("patches")
@@ -17,7 +17,7 @@ class Feature(str, Enum):
     """
 
     IMAGE = "images/embedding"
-    """(images, dim): the embedding of a whole image."""
+    """(images, dim): the embedding of an entire image."""
     PATCHES = "images/patches"
     """(images, patches, dim): a ViT's last layer, projected into the joint space."""
     REGIONS = "images/regions"
@@ -30,17 +30,17 @@ class Feature(str, Enum):
 
     @property
     def option(self) -> str:
-        """How the command line calls it, as in `features=[image,patches]`."""
+        """Its name on the command line, as in `features=[image,patches]`."""
         return self.name.lower()
 
     @property
     def ndim(self) -> int:
-        """Dimensions of a batch of it: 2 for one vector each, 3 for several."""
+        """Dimensions of a batch: 2 for one vector each, 3 for several."""
         return 3 if self in (Feature.PATCHES, Feature.REGIONS) else 2
 
     @classmethod
     def parse(cls, name: object) -> "Feature":
-        """The feature that a column, an option or a mapper's `features` names ("embedding" is the whole image's).
+        """The feature by its column, its option, or a mapper's name for it ("embedding" is that of an entire image).
 
         Raises:
             InputError: there is no such feature.
@@ -53,15 +53,19 @@ class Feature(str, Enum):
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """Which encoder made an embedding; embeddings may be mixed only if their encoders agree, see `agrees_with`.
+    """The encoder that computed embeddings. Embeddings may be mixed only if their encoders agree, see `agrees_with`.
 
     Attributes:
         name: as `load_encoder` takes it, e.g. "clip:ViT-B/32".
-        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights, as the back end names
-            them; the same whatever file the weights came from, and whatever device and dtype they run in. Empty if it
-            is not known, as for a file that ClipCap published.
-        preprocessing: one line that says how pixels are prepared; empty if the digest is.
+        digest: SHA-256 (hex) over the names, shapes and fp32 bytes of the weights, independent of file, device and
+            dtype. Empty: unknown, as for the files that ClipCap published.
+        preprocessing: one line on how pixels are prepared; empty if the digest is.
         dim: width of the joint embedding space.
+
+    Examples:
+        >>> ours = EncoderIdentity("clip:ViT-B/32", "ab12", "centre crop 224", 512)
+        >>> ours.agrees_with(EncoderIdentity("clip:copy.pt", "ab12", "centre crop 224", 512))
+        True
     """
 
     name: str
@@ -70,7 +74,7 @@ class EncoderIdentity:
     dim: int
 
     def agrees_with(self, other: "EncoderIdentity") -> bool:
-        """Whether weights and preprocessing are the same, or the names where only those are known."""
+        """Whether weights and preprocessing are the same; or the names, if a digest is unknown."""
         if not self.digest or not other.digest:
             return self.name == other.name
         return (self.digest, self.preprocessing) == (other.digest, other.preprocessing)

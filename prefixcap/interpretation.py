@@ -1,9 +1,9 @@
-"""What a prefix says: the tokens nearest to each of its vectors (Mokady et al. 2021, section 4, "Prefix
+"""Interpret a prefix: the tokens nearest to each of its vectors (Mokady et al. 2021, section 4, "Prefix
 Interpretability", and Figure 6).
 
-Prefix vectors and word embeddings lie in one space. Where mapper and language model were trained together, the nearest
-tokens are salient words of the image; where the language model was frozen, they are hardly readable, as the prefix also
-steers it.
+Prefix vectors and word embeddings are in the same space. If mapper and language model were trained together, the
+nearest tokens are salient words of the image; if the language model was frozen, they are hardly readable, because the
+prefix also has to steer the model.
 """
 
 import textwrap
@@ -24,7 +24,7 @@ from prefixcap.utils.options import check_value
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tokens = list[list[tuple[str, float]]]  # of an image: for each prefix vector, tokens and their cosines
+Tokens = list[list[tuple[str, float]]]  # for each prefix vector of an image, tokens and their cosines
 
 
 @torch.inference_mode()
@@ -32,7 +32,7 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Toke
     """The tokens whose word embeddings have the highest cosine with each prefix vector.
 
     Args:
-        captioner: with P prefix vectors an image.
+        captioner: with P prefix vectors for each image.
         images: N paths or PIL images, or embeddings, as `Captioner.caption` takes them.
         count: how many tokens for each vector.
 
@@ -41,30 +41,33 @@ def interpret(captioner: Captioner, images: Images, count: int = 1) -> list[Toke
 
     Raises:
         InputError: as `Captioner.prefix`; an image cannot be read; or count is not 1 to the size of the vocabulary.
+
+    Examples:
+        >>> from prefixcap.captioner import load
+        >>> (prefix,) = interpret(load("best.ckpt"), ["photo.jpg"], count=2)
+        >>> len(prefix[0])
+        2
     """
-    words = captioner.language_model.model.get_input_embeddings().weight[: len(captioner.language_model.tokenizer)]
-    if not 1 <= (count := check_value("count", count, int)) <= len(words):
-        raise InputError(
-            f"the {count} nearest tokens are asked for: give 1 to {len(words)}, the size of the vocabulary"
-        )
-    made = captioner.mapper.prefix_length  # a start token behind them says nothing of an image
+    lm = captioner.language_model
+    vocabulary = lm.model.get_input_embeddings().weight[: len(lm.tokenizer)]  # (V, dim)
+    if not 1 <= (count := check_value("count", count, int)) <= len(vocabulary):
+        raise InputError(f"count must lie between 1 and {len(vocabulary)}, the size of the vocabulary, not {count}")
     embeddings = captioner.embed(images)
-    vectors = captioner.prefix(embeddings)[:, :made]  # (N, P, dim)
+    prefix = captioner.prefix(embeddings)[:, : captioner.mapper.prefix_length]  # (N, P, dim) without a start token
     check_finite(embeddings)
-    cosines: Tensor = F.normalize(vectors.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
+    cosines: Tensor = F.normalize(prefix.float(), dim=-1) @ F.normalize(vocabulary.float(), dim=-1).T  # (N, P, V)
     values, tokens = cosines.topk(count)  # (N, P, count)
-    decode_raw = captioner.language_model.decode_raw
     return [
         [
-            [(decode_raw([token]), value) for token, value in zip(of_vector, row, strict=True)]
-            for of_vector, row in zip(of_image, rows, strict=True)
+            [(lm.decode_raw([token]), cosine) for token, cosine in zip(*nearest, strict=True)]
+            for nearest in zip(*vectors, strict=True)
         ]
-        for of_image, rows in zip(tokens.tolist(), values.tolist(), strict=True)
+        for vectors in zip(tokens.tolist(), values.tolist(), strict=True)
     ]
 
 
 def table(tokens: Tokens) -> str:
-    """What `interpret` says of an image as a text table, a line for each prefix vector."""
+    """The result of `interpret` for one image as a text table, a line for each prefix vector."""
     words = [[(_visible(token), cosine) for token, cosine in row] for row in tokens]
     width = max(len(word) for row in words for word, _ in row)
     heading = "vector" + f"  {'token':{width}} cosine" * len(words[0])
@@ -73,8 +76,8 @@ def table(tokens: Tokens) -> str:
 
 
 def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations: Sequence[Tokens]) -> "Figure":
-    """Images, each with its caption and the nearest token of each of its prefix vectors, in order (as Figure 6).
-    It needs matplotlib.
+    """A figure of images, each with its caption and the nearest token of each prefix vector, in order (as Figure 6).
+    Needs matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -94,5 +97,5 @@ def draw(images: Sequence[Image.Image], captions: Sequence[str], interpretations
 
 
 def _visible(token: str) -> str:
-    """A token without the space before it; of one that is nothing else, its code."""
+    """A token without surrounding spaces; a token of spaces only as an escape sequence."""
     return token.strip() or repr(token)[1:-1]

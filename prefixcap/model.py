@@ -1,4 +1,5 @@
-"""The model: an image embedding is mapped to a prefix, which a language model continues (Mokady et al. 2021, ClipCap).
+"""The model: a mapper turns an image embedding into a prefix, which a language model continues (ClipCap: Mokady et al.
+2021).
 
 Shapes: B images of a batch, D width of the encoder's embeddings, P prefix vectors, E width of the language model's word
 embeddings, T target tokens, H width of its last hidden states.
@@ -25,16 +26,16 @@ FORMAT_VERSION = 1  # of `PrefixLM.describe`
 
 
 class PrefixLM(nn.Module):
-    """A mapper and a language model: embeddings in, prefix, hidden states and loss out (equations 3 to 5).
+    """A mapper and a language model: embeddings in, prefix, hidden states and loss out (ClipCap, equations 3 to 5).
 
     Args:
-        language_model: generates the captions.
+        language_model: the model that generates captions.
         encoder: the encoder whose embeddings the mapper reads.
         mapper: `{"name": "mlp", "prefix_length": 10, …}`, see `prefixcap.mappers.MAPPERS`.
         normalize_embeddings: scale each embedding to unit length before it is mapped.
-        trained_on: what the model was trained on, kept for whoever loads it (plain JSON values).
-        start_token: end the prefix with the language model's start token (`LanguageModel.start_token`), as a frozen
-            language model has always seen one before a text, and as MacCap's released code has it.
+        trained_on: a description of the training data, kept in checkpoints (plain JSON values).
+        start_token: end the prefix with the language model's start token, as frozen language models have always seen
+            one before a text; MacCap's released code does so too.
 
     Attributes:
         features: the feature of an image that the mapper reads.
@@ -64,7 +65,7 @@ class PrefixLM(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(start_token, bool):
-            raise InputError(f"start_token is true or false, not {start_token!r}")
+            raise InputError(f"start_token must be true or false, not {start_token!r}")
         if start_token:
             language_model.require_start_token()
         self.mapper_options = dict(mapper)
@@ -80,16 +81,16 @@ class PrefixLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the mapper is."""
+        """The device of the mapper."""
         return next(self.mapper.parameters()).device
 
     def prefix(self, embeddings: Tensor) -> Tensor:
-        """(B, D) embeddings as the encoder gave them -> (B, P, E) prefix.
+        """(B, D) embeddings as the encoder returned them -> (B, P, E) prefix.
 
-        A mapper that reads patches or regions, see `features`, takes (B, patches, D).
+        A mapper of patches or regions, see `features`, takes (B, patches, D).
 
         Raises:
-            InputError: the embeddings have another shape.
+            InputError: the embeddings have the wrong shape.
         """
         self.check_shape(embeddings)
         embeddings = embeddings.to(self.device, torch.float32)
@@ -99,20 +100,20 @@ class PrefixLM(nn.Module):
         return self.append_tokens(prefix, [self.language_model.start_token]) if self.start_token else prefix
 
     def append_tokens(self, prefix: Tensor, input_ids: list[int]) -> Tensor:
-        """(B, P, E) prefix and N tokens to follow it -> (B, P + N, E), in the language model's precision."""
-        words = self.language_model.embed(torch.tensor(input_ids, dtype=torch.long, device=prefix.device))  # (N, E)
-        return torch.cat((prefix.to(words.dtype), words.expand(len(prefix), -1, -1)), dim=1)
+        """(B, P, E) prefix followed by N tokens -> (B, P + N, E), in the language model's precision."""
+        tokens = self.language_model.embed(torch.tensor(input_ids, dtype=torch.long, device=prefix.device))  # (N, E)
+        return torch.cat((prefix.to(tokens.dtype), tokens.expand(len(prefix), -1, -1)), dim=1)
 
     def states(self, batch: Batch) -> Tensor:
-        """(T, H) last hidden states of the language model, from which each target token of a batch is predicted."""
+        """(T, H) last hidden states of the language model, each of which predicts a target token of the batch."""
         return self.language_model.states(self.prefix(batch.embeddings), batch)
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy of all caption tokens given their image's prefix and the tokens before them (equation 5).
+        """Cross-entropy of caption tokens given the prefix of their image and the tokens before them (equation 5).
 
         Args:
             batch: images and captions, see `prefixcap.packing`.
-            weights: (T,) float32, one for each target token; None: all 1.
+            weights: (T,) float32, of the target tokens; None: all 1.
 
         Returns:
             The weighted sum over target tokens, in nats.
@@ -121,7 +122,7 @@ class PrefixLM(nn.Module):
         return token_cross_entropy(self.states(batch), head.weight, head.bias, batch.targets, weights)
 
     def check_shape(self, embeddings: Tensor) -> None:
-        """Raise InputError unless embeddings have the shape that the mapper reads."""
+        """Raise InputError unless embeddings have the shape that `prefix` takes."""
         dim, option = self.encoder_identity.dim, self.features.option
         several, command = ("", "") if self.features.ndim == 2 else (f"{option}, ", f" and features=[image,{option}]")
         if embeddings.ndim != self.features.ndim or embeddings.shape[-1] != dim:
@@ -131,7 +132,8 @@ class PrefixLM(nn.Module):
             )
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights, in plain JSON values; `Captioner.build` takes it back."""
+        """The contents of a checkpoint beside its weights, as plain JSON values, from which `Captioner.build` rebuilds
+        the model."""
         return {
             "format_version": FORMAT_VERSION,
             "mapper": self.mapper_options,
@@ -143,7 +145,7 @@ class PrefixLM(nn.Module):
         }
 
     def checkpoint_state_dict(self) -> dict[str, Tensor]:
-        """The weights that a checkpoint holds: all but those that the language model's name stands for."""
+        """The weights of a checkpoint: all that cannot be loaded by the language model's name."""
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
@@ -154,11 +156,11 @@ class PrefixLM(nn.Module):
         """Load what `checkpoint_state_dict` returned.
 
         Raises:
-            InputError: a weight is missing, unknown, of another shape, NaN or infinite; `source` and the weight are
-                named.
+            InputError: a weight is missing, unknown, of another shape, NaN or infinite; the message names it and
+                `source`.
         """
-        all_weights = self.state_dict(keep_vars=True)  # parameters, which must be finite, as parameters
-        saved = {name: all_weights[name] for name in self.checkpoint_state_dict()}
+        own = self.state_dict(keep_vars=True)  # `require_numbers` tells parameters from buffers
+        saved = {name: own[name] for name in self.checkpoint_state_dict()}
         require_shapes(shapes_of(weights), shapes_of(saved), source)
         require_numbers(weights, saved, source)
         self.load_state_dict(weights, strict=False)

@@ -1,9 +1,16 @@
-"""Captions of images, laid out in rows for a language model without padding each of them.
+"""Packing: captions of several images in one row of a language model's batch, so that little of it is padding.
 
-A row holds several images one after another: an image's prefix, then the words of its captions. Words see the prefix of
-their image and the earlier words of their caption, and nothing else, so that the losses are those of each caption alone
-after its own prefix (block-diagonal attention, as in packing; Krell et al. 2021). Captions of one image share its
-prefix.
+A row holds images one after another, each as its prefix followed by its captions:
+
+    prefix prefix A red ring A ring that is red prefix prefix Two stars ...
+    '--------------- image 0 -----------------' '----- image 1 -------
+
+A token attends to the prefix of its image and to the earlier tokens of its caption, and to nothing else, so that the
+losses are the same as if each caption were read by itself after its own prefix (block-diagonal attention; Krell et al.
+2021, "Efficient Sequence Packing without Cross-contamination"). The captions of an image share its prefix.
+
+Shapes: I images, C captions, P prefix vectors of an image, N tokens of all captions, I * P + N - C inputs (prefix
+vectors and tokens; the last token of a caption is only predicted), R rows, L positions of a row.
 """
 
 import heapq
@@ -15,27 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PADDING, _PREFIX = -1, -1
-_ROW = 128  # positions of a row, about: attention costs their square, and a short row wastes its end
-_MULTIPLE = 8  # of which a row's length is one: kernels of GPUs want it
+_PADDING, _PREFIX = -1, -1  # in place of an image's number, and of a caption's
+_ROW = 128  # rough length of a row: attention costs its square, and short rows leave more padding
+_MULTIPLE = 8  # a row's length is a multiple of this, for GPU kernels
 
 
 @dataclass
 class Batch:
-    """Images, and the captions of each.
-
-    What is read (`reads`: all prefix vectors of the first image, of the second, ..., and then all words) is scattered
-    over `rows` x `length` positions.
+    """Images and their captions, packed into R rows of L positions.
 
     Attributes:
-        embeddings: (images, dim) or (images, patches, dim), as the encoder gave them.
-        input_ids: (words,) token ids that are read after a prefix: those of all captions but for the last of each.
-        input_index: (reads,) where each read goes, in the flattened positions.
-        images: (rows, length) image of each position; -1: nothing is there.
-        captions: (rows, length) caption of each position; -1: it is of a prefix.
-        position_ids: (rows, length) counted from the beginning of the image's prefix.
-        targets: (targets,) token ids to predict: those of all captions, and their start tokens if these are learned.
-        logit_index: (targets,) the flattened position that each is predicted from.
+        embeddings: (I, dim) or (I, patches, dim), as the encoder returned them.
+        input_ids: (N - C,) token ids that the language model reads: those of all captions without the last of each.
+        input_index: (I * P + N - C,) the position of each input among the R * L flattened ones: first of all prefix
+            vectors, image by image, then of `input_ids`.
+        images: (R, L) the image at each position; -1: padding.
+        captions: (R, L) the caption at each position; -1: prefix or padding.
+        position_ids: (R, L) position from the beginning of the image's prefix, the same for all its captions.
+        targets: (T,) token ids to predict: those of all captions, T = N; and C start tokens if these are predicted.
+        logit_index: (T,) the flattened position whose logits predict each target.
         caption_rows: row of each caption in its split.
         image_rows: row of each image in its split.
     """
@@ -52,7 +57,7 @@ class Batch:
     image_rows: list[int]
 
     def pin_memory(self) -> "Batch":
-        """The batch in memory that a GPU can copy from beside other work; a DataLoader calls it."""
+        """The batch in page-locked memory, from which a GPU copies asynchronously; called by DataLoader."""
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
@@ -64,13 +69,14 @@ class Batch:
         return Batch(**vars(self) | tensors)
 
     def attention_mask(self) -> Tensor:
-        """(rows, 1, length, length) bool: which positions (last) each position sees."""
+        """(R, 1, L, L) bool: the positions (last dimension) that each position attends to."""
         length = self.images.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.images.device).tril()
-        same_image = self.images.unsqueeze(2) == self.images.unsqueeze(1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.images.device).tril()  # (L, L)
+        same_image = self.images.unsqueeze(2) == self.images.unsqueeze(1)  # (R, L, L)
         captions = self.captions.unsqueeze(1)
-        in_caption = (captions == self.captions.unsqueeze(2)) | (captions == _PREFIX)
-        return (causal & same_image & in_caption).unsqueeze(1)
+        # Prefix vectors are visible to each other and to all captions of their image.
+        same_caption_or_prefix = (captions == self.captions.unsqueeze(2)) | (captions == _PREFIX)  # (R, L, L)
+        return (causal & same_image & same_caption_or_prefix).unsqueeze(1)
 
 
 def pack(
@@ -82,56 +88,74 @@ def pack(
     image_rows: Sequence[int] = (),
     start_token: int | None = None,
 ) -> Batch:
-    """Lay out captions of images.
+    """Pack captions of images into rows.
 
     Args:
-        embeddings: (images, …) features of each image.
-        tokens: of each caption, with the end token.
-        image_of_caption: whose caption each is, by place in `embeddings`; the captions of an image stand together, in
-            the order of the images.
-        prefix_length: vectors that are read before a caption, the start token included.
+        embeddings: (I, …) features of each image.
+        tokens: token ids of each of C captions, with the end token.
+        image_of_caption: (C,) row of each caption's image in `embeddings`, ascending.
+        prefix_length: P, vectors before a caption, the start token included.
         caption_rows: see `Batch`.
         image_rows: see `Batch`.
-        start_token: with which every prefix ends, to be predicted from what stands before it, too, once for each
-            caption, as in MacCap's released code; None: it is read, if there is one, and not predicted.
+        start_token: id of the token that ends every prefix, if it is to be predicted too, once for each caption, as in
+            MacCap's released code; None: only the captions are predicted.
+
+    Examples:
+        >>> batch = pack(torch.randn(2, 512), [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], prefix_length=2)
+        >>> batch.input_ids  # without the last token of each caption
+        tensor([5, 6, 7, 8, 9])
+        >>> batch.captions  # both images fit into one row; the first caption of image 0 has two inputs
+        tensor([[-1, -1,  0,  0,  1, -1, -1,  2,  2, -1, -1, -1, -1, -1, -1, -1]])
+        >>> batch.logit_index  # the first token of a caption is predicted from the last prefix vector
+        tensor([1, 2, 3, 1, 4, 6, 7, 8])
     """
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    owner = np.asarray(image_of_caption, np.int64)
-    flat = np.concatenate([np.empty(0, np.int64), *tokens], dtype=np.int64, casting="unsafe")
-    read = lengths - 1  # the last token is only predicted
-    sizes = prefix_length + np.bincount(owner, read, len(embeddings)).astype(np.int64)
-    row, start_in_row = _in_rows(sizes)
-    rows, length = int(row.max()) + 1, int((start_in_row + sizes).max())
-    length = -(-length // _MULTIPLE) * _MULTIPLE
-    start = row * length + start_in_row  # of each image, in the flattened positions
-    before = np.cumsum(read) - read
-    before -= before[np.searchsorted(owner, owner)]  # words of the image's earlier captions
-    caption_start = start[owner] + prefix_length + before
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))  # (C,)
+    owner = np.asarray(image_of_caption, np.int64)  # (C,)
+    all_tokens = np.concatenate([np.empty(0, np.int64), *tokens], dtype=np.int64, casting="unsafe")  # (N,)
 
-    caption = np.repeat(np.arange(len(lengths)), lengths)  # of each target
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # in its caption
-    position = caption_start[caption] + place  # where each token is read
-    logit_index = np.where(place == 0, start[owner[caption]] + prefix_length - 1, position - 1)
-    targets = flat
-    if start_token is not None:
-        logit_index = np.concatenate((logit_index, start[owner] + prefix_length - 2))
-        targets = np.concatenate((flat, np.full(len(owner), start_token)))
-    is_read = place < read[caption]
-    of_prefix = (start[:, None] + np.arange(prefix_length)).ravel()
-    input_index = np.concatenate((of_prefix, position[is_read]))
+    # Rows: an image takes a position for each prefix vector and each token that is read.
+    num_inputs = lengths - 1  # (C,) of each caption: its last token is only predicted
+    sizes = prefix_length + np.bincount(owner, num_inputs, len(embeddings)).astype(np.int64)  # (I,)
+    row, column = _assign_rows(sizes)  # (I,) where each image starts
+    rows, length = int(row.max()) + 1, int((column + sizes).max())
+    length = -(-length // _MULTIPLE) * _MULTIPLE  # rounded up
+    image_start = row * length + column  # (I,) in the flattened positions
 
+    # Captions: each starts behind the prefix and the earlier captions of its image.
+    inputs_before = np.cumsum(num_inputs) - num_inputs  # (C,) in the batch
+    inputs_before -= inputs_before[np.searchsorted(owner, owner)]  # less those before the image's first caption
+    caption_start = image_start[owner] + prefix_length + inputs_before  # (C,)
+
+    # Tokens: the offset of each in its caption, and its flattened position.
+    caption = np.repeat(np.arange(len(lengths)), lengths)  # (N,) the caption of each token
+    offset = np.arange(len(all_tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (N,) from 0
+    position = caption_start[caption] + offset  # (N,)
+
+    # Targets: a token is predicted from the position before it; the first of a caption from the last prefix vector.
+    logit_index = np.where(offset == 0, image_start[owner[caption]] + prefix_length - 1, position - 1)  # (N,)
+    targets = all_tokens
+    if start_token is not None:  # and the start token, once for each caption, from the vector before it
+        logit_index = np.concatenate((logit_index, image_start[owner] + prefix_length - 2))
+        targets = np.concatenate((all_tokens, np.full(len(owner), start_token)))
+
+    # Inputs: all prefix vectors, then all tokens but the last of each caption.
+    is_input = offset < num_inputs[caption]  # (N,)
+    prefix_index = (image_start[:, None] + np.arange(prefix_length)).ravel()  # (I * P,)
+    token_index = position[is_input]  # (N - C,)
+
+    # What is at each of the R * L positions.
     images = np.full(rows * length, _PADDING)
     captions = np.full(rows * length, _PREFIX)
     position_ids = np.zeros(rows * length, np.int64)
-    images[of_prefix] = np.repeat(np.arange(len(embeddings)), prefix_length)
-    images[position[is_read]] = owner[caption[is_read]]
-    captions[position[is_read]] = caption[is_read]
-    position_ids[of_prefix] = np.tile(np.arange(prefix_length), len(embeddings))
-    position_ids[position[is_read]] = prefix_length + place[is_read]
+    images[prefix_index] = np.repeat(np.arange(len(embeddings)), prefix_length)
+    images[token_index] = owner[caption[is_input]]
+    captions[token_index] = caption[is_input]
+    position_ids[prefix_index] = np.tile(np.arange(prefix_length), len(embeddings))
+    position_ids[token_index] = prefix_length + offset[is_input]
     return Batch(
         embeddings,
-        input_ids=torch.from_numpy(flat[is_read]),
-        input_index=torch.from_numpy(input_index),
+        input_ids=torch.from_numpy(all_tokens[is_input]),
+        input_index=torch.from_numpy(np.concatenate((prefix_index, token_index))),
         images=torch.from_numpy(images.reshape(rows, length)),
         captions=torch.from_numpy(captions.reshape(rows, length)),
         position_ids=torch.from_numpy(position_ids.reshape(rows, length)),
@@ -142,13 +166,20 @@ def pack(
     )
 
 
-def _in_rows(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row of each image, and where in it the image starts: the largest first, each to the emptiest row."""
-    row, start = np.empty_like(sizes), np.empty_like(sizes)
+def _assign_rows(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Distribute images over rows of about the same length, the largest first, each to the emptiest row.
+
+    Args:
+        sizes: (I,) positions that each image takes.
+
+    Returns:
+        (I,) the row of each image, and (I,) the position in the row where it starts.
+    """
+    row, column = np.empty_like(sizes), np.empty_like(sizes)
     count = -(-int(sizes.sum()) // max(_ROW, int(sizes.max())))
-    filled = [(0, number) for number in range(count)]
+    filled = [(0, number) for number in range(count)]  # a heap of (positions filled, row)
     for image in np.argsort(-sizes, kind="stable").tolist():
-        taken, number = filled[0]
-        row[image], start[image] = number, taken
-        heapq.heapreplace(filled, (taken + int(sizes[image]), number))
-    return row, start
+        start, number = filled[0]
+        row[image], column[image] = number, start
+        heapq.heapreplace(filled, (start + int(sizes[image]), number))
+    return row, column

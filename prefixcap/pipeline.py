@@ -1,4 +1,4 @@
-"""The options of an image-to-text pipeline of transformers, and of its `generate`, in the words of this package."""
+"""Translate options of transformers' image-to-text pipeline and of `generate` to those of this package."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,19 @@ RENAMED = {
 
 
 def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `Captioner.candidates` for those that a pipeline was called with.
+    """The options of `Captioner.candidates` that correspond to those of a pipeline.
 
-    `generate_kwargs` may hold some of them. `do_sample=True` is the nucleus decoder, `penalty_alpha` the contrastive
-    one, `num_beams=1` the greedy one; without them captions are written by beam search, as everywhere in this package.
-    Names that mean the same here (`top_p`, `batch_size`, …) and this package's own (`decode`, `prompt`, …) stay.
+    Some of them may be in `generate_kwargs`. `do_sample=True` selects the nucleus decoder, `penalty_alpha` the
+    contrastive one, and `num_beams=1` the greedy one; the default is beam search, as everywhere in this package.
+    Options with the same name here (`top_p`, `batch_size`, …) and this package's own (`decode`, `prompt`, …) stay as
+    they are.
 
     Raises:
         InputError: an option is given twice.
+
+    Examples:
+        >>> own_options({"max_new_tokens": 20, "generate_kwargs": {"do_sample": True, "top_p": 0.9}})
+        {'decode': 'nucleus', 'count': 1, 'max_tokens': 20, 'top_p': 0.9}
     """
     within: Mapping[str, Any] = given.get("generate_kwargs") or {}
     outside = {name: value for name, value in given.items() if name != "generate_kwargs" and value is not None}

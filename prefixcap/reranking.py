@@ -1,4 +1,4 @@
-"""Captions ordered by how close an encoder finds them to their image."""
+"""Order captions by the similarity of their text embedding to their image's embedding."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -11,30 +11,30 @@ from prefixcap.features import Feature
 
 
 def similarities(encoder: Encoder, embeddings: Tensor, captions: Sequence[Sequence[str]]) -> list[list[float]]:
-    """The cosine of each caption with its image, in the encoder's joint space.
+    """The cosine between each caption and its image, in the encoder's joint space.
 
     Args:
         encoder: embeds the captions.
-        embeddings: (images, dim) of the images, as this encoder gives them.
+        embeddings: (images, dim) of the images, as this encoder returns them.
         captions: any number for each image.
 
     Returns:
-        For each image the cosines of its captions, in the order given.
+        For each image the cosines of its captions, -1.0 to 1.0, in the order given.
     """
-    row_of = {caption: row for row, caption in enumerate(dict.fromkeys(chain(*captions)))}  # each caption once
-    texts = F.normalize(encoder.encode_texts(list(row_of)).float(), dim=-1)  # (different captions, dim)
-    cosines = (F.normalize(embeddings.to(texts), dim=-1) @ texts.T).tolist()  # (images, different captions)
-    return [[row[row_of[caption]] for caption in candidates] for candidates, row in zip(captions, cosines, strict=True)]
+    columns = {caption: column for column, caption in enumerate(dict.fromkeys(chain(*captions)))}  # each caption once
+    texts = F.normalize(encoder.encode_texts(list(columns)).float(), dim=-1)  # (distinct captions, dim)
+    cosines = (F.normalize(embeddings.to(texts), dim=-1) @ texts.T).tolist()  # (images, distinct captions)
+    return [[row[columns[text]] for text in candidates] for candidates, row in zip(captions, cosines, strict=True)]
 
 
 def rerank(
     encoder: Encoder, embeddings: Tensor, captions: Sequence[Sequence[str]], characters: int | None = None
 ) -> list[list[str]]:
-    """The captions of each image, the closest first; equally close ones keep their order.
+    """The captions of each image, the most similar first; equally similar ones keep their order.
 
     Args:
         encoder, embeddings, captions: as in `similarities`.
-        characters: compare only so many of each caption; None: as much as the encoder reads.
+        characters: compare only the first characters of each caption; None: all that the encoder reads.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
@@ -51,7 +51,18 @@ def rerank(
 
 
 def encode_for_reranking(encoder: Encoder, pixels: Tensor, feature: Feature) -> tuple[Tensor, Tensor]:
-    """(images, 3, height, width) pixels -> the feature that a captioner reads, and the (images, dim) embeddings that
-    captions are compared with."""
+    """What is needed to caption images and to rank their captions.
+
+    Args:
+        encoder: embeds the images.
+        pixels: (images, 3, height, width), as its `preprocess` returns them.
+        feature: what the captioner reads.
+
+    Returns:
+        The feature, and the (images, dim) embeddings to compare captions with; the same tensor if that is the feature.
+
+    Raises:
+        InputError: the encoder has no patches or regions.
+    """
     features = encode_feature(encoder, pixels, feature)
     return features, features if feature is Feature.IMAGE else encode_feature(encoder, pixels, Feature.IMAGE)

@@ -1,5 +1,5 @@
-"""Candidates from noise on an image's features (MacCap, Qiu et al. 2024, section 4.3, "multiple sampling and
-filtering"), and what the released code does to them (github.com/Artanic30/MacCap)."""
+"""Candidates by adding noise to an image's features (MacCap: Qiu et al. 2024, section 4.3, "multiple sampling and
+filtering"), and how its released code processes them (github.com/Artanic30/MacCap)."""
 
 import itertools
 import re
@@ -18,20 +18,26 @@ from prefixcap.utils.options import Positive, check_fields
 
 @dataclass(frozen=True)
 class Sampling:
-    """How candidates come about, beyond what the decoder finds.
+    """How candidates are sampled and processed, beside the decoder's own options.
 
     Attributes:
-        noise: each candidate is the decoder's best for the image with Gaussian noise of this variance on its features,
-            scaled to unit length before; 0: candidates are the decoder's best ones.
-        unit_parts: of regions, the image's embedding and what the region adds to it are scaled to unit length each, and
-            the noise is added to their sum as it is, see `prefixcap.encoders.regions.unit_parts`. Where the whole
-            image is read, its embedding has unit length in any case.
+        noise: variance of Gaussian noise that is added to an image's features, scaled to unit length first; each
+            candidate is the decoder's best caption for its own noise. 0: candidates are the decoder's best captions.
+        unit_parts: for captioners that read regions: scale the image's embedding and what the region adds to it to unit
+            length each, and add the noise to their sum, see `prefixcap.encoders.regions.unit_parts`.
         clean: keep only letters, digits, spaces, commas and full stops of a caption, see `clean_caption`.
-        rerank_characters: reranking compares so many characters of a caption (80 in the released code); None: as many
+        rerank_characters: how many characters of a caption reranking compares (80 in the released code); None: as many
             as the encoder reads.
 
     Raises:
         InputError: a value is out of range.
+
+    Examples:
+        >>> options = {"noise": 0.016, "beams": 4}
+        >>> Sampling.take_from(options)
+        Sampling(noise=0.016, unit_parts=False, clean=False, rerank_characters=None)
+        >>> options  # those of the decoder
+        {'beams': 4}
     """
 
     noise: Variance = 0.0
@@ -44,23 +50,26 @@ class Sampling:
 
     @classmethod
     def take_from(cls, options: dict[str, Any]) -> "Sampling":
-        """Take these options out of a decoder's."""
+        """Remove these options from a dictionary that also has a decoder's."""
         return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
 
     def decoded_per_row(self, count: int) -> int:
-        """How many captions the decoder finds for each row that it reads: with noise, each candidate has its own."""
+        """How many captions the decoder returns for each row: with noise, each candidate has a row of its own."""
         return 1 if self.noise else count
 
     def inputs(
         self, features: Tensor, embeddings: Tensor | None, count: int, generator: torch.Generator | None
     ) -> Tensor:
-        """What the mapper reads: (images, …, dim) features -> the same; with noise, (images x count, …, dim).
+        """What the mapper reads.
 
         Args:
-            features: of images.
-            embeddings: (images, dim) of the whole images, to divide regions by; None: they are not divided.
+            features: (images, …, dim).
+            embeddings: (images, dim) of the entire images, for `unit_parts`; None: regions stay as they are.
             count: candidates of an image.
-            generator: on the CPU; None: torch's own.
+            generator: on the CPU; None: torch's default.
+
+        Returns:
+            (images, …, dim); with noise (images * count, …, dim), the rows of an image next to each other.
         """
         if embeddings is not None:
             features = unit_parts(features, embeddings.to(features.device))
@@ -72,16 +81,19 @@ class Sampling:
         return gaussian_noise(features.repeat_interleave(count, 0), self.noise, generator)
 
     def candidates(self, captions: Sequence[Sequence[str]], count: int) -> list[list[str]]:
-        """The captions of each row that was decoded -> those of each image."""
+        """The captions of each decoded row -> the `count` captions of each image."""
         if self.clean:
             captions = [list(map(clean_caption, row)) for row in captions]
-        rows = count if self.noise else 1  # of an image
-        return [list(itertools.chain(*captions[row : row + rows])) for row in range(0, len(captions), rows)]
+        rows_per_image = count if self.noise else 1
+        return [
+            list(itertools.chain(*captions[row : row + rows_per_image]))
+            for row in range(0, len(captions), rows_per_image)
+        ]
 
 
 def clean_caption(caption: str) -> str:
-    """A caption as `clean_func` of MacCap's models/BaseModel.py leaves it: unaccented letters, digits, spaces, commas
-    and full stops. Several spaces or full stops become one, and runs of four digits, such as years, go.
+    """Clean a caption like `clean_func` of MacCap's models/BaseModel.py: it keeps unaccented letters, digits, spaces,
+    commas and full stops, collapses runs of spaces or full stops, and removes groups of four digits such as years.
 
     Examples:
         >>> clean_caption("A café's sign, 1999: two  dogs...")

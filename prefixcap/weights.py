@@ -1,4 +1,4 @@
-"""Weights in files that others wrote: no code in them is run, and what is built for them is no larger than they are."""
+"""Read weights from untrusted files: no pickled code is run, and no model is built that is larger than the weights."""
 
 import re
 import zipfile
@@ -16,14 +16,14 @@ REMEDY = "it is damaged, or of another version of prefixcap"
 
 
 def open_weights(path: Path, mapped: bool = False) -> Any:
-    """What torch saved to a file, on the CPU, without running pickled code.
+    """Load what torch saved to a file, onto the CPU, without running pickled code.
 
     Args:
         path: of the file.
-        mapped: leave tensors on the disk until they are looked at, where the file's format can.
+        mapped: memory-map tensors, if the format of the file allows it.
 
     Raises:
-        Exception: of whatever kind torch raises for files that are cut short, no archive, or hold code.
+        Exception: whatever torch raises for files that are truncated, not an archive, or hold code.
     """
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
@@ -32,34 +32,34 @@ def open_weights(path: Path, mapped: bool = False) -> Any:
 
 
 def _require_uncompressed(path: Path) -> None:
-    """Refuse an archive that says it holds more than it is long: it could fill the memory."""
+    """Refuse an archive that claims to hold more than its size: it could fill the memory."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("it is a compressed archive, which torch does not write")
+        raise ValueError("it is a compressed archive, which torch never saves")
 
 
 def require_tensors(weights: object, source: object) -> dict[str, Tensor]:
-    """A state dict: names, and for each a dense tensor that holds as many numbers as its shape says.
+    """Check that an object is a state dict: names and dense tensors whose storage is as large as their shape says.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not.
     """
     if not isinstance(weights, dict):
         raise InputError(f"{source}: its weights are a {type(weights).__name__}, not a state dict")
     for name, weight in weights.items():
         if not isinstance(name, str):
-            raise InputError(f"{source}: {name!r:.80} among its weights is no name")
+            raise InputError(f"{source}: {name!r:.80} among its weights is not a name")
         if type(weight) not in (Tensor, nn.Parameter) or not _is_dense(weight):
-            raise InputError(f"{source}: weight '{name:.200}' is no dense tensor of numbers")
+            raise InputError(f"{source}: weight '{name:.200}' is not a dense tensor of numbers")
     return weights
 
 
 def _is_dense(weight: Tensor) -> bool:
     if weight.layout != torch.strided or weight.is_quantized or weight.device.type != "cpu":
         return False
-    # One number may be repeated by strides of zero: shapes would say nothing of the memory that a model takes.
+    # Strides of zero may repeat one number: the shape would then promise more memory than the file has.
     return weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
 
 
@@ -68,25 +68,25 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
-def require_shapes(found: Shapes, expected: Shapes, source: object) -> None:
+def require_shapes(actual: Shapes, expected: Shapes, source: object) -> None:
     """Raise InputError, naming the file and the weight, if one is missing, unknown or of another shape."""
     for problem, names in (
-        ("lacks", expected.keys() - found.keys()),
-        ("has the unknown", found.keys() - expected.keys()),
+        ("lacks", expected.keys() - actual.keys()),
+        ("has the unknown", actual.keys() - expected.keys()),
     ):
         if names:
             raise misfit(source, problem, min(names))
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(f"{source}: weight '{name}' is {found[name]}, not {shape}")
+        if actual[name] != shape:
+            raise InputError(f"{source}: weight '{name}' is {actual[name]}, not {shape}")
 
 
 def require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: object) -> None:
-    """Raise InputError, naming the file and the weight, if one is of another kind of number, or NaN or infinite.
+    """Raise InputError, naming the file and the weight, if one has another kind of dtype, or is NaN or infinite.
 
     Args:
-        weights: as a file has them.
-        own: what they are for, by the same names; buffers may be infinite.
+        weights: from a file.
+        own: the parameters and buffers that they are for, by the same names; buffers may be infinite.
         source: the file.
     """
     for name, weight in weights.items():
@@ -97,18 +97,18 @@ def require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], so
 
 
 def misfit(source: object, problem: str, name: str) -> InputError:
-    """That a file lacks a weight, or has one too many."""
-    return InputError(f"{source} {problem} weight '{name}': it is not whole, or of another model")
+    """The error for a weight that a file lacks, or should not have."""
+    return InputError(f"{source} {problem} weight '{name}': it is incomplete, or of another model")
 
 
 def require_layers(config: Mapping[str, Any], weights: Shapes, source: object) -> None:
     """Refuse the configuration of a language model with more layers or experts than there are weights.
 
-    Each would be made, which takes long even where it takes no memory.
+    Building each of them takes time, even without allocating memory.
     """
     most = max(64, len(weights))
-    for place, value in config.items():
+    for name, value in config.items():
         if isinstance(value, dict):
             require_layers(value, weights, source)
-        elif re.search(r"(layers?|experts|labels)$", place) and isinstance(value, int) and value > most:
-            raise InputError(f"{source}: {place} is {value:,}, but there are {len(weights)} weights; {REMEDY}")
+        elif re.search(r"(layers?|experts|labels)$", name) and isinstance(value, int) and value > most:
+            raise InputError(f"{source}: {name} is {value:,}, but there are {len(weights)} weights; {REMEDY}")

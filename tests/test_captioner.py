@@ -179,11 +179,11 @@ def test_bad_images_and_embeddings_are_told(tmp_path: Path) -> None:
     captioner = demo_captioner()
     with pytest.raises(InputError, match=r"shape \(2, 5\).*reads \(batch, 16\): embed the images with clip:nowhere"):
         captioner.caption(torch.randn(2, 5))
-    with pytest.raises(InputError, match="list of images"):
+    with pytest.raises(InputError, match="images must be a list: give"):
         captioner.caption("a.jpg")
     with pytest.raises(InputError, match=r"nowhere\.pt"):
         captioner.caption([tmp_path / "absent.jpg"])  # the encoder comes first, and cannot be found
-    with pytest.raises(InputError, match="unknown lm_tuning 'half': choose one of frozen, lora, full"):
+    with pytest.raises(InputError, match="unknown tuning 'half': choose one of frozen, lora, full"):
         load_language_model("demo", "half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cannot load language model"):
         load_language_model(str(tmp_path))

@@ -71,10 +71,10 @@ def test_the_generator_decides(kind: str) -> None:
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     for options, message in (
-        ({"kind": "uniform"}, "unknown noise.kind 'uniform': choose one of gaussian, ball, dimensions"),
-        ({"variance": -1.0}, "noise.variance must be between 0.0 and 100.0, not -1.0"),
-        ({"share": 0.0}, "noise.share must be above 0.0 and at most 1.0, not 0.0"),
-        ({"copies": 0}, "noise.copies must be between 1 and 10000, not 0"),
+        ({"kind": "uniform"}, "noise: unknown kind 'uniform': choose one of gaussian, ball, dimensions"),
+        ({"variance": -1.0}, "noise: variance must be between 0.0 and 100.0, not -1.0"),
+        ({"share": 0.0}, "noise: share must be above 0.0 and at most 1.0, not 0.0"),
+        ({"copies": 0}, "noise: copies must be between 1 and 10000, not 0"),
     ):
         with pytest.raises(InputError, match=message):
             Noise(**options)  # type: ignore[arg-type]

@@ -126,5 +126,5 @@ def test_a_language_model_that_cannot_be_trained_is_named() -> None:
         raise AssertionError
 
     model.base_model.forward = forward  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="'random' counts positions by itself"):
+    with pytest.raises(InputError, match="'random' computes its positions itself"):
         captioner.language_model.check_trainable()

@@ -1,4 +1,4 @@
-"""The files that captioners are kept in: training checkpoints, exported folders, the weights that ClipCap published."""
+"""Files of captioners: training checkpoints, exported folders, and the weights that ClipCap's authors published."""
 
 from prefixcap import renamed
 

@@ -1,7 +1,8 @@
-"""The weights that the authors of ClipCap published (Mokady et al. 2021), as parts of a captioner.
+"""Read the weights that the authors of ClipCap published (Mokady et al. 2021).
 
-Such a file is the plain state dict of a model in `train.py` of github.com/rmokady/CLIP_prefix_caption. What it does not
-say, which CLIP it reads and whether embeddings are scaled to length one, is as in the notebooks there that load it.
+Such a file is the plain state dict of a model in `train.py` of github.com/rmokady/CLIP_prefix_caption. It does not say
+which CLIP it needs and whether embeddings are scaled to unit length; both are taken from the notebooks there that load
+it.
 """
 
 import re
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by the width of their embeddings
 HEAD_WIDTH = 64  # of GPT-2 in every size
-WORDS, HEAD = "gpt.transformer.wte.weight", "gpt.lm_head.weight"  # tied in GPT-2
-MASKS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(masked_)?bias")  # GPT-2 had them among its weights then
+EMBEDDINGS, HEAD = "gpt.transformer.wte.weight", "gpt.lm_head.weight"  # tied in GPT-2
+MASKS = re.compile(
+    r"gpt\.transformer\.h\.\d+\.attn\.(masked_)?bias"
+)  # older versions of GPT-2 had them among their weights
 RENAMED = (
     ("language_model.model.", "gpt."),
     ("mapper.layers.", "clip_project.transformer.layers."),
     ("mapper.", "clip_project."),
     (".mlp.0.", ".mlp.fc1."),
     (".mlp.2.", ".mlp.fc2."),
-)  # our names -> theirs
+)  # our names -> the published ones
 
 
 @dataclass
@@ -46,33 +49,33 @@ class ClipCapParts:
 
 
 def is_clipcap(content: Any) -> bool:
-    """Whether what torch loaded from a file has such names as ClipCap gives to weights."""
+    """Whether the content of a file, as torch loaded it, has names like ClipCap's weights."""
     return isinstance(content, dict) and any(str(name).startswith(("gpt.", "clip_project.")) for name in content)
 
 
 def read_clipcap(
     content: dict[str, Any], source: Path, tokenizer: str = "gpt2", normalize_embeddings: bool | None = None
 ) -> ClipCapParts:
-    """The parts of a published captioner, their sizes taken from the shapes of the weights.
+    """The parts of a published captioner, with sizes inferred from the shapes of the weights.
 
-    The language model counts as tuned, so that its weights are saved with the captioner's. The encoder is known by its
-    name alone: digest and preprocessing are empty.
+    The language model counts as fully tuned, so that its weights are saved with the captioner's. Of the encoder only
+    the name is known: digest and preprocessing are empty.
 
     Args:
         content: what torch loaded, see `is_clipcap`.
         source: the file.
-        tokenizer: GPT-2's, by its name on the hub or as a folder.
-        normalize_embeddings: None: the transformer reads embeddings of length one, the MLP reads them unscaled.
+        tokenizer: GPT-2's, by its name on the model hub or as a folder.
+        normalize_embeddings: None: scale embeddings to unit length for the transformer, but not for the MLP.
 
     Raises:
-        InputError: as `read_layout`, the two word matrices of GPT-2 differ, or the tokenizer cannot be loaded or is
-            another model's.
+        InputError: as `read_layout`; the tied weights of GPT-2 differ; or the tokenizer cannot be loaded or belongs to
+            another model.
     """
     from transformers import GPT2LMHeadModel
 
     config, encoder, mapper, weights = read_layout(content, source)
-    if not torch.equal(content.get(HEAD, content[WORDS]), content[WORDS]):
-        raise InputError(f"{source}: weight '{HEAD}' differs from '{WORDS}', but GPT-2 has one for both")
+    if not torch.equal(content.get(HEAD, content[EMBEDDINGS]), content[EMBEDDINGS]):
+        raise InputError(f"{source}: weight '{HEAD}' differs from '{EMBEDDINGS}', but GPT-2 has one for both")
 
     loaded = load_tokenizer(tokenizer)
     if len(loaded) != config.vocab_size:
@@ -92,17 +95,20 @@ def read_clipcap(
 def read_layout(
     content: dict[str, Any], source: Path
 ) -> tuple["GPT2Config", EncoderIdentity, dict[str, Any], dict[str, Tensor]]:
-    """Of a published file, the language model's sizes, the encoder, the options of `build_mapper`, and all weights by
-    the names that `Captioner.load_checkpoint_state_dict` knows. Shapes alone are looked at.
+    """Infer the layout of a published file from names and shapes.
+
+    Returns:
+        The configuration of the language model, the encoder, the options of `build_mapper`, and all weights by the
+        names that `Captioner.load_checkpoint_state_dict` expects.
 
     Raises:
-        InputError: a weight is missing, unknown or of another shape (it is named), or no CLIP that was used has
-            embeddings of that width.
+        InputError: a weight is missing, unknown or of another shape (the message names it), or ClipCap used no CLIP
+            with embeddings of that width.
     """
     from transformers import GPT2LMHeadModel
 
     weights = {str(name): weight for name, weight in content.items() if not MASKS.fullmatch(str(name))}
-    weights.setdefault(HEAD, weights.get(WORDS))
+    weights.setdefault(HEAD, weights.get(EMBEDDINGS))
     shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
     config = _gpt2_config(shapes, source)
     mapper, dim = _mapper_options(shapes, config.n_embd, source)
@@ -125,10 +131,10 @@ def read_layout(
 def _gpt2_config(shapes: Shapes, source: Path) -> "GPT2Config":
     from transformers import GPT2Config
 
-    vocabulary, width = _matrix(shapes, WORDS, source)
+    vocabulary, width = _matrix(shapes, EMBEDDINGS, source)
     positions, _ = _matrix(shapes, "gpt.transformer.wpe.weight", source)
     if not width or width % HEAD_WIDTH:
-        raise InputError(f"{source}: weight '{WORDS}' is {width} wide, no multiple of {HEAD_WIDTH} as in GPT-2")
+        raise InputError(f"{source}: weight '{EMBEDDINGS}' is {width} wide, not a multiple of {HEAD_WIDTH} as in GPT-2")
     return GPT2Config(
         vocab_size=vocabulary,
         n_positions=positions,
@@ -141,7 +147,7 @@ def _gpt2_config(shapes: Shapes, source: Path) -> "GPT2Config":
 
 
 def _mapper_options(shapes: Shapes, width: int, source: Path) -> tuple[dict[str, Any], int]:
-    """-> the options of `build_mapper`, and the width of the embeddings that the mapper reads."""
+    """The options of `build_mapper`, and the width of the embeddings that the mapper reads."""
     if any(name.startswith("clip_project.model.") for name in shapes):
         _, dim = _matrix(shapes, "clip_project.model.0.weight", source)
         outputs, _ = _matrix(shapes, "clip_project.model.2.weight", source)
@@ -154,7 +160,7 @@ def _mapper_options(shapes: Shapes, width: int, source: Path) -> tuple[dict[str,
 
 
 def _matrix(shapes: Shapes, name: str, source: Path) -> tuple[int, int]:
-    """Rows and columns of a weight that has both."""
+    """Rows and columns of a matrix. Raises InputError if there is no such weight, or it is not a matrix."""
     if name not in shapes:
         raise misfit(source, "lacks", name)
     if len(shapes[name]) != 2:
@@ -164,7 +170,7 @@ def _matrix(shapes: Shapes, name: str, source: Path) -> tuple[int, int]:
 
 
 def _count_layers(shapes: Shapes, stem: str) -> int:
-    """How many numbers follow `stem` in names; at least one, so that layers are missed where there are none."""
+    """The number of layers, by the numbers behind `stem` in names; at least one, so that missing layers are noticed."""
     return max(1, len({match[1] for name in shapes if (match := re.match(re.escape(stem) + r"(\d+)\.", name))}))
 
 

@@ -1,7 +1,7 @@
-"""How a captioner is described in the files it is kept in, and whether the weights beside a description fit it.
+"""The schema of a captioner's description in checkpoints and exported folders, and whether weights fit a description.
 
-`Captioner.describe` writes a description, for checkpoints and exported folders alike. One that somebody else wrote is
-held to the schema here before anything is made of it: wherever it may come from, no place of it is trusted.
+`PrefixLM.describe` returns a description. One from a file is validated here before anything is built from it; nothing
+in it is trusted.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from prefixcap.utils.options import check_options
 from prefixcap.utils.validation import validate
 from prefixcap.weights import REMEDY, Shapes, require_shapes
 
-MOST_VALUES = 1_000_000  # in a description
+MOST_VALUES = 1_000_000  # of a description
 
-# No control characters: they would move the cursor of the terminal that shows them.
+# No control characters: they would move the cursor of a terminal.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -29,7 +29,7 @@ class Strict(BaseModel):
 
 
 class MapperDescription(Strict):
-    """Other options are the mapper's own, see `require_mapper`."""
+    """Further keys are the mapper's own options, see `require_mapper`."""
 
     model_config = ConfigDict(extra="allow")
     name: Name
@@ -51,7 +51,7 @@ class LoraDescription(Strict):
 
 
 class LanguageModelDescription(Strict):
-    """What came later than format 1 has a default: an older file does not say."""
+    """Keys with a default are newer than format 1 and missing from older files."""
 
     name: Name
     tuning: Literal["frozen", "lora", "full"]
@@ -68,7 +68,7 @@ class LanguageModelDescription(Strict):
 
 
 class TrainedOn(Strict):
-    """What is known by name; whoever makes a captioner may say more."""
+    """The keys that are known; a captioner may have more."""
 
     model_config = ConfigDict(extra="allow")
     data: str | None = None
@@ -80,17 +80,17 @@ class Description(Strict):
     format_version: int
     mapper: MapperDescription
     normalize_embeddings: bool
-    start_token: bool = False  # an older file does not say
+    start_token: bool = False  # missing from older files
     language_model: LanguageModelDescription
     encoder: EncoderDescription
     trained_on: TrainedOn
 
 
 def require_description(value: object, source: object) -> dict[str, Any]:
-    """What `Captioner.describe` gave, as a file has it.
+    """Check a description from a file.
 
     Raises:
-        InputError: it is of another format, or is not laid out as `describe` does; `source` and the place are named.
+        InputError: it has another format or does not match the schema; the message names `source` and the key.
     """
     if not isinstance(value, dict):
         raise InputError(f"{source}: its description is a {type(value).__name__}; {REMEDY}")
@@ -107,7 +107,7 @@ def require_description(value: object, source: object) -> dict[str, Any]:
 
 
 def _require_plain(value: object, source: object) -> None:
-    """Refuse what is no JSON, and lists in lists that are few in the file but, named many times, endless to read."""
+    """Refuse values that are not JSON, and nested lists that are small in the file but, repeated, endless to read."""
     left, waiting = MOST_VALUES, [(value, 0)]
     while waiting:
         inner, depth = waiting.pop()
@@ -119,7 +119,7 @@ def _require_plain(value: object, source: object) -> None:
         elif inner is None or isinstance(inner, str | bool | float) or (isinstance(inner, int) and abs(inner) < 2**63):
             continue
         else:
-            raise InputError(f"{source}: its description holds a {type(inner).__name__} that is no JSON; {REMEDY}")
+            raise InputError(f"{source}: its description holds a {type(inner).__name__} that is not JSON; {REMEDY}")
         waiting += [(one, depth + 1) for one in within]
         if left < len(waiting) or depth > 100:
             raise InputError(f"{source}: its description is nested too deeply, or has too many values; {REMEDY}")
@@ -128,17 +128,17 @@ def _require_plain(value: object, source: object) -> None:
 def require_mapper(
     options: Mapping[str, Any], embedding_dim: int, lm_dim: int, weights: Shapes, source: object
 ) -> None:
-    """Check, without memory for it, that the mapper of a description is one that the weights beside it fill.
+    """Check, without allocating memory, that the weights of a file fit the mapper of its description.
 
     Args:
         options: of `build_mapper`, with the mapper's name.
-        embedding_dim, lm_dim: the two widths.
+        embedding_dim, lm_dim: width of embeddings, and of the language model's word embeddings.
         weights: shapes of the captioner's weights.
-        source: where both come from.
+        source: the file.
 
     Raises:
-        InputError: there is no such mapper, an option is unknown or of another type than the mapper's, or a weight is
-            missing, unknown or of another shape.
+        InputError: there is no such mapper, an option is unknown or has another type, or a weight is missing, unknown
+            or of another shape.
     """
     name = options["name"]
     weights = {name: shape for name, shape in weights.items() if name.startswith("mapper.")}
@@ -151,7 +151,7 @@ def require_mapper(
         raise InputError(f"{error}; {REMEDY}") from error
     for option, value in given.items():
         count = len(value) if isinstance(value, list | tuple) else value if "layer" in option else 0
-        if isinstance(count, int) and count > len(weights):  # each would take a moment, weights or not
+        if isinstance(count, int) and count > len(weights):  # building each layer would take time
             raise InputError(f"{source}: mapper.{option} is {count:,}, but there are {len(weights)} weights; {REMEDY}")
     try:
         with torch.device("meta"):
@@ -160,7 +160,7 @@ def require_mapper(
         raise InputError(f"{source}: {error}; {REMEDY}") from error
     except Exception as error:
         if not MAPPERS[name].__module__.startswith("prefixcap."):
-            return  # one of somebody's own may need numbers as it is made
-        raise InputError(f"{source}: mapper '{name}' cannot be made with {given} ({error}); {REMEDY}") from error
-    made = {f"mapper.{name}": tuple(weight.shape) for name, weight in mapper.state_dict().items()}
-    require_shapes(weights, made, source)
+            return  # a user's own mapper may not support meta tensors
+        raise InputError(f"{source}: mapper '{name}' cannot be built with {given} ({error}); {REMEDY}") from error
+    expected = {f"mapper.{name}": tuple(weight.shape) for name, weight in mapper.state_dict().items()}
+    require_shapes(weights, expected, source)

@@ -1,4 +1,4 @@
-"""Checkpoints that training wrote, read without running pickled code."""
+"""Read training checkpoints without running pickled code."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from prefixcap.weights import REMEDY, open_weights, require_tensors
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a training checkpoint holds, on the CPU, without running pickled code.
+    """Read a training checkpoint, onto the CPU.
 
     Raises:
         InputError: there is no such file, or it is not a checkpoint of a captioner.
@@ -24,12 +24,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class TrainingState(BaseModel):
-    """What a checkpoint keeps of training, for Lightning to go on from."""
+    """The state of training in a checkpoint, with which Lightning continues."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     epoch: Annotated[int, Field(ge=0)]
     global_step: Annotated[int, Field(ge=0)]
-    state_dict: dict[str, Any] = {}  # with DeepSpeed it has another name
+    state_dict: dict[str, Any] = {}  # DeepSpeed uses another name
     callbacks: dict[str, dict[str, Any]] = {}
     loops: dict[str, dict[str, Any]] = {}
     optimizer_states: list[dict[str, Any]] = []
@@ -37,10 +37,10 @@ class TrainingState(BaseModel):
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds that training can go on from, on the CPU, without running pickled code.
+    """Read a checkpoint with which training can continue, onto the CPU.
 
     Raises:
-        InputError: there is no such file, or it keeps no training, or not laid out as Lightning does.
+        InputError: there is no such file, or it has no state of training in Lightning's format.
     """
     path = file_with_weights(path)
     content = read_file(path)
@@ -50,44 +50,45 @@ def read_training(path: Path) -> dict[str, Any]:
 
 
 def load_weights(captioner: PrefixLM, path: Path) -> None:
-    """Let a captioner have the weights of a training checkpoint, without building its captioner beside.
+    """Load the weights of a training checkpoint into an existing captioner.
 
     Raises:
-        InputError: as `read_checkpoint`, or the captioners differ; a weight is named.
+        InputError: as `read_checkpoint`, or the weights do not fit; the message names one.
     """
     captioner.load_checkpoint_state_dict(captioner_state_dict(read_checkpoint(path)), path)
 
 
 def file_with_weights(path: Path) -> Path:
-    """A checkpoint is a file, or DeepSpeed's folder, where all but the optimizer's state is in this one."""
-    of_deepspeed = path / "checkpoint" / "mp_rank_00_model_states.pt"
-    return of_deepspeed if of_deepspeed.is_file() else path
+    """The file with the weights of a checkpoint: the checkpoint itself, or a file in DeepSpeed's folder."""
+    deepspeed_file = path / "checkpoint" / "mp_rank_00_model_states.pt"
+    return deepspeed_file if deepspeed_file.is_file() else path
 
 
 def read_file(path: Path, mapped: bool = False) -> Any:
-    """What torch saved to a file, on the CPU, without running pickled code.
+    """Load what torch saved to a file, onto the CPU, without running pickled code.
 
     Args:
         path: of the file.
-        mapped: leave tensors on the disk until they are looked at, where the file's format can.
+        mapped: memory-map tensors, if the format of the file allows it.
 
     Raises:
-        InputError: there is no such file, or it is none of torch's.
+        InputError: there is no such file, or torch did not save it.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
     try:
         return open_weights(path, mapped)
-    except Exception as error:  # torch raises many kinds for files that are cut short, no archive, or hold code
+    except Exception as error:  # torch raises many kinds for files that are truncated, not an archive, or hold code
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a checkpoint of prefixcap, or is damaged ({reason})") from error
 
 
 def require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
-    """What `read_file` gave, if it is a training checkpoint, its description and its weights held to their layout.
+    """Check that the content of a file, from `read_file`, is a training checkpoint with a valid description and
+    weights.
 
     Raises:
-        InputError: it is none, or is damaged; the place is named.
+        InputError: it is not, or it is damaged; the message says where.
     """
     if isinstance(content, dict) and "shared_params" in content:
         content["state_dict"] = _weights_of_deepspeed(content, path)
@@ -99,12 +100,12 @@ def require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _weights_of_deepspeed(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """Its weights: of frozen ones it leaves out the first names, and the second names stay."""
+    """The weights in DeepSpeed's checkpoint. It keeps frozen weights that have two names under the second one."""
     weights = require_tensors(content.get("module"), path)
     first_name = validate(dict[str, str], content["shared_params"], f"{path}: shared_params", REMEDY)
     return {name: weights[name] for name in weights if first_name.get(name, name) in weights}
 
 
 def captioner_state_dict(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The captioner's weights in a training checkpoint, for `load_checkpoint_state_dict`."""
+    """The captioner's weights of a training checkpoint, for `load_checkpoint_state_dict`."""
     return {name.removeprefix("captioner."): tensor for name, tensor in checkpoint["state_dict"].items()}

@@ -1,4 +1,4 @@
-"""The page that goes with a shared captioner: what it is, what it learned from, how good it is, how to load it."""
+"""The model card of a shared captioner: what it is, how it was trained, its scores, and how to load it."""
 
 import json
 from collections.abc import Mapping
@@ -13,31 +13,31 @@ from prefixcap.utils.files import read_json, read_text
 
 TRAINING = {
     "objective": "model.objective",
-    "learned from": "model.learns_from",
+    "trained on": "model.learns_from",
     "noise on embeddings": "model.noise",
     "epochs": "trainer.max_epochs",
-    "captions a step": "batch_size",
-    "steps whose gradients are summed": "trainer.accumulate_grad_batches",
+    "captions per step": "batch_size",
+    "batches of accumulated gradients": "trainer.accumulate_grad_batches",
     "learning rate": "optimizer.learning_rate",
     "warm-up steps": "optimizer.warmup_steps",
     "weight decay": "optimizer.weight_decay",
     "precision": "trainer.precision",
     "seed": "seed",
-}  # what the card calls it -> where it is in a run's config.yaml
+}  # label on the card -> key in a run's config.yaml
 
 
 def model_card(captioner: PrefixLM, name: str, license: str) -> str:
     """A model card in the hub's format: YAML for its search, then Markdown.
 
     Args:
-        captioner: if a run's checkpoint is its `source`, the run's configuration and scores are told.
-        name: by which it is loaded: of a folder, or on the hub.
+        captioner: if its `source` is a checkpoint of a run, the card has the run's configuration and scores.
+        name: to load it by: a folder, or a name on the hub.
         license: of the weights, by its name on the hub.
 
     Raises:
         InputError: a file of the run cannot be read.
     """
-    run = _run_of(captioner.source)
+    run = _run_folder(captioner.source)
     scores = {} if run is None or captioner.source is None else _scores(run, captioner.source.stem)
     config = {} if run is None else yaml.safe_load(read_text(run / "config.yaml"))
     return CARD.format(
@@ -46,27 +46,29 @@ def model_card(captioner: PrefixLM, name: str, license: str) -> str:
         name=name,
         parts=_table("part", "what", _parts(captioner)),
         training=_training(captioner.trained_on, config),
-        scores="\n\n".join([*(_score_table(*of) for of in scores.items()), INTERVALS if scores else "None are known."]),
+        scores="\n\n".join(
+            [*(_score_table(*item) for item in scores.items()), INTERVALS if scores else "None are known."]
+        ),
         license=license,
         version=prefixcap.__version__,
     )
 
 
-def _run_of(source: Path | None) -> Path | None:
+def _run_folder(source: Path | None) -> Path | None:
     """The folder of the training run that wrote a checkpoint."""
     run = None if source is None else source.resolve().parent.parent
     return run if run is not None and (run / "config.yaml").is_file() else None
 
 
 def _scores(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
-    """What `metrics.json` holds in each evaluation of a run's checkpoint, by the evaluation's name."""
+    """The content of `metrics.json` of each evaluation of a run's checkpoint, by the evaluation's name."""
     others = {file.stem for file in (run / "checkpoints").iterdir()} - {"best"}
-    found = {}
+    scores = {}
     for file in sorted((run / "eval").glob("*/metrics.json")):
         last_word = file.parent.name.rpartition("-")[2]  # the checkpoint, if it is not "best"
         if (last_word if last_word in others else "best") == checkpoint:
-            found[file.parent.name] = read_json(file)
-    return found
+            scores[file.parent.name] = read_json(file)
+    return scores
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -111,7 +113,7 @@ def _parts(captioner: PrefixLM) -> dict[str, str]:
         "digest of its weights": f"`{identity.digest}`" if identity.digest else "not known",
         "images": identity.preprocessing or "as this encoder has them",
         "embeddings": f"{identity.dim} wide, "
-        + ("scaled to length one" if captioner.normalize_embeddings else "as the encoder gives them"),
+        + ("scaled to unit length" if captioner.normalize_embeddings else "as the encoder returns them"),
         "mapper": f"{captioner.mapper_options['name']} ({options})",
         "language model": f"`{lm.name}`, {TUNING[lm.tuning]}, {lm.quantization or lm.dtype}",
         "parameters": f"{trained / 1e6:.1f}M trained, {frozen / 1e6:.1f}M frozen",
@@ -120,7 +122,7 @@ def _parts(captioner: PrefixLM) -> dict[str, str]:
 
 TUNING = {
     "frozen": "frozen",
-    "lora": "with adapters, which are merged in these files",
+    "lora": "with adapters, which are merged into these files",
     "full": "fine-tuned",
 }
 
@@ -128,9 +130,9 @@ TUNING = {
 def _training(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
     rows = {"data": str(trained_on.get("data", "not known"))}
     rows |= {f"images in {split}": f"{count:,}" for split, count in trained_on.get("images", {}).items()}
-    for label, place in TRAINING.items():
+    for label, key_path in TRAINING.items():
         value: Any = config
-        for key in place.split("."):
+        for key in key_path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             rows[label] = value if isinstance(value, str) else json.dumps(value)
@@ -164,8 +166,8 @@ CARD = """---
 
 # {title}
 
-A captioner: a mapper turns the embedding that CLIP has of an image into a prefix, from which a language model goes on
-([ClipCap](https://arxiv.org/abs/2111.09734)). Made by prefixcap {version}.
+An image captioner: a mapper turns a CLIP embedding of an image into a prefix, which a language model continues
+([ClipCap](https://arxiv.org/abs/2111.09734)). Made with prefixcap {version}.
 
 ```python
 import prefixcap
@@ -178,7 +180,7 @@ captioner.caption(["photo.jpg"])
 
 {parts}
 
-Weights are in safetensors; no file holds code.
+The weights are in safetensors; no file contains code.
 
 ## Training
 
@@ -190,12 +192,12 @@ Weights are in safetensors; no file holds code.
 
 ## Limitations
 
-- It says what its training captions say, in their words. What is rare there, or absent, it names wrongly, as fluently.
-- Nothing checks a caption against the image: things, counts and relations may be made up.
-- The encoder and the language model have the biases of what they learned from. It is not made to tell who somebody is,
-  nor for decisions about people.
+- Captions resemble the training captions. Things that are rare or absent there are named wrongly, in fluent sentences.
+- No caption is checked against the image: objects, counts and relations may be invented.
+- The encoder and the language model have the biases of their training data. The captioner is not meant for identifying
+  people, nor for decisions about them.
 
 ## Licence
 
-Of these weights: {license}. The encoder, the language model and the training data have licences of their own.
+These weights: {license}. The encoder, the language model and the training data have their own licences.
 """

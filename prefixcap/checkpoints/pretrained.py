@@ -24,23 +24,23 @@ __getattr__ = renamed.attributes(__name__)
 
 CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
 LANGUAGE_MODEL = "language_model"
-WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is no other's
+WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is only in this folder
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str | None = None) -> None:
     """Write a captioner: `config.json`, `mapper.safetensors`, a model card, and its language model in
-    `language_model/`, where transformers itself can load it, with adapters merged. A frozen one is only named, unless
-    its name is a folder.
+    `language_model/`, with adapters merged, so that transformers can load it. A frozen language model is only named,
+    unless its name is a folder.
 
-    The card, `README.md`, is filled from the run whose checkpoint the captioner was loaded from, with the scores in
-    the run's `eval/`. One that lies in the folder already, or where the captioner was loaded from, is kept.
+    The model card, `README.md`, describes the run whose checkpoint the captioner was loaded from, with the scores in
+    the run's `eval/`. A card in the folder, or where the captioner was loaded from, is kept.
 
     Args:
         captioner: to write.
-        folder: made, if need be.
+        folder: created if necessary.
         license: of the weights, by its name on the hub, e.g. "mit"; for the card.
-        name: of the captioner, for the card; None: the folder's.
+        name: of the captioner, for the card; None: the folder's name.
 
     Raises:
         InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
@@ -64,9 +64,10 @@ def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str 
 
 
 def _card_beside(source: Path | None) -> Path | None:
-    """The model card that a captioner came with; none that is a link to a file elsewhere, which nobody meant to share.
+    """The model card that a captioner came with. A link to a file elsewhere is ignored, as it may not be meant to
+    share.
 
-    In the hub's cache every file is a link, into another folder of the same model.
+    In the hub's cache every file is a link into another folder of the same model.
     """
     if source is None or not (source / CARD).is_file():
         return None
@@ -76,11 +77,11 @@ def _card_beside(source: Path | None) -> Path | None:
 
 
 def load_own_language_model(folder: Path, description: dict[str, Any]) -> LanguageModel | None:
-    """The language model that lies in a folder that `save` wrote; None: it is only named, and another's."""
+    """The language model in a folder that `save` wrote; None: the folder only names it."""
     name, tuning = description["name"], description["tuning"]
     if tuning != "full" and name != WITHIN:
         return None
-    dtype = description.get("dtype", "float32")  # an older folder does not say
+    dtype = description.get("dtype", "float32")  # missing from older folders
     language_model = load_saved_model(folder / LANGUAGE_MODEL, tuning, dtype)
     if tuning == "full":
         language_model.name = name
@@ -88,10 +89,10 @@ def load_own_language_model(folder: Path, description: dict[str, Any]) -> Langua
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description in a folder that `save` wrote, and the mapper's weights, by the captioner's names for them.
+    """The description and the mapper's weights, by their names in a captioner, of a folder that `save` wrote.
 
     Raises:
-        InputError: it holds no captioner, or a file of it is missing or damaged.
+        InputError: it holds no captioner, or one of its files is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -110,20 +111,20 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool = False) -> str:
-    """Put on the model hub what `save` writes, as one commit; the repository is made, if need be.
+    """Upload what `save` writes to the model hub, as one commit.
 
     Args:
         captioner: to share.
-        name: of the repository, e.g. "someone/captioner".
+        name: of the repository, e.g. "someone/captioner"; it is created if necessary.
         license: as in `save`.
-        private: of a repository that is made: nobody else may see it.
+        private: create a private repository.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
-        InputError: that is no name of a repository, the hub cannot be reached, or it refuses (log in by
-            `hf auth login`, or set HF_TOKEN); and as `save`.
+        InputError: the name is invalid, the hub cannot be reached, or it refuses (log in with `hf auth login`, or set
+            HF_TOKEN); or as `save`.
     """
     from huggingface_hub import HfApi
 
@@ -134,8 +135,8 @@ def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool
         save(captioner, Path(folder), license, name)
         try:
             address = api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message="A captioner of prefixcap")
-        except Exception as error:  # of whichever library the hub's client speaks HTTP with
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a prefixcap captioner")
+        except Exception as error:  # the type depends on the HTTP library of the hub's client
             raise InputError(
                 f"cannot push to {name} on the model hub: {first_line(error)}; is the name right, and are you logged "
                 "in (hf auth login)?"
@@ -144,7 +145,7 @@ def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether this may be a captioner's name on the model hub: OWNER/NAME, where no such file or folder is."""
+    """Whether this may be a captioner's name on the model hub: OWNER/NAME, and there is no such file or folder."""
     return (
         HUB_NAME.fullmatch(str(name)) is not None
         and not Path(name).exists()
@@ -153,7 +154,7 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def downloaded(name: str, revision: str | None = None) -> Path:
-    """The folder with a captioner of the model hub, downloaded if it is not in the hub's cache.
+    """The local folder of a captioner on the model hub, downloaded unless it is in the hub's cache.
 
     Raises:
         InputError: it cannot be downloaded.
@@ -164,7 +165,7 @@ def downloaded(name: str, revision: str | None = None) -> Path:
     files = [CONFIG, MAPPER, CARD, *(f"{LANGUAGE_MODEL}/{file}" for file in (*TEXTS, *weights))]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # of whichever library the hub's client speaks HTTP with
+    except Exception as error:  # the type depends on the HTTP library of the hub's client
         raise InputError(
-            f"there is no file or folder {name}, and from the model hub it cannot be had: {first_line(error)}"
+            f"there is no file or folder {name}, and it cannot be downloaded from the model hub: {first_line(error)}"
         ) from error

@@ -177,9 +177,10 @@ def captions_of(
     from tqdm import tqdm
 
     from prefixcap.encoders import encode_feature
+    from prefixcap.reranking import encode_for_reranking
     from prefixcap.utils.hardware import out_of_memory
 
-    encoder, whole = captioner.encoder(), "images/embedding"
+    encoder = captioner.encoder()
     bar = tqdm(total=len(images), unit=" images", delay=1)
     with bar, closing(read_ahead(images, encoder.preprocess, 2 * batch_size)) as reading:
         while part := list(itertools.islice(reading, batch_size)):
@@ -188,14 +189,14 @@ def captions_of(
             if names:
                 pixels = torch.stack([pixels for _, pixels in part if not isinstance(pixels, InputError)])
                 try:
-                    features = encode_feature(encoder, pixels, captioner.features)
-                    compared = (
-                        encode_feature(encoder, pixels, whole) if rerank and captioner.features != whole else None
-                    )
-                    with spell_options("give --set "):
+                    if rerank:
+                        features, embeddings = encode_for_reranking(encoder, pixels, captioner.features)
+                    else:
+                        features, embeddings = encode_feature(encoder, pixels, captioner.features), None
+                    with spell_options("--set {}".format, "give"):
                         captions = captioner.candidates(
                             features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
-                            embeddings=compared, **options,
+                            embeddings=embeddings, **options,
                         )  # fmt: skip
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):

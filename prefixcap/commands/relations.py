@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         options = {("decode" if name == "method" else name): value for name, value in config.decode.items()}
         job |= {"checkpoint": str(Path(config.ckpt).resolve()), "decode": OmegaConf.to_container(config.decode)}
     journal = Journal(out / "written.jsonl", job)
-    with spell_options("set decode."):
+    with spell_options("decode.{}".format):
         captions = answer(captioner, relations, file.parent, journal, config.batch_size, True, **options)
     scores = score(relations, captions, encoder)
     answers = [

@@ -161,7 +161,7 @@ def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     if offset := options.get("offset"):
         options["offset"] = read_offset(Path(offset))
     made = Noise(**check_options("model.noise", Noise, options))
-    several = captioner.features != "images/embedding"
+    several = captioner.features is not Feature.IMAGE
     if model.learns_from == "text" and several != (made.copies is not None):
         needed = "10: the mapper reads several" if several else "null: the mapper reads one"
         raise InputError(f"a text has one embedding; set model.noise.copies={needed}")

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from prefixcap.captioner import Captioner
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.data.tokens import CaptionTokens, Tokens
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
+from prefixcap.features import Feature
 from prefixcap.packing import Batch, pack
 from prefixcap.store import FeatureStore, StoreSplit
 
@@ -128,8 +129,8 @@ class CaptionData(L.LightningDataModule):
         super().__init__()
         if from_text and group_captions:
             raise InputError(
-                "group_captions is for captions that share an image's features; in training on text each has its own: "
-                "leave it out"
+                "group_captions is for captions that share an image's features, and in training on text each "
+                "has its own: leave it out"
             )
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
@@ -137,7 +138,7 @@ class CaptionData(L.LightningDataModule):
         self._before: dict[str, Any] = {}  # the `state_dict` of the run that is resumed
         self.group_captions = group_captions
         self.prefix_length = captioner.prefix_length
-        self.features = "captions/embedding" if from_text else captioner.features
+        self.features = Feature.CAPTION if from_text else captioner.features
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
         require_match(opened, captioner)
         if missing := {"train", "val"} - opened.splits.keys():
@@ -247,9 +248,9 @@ def require_match(store: FeatureStore, captioner: Captioner) -> None:
     """
     store.require_encoder(captioner.encoder_identity)
     if store.made_with.get("normalized") and not captioner.normalize_embeddings:
-        raise InputError(
-            f"the embeddings of {store.location} are scaled to length one, but the captioner reads them unscaled: "
-            "train one with normalize_embeddings=true"
+        raise OptionError(
+            f"the embeddings of {store.location} have unit length, but the captioner reads unscaled ones",
+            normalize_embeddings=True,
         )
 
 

@@ -1,7 +1,11 @@
 """The two decoders of ClipCap's published code (`generate_beam` and `generate2`), batched and with a cache.
 
-They give the same tokens as that code, which reads the whole sequence again for every token, one image at a time, and
-differ from the usual searches: a caption ends with a full stop, which stays, and a beam that has ended keeps its place.
+They return the same tokens as that code, which reads the entire sequence again for every token, one image at a time.
+They differ from the usual searches: a caption ends with a full stop, which is kept, and a beam that has ended keeps its
+place among the beams.
+
+Shapes: B images still being searched, W beams of an image, V vocabulary, T tokens generated so far, R beams that have
+not ended, of all images.
 """
 
 import math
@@ -29,68 +33,87 @@ def clipcap(
 ) -> list[list[list[int]]]:
     """ClipCap's beam search: a caption ends with a full stop.
 
-    Beams are ranked by mean log-probability, and one that has ended keeps its place (`generate_beam` of its code).
+    Beams are ranked by mean log-probability, and those that have ended keep competing (`generate_beam` of its code).
 
     Args:
-        language_model: writes.
-        prefix: (batch, length, dim) what it reads first.
+        language_model: the model to decode with.
+        prefix: (batch, length, dim) embeddings that every caption of an image continues.
         limits: limits of a caption.
         num_captions: how many to return for each image, the best first.
-        beams: how many captions to keep at every step.
-        stop: a caption ends with this token, and keeps it.
+        beams: how many captions of an image to keep at each step.
+        stop: the token that ends a caption; the caption keeps it.
+
+    Returns:
+        For each image the token ids of its captions.
 
     Raises:
-        InputError: there are fewer beams than captions, or more than the language model has tokens, or `stop` is not
-            one of these.
+        InputError: there are fewer beams than captions or more than the vocabulary has tokens, or `stop` is not one
+            token.
+
+    Examples:
+        >>> from prefixcap.language import load_language_model
+        >>> lm = load_language_model("demo")
+        >>> prefix = lm.embed(torch.tensor([lm.tokenize_prompt("A red")]))  # (1, tokens, dim)
+        >>> caption = clipcap(lm, prefix, GenerationLimits(max_tokens=20))[0][0]
+        >>> lm.detokenize(caption)[-1]
+        '.'
     """
     require_beams(num_captions, beams)
-    stop_token = _token(language_model, stop)
-    found: list[list[list[int]]] = [[] for _ in prefix]
-    images = torch.arange(len(prefix), device=prefix.device)  # those with a beam that has not ended
+    stop_token = _stop_token(language_model, stop)
+    finished: list[list[list[int]]] = [[] for _ in prefix]
+    images = torch.arange(len(prefix), device=prefix.device)  # (B,) those with a beam that has not ended
     cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
-    log_probs = _log_probs(language_model, prefix, cache)
+    log_probs = _log_probs(language_model, prefix, cache)  # (B, V)
     if beams > log_probs.shape[1]:
-        raise InputError(
-            f"beams must lie between 1 and {log_probs.shape[1]}, the tokens of the language model, not {beams}"
-        )
-    scores, words = limits.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)
-    tokens = words.unsqueeze(-1)  # (open, beams, length)
-    lengths = torch.ones_like(scores)
-    stopped = words == stop_token
-    rows = images.unsqueeze(1).expand(-1, beams)  # (open, beams): the row of the cache that each beam goes on from
+        raise InputError(f"beams must lie between 1 and {log_probs.shape[1]}, the size of the vocabulary, not {beams}")
+    # The first token of each beam: the likeliest ones.
+    scores, token = limits.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)  # (B, W)
+    tokens = token.unsqueeze(-1)  # (B, W, T)
+    lengths = torch.ones_like(scores)  # (B, W) tokens of each beam, up to its stop
+    stopped = token == stop_token
+    rows = images.unsqueeze(1).expand(-1, beams)  # (B, W) the row of the cache that each beam continues
     for length in range(1, limits.max_tokens + 1):
+        # Images whose beams have all ended leave the batch.
         closed = stopped.all(dim=1) | (length == limits.max_tokens)
         if closed.any():
-            of_closed = (values[closed].tolist() for values in (images, scores / lengths, tokens, lengths))
-            for image, means, written, ends in zip(*of_closed, strict=True):
+            for image, means, captions_of_image, ends in zip(
+                *(values[closed].tolist() for values in (images, scores / lengths, tokens, lengths)), strict=True
+            ):
                 order = sorted(range(beams), key=means.__getitem__, reverse=True)
                 possible = [beam for beam in order if means[beam] > -math.inf]
-                found[image] = [written[beam][: int(ends[beam])] for beam in possible[:num_captions]]
+                finished[image] = [captions_of_image[beam][: int(ends[beam])] for beam in possible[:num_captions]]
             if closed.all():
                 break
             images, scores, tokens, lengths, stopped, rows = (
                 values[~closed] for values in (images, scores, tokens, lengths, stopped, rows)
             )
-        writing = ~stopped
-        cache.select(rows[writing])
-        log_probs = _log_probs(language_model, language_model.embed(tokens[writing][:, -1:]), cache)
-        # The five best of all beams are among the five best of each.
-        highest, words = limits.apply(tokens[writing], log_probs, stop_token).topk(beams)
-        lengths = lengths + writing
-        ranks = torch.full((*stopped.shape, beams), -torch.inf, device=scores.device)  # (open, beams, beams)
-        ranks[..., 0] = scores / lengths  # a beam that has ended goes on with token 0 at no cost
-        ranks[writing] = (scores[writing].unsqueeze(1) + highest) / lengths[writing].unsqueeze(1)
-        candidates = words.new_zeros(ranks.shape).masked_scatter(writing.unsqueeze(-1), words)
-        ranks, best = ranks.flatten(1).topk(beams)
-        source = best // beams
-        word = candidates.flatten(1).gather(1, best)
-        lengths = lengths.gather(1, source)
-        scores = ranks * lengths
-        tokens = torch.cat((tokens.gather(1, source.unsqueeze(-1).expand_as(tokens)), word.unsqueeze(-1)), dim=-1)
-        stopped = stopped.gather(1, source) | (word == stop_token)
-        read = torch.zeros_like(source).masked_scatter(writing, torch.arange(len(words), device=source.device))
-        rows = read.gather(1, source)
-    return found
+        # The language model reads the newest token of the beams that have not ended.
+        running = ~stopped  # (B, W), R of them true
+        cache.select(rows[running])
+        log_probs = _log_probs(language_model, language_model.embed(tokens[running][:, -1:]), cache)  # (R, V)
+        # The W best continuations of all beams are among the W best of each.
+        best_of_beam, token_of_beam = limits.apply(tokens[running], log_probs, stop_token).topk(beams)  # (R, W)
+        # Candidates: W continuations of each beam by their mean log-probability. A beam that has ended has one, token 0
+        # at no cost.
+        lengths = lengths + running
+        means = torch.full((*stopped.shape, beams), -torch.inf, device=scores.device)  # (B, W, W)
+        means[..., 0] = scores / lengths
+        means[running] = (scores[running].unsqueeze(1) + best_of_beam) / lengths[running].unsqueeze(1)
+        candidates = token_of_beam.new_zeros(means.shape).masked_scatter(running.unsqueeze(-1), token_of_beam)
+        # New beams: the best W of an image's W * W candidates.
+        means, best = means.flatten(1).topk(beams)  # (B, W)
+        parent = best // beams  # (B, W) the beam that each new beam extends
+        token = candidates.flatten(1).gather(1, best)
+        lengths = lengths.gather(1, parent)
+        scores = means * lengths
+        tokens = torch.cat((tokens.gather(1, parent.unsqueeze(-1).expand_as(tokens)), token.unsqueeze(-1)), dim=-1)
+        stopped = stopped.gather(1, parent) | (token == stop_token)
+        # The cache has R rows now: number them by beam, and take those of the parents.
+        row_of_beam = torch.zeros_like(parent).masked_scatter(
+            running, torch.arange(len(token_of_beam), device=parent.device)
+        )
+        rows = row_of_beam.gather(1, parent)
+    return finished
 
 
 @torch.inference_mode()
@@ -100,23 +123,25 @@ def clipcap_greedy(
     """ClipCap's greedy search: the likeliest token, until a full stop.
 
     Args:
-        language_model, prefix, limits: as those of `clipcap`.
-        stop: a caption ends with this token, and keeps it.
+        language_model, prefix, limits: as in `clipcap`.
+        stop: the token that ends a caption; the caption keeps it (`generate2` of its code).
+
+    Returns:
+        For each image a list with the token ids of one caption.
 
     Raises:
-        InputError: `stop` is not one token of the language model.
+        InputError: `stop` is not one token.
     """
-    return [
-        [caption] for caption in generate(language_model, prefix, limits, argmax_token, _token(language_model, stop))
-    ]
+    stop_token = _stop_token(language_model, stop)
+    return [[caption] for caption in generate(language_model, prefix, limits, argmax_token, stop_token)]
 
 
 def _log_probs(language_model: LanguageModel, embeddings: Tensor, cache: KeyValueCache) -> Tensor:
     return language_model.step(embeddings, cache).log_softmax(-1)
 
 
-def _token(language_model: LanguageModel, text: str) -> int:
-    tokens = language_model.tokenizer.encode(text, add_special_tokens=False)
+def _stop_token(language_model: LanguageModel, stop: str) -> int:
+    tokens = language_model.tokenizer.encode(stop, add_special_tokens=False)
     if len(tokens) != 1:
-        raise InputError(f"{text!r} is not one token of language model '{language_model.name}': give another stop")
+        raise InputError(f"{stop!r} is not one token of language model '{language_model.name}': give another stop")
     return int(tokens[0])

@@ -1,4 +1,8 @@
-"""Contrastive search (Su et al. 2022): likely tokens that do not repeat what the language model has in mind already."""
+"""Contrastive search (Su et al. 2022): likely tokens whose hidden states are unlike those before them.
+
+Shapes: B images whose caption has not ended, K candidates, V vocabulary, T tokens generated so far, L positions of
+prefix and tokens, H width of the hidden states.
+"""
 
 from collections.abc import Callable
 
@@ -24,58 +28,70 @@ def contrastive(
 ) -> list[list[list[int]]]:
     """Contrastive search: likely tokens that do not repeat what was said.
 
-    Of the likeliest tokens it takes the one with the highest (1 - penalty) * probability - penalty * similarity.
-
-    The similarity is the highest cosine between the hidden state that the token would have and those of all positions
-    before it, prefix included (equation 5). See `prefixcap.decoding.decode`.
+    Of the likeliest tokens it chooses the one with the highest (1 - penalty) * probability - penalty * similarity.
+    The similarity of a token is the highest cosine between its hidden state and those of all positions before it, the
+    prefix included (equation 5).
 
     Args:
-        language_model: writes.
-        prefix: (batch, length, dim) what it reads first.
+        language_model: the model to decode with.
+        prefix: (batch, length, dim) embeddings that every caption continues.
         limits: limits of a caption.
         top_k: how many tokens to choose from.
-        penalty: on similarity to the tokens before, 0.0 to 1.0; 0.0 is greedy decoding.
-        guide: gives what is added to the scores, (open, top_k), of the rows of `prefix` whose captions have not ended
-            (open,), what they have written (open, length), and the tokens to choose from (open, top_k). None: nothing.
+        penalty: weight of the similarity; 0.0 is greedy decoding.
+        guide: returns (B, K) scores to add to those of the candidates, given the rows of `prefix` whose captions have
+            not ended (B,), their tokens so far (B, T) and the candidates (B, K). None: nothing is added.
+
+    Returns:
+        For each image a list with the token ids of one caption, without the end token.
 
     Raises:
-        InputError: the language model has fewer tokens than `top_k`.
+        InputError: the vocabulary has fewer tokens than `top_k`.
+
+    Examples:
+        >>> from prefixcap.decoding import greedy
+        >>> from prefixcap.language import load_language_model
+        >>> lm = load_language_model("demo")
+        >>> prefix = lm.embed(torch.tensor([lm.tokenize_prompt("A red")]))  # (1, tokens, dim)
+        >>> contrastive(lm, prefix, GenerationLimits(), penalty=0.0) == greedy(lm, prefix, GenerationLimits())
+        True
     """
-    end, device = language_model.eos_token_id, prefix.device
+    eos, device = language_model.eos_token_id, prefix.device
     cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
-    logits, hidden = language_model.step_with_states(prefix, cache)
+    logits, hidden = language_model.step_with_states(prefix, cache)  # (B, V), (B, L, H)
     if top_k > logits.shape[1]:
-        raise InputError(
-            f"top_k must lie between 1 and {logits.shape[1]}, the tokens of the language model, not {top_k}"
-        )
-    before = F.normalize(hidden, dim=-1)  # (open, length, dim) of all positions so far
-    images = torch.arange(len(prefix), device=device)  # those whose caption has not ended
-    rows = images
-    tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)
+        raise InputError(f"top_k must lie between 1 and {logits.shape[1]}, the size of the vocabulary, not {top_k}")
+    earlier_states = F.normalize(hidden, dim=-1)  # (B, L, H)
+    images = torch.arange(len(prefix), device=device)  # (B,)
+    rows = images  # (B,) the row of the cache that each caption continues
+    tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)  # (B, T)
     captions: list[list[int]] = [[] for _ in prefix]
     for length in range(1, limits.max_tokens + 1):
-        allowed = limits.apply(tokens, logits, end)
+        # Candidates: the K likeliest tokens.
+        allowed = limits.apply(tokens, logits, eos)
         limits.check_choice(allowed)
-        likeliest, words = allowed.softmax(-1).topk(top_k)  # (open, top_k)
-        # All candidates are read: what the chosen one leaves behind is what the next step goes on from.
+        probabilities, candidates = allowed.softmax(-1).topk(top_k)  # (B, K)
+        # The language model reads all of them, so that the chosen one's logits and states are there for the next step.
         cache.select(rows.repeat_interleave(top_k))
-        logits, hidden = language_model.step_with_states(language_model.embed(words.reshape(-1, 1)), cache)
-        states = F.normalize(hidden, dim=-1).view(len(words), top_k, -1)
-        similarity = (states @ before.transpose(1, 2)).amax(-1)  # (open, top_k)
-        scores = (1 - penalty) * likeliest - penalty * similarity
+        logits, hidden = language_model.step_with_states(language_model.embed(candidates.reshape(-1, 1)), cache)
+        states = F.normalize(hidden, dim=-1).view(len(candidates), top_k, -1)  # (B, K, H)
+        # Equation 5.
+        similarity = (states @ earlier_states.transpose(1, 2)).amax(-1)  # (B, K)
+        scores = (1 - penalty) * probabilities - penalty * similarity
         if guide is not None:
-            scores = scores + guide(images, tokens, words)
-        scores = scores.masked_fill(allowed.gather(1, words) == -torch.inf, -torch.inf)
-        best = scores.argmax(-1, keepdim=True)
-        chosen = words.gather(1, best)
+            scores = scores + guide(images, tokens, candidates)
+        scores = scores.masked_fill(allowed.gather(1, candidates) == -torch.inf, -torch.inf)
+        best = scores.argmax(-1, keepdim=True)  # (B, 1)
+        chosen = candidates.gather(1, best)
         tokens = torch.cat((tokens, chosen), dim=1)
-        ended = (chosen.squeeze(1) == end) | (length == limits.max_tokens)
+        # Captions that end here leave the batch.
+        ended = (chosen.squeeze(1) == eos) | (length == limits.max_tokens)
         for image, caption in zip(images[ended].tolist(), tokens[ended].tolist(), strict=True):
-            captions[image] = caption[:-1] if caption[-1] == end else caption
+            captions[image] = caption[:-1] if caption[-1] == eos else caption
         if ended.all():
             break
-        open_rows = (~ended).nonzero().squeeze(1)
-        rows = open_rows * top_k + best[open_rows].squeeze(1)
-        before = torch.cat((before[open_rows], states[open_rows, best[open_rows].squeeze(1)].unsqueeze(1)), dim=1)
-        images, tokens, logits = images[open_rows], tokens[open_rows], logits[rows]
+        running = (~ended).nonzero().squeeze(1)
+        best = best[running].squeeze(1)
+        rows = running * top_k + best  # the cache has a row for each candidate
+        earlier_states = torch.cat((earlier_states[running], states[running, best].unsqueeze(1)), dim=1)
+        images, tokens, logits = images[running], tokens[running], logits[rows]
     return [[caption] for caption in captions]

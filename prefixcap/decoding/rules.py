@@ -1,4 +1,4 @@
-"""What every decoder keeps to: how long a caption may get, and what it may repeat."""
+"""Limits that every decoder observes: how long a caption may become, and what it may repeat."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,13 +19,21 @@ class GenerationLimits:
     """Limits of a caption, each as in `transformers.generate`.
 
     Attributes:
-        max_tokens: most tokens, the end token included (`max_new_tokens`).
-        min_tokens: fewest tokens before the end token (`min_new_tokens`).
-        repetition_penalty: above 1.0, what was written already gets less likely (Keskar et al. 2019).
-        no_repeat_ngram: no n-gram of this length comes twice; 0: any may (`no_repeat_ngram_size`).
+        max_tokens: maximum number of tokens, the end token included (`max_new_tokens`).
+        min_tokens: minimum number of tokens before the end token (`min_new_tokens`).
+        repetition_penalty: above 1.0, tokens that occur already become less likely (Keskar et al. 2019).
+        no_repeat_ngram: no n-gram of this length occurs twice; 0: repetition is allowed (`no_repeat_ngram_size`).
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is out of range.
+
+    Examples:
+        >>> GenerationLimits(max_tokens=20).min_tokens
+        0
+        >>> GenerationLimits(max_tokens=0)
+        Traceback (most recent call last):
+        ...
+        prefixcap.errors.InputError: max_tokens must be at least 1, not 0
     """
 
     max_tokens: Positive = 67
@@ -39,7 +47,7 @@ class GenerationLimits:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
 
     def check_context_length(self, language_model: LanguageModel, prefix: Tensor) -> None:
-        """Raise InputError unless the prefix and `max_tokens` more fit the language model's context."""
+        """Raise InputError if a (batch, length, dim) prefix and `max_tokens` exceed the language model's context."""
         context, length = language_model.context, prefix.shape[1]
         if context is not None and length + self.max_tokens > context:
             advice = f"set max_tokens to at most {context - length}" if length < context else "shorten the prompt"
@@ -49,7 +57,16 @@ class GenerationLimits:
             )
 
     def apply(self, tokens: Tensor, scores: Tensor, eos_token_id: int) -> Tensor:
-        """(rows, vocabulary) logits or log-probabilities after (rows, length) tokens -> the same, as far as allowed."""
+        """Apply the limits to the scores of the next token.
+
+        Args:
+            tokens: (rows, length) generated so far.
+            scores: (rows, vocabulary) logits or log-probabilities.
+            eos_token_id: the end token.
+
+        Returns:
+            (rows, vocabulary) scores, -inf for tokens that are not allowed.
+        """
         from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
         if self.repetition_penalty != 1.0:
@@ -62,9 +79,9 @@ class GenerationLimits:
         return scores
 
     def check_choice(self, scores: Tensor) -> None:
-        """Raise InputError where (rows, vocabulary) scores leave a row no token that it may go on with."""
+        """Raise InputError if a row of (rows, vocabulary) scores allows no token at all."""
         if self.no_repeat_ngram and self.min_tokens and not scores.isfinite().any(-1).all():
             raise InputError(
-                f"no_repeat_ngram={self.no_repeat_ngram} and min_tokens={self.min_tokens} leave no token to write: "
+                f"no_repeat_ngram={self.no_repeat_ngram} and min_tokens={self.min_tokens} leave no possible token: "
                 "lower min_tokens"
             )

@@ -123,5 +123,10 @@ def embed_images(
         >>> embed_images(load_encoder("demo"), ["photo.jpg", "another.png"]).shape
         torch.Size([2, 128])
     """
+    return encode_feature(encoder, preprocess_images(encoder, images), feature)
+
+
+def preprocess_images(encoder: Encoder, images: Sequence[str | Path | Image.Image]) -> Tensor:
+    """Paths or PIL images -> (images, 3, height, width) uint8. Raises InputError if an image cannot be read."""
     opened = [image if isinstance(image, Image.Image) else open_image(image) for image in map(check_image, images)]
-    return encode_feature(encoder, torch.stack([encoder.preprocess(image) for image in opened]), feature)
+    return torch.stack([encoder.preprocess(image) for image in opened])

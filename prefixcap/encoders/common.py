@@ -12,8 +12,7 @@ from torch import Tensor, nn
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) over the sorted names, the shapes and the fp32 bytes of a model's state dict.
 
-    It does not depend on the device, nor on how the weights were stored; but it does on rounding, so take it
-    before casting to a narrower dtype.
+    It depends neither on the device nor on the file, but on rounding: compute it before casting to a narrower dtype.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -25,7 +24,7 @@ def weights_digest(model: nn.Module) -> str:
 def normalized(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float], device: torch.device) -> Tensor:
     """(batch, 3, height, width) pixels of 0 to 255 (uint8) -> float32 with that mean and deviation, on `device`.
 
-    Pixels that are floating-point numbers already are left as they are.
+    Floating-point pixels are returned unchanged.
     """
     pixels = pixels.to(device, non_blocking=True)
     if pixels.is_floating_point():
@@ -36,10 +35,10 @@ def normalized(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image -> (3, height, width) uint8."""
-    # By NumPy: images are prepared in a thread of their own, where torch's threads would get in the encoder's way.
+    # With NumPy: images are prepared in a separate thread, where torch's threads would slow down the encoder.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, short enough to quote in an InputError: other libraries' messages may run to pages."""
+    """The first line of a message, to quote in an InputError: other libraries' messages may have pages."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

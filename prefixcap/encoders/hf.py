@@ -3,8 +3,8 @@
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021 (CLIP);
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023 (SigLIP).
 
-Only the towers are called, never `get_image_features` or `get_text_features`: what those return differs
-between transformers 4 and 5.
+Only the towers are called, never `get_image_features` or `get_text_features`, whose return values differ between
+transformers 4 and 5.
 """
 
 from collections.abc import Sequence
@@ -27,27 +27,25 @@ from prefixcap.features import EncoderIdentity
 from prefixcap.utils.colour import to_rgb
 from prefixcap.utils.hub import Unreachable, is_unreachable, read_config, require_no_adapter
 
-# CLIP was trained on images resized by PIL; torchvision's resizing of tensors differs by some grey levels.
+# CLIP was trained on images resized by PIL; torchvision resizes tensors slightly differently.
 _PIL = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
 
 
 class TransformersEncoder:
-    """A CLIP or SigLIP that transformers opens; see `Encoder` for the methods.
+    """A CLIP or SigLIP of transformers; see `Encoder` for the methods.
 
-    SigLIP has no class token: in its pooling head, a learned probe attends over the patches and an MLP
-    follows. There `PatchFeatures.attention` is the probe's attention, averaged over the heads, and sums to
-    one; and a patch's embedding is what the head gives when the probe attends to that patch alone, so that it
-    lies in the joint space.
+    SigLIP has no class token: in its pooling head, a learned probe attends to the patches, and an MLP follows. Its
+    `PatchFeatures.attention` is the attention of the probe, averaged over the heads, and sums to one; the embedding of
+    a patch is the output of the head if the probe attends only to that patch, so that it is in the joint space.
 
     Args:
         checkpoint: a folder, or a model's name on the Hugging Face hub.
         name: for the identity and for error messages.
-        device: where the model lives.
+        device: of the model.
         dtype: of the weights.
 
     Raises:
-        InputError: the checkpoint cannot be found, downloaded or understood, lacks weights, or is neither
-            CLIP nor SigLIP.
+        InputError: the checkpoint cannot be found, downloaded or read, lacks weights, or is neither CLIP nor SigLIP.
     """
 
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -63,7 +61,7 @@ class TransformersEncoder:
         self.geometry = _geometry(self._processor)
         self.device, self.dtype = device, dtype
         self._model = model.eval().to(device, dtype)
-        # SigLIP's towers end in the joint space already.
+        # SigLIP's towers already end in the joint space.
         self.image_tower: nn.Module = _ImageTower(
             model.vision_model, nn.Identity() if self._siglip else model.visual_projection
         )
@@ -90,8 +88,8 @@ class TransformersEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(
-            # SigLIP was trained on lower-case text of full length, its padding attended to; not every
-            # tokenizer that comes with its checkpoints lowers the case.
+            # SigLIP was trained on lower-case text padded to full length, with padding attended to; not every
+            # tokenizer of its checkpoints converts to lower case.
             [text.lower() if self._siglip else text for text in texts],
             padding="max_length" if self._siglip else True,
             truncation=True,
@@ -109,16 +107,16 @@ class TransformersEncoder:
             return None
         text, tokenizer = self._model.text_model, self._tokenizer
 
-        def layer_of(block: Any) -> TextLayer:
+        def text_layer(block: Any) -> TextLayer:
             attention = block.self_attn
-            three = (attention.q_proj, attention.k_proj, attention.v_proj)
-            weight, bias = torch.cat([of.weight for of in three]), torch.cat([of.bias for of in three])
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            weight, bias = (torch.cat([getattr(one, name) for one in projections]) for name in ("weight", "bias"))
             return TextLayer(block.layer_norm1, weight, bias, attention.out_proj, block.layer_norm2, block.mlp)
 
         return TextTower(
-            layers=[layer_of(block) for block in text.encoder.layers],
+            layers=[text_layer(block) for block in text.encoder.layers],
             heads=text.encoder.layers[0].self_attn.num_heads,
-            words=text.embeddings.token_embedding,
+            token_embedding=text.embeddings.token_embedding,
             positions=text.embeddings.position_embedding.weight,
             head=lambda states: self._text_projection(text.final_layer_norm(states)),
             start=tokenizer.bos_token_id,
@@ -140,7 +138,7 @@ class _ImageTower(nn.Module):
 def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
     tower = model.vision_model
     vision = tower(pixel_values=pixels, output_hidden_states=True)
-    # The attention is worked out by hand, so that the model may use SDPA, which keeps none.
+    # The attention is computed here, because the model may use SDPA, which does not return it.
     layer = tower.encoder.layers[-1]
     heads = (layer.self_attn.num_heads, -1)
     tokens = layer.layer_norm1(vision.hidden_states[-2])  # (batch, 1 + patches, width)
@@ -160,17 +158,17 @@ def _siglip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
     vision = model.vision_model(pixel_values=pixels)
     head, tokens = model.vision_model.head, vision.last_hidden_state  # (batch, patches, width)
     _, attention = head.attention(head.probe.expand(len(tokens), -1, -1), tokens, tokens)
-    alone = head(tokens.flatten(0, 1).unsqueeze(1))  # each patch as a sequence of its own
+    patches = head(tokens.flatten(0, 1).unsqueeze(1))  # each patch as a sequence of length 1
     return PatchFeatures(
         embedding=vision.pooler_output,
-        patches=alone.unflatten(0, tokens.shape[:2]),
+        patches=patches.unflatten(0, tokens.shape[:2]),
         attention=attention[:, 0],
         patch_attention=None,
     )
 
 
 def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
-    """-> the model in fp32 on the CPU, its image processor and its tokenizer."""
+    """The model in fp32 on the CPU, its image processor and its tokenizer."""
     folder = Path(checkpoint).expanduser()
     source = str(folder) if folder.is_dir() else checkpoint
     try:
@@ -192,10 +190,10 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise _cannot_load(name, error) from error
-    if report["missing_keys"]:  # transformers only warns, and makes them up at random
+    if report["missing_keys"]:  # transformers only warns, and initializes them at random
         raise InputError(
             f"encoder {name!r} lacks weights, {min(report['missing_keys'])} for one: "
-            "give a whole checkpoint, with image and text tower"
+            "give a complete checkpoint, with image and text tower"
         )
     return model, processor, tokenizer
 
@@ -210,7 +208,7 @@ def _cannot_load(name: str, error: Exception) -> InputError:
 
 
 def _describe(processor: Any) -> str:
-    """How pixels are prepared, in the same words whatever the version of transformers."""
+    """How pixels are prepared, in one line that does not depend on the version of transformers."""
     settings = processor.to_dict()
     steps = []
     if settings.get("do_resize"):

@@ -1,4 +1,4 @@
-"""Images as they are given to a captioner: paths and pictures, or embeddings."""
+"""Check images as users pass them to a captioner: paths and pictures, or embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,26 +15,26 @@ from prefixcap.utils.validation import shortened
 
 Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
 
-_ROWS = 1 << 14  # whose numbers are looked at together
+_ROWS = 1 << 14  # checked together
 _READ_AS_THEY_ARE = (np.float16, np.float32, np.float64)
 
 
 def check_images(images: object) -> Sequence[str | Path | Image.Image] | Tensor:
-    """Images as they are to be read: paths and pictures in a list, embeddings as a tensor of real numbers.
+    """Images in a form to read: paths and pictures in a list, embeddings as a tensor of real numbers.
 
     Raises:
-        InputError: it is one image, no list, or something in the list is neither a path nor a picture.
+        InputError: it is a single image, not a list, or the list has something else than paths and pictures.
 
     Examples:
         >>> check_images("photo.jpg")
         Traceback (most recent call last):
         ...
-        prefixcap.errors.InputError: captions are written for a list of images: give [image]
+        prefixcap.errors.InputError: images must be a list: give [image]
     """
     if isinstance(images, Tensor | np.ndarray):
         return as_embeddings(images)
     if isinstance(images, str | Path | Image.Image):
-        raise InputError("captions are written for a list of images: give [image]")
+        raise InputError("images must be a list: give [image]")
     if isinstance(images, bytes | bytearray) or not isinstance(images, Sequence):
         raise InputError(
             f"images are given as {shortened(images)}: give a list of paths or PIL images, or embeddings as one array"
@@ -45,7 +45,7 @@ def check_images(images: object) -> Sequence[str | Path | Image.Image] | Tensor:
 
 
 def check_image(image: object) -> str | Path | Image.Image:
-    """A path or a picture; InputError if it is something else."""
+    """Return a path or a picture. Raises InputError if it is something else."""
     if isinstance(image, str | Path | Image.Image):
         return image
     if isinstance(image, Tensor | np.ndarray):
@@ -57,10 +57,10 @@ def check_image(image: object) -> str | Path | Image.Image:
 
 
 def as_embeddings(given: Tensor | NDArray[Any]) -> Tensor:
-    """Embeddings as a tensor, of the same numbers, which are read as float32 later.
+    """Embeddings as a tensor; it is converted to float32 when it is read.
 
     Raises:
-        InputError: they are no real numbers, or the bytes of pictures.
+        InputError: they are not real numbers, or they are the pixels of pictures.
     """
     if given.dtype in (np.uint8, torch.uint8) and given.ndim >= 3:
         raise InputError(
@@ -70,7 +70,7 @@ def as_embeddings(given: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "fiu":
             raise InputError(f"embeddings of type {given.dtype}: give an array of real numbers")
-        # Torch knows neither all of NumPy's kinds of numbers nor all its ways to lay them out.
+        # Torch supports neither all dtypes of NumPy nor all its memory layouts.
         kind = given.dtype if given.dtype in _READ_AS_THEY_ARE else np.dtype(np.float32)
         return torch.from_numpy(np.require(given, kind, ["C", "W"]))
     if given.dtype.is_complex or given.dtype == torch.bool:
@@ -79,7 +79,7 @@ def as_embeddings(given: Tensor | NDArray[Any]) -> Tensor:
 
 
 def check_finite(embeddings: Tensor) -> None:
-    """Raise RowsError where a row (batch, …) is NaN, or infinite in float32."""
+    """Raise RowsError if a row of (batch, …) embeddings is NaN, or infinite in float32."""
     finite = [part.to(torch.float32).flatten(1).isfinite().all(1) for part in embeddings.split(_ROWS)]
     if wrong := (~torch.cat(finite)).nonzero().flatten().tolist() if finite else []:
         raise RowsError("embeddings", wrong, "NaN or infinite: embed again")

@@ -26,22 +26,22 @@ from prefixcap.weights import open_weights, require_tensors
 
 
 class OpenAIClipEncoder:
-    """A CLIP that `clip.load` opens; see `Encoder` for the methods.
+    """A CLIP of clip-anytorch; see `Encoder` for the methods.
 
     Args:
-        checkpoint: one of `clip.available_models()`, or the path of a state dict, or of a file that OpenAI published. A
-            program of TorchScript that somebody else made is not opened: it could write files as it is loaded.
+        checkpoint: one of `clip.available_models()`, or the path of a state dict, or of a file that OpenAI published.
+            Other TorchScript programs are not opened, as they could write files while being loaded.
         name: for the identity and for error messages.
-        device: where the model lives.
+        device: of the model.
         dtype: of the weights. LayerNorm and BatchNorm stay in fp32, as in OpenAI's fp16 models.
 
     Raises:
-        InputError: `clip` cannot be imported, or the checkpoint cannot be found, downloaded or understood.
+        InputError: `clip` cannot be imported, or the checkpoint cannot be found, downloaded or read.
     """
 
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         clip = _import_clip()
-        # On the CPU clip widens the weights to fp32, so that the digest is the same for every device.
+        # On the CPU clip converts the weights to fp32, so that the digest is the same for every device.
         model, transform = _load(clip, checkpoint, name)
         *self._geometry, _, _, self._normalization = transform.transforms  # between them: to RGB, to tensor
         size = model.visual.input_resolution
@@ -80,7 +80,7 @@ class OpenAIClipEncoder:
                 f"encoder {self.identity.name!r} has a ResNet image tower: "
                 "patch features and class-token attention need a ViT, e.g. clip:ViT-B/32"
             )
-        # clip's VisionTransformer.forward, which keeps the class token alone and throws the attention away
+        # As clip's VisionTransformer.forward, which returns only the class token and discards the attention.
         x = visual.conv1(self.normalize(pixels).to(self._model.dtype)).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
@@ -121,7 +121,7 @@ class OpenAIClipEncoder:
                 for block in model.transformer.resblocks
             ],
             heads=model.transformer.resblocks[0].attn.num_heads,
-            words=model.token_embedding,
+            token_embedding=model.token_embedding,
             positions=model.positional_embedding.to(model.dtype),
             head=lambda states: model.ln_final(states).to(model.dtype) @ model.text_projection,
             start=self._tokenizer.encoder["<|startoftext|>"],
@@ -131,29 +131,28 @@ class OpenAIClipEncoder:
 
 
 class _Tokenizer:
-    """What clip's `SimpleTokenizer` gives, of many texts in a twentieth of the time, through the `tokenizers` library.
+    """Tokenizes like clip's `SimpleTokenizer`, many texts in a twentieth of the time, with the `tokenizers` library.
 
-    The library does not know what clip does to other texts than plain English before it splits them (ftfy, HTML); these
-    go to clip's own.
+    clip cleans texts before it splits them (ftfy, HTML), which the library does not: texts other than plain ASCII go to
+    clip's own tokenizer.
     """
 
     def __init__(self, simple: Any) -> None:
         self._simple = simple
-        words = models.BPE(simple.encoder, list(simple.bpe_ranks), end_of_word_suffix="</w>")
-        self._fast = Tokenizer(words)
+        self._fast = Tokenizer(models.BPE(simple.encoder, list(simple.bpe_ranks), end_of_word_suffix="</w>"))
         self._fast.normalizer = normalizers.Lowercase()
         pattern = Regex(simple.pat.pattern)
         self._fast.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         plain = [text for text in texts if _plain(text)]
-        found = zip(plain, self._fast.encode_batch_fast(plain), strict=True)
-        known = {text: tokens.ids for text, tokens in found}
+        encodings = self._fast.encode_batch_fast(plain)
+        known = {text: encoding.ids for text, encoding in zip(plain, encodings, strict=True)}
         return [known[text] if text in known else self._simple.encode(text) for text in texts]
 
 
 def _plain(text: str) -> bool:
-    """Whether clip splits it into words as it is."""
+    """Whether clip splits a text without changing it first."""
     return text.isascii() and text.isprintable() and "&" not in text and "<|" not in text
 
 
@@ -170,7 +169,7 @@ def _import_clip() -> Any:
 
 
 def published_file(model: str) -> tuple[str, Path] | None:
-    """Of one of OpenAI's models, the URL, and where `clip` keeps what it downloads; None: it has no such model."""
+    """The URL of one of OpenAI's models, and where `clip` stores the download; None: there is no such model."""
     url = _import_clip().clip._MODELS.get(model)
     return None if url is None else (url, Path("~/.cache/clip").expanduser() / url.rpartition("/")[2])
 
@@ -184,7 +183,7 @@ def missing_checkpoint(model: str) -> str | None:
 
 
 def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
-    """-> the model in fp32 on the CPU, and the transform of its images."""
+    """The model in fp32 on the CPU, and the transform of its images."""
     published = checkpoint in clip.available_models()
     path = Path(checkpoint).expanduser()
     if not published and not path.is_file():
@@ -210,15 +209,14 @@ def _load(clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
 
 
 def _is_published(clip: Any, file: Path) -> bool:
-    """Whether a file is one of OpenAI's own, by its SHA-256, which is in the URL. Those are programs of TorchScript;
-    no other program is opened."""
+    """Whether a file is one of OpenAI's TorchScript programs, by its SHA-256, which is part of the URL."""
     digests = {url.rpartition("/")[2]: url.split("/")[-2] for url in clip.clip._MODELS.values()}
     return file.name in digests and hashlib.sha256(file.read_bytes()).hexdigest() == digests[file.name]
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
-        # clip's LayerNorm computes in fp32 whatever comes in, so its weights must stay fp32.
+        # clip's LayerNorm computes in fp32 for any input, so its weights must stay fp32.
         if not isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)

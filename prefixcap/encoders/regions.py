@@ -10,18 +10,21 @@ from prefixcap.errors import InputError
 
 
 def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
-    """What an image shows in the places that its class token looks at: (batch, regions, dim) in the joint space.
+    """Sub-region features: the content of the regions that the class token attends to most.
 
-    The patches with the highest attention of the class token are taken, highest first. The attention of each over the
-    class token and all patches weights their projected embeddings (equation 12), and the global embedding is added
-    (equation 13). Nothing is normalised.
+    They are chosen by the patches with the highest attention of the class token, highest first. The attention of each
+    such patch over the class token and all patches weights their projected embeddings (equation 12), and the global
+    embedding is added (equation 13). Nothing is normalized.
 
-    The released code differs: it may take the class token for one of the patches, puts the attention rows through a
-    second softmax, which makes them almost even, and scales patches, sums and the global embedding to length one.
+    The released code differs: it may choose the class token as one of the patches, applies a second softmax to the
+    attention, which makes it almost uniform, and scales patches, sums and the global embedding to unit length.
 
     Args:
         features: of a ViT with a class token.
         regions: how many, N_cr in the paper.
+
+    Returns:
+        (batch, regions, dim) in the joint space.
 
     Raises:
         InputError: there is no class token, or there are fewer patches than regions.
@@ -29,7 +32,9 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
     if features.patch_attention is None:
         raise InputError("region features need an image tower with a class token: take a CLIP ViT, e.g. clip:ViT-B/32")
     if regions > features.patches.shape[1]:
-        raise InputError(f"{regions} regions are asked for, but the encoder has {features.patches.shape[1]} patches")
+        raise InputError(
+            f"regions must be at most {features.patches.shape[1]}, the patches of the encoder, not {regions}"
+        )
     top = features.attention.topk(regions, dim=1).indices  # (batch, regions)
     weights = torch.take_along_dim(features.patch_attention, top[..., None], dim=1)  # (batch, regions, 1 + patches)
     tokens = torch.cat([features.embedding[:, None], features.patches], dim=1)  # (batch, 1 + patches, dim)
@@ -37,17 +42,18 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
 
 
 def unit_parts(regions: Tensor, embeddings: Tensor) -> Tensor:
-    """Regions as sums of two vectors of length one, as MacCap's released code adds noise to them.
+    """Regions as sums of two vectors of unit length, to which MacCap's released code adds noise.
 
-    Equation 13 adds the global embedding to the weighted sum of patches; the released code scales both to length one
-    first, and does not scale what they add up to. Noise is a third to a half of what it is for a region of length one.
+    Equation 13 adds the global embedding to the weighted sum of patches; the released code scales both to unit length
+    first, and does not scale their sum. Relative to it, noise is a third to a half of what it is for a region of unit
+    length.
 
     Args:
         regions: (batch, regions, dim) of `aggregate_regions`.
-        embeddings: (batch, dim) of the whole images; where a region is no more than that, it gets length one.
+        embeddings: (batch, dim) of the entire images; a region that equals it gets unit length.
 
     Returns:
-        (batch, regions, dim), between 0 and 2 long.
+        (batch, regions, dim) of length 0 to 2.
     """
-    whole = embeddings.float().unsqueeze(1)  # (batch, 1, dim)
-    return F.normalize(whole, dim=-1) + F.normalize(regions.float() - whole, dim=-1)
+    image = embeddings.float().unsqueeze(1)  # (batch, 1, dim)
+    return F.normalize(image, dim=-1) + F.normalize(regions.float() - image, dim=-1)

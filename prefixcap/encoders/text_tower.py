@@ -1,7 +1,10 @@
-"""The text transformer of a CLIP, read in pieces.
+"""The text transformer of a CLIP, which reads the common beginning of many sentences only once.
 
-It is causal: what it makes of a token depends on nothing that follows. So sentences that begin alike share the keys and
-values of their beginning, and only what differs, with the end token, is read for each.
+The transformer is causal: the state of a token does not depend on the tokens behind it. So sentences with the same
+beginning share its keys and values, and only the rest of each sentence, up to the end token, is read.
+
+Shapes: S sentences, L tokens that are read of a sentence, M beginnings, K tokens of the longest beginning, W width of
+the transformer, H attention heads, D = W / H width of a head, E width of the joint space.
 """
 
 import math
@@ -16,20 +19,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Past = Sequence[tuple[Tensor, Tensor]]  # keys and values in each layer
+KeysAndValues = Sequence[tuple[Tensor, Tensor]]  # of each layer, (rows, H, length, D) each
 
-# Tokens in a batch. At most: more take no less time each, but more memory. At least, or sentences of which more is left
-# to read join, and padding is read: on a GPU a small batch takes as long as a larger one.
+# The most and the fewest tokens in a batch. More than the most need more memory and save no time. A batch with fewer
+# than the fewest also takes in longer sentences, at the cost of padding: on a GPU small batches take as long as large.
 ON_GPU, ELSEWHERE = (1 << 15, 1 << 12), (1 << 11, 1)
-TOKENIZED_AT_ONCE = 2048  # texts: lists of more are so many objects that Python begins to look for garbage among all
+TOKENIZED_AT_ONCE = 2048  # texts: longer lists of token ids would make Python's garbage collector scan all objects
 
 
 @dataclass(frozen=True)
 class TextLayer:
-    """One block: x + out(attention(norm1(x))), and to that mlp(norm2(…)) of it.
+    """One block of the transformer: x = x + out(attention(norm1(x))), then x = x + mlp(norm2(x)).
 
     Attributes:
-        weight: (3 · width, width) makes queries, keys and values, in this order; bias: (3 · width,).
+        weight, bias: (3 * W, W) and (3 * W,), the projection to queries, keys and values, in this order.
     """
 
     norm1: nn.Module
@@ -46,17 +49,17 @@ class TextTower:
 
     Attributes:
         layers: from the first to the last.
-        heads: of attention, in each.
-        words: embeds a token.
-        positions: (context, width) what is added to it by its place.
-        head: (…, width) last hidden states of end tokens -> (…, dim) embeddings.
-        start, end: the tokens that every sentence begins and ends with.
-        tokenize: texts -> the tokens of each, without these two.
+        heads: H, attention heads of each layer.
+        token_embedding: token ids -> (…, W).
+        positions: (context, W) position embeddings.
+        head: (…, W) last hidden states of end tokens -> (…, E) text embeddings.
+        start, end: ids of the tokens that every sentence begins and ends with.
+        tokenize: texts -> the token ids of each, without these two.
     """
 
     layers: Sequence[TextLayer]
     heads: int
-    words: nn.Embedding
+    token_embedding: nn.Embedding
     positions: Tensor
     head: Callable[[Tensor], Tensor]
     start: int
@@ -65,39 +68,41 @@ class TextTower:
 
     @cached_property
     def context(self) -> int:
-        """Tokens that a sentence can have."""
+        """The most tokens of a sentence."""
         return len(self.positions)
 
     def sentences(self, texts: Sequence[str], *parts: Sequence[int]) -> Tensor:
-        """Sentences that begin with the start token, cut to fit the context and at the first end token, where a CLIP
-        looks.
+        """Token ids of sentences with start and end token, cut to the context and at the first end token, the one whose
+        state becomes the embedding.
 
         Args:
-            texts: each a sentence, if there are no parts.
-            parts: what sentences consist of, as places in `texts`: the first part of each, the second of each, and so
-                on. Each text is tokenized by itself.
+            texts: each a sentence, if there are no parts; each is tokenized by itself.
+            parts: what sentences consist of, as indices in `texts`: (S,) the first part of each sentence, (S,) the
+                second of each, and so on.
 
         Returns:
-            (sentences, longest) tokens, on the tower's device; what follows the end token means nothing.
+            (S, longest) token ids, on the tower's device; tokens behind the end token are ignored.
         """
-        tokens, lengths = self._tokenized(texts)
+        # (texts, longest text) the tokens of each text, padded with end tokens.
+        flat, lengths = self._tokenized(texts)
         columns = np.arange(lengths.max(initial=0))
-        of_texts = np.full((len(texts), len(columns)), self.end)
-        of_texts[columns < lengths[:, None]] = tokens
+        table = np.full((len(texts), len(columns)), self.end)
+        table[columns < lengths[:, None]] = flat
+        # The parts of each sentence, one behind the other.
         chosen = [np.asarray(part, np.int64) for part in parts or [range(len(texts))]]
-        found = np.full((len(chosen[0]), len(chosen) * len(columns) + 2), self.end)
-        found[:, 0] = self.start
-        at = np.ones(len(found), np.int64)
-        for places in chosen:
-            rows, column = np.nonzero(columns < lengths[places][:, None])
-            found[rows, at[rows] + column] = of_texts[places[rows], column]
-            at += lengths[places]
-        found = found[:, : min(self.context, at.max(initial=1) + 1)]
-        found[:, -1] = self.end
-        return torch.from_numpy(found).to(self.positions.device)
+        sentences = np.full((len(chosen[0]), len(chosen) * len(columns) + 2), self.end)
+        sentences[:, 0] = self.start
+        filled = np.ones(len(sentences), np.int64)  # (S,) tokens of each sentence so far
+        for part in chosen:
+            rows, column = np.nonzero(columns < lengths[part][:, None])
+            sentences[rows, filled[rows] + column] = table[part[rows], column]
+            filled += lengths[part]
+        sentences = sentences[:, : min(self.context, filled.max(initial=1) + 1)]
+        sentences[:, -1] = self.end
+        return torch.from_numpy(sentences).to(self.positions.device)
 
     def _tokenized(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tokens of all texts, one behind the other, and how many each has."""
+        """The tokens of all texts, concatenated, and (texts,) the number of tokens of each."""
         tokens, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(texts), TOKENIZED_AT_ONCE):
             part = self.tokenize(texts[start : start + TOKENIZED_AT_ONCE])
@@ -106,117 +111,140 @@ class TextTower:
         return np.concatenate(tokens), np.concatenate(lengths)
 
     @torch.no_grad()
-    def encode(self, sentences: Tensor, beginnings: Tensor | None = None, of: Sequence[int] = ()) -> Tensor:
-        """Embeddings of sentences, not normalised.
+    def encode(self, sentences: Tensor, beginnings: Tensor | None = None, beginning_of: Sequence[int] = ()) -> Tensor:
+        """Text embeddings, not normalized.
 
         Args:
-            sentences: (n, longest) tokens, see `sentences`.
-            beginnings: (m, longest) likewise, of which each is read once.
-            of: for each sentence the place of a beginning; as much of that is taken as the sentence begins with.
+            sentences: (S, longest) token ids, see `sentences`.
+            beginnings: (M, K) token ids likewise, each of which is read once.
+            beginning_of: (S,) the beginning of each sentence; the tokens that both have in common are shared.
 
         Returns:
-            (n, dim)
+            (S, E)
         """
         if beginnings is None:
-            beginnings, of = sentences[:1, :1], [0] * len(sentences)  # the start token
-        rows = torch.tensor(of, dtype=torch.long, device=sentences.device)
-        # Also of end tokens behind the first, which no token sees.
+            beginnings, beginning_of = sentences[:1, :1], [0] * len(sentences)  # the start token
+        group = torch.tensor(beginning_of, dtype=torch.long, device=sentences.device)  # (S,)
+        # The keys and values of the beginnings. Those of tokens that a sentence does not share are masked below.
         past = self._states(beginnings, torch.zeros_like(beginnings[:, 0]))[1]
+        # How many tokens of a sentence are shared, and how many must be read: at least the end token.
         width = min(sentences.shape[1], beginnings.shape[1])
-        common = (sentences[:, :width] == beginnings[rows, :width]).long().cumprod(1).sum(1)
-        lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2
-        read = torch.minimum(common, lengths - 1)  # the last token must be read
-        left = lengths - read
+        common = (sentences[:, :width] == beginnings[group, :width]).long().cumprod(1).sum(1)  # (S,)
+        lengths = (sentences[:, 1:] == self.end).int().argmax(1) + 2  # (S,) up to the first end token
+        shared = torch.minimum(common, lengths - 1)
+        left = lengths - shared  # (S,)
         embeddings: list[Tensor] = []
         order: list[Tensor] = []
-        for places in _batches(left, *(ON_GPU if left.is_cuda else ELSEWHERE)):
-            last = left[places] - 1
-            columns = read[places].unsqueeze(1) + torch.arange(int(last.max()) + 1, device=sentences.device)
-            tokens = sentences[places.unsqueeze(1), columns.clamp_max(sentences.shape[1] - 1)]
-            begun = _Begun(past, rows[places], read[places])
-            embeddings.append(self.head(self._states(tokens, last, begun)[0]))
-            order.append(places)
+        for rows in _batches(left, *(ON_GPU if left.is_cuda else ELSEWHERE)):
+            last = left[rows] - 1  # (batch,) the end token, among those that are read
+            columns = shared[rows].unsqueeze(1) + torch.arange(int(last.max()) + 1, device=sentences.device)
+            tokens = sentences[rows.unsqueeze(1), columns.clamp_max(sentences.shape[1] - 1)]  # (batch, L)
+            prefix = _SharedPrefix(past, group[rows], shared[rows])
+            embeddings.append(self.head(self._states(tokens, last, prefix)[0]))
+            order.append(rows)
         return torch.cat(embeddings)[torch.cat(order).argsort()]
 
-    def _states(self, tokens: Tensor, last: Tensor, begun: "_Begun | None" = None) -> tuple[Tensor, Past]:
-        """(rows, length) tokens and the place of the last one in each row -> its state, (rows, width), and the keys and
-        values of all in each layer, (rows, heads, length, width of a head)."""
+    def _states(
+        self, tokens: Tensor, last: Tensor, prefix: "_SharedPrefix | None" = None
+    ) -> tuple[Tensor, KeysAndValues]:
+        """Run the transformer.
+
+        Args:
+            tokens: (rows, L) token ids.
+            last: (rows,) the position in each row whose state is wanted.
+            prefix: keys and values of tokens before these; None: there are none.
+
+        Returns:
+            (rows, W) last hidden states at `last`, and the keys and values of all tokens in each layer.
+        """
         rows, length = tokens.shape
-        places = torch.arange(length, device=tokens.device)
-        unseen = places > places.unsqueeze(1)  # (length, length)
-        x = self.words(tokens).to(self.positions.dtype)
-        if begun is not None:
-            places = (places + begun.read.unsqueeze(1)).clamp_max(self.context - 1)
-        x = x + self.positions[places]
-        made = []
+        positions = torch.arange(length, device=tokens.device)
+        masked = positions > positions.unsqueeze(1)  # (L, L) True: not attended to
+        x = self.token_embedding(tokens).to(self.positions.dtype)  # (rows, L, W)
+        if prefix is not None:
+            positions = (positions + prefix.lengths.unsqueeze(1)).clamp_max(self.context - 1)
+        x = x + self.positions[positions]
+        keys_and_values = []
         for number, layer in enumerate(self.layers):
-            states = F.linear(layer.norm1(x), layer.weight, layer.bias)
+            # Queries, keys and values, (rows, H, L, D) each.
+            states = F.linear(layer.norm1(x), layer.weight, layer.bias)  # (rows, L, 3 * W)
             heads: Tensor = states.view(rows, length, 3 * self.heads, -1).transpose(1, 2)
             query, key, value = heads.chunk(3, dim=1)
-            made.append((key, value))
-            if layer is self.layers[-1]:  # nobody reads what the others become
+            keys_and_values.append((key, value))
+            if layer is self.layers[-1]:  # only the state at `last` is needed
                 each = torch.arange(rows, device=tokens.device)
                 x, query = x[each, last].unsqueeze(1), query[each, :, last].unsqueeze(2)
-                unseen = unseen[last, None, None]
+                masked = masked[last, None, None]
+            # Attention over the prefix and the tokens.
             query = query * query.shape[-1] ** -0.5
-            scores = (query @ key.transpose(-1, -2)).masked_fill(unseen, -math.inf)
-            if begun is not None:
-                scores = torch.cat((begun.scores(query, number), scores), dim=-1)
+            scores = (query @ key.transpose(-1, -2)).masked_fill(masked, -math.inf)  # (rows, H, L, L)
+            if prefix is not None:
+                scores = torch.cat((prefix.scores(query, number), scores), dim=-1)  # (rows, H, L, K + L)
             weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
             attended = weights[..., -length:] @ value
-            if begun is not None:
-                attended = attended + begun.values(weights[..., :-length], number)
+            if prefix is not None:
+                attended = attended + prefix.values(weights[..., :-length], number)
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.norm2(x))
-        return x[:, 0], made
+        return x[:, 0], keys_and_values
 
 
-def _batches(left: Tensor, most: int, least: int) -> Iterator[Tensor]:
-    """Places of sentences that are read together, by how many of their tokens are left to read."""
+def _batches(left: Tensor, most: int, fewest: int) -> Iterator[Tensor]:
+    """Rows of sentences that are read together: (S,) tokens left to read -> row numbers, the shortest first.
+
+    Sentences of equal length make batches of at most `most` tokens; if they have fewer than `fewest` in total, they
+    wait for longer ones.
+    """
     waiting = left.new_empty(0)
     for length in torch.unique(left).tolist():
         waiting = torch.cat((waiting, (left == length).nonzero().flatten()))
-        if len(waiting) * length >= least:
+        if len(waiting) * length >= fewest:
             yield from torch.split(waiting, max(1, most // length))
             waiting = waiting[:0]
     if len(waiting):
         yield waiting
 
 
-class _Begun:
-    """Beginnings of sentences. Those that begin alike stand together in a grid, so that no key or value is copied.
+class _SharedPrefix:
+    """Attention of sentences to beginnings that they share.
+
+    Sentences with the same beginning stand next to each other in one row of a grid, so that a batched product needs no
+    copies of keys and values.
 
     Args:
-        past: keys and values of all beginnings in each layer, (beginnings, heads, longest, width of a head).
-        of: (rows,) which of them each sentence has.
-        read: (rows,) how many of its tokens.
+        past: keys and values of all beginnings in each layer, (M, H, K, D) each.
+        group: (rows,) the beginning of each sentence.
+        lengths: (rows,) how many tokens of it belong to the sentence.
     """
 
-    def __init__(self, past: Past, of: Tensor, read: Tensor) -> None:
-        self._past, self.read = past, read
-        self._beginnings, group, sizes = torch.unique(of, return_inverse=True, return_counts=True)
-        first = sizes.cumsum(0) - sizes
-        within = torch.empty_like(of)
-        within[group.argsort(stable=True)] = torch.arange(len(of), device=of.device)
+    def __init__(self, past: KeysAndValues, group: Tensor, lengths: Tensor) -> None:
+        self._past, self.lengths = past, lengths
+        # The beginnings that occur, G of them, and the cell of each sentence in a grid of G rows.
+        self._beginnings, row, sizes = torch.unique(group, return_inverse=True, return_counts=True)
+        first = sizes.cumsum(0) - sizes  # (G,) where the sentences of a row start, in the order of rows
+        rank = torch.empty_like(group)
+        rank[row.argsort(stable=True)] = torch.arange(len(group), device=group.device)
         self._columns = int(sizes.max())
-        self._cells = group * self._columns + within - first[group]
-        places = torch.arange(past[0][0].shape[2], device=of.device)
-        self._unseen = (places >= read.unsqueeze(1))[:, None, None]  # (rows, 1, 1, longest)
+        self._cells = row * self._columns + rank - first[row]  # (rows,)
+        positions = torch.arange(past[0][0].shape[2], device=group.device)
+        self._masked = (positions >= lengths.unsqueeze(1))[:, None, None]  # (rows, 1, 1, K)
 
     def scores(self, query: Tensor, layer: int) -> Tensor:
-        """(rows, heads, length, width of a head) -> (rows, heads, length, longest)"""
+        """(rows, H, L, D) queries -> (rows, H, L, K) attention scores."""
         keys = self._past[layer][0][self._beginnings]
-        return self._multiplied(query, keys.transpose(-1, -2)).masked_fill(self._unseen, -math.inf)
+        return self._multiply(query, keys.transpose(-1, -2)).masked_fill(self._masked, -math.inf)
 
     def values(self, weights: Tensor, layer: int) -> Tensor:
-        """(rows, heads, length, longest) -> (rows, heads, length, width of a head)"""
-        return self._multiplied(weights, self._past[layer][1][self._beginnings])
+        """(rows, H, L, K) attention weights -> (rows, H, L, D) weighted sums of values."""
+        return self._multiply(weights, self._past[layer][1][self._beginnings])
 
-    def _multiplied(self, of_rows: Tensor, of_beginnings: Tensor) -> Tensor:
-        """(rows, heads, length, n) and (beginnings, heads, n, m) -> (rows, heads, length, m)"""
-        _, heads, length, n = of_rows.shape
-        grid = of_rows.new_zeros(len(of_beginnings) * self._columns, heads, length, n)
-        grid[self._cells] = of_rows
-        grid = grid.view(len(of_beginnings), self._columns, heads, length, n).transpose(1, 2)
-        product = (grid.flatten(2, 3) @ of_beginnings).view(*grid.shape[:-1], of_beginnings.shape[-1])
+    def _multiply(self, left: Tensor, right: Tensor) -> Tensor:
+        """(rows, H, L, n) of sentences times (G, H, n, m) of their beginnings -> (rows, H, L, m)."""
+        _, heads, length, n = left.shape
+        # Into the grid, (G, H, columns, L, n): one product for each beginning.
+        grid = left.new_zeros(len(right) * self._columns, heads, length, n)
+        grid[self._cells] = left
+        grid = grid.view(len(right), self._columns, heads, length, n).transpose(1, 2)
+        product = (grid.flatten(2, 3) @ right).view(*grid.shape[:-1], right.shape[-1])
+        # And out of it again.
         return product.transpose(1, 2).flatten(0, 1)[self._cells]

@@ -1,4 +1,4 @@
-"""What can be told of a language model before it reads anything; `prefixcap.training.reading_check` measures more."""
+"""Checks of a language model that need no forward pass; `prefixcap.training.reading_check` runs the model."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefixcap.errors import InputError, listed
+from prefixcap.errors import InputError, OptionError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefixcap.language.model import LanguageModel
 
-ADVICE = "a decoder such as GPT-2, OPT or LLaMA (lm.name)"
+ADVICE = "a decoder such as GPT-2, OPT or LLaMA"
 
-# Layers that keep keys and values, and nothing else.
+# Types of layers whose only state is keys and values.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def word_embeddings(model: "PreTrainedModel", name: str) -> Tensor:
-    """The (words, dim) embeddings of a model's words.
+    """The (vocabulary, dim) word embeddings of a model.
 
     Raises:
         InputError: it has none.
@@ -36,14 +36,14 @@ def word_embeddings(model: "PreTrainedModel", name: str) -> Tensor:
 
 
 def require_embedded_tokens(language_model: "LanguageModel") -> None:
-    """Check that a model has embeddings for its end token and for the tokens that were added to its tokenizer.
+    """Check that a model embeds its end token and the tokens that were added to its tokenizer.
 
     Raises:
-        InputError: it has not.
+        InputError: it does not.
     """
     tokenizer, count = language_model.tokenizer, len(word_embeddings(language_model.model, language_model.name))
     added = tokenizer.get_added_vocab()
-    # Special tokens stand in no caption, but for the end token.
+    # Captions have no special token but the end token.
     used = {token: number for token, number in added.items() if token not in tokenizer.all_special_tokens}
     used[tokenizer.eos_token] = tokenizer.eos_token_id
     if outside := [f"{token!r} ({number})" for token, number in used.items() if number >= count]:
@@ -54,7 +54,7 @@ def require_embedded_tokens(language_model: "LanguageModel") -> None:
 
 
 def ids_without_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Tensor | None:
-    """(vocabulary,) bool, which ids of a model's output its tokenizer has no token for; None: it has one for each."""
+    """(vocabulary,) bool, the output ids of a model that its tokenizer has no token for; None: there are none."""
     head = model.get_output_embeddings()
     if not isinstance(getattr(head, "weight", None), Tensor):
         return None
@@ -64,9 +64,9 @@ def ids_without_token(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
 
 
 def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
-    """Whether all that a model keeps of what it read are keys and values, in a cache that it can be given back.
+    """Whether a model has a key/value cache and no other state.
 
-    Layers of Mamba, Jamba or LFM2 keep something else, and GPT-1 keeps nothing.
+    Layers of Mamba, Jamba or LFM2 have other states, and GPT-1 has no cache.
     """
     layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
@@ -80,30 +80,31 @@ def check_trainable(language_model: "LanguageModel") -> None:
     takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not takes_positions or getattr(config, "alibi", False):
         raise InputError(
-            f"language model '{name}' counts positions by itself: training needs one that is told, {ADVICE}"
+            f"language model '{name}' computes its positions itself, and training must set them: take another, {ADVICE}"
         )
     for changed in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, changed, None) not in (None, 1.0):
             raise InputError(
-                f"language model '{name}' has {changed}, which training does not know: take another, {ADVICE}"
+                f"language model '{name}' has {changed}, which training does not support: take another, {ADVICE}"
             )
     if not isinstance(getattr(model.get_output_embeddings(), "weight", None), Tensor):
         raise InputError(
-            f"language model '{name}' has no output embeddings that training could read: take another, {ADVICE}"
+            f"language model '{name}' has no output embeddings that training can read: take another, {ADVICE}"
         )
     if not keeps_keys_and_values(model):
         raise no_cache(name)
     require_embedded_tokens(language_model)
     if language_model.tuning == "full" and language_model.dtype != "float32":
-        raise InputError(
-            f"lm_tuning=full takes steps too small for {language_model.dtype} weights: set lm.dtype=float32, with "
-            "trainer.precision=bf16-mixed to compute in bfloat16, or train adapters with model.lm_tuning=lora"
+        raise OptionError(
+            f"full tuning takes steps too small for {language_model.dtype} weights (mixed precision, bf16-mixed, keeps "
+            "them in float32)",
+            dtype="float32",
+            tuning="lora",
         )
 
 
 def no_cache(name: str) -> InputError:
-    """A model that reads everything again for each token."""
+    """The error for a model that would have to read everything again for each token."""
     return InputError(
-        f"language model '{name}' keeps no keys and values to go on from: take a transformer that keeps them in every "
-        "layer"
+        f"language model '{name}' has no key/value cache in every layer, which decoding needs: take another transformer"
     )

@@ -1,6 +1,6 @@
-"""Language models by name, and as checkpoints and exported folders hold them.
+"""Load language models by name, and rebuild those in checkpoints and exported folders.
 
-Whoever made a model may be a stranger: of what lies beside its weights, texts that describe it are read, and no code is
+Models may come from strangers: configurations and tokenizers are read as text, and code beside the weights is never
 run.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from prefixcap.demo import ASSETS
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.language.checks import require_embedded_tokens
 from prefixcap.language.lora import Lora
 from prefixcap.language.model import TEXTS, Dtype, LanguageModel, Tuning, check_tuning
@@ -26,9 +26,9 @@ from prefixcap.weights import REMEDY, Shapes, require_layers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-LONGEST_TEXT = 100_000_000  # characters in a file of a tokenizer; the largest have a third
+LONGEST_TEXT = 100_000_000  # characters of a tokenizer's file; the largest known have a third of this
 OTHER_FILES = ("vocab_file", "merges_file", "spm_file", "tokenizer_file", "fast_tokenizer_files")
-LARGEST_BUFFERS = 2**28  # numbers in a model that are not among its weights, such as masks
+LARGEST_BUFFERS = 2**28  # values of a model's buffers, such as masks
 
 
 def load_language_model(
@@ -40,7 +40,7 @@ def load_language_model(
     gradient_checkpointing: bool = False,
     scratch: dict[str, Any] | None = None,
 ) -> LanguageModel:
-    """The causal LM called `name`. Code that comes with a model is not run.
+    """Load a causal LM. Code that comes with a model is never run.
 
     Args:
         name: a folder, a name on the model hub, or "demo" for the small world's own.
@@ -48,29 +48,33 @@ def load_language_model(
         dtype: of its weights.
         quantization: "8bit" or "4bit" weights in linear layers, see `prefixcap.language.quantization`; None: none.
         lora: options of adapters, see `LanguageModel`.
-        gradient_checkpointing: compute activations again in the backward pass, see `prefixcap.language.quantization`.
-        scratch: random weights in place of its own, in an architecture that differs by these values of its
-            configuration, e.g. `{"n_layer": 4}`; for "full" alone.
+        gradient_checkpointing: recompute activations in the backward pass, see `prefixcap.language.quantization`.
+        scratch: start from random weights, in an architecture with these values in its configuration, e.g.
+            `{"n_layer": 4}`; only with tuning "full".
 
     Raises:
-        InputError: there is no such model, it lacks weights, is no causal LM or one of code that transformers does not
-            have, an option does not exist or not for this tuning, or a package that it takes is not installed.
+        InputError: there is no such model, it lacks weights, it is not a causal LM or needs code of its own, an option
+            is invalid, or a required package is not installed.
+
+    Examples:
+        >>> load_language_model("demo").dim
+        128
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if dtype not in get_args(Dtype):
-        raise InputError(f"unknown lm.dtype '{dtype}': choose one of {', '.join(get_args(Dtype))}")
+        raise InputError(f"unknown dtype '{dtype}': choose one of {', '.join(get_args(Dtype))}")
     if quantization not in (None, *get_args(Quantization)):
-        choices = ", ".join(get_args(Quantization))
-        raise InputError(f"unknown lm.quantization '{quantization}': choose one of {choices}, or null")
+        choices = " or ".join(get_args(Quantization))
+        raise InputError(f"unknown quantization '{quantization}': choose {choices}, or leave it out")
     check_tuning(tuning, quantization)  # before a large model is loaded
     if scratch is not None and tuning != "full":
-        raise InputError(f"lm.scratch knows nothing, and lm_tuning={tuning} keeps it so: set lm_tuning=full")
+        raise OptionError(f"random weights (scratch) must be trained, and tuning={tuning!r} does not", tuning="full")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization, options["dtype"])
-    logging.disable_progress_bar()  # one for each shard says little and tears the page
+    logging.disable_progress_bar()  # one for each shard is of little use and disturbs other output
     try:
         config, missing = read_config(_source(name), **(scratch or {})), None
         if scratch is None:
@@ -83,14 +87,14 @@ def load_language_model(
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except Exception as error:  # a malformed folder makes transformers raise almost anything
         raise _cannot_load("language model", name, error) from error
-    if missing is not None:  # transformers only warns, and makes them up at random
-        raise InputError(f"language model '{name}' lacks weights, {missing} for one: give a whole causal LM")
+    if missing is not None:  # transformers only warns, and initializes them at random
+        raise InputError(f"language model '{name}' lacks weights, e.g. {missing}: give a complete causal LM")
     keep_differentiable(model)
     if gradient_checkpointing:
         checkpoint_layers(model)
     language_model = LanguageModel(model, load_tokenizer(name), name, tuning, lora)
     require_embedded_tokens(language_model)
-    language_model.describe()  # what no checkpoint could hold is told before training
+    language_model.describe()  # raises what would otherwise fail at the first checkpoint
     return language_model
 
 
@@ -110,7 +114,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def count_parameters(name: str) -> int | None:
-    """How many parameters the causal LM called `name` has, weights or not; None: it is not on this machine."""
+    """The number of parameters of the causal LM called `name`; None: its configuration is not on this machine."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -125,16 +129,16 @@ def count_parameters(name: str) -> int | None:
 def rebuild_language_model(
     description: Mapping[str, Any], weights: Shapes | None = None, source: object = "the checkpoint"
 ) -> LanguageModel:
-    """The model that `LanguageModel.describe` described; if it was tuned, with weights still to be loaded.
+    """Rebuild the model that `LanguageModel.describe` described; tuned weights are still to be loaded.
 
     Args:
-        description: what a file says of the model, see `prefixcap.checkpoints.descriptions`.
-        weights: the shapes of those that will be loaded: a model that they do not fill is not built.
-        source: the file.
+        description: from `LanguageModel.describe`, see `prefixcap.checkpoints.descriptions`.
+        weights: the shapes of the weights that will be loaded; a larger model is not built.
+        source: the file of the description, for messages.
 
     Raises:
-        InputError: as `load_language_model`; or the model was tuned whole, and its description has files that are no
-            configuration and no tokenizer, or make a larger model than the weights are for.
+        InputError: as `load_language_model`; or tuning is "full", and the description's files are neither configuration
+            nor tokenizer, or describe a larger model than the weights.
     """
     name, tuning = description["name"], description["tuning"]
     dtype = description.get("dtype", "float32")  # an older checkpoint does not say
@@ -160,10 +164,10 @@ def rebuild_language_model(
 
 
 def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageModel:
-    """The model that `LanguageModel.save_pretrained` wrote.
+    """Load the model that `LanguageModel.save_pretrained` wrote.
 
     Raises:
-        InputError: as `load_language_model`, or the folder's configuration makes a larger model than its weights are.
+        InputError: as `load_language_model`, or the folder's configuration describes a larger model than its weights.
     """
     try:
         weights = _shapes_in(folder)
@@ -175,12 +179,12 @@ def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageMode
 
 
 def _source(name: str) -> str:
-    """What transformers is to open for a name."""
+    """The folder or name that transformers opens for a name."""
     return str(ASSETS / "language_model") if name == "demo" else name
 
 
 def _require_texts(files: Any, weights: Shapes | None, source: object) -> dict[str, str]:
-    """The files of a checkpoint, if they are those that `LanguageModel.describe` writes."""
+    """The files of a checkpoint, if they are such as `LanguageModel.describe` returns. Raises InputError otherwise."""
     if not isinstance(files, dict) or "config.json" not in files:
         raise InputError(f"{source}: its language model was tuned, but its configuration is missing; {REMEDY}")
     for name, text in files.items():
@@ -203,7 +207,7 @@ def _as_dict(value: Any, source: object) -> dict[str, Any]:
 
 
 def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights in a folder's safetensors files, by their names there."""
+    """The shapes of the weights in a folder's safetensors files, by name."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -214,29 +218,29 @@ def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _require_size(config: "PretrainedConfig", weights: Shapes, source: object) -> None:
-    """Refuse a configuration of a larger model than the weights are for, before there is memory for it."""
+    """Refuse a configuration of a larger model than the weights, before memory is allocated for it."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    numbers = sum(map(math.prod, weights.values()))
+    saved = sum(map(math.prod, weights.values()))
     parameters, buffers = (sum(one.numel() for one in each) for each in (model.parameters(), model.buffers()))
-    if parameters > numbers or buffers > max(numbers, LARGEST_BUFFERS):
+    if parameters > saved or buffers > max(saved, LARGEST_BUFFERS):
         raise InputError(
             f"{source}: the configuration of its language model makes one of {parameters:,} parameters, but the "
-            f"weights beside it are {numbers:,} numbers; {REMEDY}"
+            f"weights beside it are {saved:,} numbers; {REMEDY}"
         )
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> Exception:
-    """What is to be raised in place of an error."""
+    """The error to raise in place of another library's."""
     if isinstance(error, InputError) or out_of_memory(error):
         return error
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if is_unreachable(error) and (missing := missing_language_model(name)):
         return Unreachable(f"cannot load {what} '{name}', as the model hub cannot be reached: {missing}")
     if "trust_remote_code" in reason:
-        reason = "it brings code of its own, which is never run"
+        reason = "it needs code of its own, which is never run"
     return InputError(
         f"cannot load {what} '{name}': {reason}; "
         "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"

@@ -1,7 +1,7 @@
-"""Low-rank adapters in a language model (Hu et al. 2021), by peft.
+"""Low-rank adapters in a language model (LoRA: Hu et al. 2021), by peft.
 
-They are put into the model itself, which stays what it was for all that use it: W x becomes W x + (alpha / rank) B A x
-in its linear layers, W frozen, B zero at first.
+They are added to the model in place: W x becomes W x + (alpha / rank) B A x in its linear layers, with W frozen and B
+zero at first.
 """
 
 import copy
@@ -20,10 +20,10 @@ class Lora:
 
     Args:
         rank: rows of A and columns of B.
-        alpha: scales what they add, by alpha / rank.
-        dropout: probability with which an input of A is dropped in training.
-        target_modules: names of the layers that get adapters, or the last parts of them, e.g. ["q_proj", "v_proj"];
-            None: every linear layer but the output head.
+        alpha: their output is scaled by alpha / rank.
+        dropout: probability of dropping an input of A in training.
+        target_modules: names of the layers with adapters, or their last parts, e.g. ["q_proj", "v_proj"]; None: every
+            linear layer except the output head.
     """
 
     rank: int = 8
@@ -33,16 +33,16 @@ class Lora:
 
 
 def add_adapters(model: "PreTrainedModel", lora: Lora) -> None:
-    """Put new adapters into a model, in place. They alone take a gradient and are in float32, the model in what it is.
+    """Add new adapters to a model, in place. Only they take a gradient; they are float32 whatever the model's dtype.
 
     Raises:
-        InputError: peft is not installed, it does not take the options, or they ask for an adapter on the output head.
+        InputError: peft is not installed or refuses the options, or an adapter would be on the output head.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
     except ImportError as error:
-        raise InputError("lm_tuning=lora needs peft: pip install 'prefixcap[lora]'") from error
+        raise InputError("adapters (tuning='lora') need peft: pip install 'prefixcap[lora]'") from error
     from transformers.pytorch_utils import Conv1D
 
     try:
@@ -59,11 +59,11 @@ def add_adapters(model: "PreTrainedModel", lora: Lora) -> None:
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"cannot put adapters into {type(model).__name__} with {lora}: {reason}") from error
-    if isinstance(model.get_output_embeddings(), LoraLayer):  # training reads its weight alone
+    if isinstance(model.get_output_embeddings(), LoraLayer):  # training uses only its weight
         raise InputError(f"the output head of {type(model).__name__} takes no adapter: leave it out of target_modules")
     for name, weight in model.named_parameters():
         if is_adapter(name):
-            weight.data = weight.data.float()  # steps of training are lost in fewer bits
+            weight.data = weight.data.float()  # small steps would be lost in fewer bits
 
 
 def is_adapter(name: str) -> bool:
@@ -72,7 +72,7 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(model: "PreTrainedModel") -> "PreTrainedModel":
-    """A copy of a model, its adapters added to the weights that they adapt: W + (alpha / rank) B A."""
+    """A copy of a model with its adapters merged into the weights: W + (alpha / rank) B A."""
     from peft.tuners.lora import LoraLayer
 
     model = copy.deepcopy(model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from prefixcap import renamed
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.language.checks import (
     check_trainable,
     ids_without_token,
@@ -43,26 +43,38 @@ TEXTS = (
 Tuning = Literal["frozen", "lora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-_NEVER = -1e4  # a logit of probability 0.0, whose products and differences are finite
+_NEVER = -1e4  # a logit of probability 0.0 that stays finite in products and differences
 
 
 class LanguageModel(nn.Module):
-    """A causal language model, its tokenizer, and whether training may change it.
+    """A causal language model, its tokenizer, and how it is tuned.
 
     Args:
         model: a causal LM of transformers.
-        tokenizer: its tokenizer; must have an end token, with which every caption ends.
-        name: where it came from: a name on the hub, a folder, or "demo".
-        tuning: "frozen": its weights take no gradient and it stays in eval mode; "lora": adapters are put into it, and
-            they alone are trained; "full": it is trained.
+        tokenizer: its tokenizer; must have an end token, which ends every caption.
+        name: its name on the model hub, a folder, or "demo".
+        tuning: "frozen": its weights take no gradient, and it stays in eval mode; "lora": only adapters, which are
+            added to it, are trained; "full": all weights are trained.
         lora: options of the adapters, if tuning is "lora"; None: the defaults.
 
     Attributes:
-        dtype: of its word embeddings, and so of all that it reads.
+        dtype: of its word embeddings, and so of its inputs.
         quantization: "8bit" or "4bit" if its linear layers are quantized, otherwise None.
         dim: width of its word embeddings.
-        context: most positions that it can read; None if it knows no limit.
-        eos_token_id: of the token with which every caption ends.
+        context: the most positions that it can read; None: unlimited.
+        eos_token_id: id of the token that ends every caption.
+
+    Raises:
+        InputError: the tokenizer has no end token, the model has no word embeddings, or it cannot be tuned like this.
+
+    Examples:
+        >>> from prefixcap.language import load_language_model
+        >>> lm = load_language_model("demo")
+        >>> (tokens,) = lm.tokenize(["A red circle."])  # with the end token
+        >>> lm.detokenize(tokens)
+        'A red circle.'
+        >>> lm(lm.embed(torch.tensor([tokens])), last=1).shape  # logits of the next token
+        torch.Size([1, 1, 470])
     """
 
     def __init__(
@@ -74,8 +86,8 @@ class LanguageModel(nn.Module):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        words = word_embeddings(model, name)
-        self.dtype = str(words.dtype).removeprefix("torch.")
+        embeddings = word_embeddings(model, name)
+        self.dtype = str(embeddings.dtype).removeprefix("torch.")
         self.quantization = quantization_of(model)
         check_tuning(tuning, self.quantization)
         if tokenizer.eos_token_id is None:
@@ -86,7 +98,7 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.tuning: Tuning = tuning
-        self.dim = words.shape[1]
+        self.dim = embeddings.shape[1]
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.eos_token_id: int = tokenizer.eos_token_id
@@ -104,19 +116,19 @@ class LanguageModel(nn.Module):
 
     @property
     def start_token(self) -> int:
-        """Id of the token that stands before every text: the begin token, or, where there is none, the end token (GPT-2
-        has one for both)."""
+        """Id of the token before every text: the begin token, or the end token if there is none (GPT-2 has one for
+        both)."""
         begin = self.tokenizer.bos_token_id
         return self.eos_token_id if begin is None else int(begin)
 
     def require_start_token(self) -> None:
         """Raise InputError if the start token has no word embedding."""
-        words = self.model.get_input_embeddings().weight.shape[0]
-        if self.start_token >= words:
-            raise InputError(
-                f"language model '{self.name}' has {words} word embeddings, and none for its start token "
-                f"({self.start_token}): leave out model.start_token"
-            )
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if self.start_token >= vocabulary:
+            raise OptionError(
+                f"language model '{self.name}' has {vocabulary} word embeddings, and none for its start token "
+                f"({self.start_token})", start_token=False,
+            )  # fmt: skip
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """As `nn.Module.train`, but a frozen model stays in eval mode."""
@@ -127,27 +139,23 @@ class LanguageModel(nn.Module):
         return tokenize_captions(self.tokenizer, captions)
 
     def tokenize_prompt(self, prompt: str | None) -> list[int]:
-        """Token ids of a text that is to be continued, see `prefixcap.language.tokens.tokenize_prompt`."""
+        """Token ids of a text to continue, see `prefixcap.language.tokens.tokenize_prompt`."""
         return tokenize_prompt(self.tokenizer, prompt)
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The caption that the tokens decode_raw, on one line, without special tokens."""
+        """The text of tokens as a caption: on one line, without special tokens."""
         return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
     def token_strings(self, tokens: list[int]) -> list[str]:
-        """What each token adds to a text that goes on, its leading space included; nothing if it is a special one."""
-        special, before = (
-            set(self.tokenizer.all_special_ids),
-            self.tokenizer("a", add_special_tokens=False)["input_ids"],
-        )
-        for token in (
-            set(tokens) - self._token_strings.keys()
-        ):  # at the beginning of a text some tokenizers leave spaces out
+        """What each token adds to a text, including its leading space; special tokens add nothing."""
+        special = set(self.tokenizer.all_special_ids)
+        before = self.tokenizer("a", add_special_tokens=False)["input_ids"]  # some tokenizers drop a text's first space
+        for token in set(tokens) - self._token_strings.keys():
             self._token_strings[token] = "" if token in special else self.decode_raw([*before, token]).removeprefix("a")
         return [self._token_strings[token] for token in tokens]
 
     def decode_raw(self, tokens: list[int]) -> str:
-        """The text that tokens decode_raw, with leading spaces and special tokens, as it will be gone on with."""
+        """The text of tokens as it can be continued, with leading spaces and special tokens."""
         text: str = self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         return text
 
@@ -157,59 +165,65 @@ class LanguageModel(nn.Module):
         return embedded
 
     def forward(self, embeddings: Tensor, last: int) -> Tensor:
-        """(batch, length, dim) embeddings -> (batch, last, vocabulary) logits at the last positions only."""
+        """(batch, length, dim) embeddings -> (batch, last, vocabulary) logits at the `last` positions only."""
         logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
-        return logits[:, -last:]  # not every model knows logits_to_keep
+        return logits[:, -last:]  # some models ignore logits_to_keep
 
     def states(self, prefix: Tensor, batch: "Batch") -> Tensor:
-        """(images, prefix length, dim) prefixes -> (targets, width) last hidden states that a batch is predicted from.
+        """The last hidden states that predict the target tokens of a batch, see `prefixcap.packing` for the letters.
 
         Args:
-            prefix: of each image.
-            batch: its images and captions, see `prefixcap.packing`.
+            prefix: (I, P, dim) of each image.
+            batch: images and captions.
+
+        Returns:
+            (T, width)
         """
-        words = self.embed(batch.input_ids)
-        reads = torch.cat((prefix.to(words.dtype).flatten(0, 1), words))
+        tokens = self.embed(batch.input_ids)  # (N - C, dim)
+        inputs = torch.cat((prefix.to(tokens.dtype).flatten(0, 1), tokens))  # (I * P + N - C, dim)
+        # Scatter the inputs to their positions; padding is 0.
         rows, length = batch.images.shape
-        embeddings = reads.new_zeros(rows * length, reads.shape[1]).index_copy(0, batch.input_index, reads)
+        embeddings = inputs.new_zeros(rows * length, inputs.shape[1]).index_copy(0, batch.input_index, inputs)
         hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.position_ids, batch.attention_mask())
         return hidden.flatten(0, 1).index_select(0, batch.logit_index)
 
-    def hidden_states(self, embeddings: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """(rows, length, dim) embeddings -> (rows, length, width) last hidden states, of which `head` makes logits.
+    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last hidden states, which `head` maps to logits.
 
         Args:
-            embeddings: of words and prefixes.
-            positions: (rows, length) where each stands in its own text.
-            visible: (rows, 1, length, length) bool, which positions (last) each position sees.
-        """
-        masks = attention_masks(self.model.config, visible, positions)
-        if self.model.config._attn_implementation == "eager":  # it adds what the others select by
-            masks = tree_map(partial(as_addend, dtype=embeddings.dtype), masks)
-        return self._backbone(embeddings, positions, masks)
+            embeddings: (rows, length, dim) of prefixes and tokens.
+            position_ids: (rows, length) the position of each in its own text.
+            attention_mask: (rows, 1, length, length) bool, the positions (last dimension) that each one attends to.
 
-    def _backbone_eager(self, embeddings: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
+        Returns:
+            (rows, length, width)
+        """
+        masks = attention_masks(self.model.config, attention_mask, position_ids)
+        if self.model.config._attn_implementation == "eager":  # takes a mask as numbers that are added
+            masks = tree_map(partial(as_addend, dtype=embeddings.dtype), masks)
+        return self._backbone(embeddings, position_ids, masks)
+
+    def _backbone_eager(self, embeddings: Tensor, position_ids: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
         states: Tensor = self.model.base_model(
-            inputs_embeds=embeddings, attention_mask=masks, position_ids=positions, use_cache=False
+            inputs_embeds=embeddings, attention_mask=masks, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         return states
 
     def check_trainable(self) -> None:
-        """Check that captions can be trained with this language model, as far as its configuration says.
+        """Check whether training works with this language model, as far as its configuration says.
 
         Raises:
-            InputError: it cannot read texts that lie in a row, it does more with its last hidden states than `head`,
-                it keeps something else than keys and values, or all of it is to be trained and its weights are too
-                coarse for the steps.
+            InputError: it cannot read packed texts, it transforms its last hidden states before `head`, it has no
+                key/value cache, or its weights are to be trained and are not float32.
         """
         check_trainable(self)
 
     def compile_training(self, mode: str) -> None:
-        """Let `hidden_states` run in kernels of torch.compile, for batches of any shape; decoding stays as it is.
+        """Compile `hidden_states` with torch.compile, for batches of any shape; decoding is not compiled.
 
         Args:
-            mode: torch.compile's, e.g. "default", or "reduce-overhead" for CUDA graphs, one for each shape: rows are
-                about as long as each other, and a batch has about as many as the others.
+            mode: of torch.compile, e.g. "default", or "reduce-overhead" for CUDA graphs, one for each shape (packed
+                batches have few).
 
         Raises:
             InputError: there is no such mode.
@@ -221,27 +235,32 @@ class LanguageModel(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """Makes (…, vocabulary) logits of (…, width) last hidden states."""
+        """(…, width) last hidden states -> (…, vocabulary) logits."""
         head: nn.Linear = self.model.get_output_embeddings()
         return head
 
     def step(self, embeddings: Tensor, cache: "Cache") -> Tensor:
-        """Read (batch, length, dim) more embeddings -> (batch, vocabulary) float32 logits of the next token.
+        """Read more embeddings and predict the next token.
 
-        `cache` holds the keys and values of all that was read before and takes in those of `embeddings`.
+        Args:
+            embeddings: (batch, length, dim).
+            cache: the keys and values of everything read before, to which those of `embeddings` are added.
+
+        Returns:
+            (batch, vocabulary) float32 logits.
 
         Raises:
-            InputError: the model keeps something else than keys and values, as state-space models do.
+            InputError: the model has no key/value cache, as e.g. state-space models.
         """
         return self.mask_unknown_ids(self._forward_cached(embeddings, cache).logits[:, -1].float())
 
     def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
-        """As `step`, and the (batch, length, dim) last hidden states of `embeddings`, float32."""
+        """Like `step`, and also the (batch, length, width) last hidden states of `embeddings`, float32."""
         output = self._forward_cached(embeddings, cache, output_hidden_states=True)
         return self.mask_unknown_ids(output.logits[:, -1].float()), output.hidden_states[-1].float()
 
     def mask_unknown_ids(self, logits: Tensor) -> Tensor:
-        """(…, vocabulary) logits, by which no id is written that the tokenizer has no token for."""
+        """(…, vocabulary) logits without the ids that the tokenizer has no token for."""
         return logits if self._without_token is None else logits.masked_fill(self._without_token, _NEVER)
 
     def _forward_cached(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
@@ -251,15 +270,15 @@ class LanguageModel(nn.Module):
         output = self.model(
             inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, **options
         )
-        if cache.get_seq_length() != length:  # it would write on from the newest word alone
+        if cache.get_seq_length() != length:  # the model ignores the cache
             raise no_cache(self.name)
         return output
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint needs to rebuild the model, beside weights: its name; if it is tuned whole, its files.
+        """What a checkpoint needs, beside weights, to rebuild the model: its name or, with full tuning, its files.
 
         Raises:
-            InputError: it is tuned whole, and its tokenizer is in no file of text.
+            InputError: tuning is "full", and the tokenizer is not in text files.
         """
         description: dict[str, Any] = {"name": self.name, "tuning": self.tuning, "dtype": self.dtype}
         if self.quantization is not None:
@@ -276,21 +295,21 @@ class LanguageModel(nn.Module):
             self.tokenizer.save_pretrained(folder)
             files = {file.name: file for file in sorted(Path(folder).iterdir())}
             if files.keys().isdisjoint(VOCABULARIES):
-                raise InputError(
+                raise OptionError(
                     f"the tokenizer of language model '{self.name}' is kept in {', '.join(files)}, which a checkpoint "
-                    "cannot hold: set model.lm_tuning=lora or frozen"
-                )
+                    "cannot hold", tuning="lora",
+                )  # fmt: skip
             return {name: file.read_text(encoding="utf-8") for name, file in files.items() if name in TEXTS}
 
     def is_saved_weight(self, name: str) -> bool:
-        """Whether a weight, by its name in `state_dict`, is not among those that the model's name stands for."""
+        """Whether a checkpoint holds a weight, by its name in `state_dict`, because the model's own files do not."""
         return self.tuning == "full" or (self.tuning == "lora" and is_adapter(name))
 
     def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
-        """Write model and tokenizer as transformers opens them, adapters merged into a copy of the model.
+        """Write model and tokenizer in transformers' format, with adapters merged.
 
         Returns:
-            What `describe` says of the model as it lies in the folder, but for its files.
+            The description of the model in the folder, as `describe` returns it, without its files.
 
         Raises:
             InputError: it has adapters on quantized layers.
@@ -300,7 +319,7 @@ class LanguageModel(nn.Module):
         if self.lora is not None and self.quantization is not None:
             raise InputError(
                 f"adapters cannot be merged into the {self.quantization} weights of language model '{self.name}', only "
-                "into unquantized ones: keep the checkpoint, or train with lm.quantization=null"
+                "into unquantized ones: keep the checkpoint, or train without quantization"
             )
         logging.disable_progress_bar()  # as in load_language_model
         (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
@@ -320,8 +339,8 @@ class LanguageModel(nn.Module):
 
 
 def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:
-    """Raise InputError if there is no such tuning, or none of such weights."""
+    """Raise InputError if there is no such tuning, or if such weights cannot be tuned like this."""
     if tuning not in get_args(Tuning):
-        raise InputError(f"unknown lm_tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
+        raise InputError(f"unknown tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
     if tuning == "full" and quantization is not None:
-        raise InputError(f"lm_tuning=full cannot train {quantization} weights: set model.lm_tuning=lora or frozen")
+        raise OptionError(f"{quantization} weights cannot be trained, only adapters beside them", tuning="lora")

@@ -1,4 +1,4 @@
-"""Language models in less memory and time: weights in fewer bits, activations computed again, or in one operation."""
+"""Language models with less memory and time: quantized weights, activation checkpointing, fused activations."""
 
 import importlib.util
 import logging
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -18,7 +18,7 @@ Quantization = Literal["8bit", "4bit"]
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> "BitsAndBytesConfig":
-    """What transformers needs to quantize the linear layers of a model as it loads them, but for the output head.
+    """The configuration with which transformers quantizes the linear layers of a model, except the output head.
 
     Args:
         quantization: "8bit": LLM.int8() (Dettmers et al. 2022); "4bit": NF4 with quantized scales (QLoRA, Dettmers et
@@ -31,9 +31,9 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> "Bits
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"lm.quantization={quantization} needs bitsandbytes: pip install 'prefixcap[quantized]'")
+        raise InputError(f"quantization={quantization!r} needs bitsandbytes: pip install 'prefixcap[quantized]'")
     if quantization == "8bit":
-        # It says at every product that it rounds to float16 before it quantizes.
+        # It warns at every product that it casts to float16 before it quantizes.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -45,10 +45,10 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> "Bits
 
 
 def keep_differentiable(model: "PreTrainedModel") -> None:
-    """Have quantized layers compute in eval mode as in training.
+    """Let quantized layers compute in eval mode as in training.
 
-    On some CPUs bitsandbytes repacks 4-bit weights, once and for all, when a layer runs in eval mode, for a faster
-    product that has no gradient. A frozen model is always in eval mode, and its prefix needs one.
+    On some CPUs bitsandbytes permanently repacks 4-bit weights when a layer runs in eval mode, for a faster product
+    without a gradient. A frozen model is always in eval mode, and its prefix needs the gradient.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -56,7 +56,7 @@ def keep_differentiable(model: "PreTrainedModel") -> None:
 
 
 def fuse_activations(model: "PreTrainedModel") -> None:
-    """Put torch's one operation in the place of GPT-2's activation, which transformers writes out in seven."""
+    """Replace GPT-2's activation, seven operations in transformers, by torch's single one."""
     from transformers.activations import NewGELUActivation
 
     for module in list(model.modules()):
@@ -66,26 +66,26 @@ def fuse_activations(model: "PreTrainedModel") -> None:
 
 
 def quantization_of(model: "PreTrainedModel") -> Quantization | None:
-    """How bitsandbytes quantized a model; None if it did not."""
+    """How bitsandbytes quantized a model; None: it is not quantized."""
     if getattr(model, "is_loaded_in_8bit", False):
         return "8bit"
     return "4bit" if getattr(model, "is_loaded_in_4bit", False) else None
 
 
 def checkpoint_layers(model: "PreTrainedModel") -> None:
-    """Keep of each layer its input alone, and compute the rest again in the backward pass (Chen et al. 2016).
+    """Store only the input of each layer, and recompute the rest in the backward pass (Chen et al. 2016).
 
-    transformers' own switch does nothing in eval mode. There a frozen model stays, and yet gradients go through all of
-    it to the prefix.
+    transformers' own switch does nothing in eval mode, in which a frozen model stays although gradients flow through it
+    to the prefix.
 
     Raises:
-        InputError: transformers does not say which modules are layers of this model.
+        InputError: transformers does not mark the layers of this model.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(f"{type(model).__name__} has no layers to checkpoint: set lm.gradient_checkpointing=false")
+        raise OptionError(f"{type(model).__name__} has no layers to checkpoint", gradient_checkpointing=False)
     for layer in layers:
         layer.forward = partial(_checkpointed, layer.forward)
 
@@ -93,7 +93,7 @@ def checkpoint_layers(model: "PreTrainedModel") -> None:
 def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
     from transformers import Cache
 
-    # A second pass would put keys and values into a cache once more.
+    # Recomputing would add keys and values to a cache a second time.
     cached = any(isinstance(value, Cache) for value in (*inputs, *options.values()))
     if cached or not torch.is_grad_enabled():
         return forward(*inputs, **options)

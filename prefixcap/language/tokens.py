@@ -1,4 +1,4 @@
-"""Texts to token ids. A text is plain text: nothing that it says becomes a special token."""
+"""Tokenize texts as plain text: nothing in them becomes a special token."""
 
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,14 @@ def tokenize_captions(tokenizer: "PreTrainedTokenizerBase", captions: list[str])
 
 
 def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | None) -> list[int]:
-    """Token ids of a text that is to be continued, without the spaces at its ends: the next word brings its own.
+    """Token ids of a text to continue, without leading and trailing spaces, as the next token begins with a space.
 
     Args:
         tokenizer: of the language model that continues it.
-        prompt: plain text; None: nothing.
+        prompt: plain text; None: no text.
 
     Raises:
-        InputError: it is no text.
+        InputError: it is not a text, or not valid Unicode.
 
     Examples:
         >>> from prefixcap.language import load_tokenizer
@@ -39,20 +39,18 @@ def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | None) ->
 
 
 def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
-    """Token ids of texts. Where one spells a special token, such as "<|endoftext|>", it has the tokens of its letters.
-
-    The unknown token alone of all special ones may be in them.
-    """
+    """Token ids of texts. A text that contains the name of a special token, such as "<|endoftext|>", gets the tokens of
+    its letters; the unknown token is the only special one in the result."""
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    # To a unigram tokenizer a special token is a word like any other.
+    # A unigram tokenizer may still choose a special token, as it would any other.
     return [row if special.isdisjoint(row) else _spelled_out(tokenizer, row, special) for row in rows]
 
 
 def _spelled_out(tokenizer: "PreTrainedTokenizerBase", row: list[int], special: set[int]) -> list[int]:
-    """Tokens, with those of its letters in the place of each special one."""
+    """Replace each special token by the tokens of its letters."""
     spelled: list[int] = []
     for token in row:
         if token in special:

@@ -2,12 +2,13 @@
 Text-Only Training", 2024, section 4.2, equations 5 to 8)."""
 
 import math
+from math import gcd
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from prefixcap.errors import InputError
+from prefixcap.errors import OptionError
 from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count
@@ -47,9 +48,8 @@ class AdaptorMapper(Mapper):
     ) -> None:
         super().__init__()
         if embedding_dim % heads:
-            raise InputError(
-                f"embeddings of width {embedding_dim} cannot be split into {heads} heads: set model.mapper.heads"
-            )
+            problem = f"embeddings of width {embedding_dim} cannot be split into {heads} heads"
+            raise OptionError(problem, heads=gcd(embedding_dim, heads))
         self.prefix_length = prefix_length
         self.queries = nn.Parameter(torch.randn(prefix_length, embedding_dim))
         layer = nn.TransformerDecoderLayer(embedding_dim, heads, batch_first=True)

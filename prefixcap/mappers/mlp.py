@@ -48,7 +48,7 @@ class MLPMapper(Mapper):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise InputError(f"unknown activation '{activation}': set model.mapper.activation to tanh or relu")
+            raise InputError(f"activation must be {' or '.join(ACTIVATIONS)}, not {activation!r}")
         self.prefix_length = prefix_length
         width = prefix_length * lm_dim
         layers: list[nn.Module] = []

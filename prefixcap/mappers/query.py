@@ -5,10 +5,12 @@ then to the image. So do the Perceiver (Jaegle et al., ICML 2021) and the resamp
 2022) read inputs of any size into a fixed number of vectors.
 """
 
+from math import gcd
+
 import torch
 from torch import Tensor, nn
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.mappers.transformer import Attention
@@ -52,13 +54,9 @@ class QueryMapper(Mapper):
     ) -> None:
         super().__init__()
         if features not in FEATURES:
-            raise InputError(
-                f"mapper 'query' does not read '{features}': set model.mapper.features to {' or '.join(FEATURES)}"
-            )
+            raise InputError(f"features of mapper 'query' must be {' or '.join(FEATURES)}, not {features!r}")
         if width % heads:
-            raise InputError(
-                f"queries of width {width} cannot be split into {heads} heads: set model.mapper.width or .heads"
-            )
+            raise OptionError(f"queries of width {width} cannot be split into {heads} heads", heads=gcd(width, heads))
         self.prefix_length = prefix_length
         self.features = Feature.parse(features)
         self.project = nn.Sequential(nn.Linear(embedding_dim, width), nn.LayerNorm(width))

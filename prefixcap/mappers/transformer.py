@@ -1,10 +1,12 @@
 """The transformer mapping network of ClipCap (Mokady et al. 2021, section 3.3 and implementation details)."""
 
+from math import gcd
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefixcap.errors import InputError
+from prefixcap.errors import OptionError
 from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count
@@ -46,9 +48,8 @@ class TransformerMapper(Mapper):
     ) -> None:
         super().__init__()
         if lm_dim % heads:
-            raise InputError(
-                f"a language model of width {lm_dim} cannot be split into {heads} heads: set model.mapper.heads"
-            )
+            problem = f"a language model of width {lm_dim} cannot be split into {heads} heads"
+            raise OptionError(problem, heads=gcd(lm_dim, heads))
         self.prefix_length = prefix_length
         self.clip_length = clip_length
         self.linear = nn.Linear(embedding_dim, clip_length * lm_dim)

@@ -1,1 +1,1 @@
-"""Captioners for others: folders and the model hub, model cards, exports that do without this package."""
+"""Export captioners to run without this package."""

@@ -1,7 +1,6 @@
 """Caption images with exported models: python caption.py a.jpg b.png
 
-Needs numpy, pillow, tokenizers, and onnxruntime for models in .onnx or torch for models in .pt2. The likeliest token
-follows, one after another, until the end token.
+Needs numpy, pillow, tokenizers, and onnxruntime for models in .onnx or torch for models in .pt2. Decoding is greedy.
 """
 
 import json
@@ -23,11 +22,11 @@ def open_model(name: str) -> Callable[..., Any]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(FOLDER / f"{name}.onnx")
-        inputs = [of.name for of in session.get_inputs()]
+        inputs = [given.name for given in session.get_inputs()]
         return lambda *arrays: session.run(None, dict(zip(inputs, arrays, strict=True)))
     import torch
 
-    # Guards say which lengths were traced; the models are right for others, too.
+    # Guards would allow only the lengths that were traced; the models work for all.
     program = torch.export.load(FOLDER / f"{name}.pt2").module(check_guards=False)
 
     def run(*arrays: Any) -> list[Any]:
@@ -40,7 +39,7 @@ def open_model(name: str) -> Callable[..., Any]:
 def read_pixels(path: str, resize: Any, resample: str, crop: list[int] | None, crop_rounds_down: bool) -> Any:
     """(1, 3, height, width) uint8; the arguments are "image" in export.json."""
     image = ImageOps.exif_transpose(Image.open(path))
-    if image.has_transparency_data:  # what is transparent is laid on white
+    if image.has_transparency_data:  # on a white background
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
     if isinstance(resize, int):  # the shorter side
@@ -62,15 +61,15 @@ def main(images: list[str], prompt: str = "", max_tokens: int = 67) -> None:
         (embedding,) = encoder(read_pixels(image, **about["image"]))
         (prefix,) = mapper(embedding)
         new = tokenizer.encode(prompt.strip(), add_special_tokens=False).ids if prompt.strip() else []
-        written, past = list(new), np.zeros(about["empty_past"], np.float32)
+        caption, past = list(new), np.zeros(about["empty_past"], np.float32)
         for _ in range(max_tokens):
             logits, past = language_model(prefix, np.array([new], np.int64).reshape(1, -1), past)
             token = int(logits[0].argmax())
             if token == about["end_token"]:
                 break
-            written.append(token)
-            prefix, new = prefix[:, :0], [token]  # what was read before is in the past
-        print(image, " ".join(tokenizer.decode(written).split()), sep="\t")
+            caption.append(token)
+            prefix, new = prefix[:, :0], [token]  # the past has the rest
+        print(image, " ".join(tokenizer.decode(caption).split()), sep="\t")
 
 
 if __name__ == "__main__":

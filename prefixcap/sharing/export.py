@@ -1,4 +1,4 @@
-"""Captioners as ONNX models or programs of torch.export, which caption without this package.
+"""Export captioners as ONNX models or programs of torch.export, which run without this package.
 
 Three models: pixels -> embedding, embedding -> prefix, and a step of the language model with a key/value cache.
 """
@@ -27,6 +27,7 @@ import prefixcap
 from prefixcap.captioner import Captioner
 from prefixcap.encoders.protocol import ExportableEncoder
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.language import LanguageModel
 from prefixcap.language.lora import merged
 from prefixcap.sharing import caption_example
@@ -42,8 +43,8 @@ class Part:
     Attributes:
         name: of its file.
         module: tensors in, tensors out.
-        inputs: by name, an example, and the names of the axes that may have any size.
-        outputs: by name, what they are.
+        inputs: by name, an example and the names of its dynamic axes.
+        outputs: by name, a description.
     """
 
     name: str
@@ -58,13 +59,13 @@ def export_onnx(captioner: Captioner, folder: Path, progress: bool = False) -> N
 
     Args:
         captioner: on the CPU.
-        folder: takes the place of an earlier export.
+        folder: replaces an earlier export.
         progress: show a progress bar on stderr.
 
     Raises:
         InputError: onnx or onnxscript is not installed; the captioner reads patches or regions, its language model is
-            quantized or keeps no keys and values, it is not on the CPU, or torch.export cannot trace it; the folder
-            holds something else, or cannot be written to.
+            quantized or has no key/value cache, it is not on the CPU, or torch.export cannot trace it; the folder holds
+            something else, or cannot be written to.
     """
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("an export to ONNX needs onnx and onnxscript: pip install 'prefixcap[onnx]'")
@@ -72,7 +73,7 @@ def export_onnx(captioner: Captioner, folder: Path, progress: bool = False) -> N
 
 
 def export_program(captioner: Captioner, folder: Path, progress: bool = False) -> None:
-    """As `export_onnx`, but as programs that `torch.export.load` opens, with names in `.pt2`."""
+    """Like `export_onnx`, but as programs for `torch.export.load`, in files named `*.pt2`."""
     _export(captioner, folder, _save_program, progress)
 
 
@@ -103,9 +104,9 @@ def _export(
 
 
 def _require_exportable(captioner: Captioner) -> ExportableEncoder:
-    """Its encoder."""
+    """The captioner's encoder. Raises InputError if captioner or encoder cannot be exported."""
     lm = captioner.language_model
-    if captioner.features != "images/embedding":
+    if captioner.features is not Feature.IMAGE:
         raise InputError(
             f"this captioner reads {captioner.features}, and only those that read an image's one embedding can be "
             "exported: share it with save_pretrained"
@@ -113,13 +114,13 @@ def _require_exportable(captioner: Captioner) -> ExportableEncoder:
     if lm.quantization is not None:
         raise InputError(
             f"language model '{lm.name}' is quantized ({lm.quantization}), which cannot be exported: share the "
-            "captioner with save_pretrained, or train it with lm.quantization=null"
+            "captioner with save_pretrained, or train it without quantization"
         )
     if captioner.device.type != "cpu":
         raise InputError(f"the captioner is on {captioner.device}: load it on the CPU to export it")
     if not hasattr(lm.tokenizer, "backend_tokenizer"):
         raise InputError(
-            f"the tokenizer of language model '{lm.name}' is not made of the package tokenizers, which an export needs"
+            f"the tokenizer of language model '{lm.name}' is not one of the package tokenizers, which an export needs"
         )
     encoder = captioner.encoder()
     if not isinstance(encoder, ExportableEncoder):
@@ -158,23 +159,23 @@ class _Mapper(nn.Module):
 
 
 class _LanguageModel(nn.Module):
-    """Reads a prefix and then tokens, either of which may be empty, after what is in `past`."""
+    """A step: reads a prefix and tokens, either of which may be empty, after the keys and values in `past`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, prefix: Tensor, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        read = torch.cat((prefix, self.model.get_input_embeddings()(tokens)), dim=1)
-        batch, length = read.shape[:2]
-        places = past.shape[4] + torch.arange(length)
-        visible = torch.arange(past.shape[4] + length) <= places.unsqueeze(1)  # (length, past + length)
+        inputs = torch.cat((prefix, self.model.get_input_embeddings()(tokens)), dim=1)  # (batch, length, dim)
+        batch, length = inputs.shape[:2]
+        position_ids = past.shape[4] + torch.arange(length)
+        causal = torch.arange(past.shape[4] + length) <= position_ids.unsqueeze(1)  # (length, past + length)
         cache = DynamicCache([(keys, values) for keys, values in past])
         logits = self.model(
-            inputs_embeds=read,
-            # in numbers that are added: every implementation of attention takes these
-            attention_mask=torch.where(visible, 0.0, torch.finfo(read.dtype).min).expand(batch, 1, -1, -1),
-            position_ids=places.expand(batch, -1),
+            inputs_embeds=inputs,
+            # as numbers to add, which every implementation of attention takes
+            attention_mask=torch.where(causal, 0.0, torch.finfo(inputs.dtype).min).expand(batch, 1, -1, -1),
+            position_ids=position_ids.expand(batch, -1),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -218,13 +219,13 @@ def _language_model(captioner: Captioner) -> Part:
         },
         {
             "logits": f"float32 (batch, {len(lm.head.weight)}) of the next token",
-            "present": "the past of the next step: it has grown by vectors + tokens",
+            "present": "the past of the next step, longer by vectors + tokens",
         },
     )
 
 
 def _cache_shape(language_model: LanguageModel) -> tuple[int, int, int]:
-    """Layers, heads, and width of a head in a language model's cache. Raises InputError if it keeps something else."""
+    """Layers, heads, and width of a head of a language model's key/value cache. Raises InputError if it has none."""
     cache = DynamicCache()
     with torch.no_grad():
         language_model.step(language_model.embed(torch.zeros(1, 1, dtype=torch.long)), cache)
@@ -232,7 +233,7 @@ def _cache_shape(language_model: LanguageModel) -> tuple[int, int, int]:
 
 
 def _traced(part: Part) -> ExportedProgram:
-    """The part as a program for any size of its named axes.
+    """The part as a program with dynamic axes.
 
     Raises:
         InputError: torch.export cannot trace it.
@@ -241,17 +242,17 @@ def _traced(part: Part) -> ExportedProgram:
     examples = tuple(example for example, _ in part.inputs.values())
     try:
         program = torch.export.export(part.module.eval(), examples, dynamic_shapes=axes, strict=False)
-    except Exception as error:  # tracing a model that was not written for it makes torch raise almost anything
+    except Exception as error:  # tracing an arbitrary model can make torch raise almost anything
         kind = type(getattr(part.module, "model", part.module)).__name__
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{part.name} ({kind}) cannot be traced by torch.export: {reason}") from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names folders of this machine
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
 
 
 def _save_program(part: Part, program: ExportedProgram, folder: Path) -> None:
-    content = io.BytesIO()  # on a full disk torch itself would end the process
+    content = io.BytesIO()  # torch would abort the process on a full disk
     torch.export.save(program, content)
     (folder / f"{part.name}.pt2").write_bytes(content.getbuffer())
 
@@ -269,11 +270,11 @@ def _save_onnx(part: Part, program: ExportedProgram, folder: Path) -> None:
 
 
 def _about(captioner: Captioner, encoder: ExportableEncoder, parts: list[Part]) -> dict[str, Any]:
-    """What a program needs to know that captions with the models, in JSON values."""
+    """The content of `export.json`, for programs that caption with the models."""
     (past,) = (part.inputs["past"][0] for part in parts if "past" in part.inputs)
     layers, _, _, heads, _, width = past.shape
     described = captioner.describe()
-    described["language_model"].pop("files", None)  # the tokenizer lies beside
+    described["language_model"].pop("files", None)  # the tokenizer is in a file of its own
     return {
         "made_by": f"prefixcap {prefixcap.__version__}",
         "captioner": described,
@@ -299,7 +300,8 @@ def _described(example: Tensor, axes: dict[int, str]) -> str:
 
 def _readme(about: dict[str, Any]) -> str:
     rows = [
-        f"| `{model}` | {_cells(of['inputs'])} | {_cells(of['outputs'])} |" for model, of in about["models"].items()
+        f"| `{name}` | {_cells(model['inputs'])} | {_cells(model['outputs'])} |"
+        for name, model in about["models"].items()
     ]
     return README.format(rows="\n".join(rows), **about)
 
@@ -313,19 +315,19 @@ README = """# An exported captioner
     python caption.py photo.jpg
 
 needs numpy, pillow, tokenizers, and onnxruntime for models in `.onnx` or torch for models in `.pt2`. `caption.py` shows
-all there is to do; it writes the likeliest token, one after another. Sizes with names may be any, but those of a batch
-must agree, and `vectors` or `tokens` may be 0.
+how they are used, with greedy decoding. Named sizes are arbitrary, but batches must agree, and `vectors` or `tokens`
+may be 0.
 
 | model | inputs | outputs |
 |---|---|---|
 {rows}
 
-**Image.** RGB, resized and cropped as `image` in `export.json` says; its mean and deviation are in the model.
+**Image.** RGB, resized and cropped as `image` in `export.json` says; the model itself normalizes it.
 
-**Language model.** The first step reads the prefix, then the tokens of a prompt, if there is one, after an empty past
-(`empty_past`: layers, keys and values, batch, heads, past, width of a head). Each next step reads no prefix (0 vectors)
-and one token, after the `present` of the step before. A caption ends at `end_token`; prefix and tokens together may be
-`context` long.
+**Language model.** The first step reads the prefix and the tokens of a prompt, if there is one, after an empty past
+(`empty_past`: layers, keys and values, batch, heads, past, width of a head). Each further step reads no prefix (0
+vectors) and one token, after the `present` of the previous step. A caption ends with `end_token`; prefix and tokens
+together may have at most `context` positions.
 
-Made by {made_by}. What it was made of is in `export.json` under `captioner`.
+Made by {made_by}. The captioner is described in `export.json` under `captioner`.
 """

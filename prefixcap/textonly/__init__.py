@@ -1,1 +1,1 @@
-"""Captioners that learn from text alone (MacCap, and what its paper compares with): noise, memories, retrieval."""
+"""Text-only training (MacCap and the methods it compares with): the modality gap, memories, retrieval, VQA."""

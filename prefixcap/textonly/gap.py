@@ -1,29 +1,30 @@
-"""The gap between the embeddings of images and of their captions (Qiu et al., "Mining Fine-Grained Image-Text Alignment
-for Zero-Shot Captioning via Text-Only Training", 2024, MacCap: section 3, Table 1, Figures 1 and 6, supplement 4).
+"""The modality gap between the embeddings of images and of their captions (Qiu et al., "Mining Fine-Grained Image-Text
+Alignment for Zero-Shot Captioning via Text-Only Training", 2024, MacCap: section 3, Table 1, Figures 1 and 6,
+supplement 4).
 
-All embeddings are scaled to length one first. A pair is an image and one of its captions. Up to three features of the
+All embeddings are scaled to unit length first. A pair is an image and one of its captions. Up to three features of the
 image are compared with the caption's embedding T:
 
     global  I_c, the image embedding: one vector.
-    region  the subregions alone. Supplement 4 takes the patch embeddings I_p, so these are taken if the store has them
-            (images/patches; the class token is not among them); else I_s of equation 12, which is what images/regions
-            holds less the image embedding that equation 13 added.
-    mix     I_s + I_c of equation 13: images/regions, which the encoder's features were summed for as they are (the
-            paper's equations; its code scales I_s and I_c to length one before it adds them).
+    region  the sub-regions only. Supplement 4 takes the patch embeddings I_p, so these are used if the store has them
+            (images/patches, without the class token); otherwise I_s of equation 12, which is images/regions minus the
+            image embedding that equation 13 added.
+    mix     I_s + I_c of equation 13: images/regions, the sum of unscaled features (as in the paper's equations; its
+            code scales I_s and I_c to unit length before adding them).
 
-Where a feature has several vectors for an image, each of them makes a cosine and a gap of its own, and the mean,
-maximum and minimum go over all of them and all pairs (the paper does not say how it sums up its ten). The gap is T - I,
-and all its dimensions are pooled; a mean offset of single dimensions, which pooling hides, is reported as its length.
+If a feature has several vectors for an image, each of them yields a cosine and a gap of its own, and the mean, maximum
+and minimum are over all of them and all pairs (the paper does not say how it aggregates its ten). The gap is T - I,
+with all dimensions pooled; the length of the mean offset, which pooling hides, is reported separately.
 
-Three numbers suggest a variance (sigma squared, of each dimension) for the noise on text embeddings of length one. With
-c the mean pair cosine and D dimensions they are:
+Three numbers suggest a variance (sigma squared, in each dimension) for the noise on text embeddings of unit length.
+With c the mean cosine of the pairs and D dimensions they are:
 
-    of the gap      the mean square of T - I, which is (2 - 2c) / D: the zero-mean Gaussian that fits the gap best. Less
-                    the mean offset it is the variance around it, for noise that is added together with that offset.
-    of the cosine   (1 / c^2 - 1) / D: noise after which a text, scaled to length one again as CapDec and MacCap do it,
-                    is as far from what it was as images are. The paper's c of 0.330 and its D of 512 give 0.0160, the
-                    0.016 that CapDec and MacCap found best; the gap itself would give 0.0026.
-    of the captions what CapDec took (Nukrai et al. 2022), from text alone: sigma is the largest difference in any
+    of the gap      the mean square of T - I, which is (2 - 2c) / D: the zero-mean Gaussian that fits the gap best.
+                    Minus the square of the mean offset it is the variance around that offset, for noise added to it.
+    of the cosine   (1 / c^2 - 1) / D: the noise that moves a text, scaled to unit length again as in CapDec and MacCap,
+                    as far as images are away from it. The paper's c of 0.330 and D of 512 yield 0.0160, the 0.016 that
+                    CapDec and MacCap found best; the gap itself would yield 0.0026.
+    of the captions CapDec's choice (Nukrai et al. 2022), from text only: sigma is the largest difference in any
                     dimension between two captions of an image (their L-infinity distance), averaged over the pairs of
                     its captions and then over images.
 """
@@ -39,16 +40,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.store.reader import Column
 
 CHUNK = 1024  # captions read at once
-ELEMENTS = 2**21  # numbers of a feature worked on at once
-IMAGE = "images/embedding"
+ELEMENTS = 2**21  # values of a feature processed at once
 EMBED = "python -m data_prep.embed ... 'features=[image,regions,caption]'"
-BIN = 1e-4  # width of a bin; differences of vectors of length one lie between -2 and 2
+BIN = 1e-4  # width of a bin; differences of vectors of unit length lie between -2 and 2
 BINS = 40_000
-MOST_POINTS = 5000  # of a kind in the projection, as in the paper's
+MOST_POINTS = 5000  # of each feature in the projection, as in the paper
 
 Floats = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
@@ -56,7 +57,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many dimension-wise differences fall into each bin: bin i begins at `start` + i · `width`."""
+    """How many dimension-wise differences fall into each bin; bin i begins at `start` + i * `width`."""
 
     start: float
     width: float
@@ -65,23 +66,23 @@ class Histogram:
 
 @dataclass(frozen=True)
 class FeatureGap:
-    """What separates one feature of images from their captions.
+    """The gap between one feature of images and their captions.
 
     Attributes:
         source: the columns of the store.
-        vectors: of an image.
-        cosine_mean, cosine_max, cosine_min: of a caption and a vector of its image.
-        closest_mean: mean over pairs of the cosine of the closest vector.
-        closer_share: of the pairs in which a vector is closer to the caption than the global embedding is; None for
-            that itself.
-        mean, std: of the dimension-wise differences, text less image.
-        excess_kurtosis: of the differences, around their mean; 0 for a Gaussian, above it for heavier tails.
-        gaussian_distance: largest distance between the distribution functions of the differences and of the zero-mean
-            Gaussian that fits them best (Kolmogorov and Smirnov's), taken at the edges of bins 0.0001 wide; 0 to 1.
+        vectors: of each image.
+        cosine_mean, cosine_max, cosine_min: between a caption and a vector of its image.
+        closest_mean: mean over pairs of the highest cosine of an image's vectors.
+        closer_share: share of pairs in which a vector is closer to the caption than the global embedding, 0.0-1.0; None
+            for the global embedding itself.
+        mean, std: of the dimension-wise differences, text minus image.
+        excess_kurtosis: of the differences, around their mean; 0 for a Gaussian, positive for heavier tails.
+        gaussian_distance: Kolmogorov-Smirnov distance between the differences and the zero-mean Gaussian that fits them
+            best, at the edges of bins 0.0001 wide; 0.0-1.0.
         offset_norm: length of the mean difference vector.
         variance: of that Gaussian: the mean square of the differences.
         variance_around_offset: mean over the dimensions of the variance of each.
-        variance_of_cosine: see the head of this module; None if the mean cosine is not above 0.
+        variance_of_cosine: see the top of this module; None if the mean cosine is not positive.
         histogram: of the differences.
     """
 
@@ -110,9 +111,9 @@ class Gap:
     Attributes:
         pairs: how many.
         dim: of the embeddings.
-        features: by name: global, and region and mix where the store has them.
-        captions_variance: noise variance from captions alone; None if no image has two.
-        modality_offset: (dim,) mean image embedding less mean text embedding over the pairs, both of length one:
+        features: by name: global, and region and mix if the store has them.
+        captions_variance: noise variance from captions only; None if no image has two.
+        modality_offset: (dim,) mean image embedding minus mean text embedding over the pairs, both of unit length:
             CapDec's offset to add in training.
         notes: what could not be computed, and what to do about it.
     """
@@ -126,13 +127,13 @@ class Gap:
 
 
 def measure_gap(store: FeatureStore, name: str = "val", pairs: int | None = None, seed: int = 0) -> Gap:
-    """Measure the gap, reading some rows at a time: the memory that it takes does not grow with the store.
+    """Measure the gap, in memory that does not grow with the store.
 
     Args:
-        store: with images/embedding, captions/embedding and, for the subregions, images/regions or images/patches.
+        store: with images/embedding, captions/embedding and, for sub-regions, images/regions or images/patches.
         name: of the split.
-        pairs: how many pairs to draw; None, or more than there are: all.
-        seed: of the draw.
+        pairs: how many pairs to sample; None, or more than there are: all.
+        seed: of the sample.
 
     Raises:
         InputError: there is no such split, it has no captions, the store has no embeddings of images or of captions, or
@@ -140,13 +141,13 @@ def measure_gap(store: FeatureStore, name: str = "val", pairs: int | None = None
     """
     split = store.split(name)
     text, readers, notes = _features(store, split)
-    drawn = _draw(len(split.captions), pairs, seed)
+    sample = _sample(len(split.captions), pairs, seed)
     totals = {feature: _Totals(reader) for feature, reader in readers.items()}
     largest, images_with_two = 0.0, 0
     with tqdm(total=len(split.captions), desc="measuring the gap", unit=" captions", disable=None) as bar:
-        for rows, images in _chunks(split):
+        for rows, images in _chunks(split):  # (captions,) each
             bar.update(len(rows))
-            chosen = _are_drawn(rows, drawn)
+            chosen = _is_sampled(rows, sample)
             siblings = np.isin(images, images[chosen])
             rows, images, chosen = rows[siblings], images[siblings], chosen[siblings]
             if len(rows):
@@ -155,11 +156,11 @@ def measure_gap(store: FeatureStore, name: str = "val", pairs: int | None = None
                 largest, images_with_two = largest + differences.sum(), images_with_two + len(differences)
                 _add_pairs(totals, captions[chosen], images[chosen])
     if not images_with_two:
-        notes.append("no image has two captions: there is no noise variance from captions alone")
+        notes.append("no image has two captions: there is no noise variance from captions only")
     return Gap(
         pairs=totals["global"].pairs,
         dim=text.shape[1],
-        features={feature: of.summary() for feature, of in totals.items()},
+        features={feature: total.summary() for feature, total in totals.items()},
         captions_variance=float(largest / images_with_two) ** 2 if images_with_two else None,
         modality_offset=(-totals["global"].sums / totals["global"].pairs).tolist(),
         notes=notes,
@@ -167,64 +168,71 @@ def measure_gap(store: FeatureStore, name: str = "val", pairs: int | None = None
 
 
 def largest_differences(captions: Floats, images: Rows) -> NDArray[np.float64]:
-    """The L-infinity distance of two captions of an image, averaged over all pairs of its captions.
+    """The L-infinity distance between two captions of an image, averaged over all pairs of its captions.
 
     Args:
         captions: (captions, dim) embeddings.
-        images: (captions,) whose they are, never falling.
+        images: (captions,) row of each caption's image, ascending.
 
     Returns:
-        One number for each image that has two captions or more.
+        (images with at least two captions,)
+
+    Examples:
+        >>> largest_differences(np.array([[0.0, 1.0], [0.5, 0.9], [0.0, 0.0]]), np.array([0, 0, 1]))
+        array([0.5])
     """
-    places = np.unique(images, return_inverse=True)[1]
+    image_numbers = np.unique(images, return_inverse=True)[1]
     sums, counts = np.zeros(len(images)), np.zeros(len(images))
     for step in range(1, len(images)):
         first = np.flatnonzero(images[step:] == images[:-step])
         if not len(first):
             break
-        sums += np.bincount(places[first], np.abs(captions[first + step] - captions[first]).max(1), len(images))
-        counts += np.bincount(places[first], minlength=len(images))
+        sums += np.bincount(image_numbers[first], np.abs(captions[first + step] - captions[first]).max(1), len(images))
+        counts += np.bincount(image_numbers[first], minlength=len(images))
     return sums[counts > 0] / counts[counts > 0]
 
 
 def sample_points(store: FeatureStore, name: str = "val", pairs: int | None = None, seed: int = 0) -> dict[str, Floats]:
-    """The embeddings of at most 5,000 pairs, scaled to length one, by name: text, (captions, dim), global, (images,
-    dim), and region (or mix), (images, dim), if the store has them: one subregion of each image, drawn at random.
+    """The embeddings of at most 5,000 pairs, scaled to unit length, for a projection onto a plane.
 
-    For the arguments, and what is raised, see `measure_gap`.
+    Arguments and errors are those of `measure_gap`.
+
+    Returns:
+        By name: text (captions, dim); global (images, dim); and region or mix (images, dim), if the store has them: one
+        random sub-region of each image.
     """
     split = store.split(name)
     text, readers, _ = _features(store, split)
-    rows = _draw(len(split.captions), min(pairs or MOST_POINTS, MOST_POINTS), seed)
+    rows = _sample(len(split.captions), min(pairs or MOST_POINTS, MOST_POINTS), seed)
     rows = np.arange(len(split.captions)) if rows is None else rows
     images = np.unique(split.caption_images[rows])
     generator = np.random.default_rng(seed)
     points = {"text": _unit(text[rows])}
     for feature, reader in list(readers.items())[:2]:
-        found = []
+        parts = []
         for part in _slices(reader, len(images)):
             vectors = reader.read(images[part])
-            found.append(vectors[np.arange(len(vectors)), generator.integers(vectors.shape[1], size=len(vectors))])
-        points[feature] = np.concatenate(found)
+            parts.append(vectors[np.arange(len(vectors)), generator.integers(vectors.shape[1], size=len(vectors))])
+        points[feature] = np.concatenate(parts)
     return points
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a feature of images is read: `rows_of` gives (rows, vectors, dim) for rows of images, of any length."""
+    """Reads a feature of images: `read_raw` returns (rows, vectors, dim) of any length for rows of images."""
 
     source: str
     vectors: int
     dim: int
-    rows_of: Callable[[Rows], Floats]
+    read_raw: Callable[[Rows], Floats]
 
     def read(self, images: Rows) -> Floats:
-        """(rows, vectors, dim), of length one."""
-        return _unit(self.rows_of(images))
+        """(rows, vectors, dim) of unit length."""
+        return _unit(self.read_raw(images))
 
 
 class _Totals:
-    """What is summed up of a feature over pairs."""
+    """Sums over pairs, of one feature."""
 
     def __init__(self, reader: _Reader) -> None:
         self.reader, self.pairs = reader, 0
@@ -234,15 +242,15 @@ class _Totals:
         self.bins = np.zeros(BINS, np.int64)
 
     def add(self, text: Floats, vectors: Floats, nearness: Floats) -> None:
-        """(pairs, dim) captions, (pairs, vectors, dim) and (pairs,) cosines of the caption and the global embedding."""
-        cosines = np.einsum("pd,pvd->pv", text, vectors)
+        """Add pairs: (pairs, dim) captions, (pairs, vectors, dim) vectors, (pairs,) cosines of the global embedding."""
+        cosines = np.einsum("pd,pvd->pv", text, vectors)  # (pairs, vectors)
         closest = cosines.max(1)
         self.pairs += len(text)
         self.cosines += cosines.sum(dtype=np.float64)
         self.most, self.least = max(self.most, closest.max()), min(self.least, cosines.min())
         self.closest += closest.sum(dtype=np.float64)
         self.closer += np.count_nonzero(closest > nearness)
-        gaps = (text[:, None] - vectors).reshape(-1, text.shape[1])
+        gaps = (text[:, None] - vectors).reshape(-1, text.shape[1])  # (pairs * vectors, dim)
         squares = gaps * gaps
         self.sums += gaps.sum(0, dtype=np.float64)
         self.squares += squares.sum(0, dtype=np.float64)
@@ -254,7 +262,7 @@ class _Totals:
         vectors, dim = self.pairs * self.reader.vectors, self.reader.dim
         offset, squares = self.sums / vectors, self.squares / vectors
         cubes, fourths = self.cubes / (vectors * dim), self.fourths / (vectors * dim)
-        mean, variance = offset.mean(), max(squares.mean(), 1e-20)  # of equal embeddings it is none
+        mean, variance = offset.mean(), max(squares.mean(), 1e-20)  # equal embeddings have none
         around_mean = max(variance - mean**2, 1e-20)
         fourth_moment = fourths - 4 * mean * cubes + 6 * mean**2 * variance - 3 * mean**4
         edges = torch.from_numpy(np.arange(1, BINS + 1) * BIN - 2)
@@ -267,7 +275,7 @@ class _Totals:
             cosine_max=float(self.most),
             cosine_min=float(self.least),
             closest_mean=float(self.closest / self.pairs),
-            closer_share=None if self.reader.source == IMAGE else self.closer / self.pairs,
+            closer_share=None if self.reader.source == Feature.IMAGE else self.closer / self.pairs,
             mean=float(mean),
             std=float(around_mean**0.5),
             excess_kurtosis=float(fourth_moment / around_mean**2 - 3),
@@ -289,51 +297,52 @@ class _Totals:
 
 
 def _add_pairs(totals: dict[str, _Totals], text: Floats, images: Rows) -> None:
-    """Add pairs of (pairs, dim) captions of length one and rows of images."""
+    """Add pairs: (pairs, dim) captions of unit length, and (pairs,) rows of their images."""
     nearness = np.einsum("pd,pd->p", text, totals["global"].reader.read(images)[:, 0])
-    for of in totals.values():
-        for part in _slices(of.reader, len(text)):
-            of.add(text[part], of.reader.read(images[part]), nearness[part])
+    for total in totals.values():
+        for part in _slices(total.reader, len(text)):
+            total.add(text[part], total.reader.read(images[part]), nearness[part])
 
 
 def _features(store: FeatureStore, split: StoreSplit) -> tuple[Column, dict[str, _Reader], list[str]]:
-    """The captions' embeddings, readers of the images' by name, and notes on what is missing."""
-    columns = {name: _column(split, name) for name in ("captions/embedding", IMAGE, "images/regions", "images/patches")}
+    """The captions' embeddings, readers of the images' features by name, and notes on what is missing."""
+    wanted = (Feature.CAPTION, Feature.IMAGE, Feature.REGIONS, Feature.PATCHES)
+    columns = {feature: _column(split, feature) for feature in wanted}
     text, image, regions, patches = columns.values()
     if text is None or image is None:
-        missing = " and no ".join(name for name in ("captions/embedding", IMAGE) if columns[name] is None)
+        missing = " and no ".join(str(feature) for feature in wanted[:2] if columns[feature] is None)
         raise InputError(
             f"{store.location} has no {missing}; the gap is between images and their captions: embed both, `{EMBED}`"
         )
     if not len(text):
         raise InputError(
-            f"the images of {store.location}, split {split.name!r}, have no captions: choose another --split"
+            f"the images of {store.location}, split {split.name!r}, have no captions: choose another split"
         )
     dim = image.shape[1]
-    readers = {"global": _Reader(IMAGE, 1, dim, lambda rows: image[rows][:, None])}
+    readers = {"global": _Reader(Feature.IMAGE, 1, dim, lambda rows: image[rows][:, None])}
     if patches is not None:
-        readers["region"] = _Reader("images/patches", patches.shape[1], dim, lambda rows: patches[rows])
+        readers["region"] = _Reader(Feature.PATCHES, patches.shape[1], dim, lambda rows: patches[rows])
     elif regions is not None:
         readers["region"] = _Reader(
-            f"images/regions less {IMAGE}", regions.shape[1], dim,
+            f"{Feature.REGIONS} less {Feature.IMAGE}", regions.shape[1], dim,
             lambda rows: regions[rows].astype(np.float32) - image[rows][:, None].astype(np.float32),
         )  # fmt: skip
     if regions is not None:
-        readers["mix"] = _Reader("images/regions", regions.shape[1], dim, lambda rows: regions[rows])
+        readers["mix"] = _Reader(Feature.REGIONS, regions.shape[1], dim, lambda rows: regions[rows])
     absent = [name for name in ("region", "mix") if name not in readers]
-    note = f"without images/regions in the store there is no {' and no '.join(absent)} feature: embed with `{EMBED}`"
+    note = f"without {Feature.REGIONS} in the store there is no {' and no '.join(absent)} feature: embed with `{EMBED}`"
     return text, readers, [note] if absent else []
 
 
-def _column(split: StoreSplit, name: str) -> Column | None:
+def _column(split: StoreSplit, feature: Feature) -> Column | None:
     try:
-        return split.feature(name)
+        return split.feature(feature)
     except InputError:
         return None
 
 
 def _chunks(split: StoreSplit) -> Iterator[tuple[Rows, Rows]]:
-    """Rows of captions and of their images, some at a time. The captions of an image stay together, up to `CHUNK`."""
+    """Rows of captions and of their images, in chunks that do not separate the captions of an image, up to `CHUNK`."""
     start, end = 0, len(split.captions)
     while start < end:
         images = split.caption_images[start : start + CHUNK]
@@ -344,32 +353,32 @@ def _chunks(split: StoreSplit) -> Iterator[tuple[Rows, Rows]]:
 
 
 def _slices(reader: _Reader, count: int) -> Iterator[slice]:
-    """Parts of `count` images, so small that their vectors fit into memory several times."""
+    """Parts of `count` images, small enough that their vectors fit into memory several times."""
     step = max(1, ELEMENTS // (reader.vectors * reader.dim))
     return (slice(start, start + step) for start in range(0, count, step))
 
 
-def _draw(count: int, pairs: int | None, seed: int) -> Rows | None:
-    """Rows of captions, rising; None: all."""
+def _sample(count: int, pairs: int | None, seed: int) -> Rows | None:
+    """Rows of captions, ascending; None: all."""
     if pairs is not None and pairs < 1:
-        raise InputError(f"--pairs is at least 1, not {pairs}")
+        raise InputError(f"pairs must be at least 1, not {pairs}")
     if pairs is None or pairs >= count:
         return None
     return np.sort(np.array(random.Random(seed).sample(range(count), pairs)))
 
 
-def _are_drawn(rows: Rows, drawn: Rows | None) -> NDArray[np.bool_]:
-    """Which of consecutive rows are among those drawn."""
-    if drawn is None:
+def _is_sampled(rows: Rows, sample: Rows | None) -> NDArray[np.bool_]:
+    """Which of some consecutive rows are in the sample."""
+    if sample is None:
         return np.ones(len(rows), bool)
-    first, last = np.searchsorted(drawn, [rows[0], rows[-1] + 1])
+    first, last = np.searchsorted(sample, [rows[0], rows[-1] + 1])
     chosen = np.zeros(len(rows), bool)
-    chosen[drawn[first:last] - rows[0]] = True
+    chosen[sample[first:last] - rows[0]] = True
     return chosen
 
 
 def _unit(embeddings: Floats) -> Floats:
-    """(..., dim) of any length -> of length one, in float32."""
+    """(…, dim) of any length -> of unit length, in float32."""
     embeddings = embeddings.astype(np.float32)
     norms: Floats = np.linalg.norm(embeddings, axis=-1, keepdims=True)
     return embeddings / np.maximum(norms, 1e-12)

@@ -1,11 +1,14 @@
-"""A memory of captions: what DeCap projects an image embedding onto, and what CLIPRe answers with.
+"""A memory of captions: DeCap projects image embeddings onto it, and CLIPRe retrieves the nearest caption.
 
 DeCap: Li et al., "DeCap: Decoding CLIP Latents for Zero-Shot Captioning via Text-Only Training", ICLR 2023, its
 projection-based decoding. CLIPRe: the retrieval baseline of Su et al., "Language Models Can See: Plugging Visual
 Controls in Text Generation" (MAGIC), 2022.
 
-Embeddings stay where they lie (a store's are mapped from the disk) and are read in chunks, so that neither they in
-float32 nor all cosines are ever held whole.
+Embeddings stay where they are (those of a store are memory-mapped) and are read in chunks, so that neither all of them
+in float32 nor all cosines are ever in memory at once.
+
+Shapes: Q queries of a chunk, M captions of a chunk, D width of an embedding, G groups of a chunk, S captions of a
+group, M = G * S.
 """
 
 import importlib.util
@@ -19,33 +22,34 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from prefixcap.errors import InputError, RowsError
+from prefixcap.features import Feature
 from prefixcap.store.reader import Column, StoreSplit
 
-QUERIES, CAPTIONS = 8192, 1024  # in a chunk: so few that its cosines fit a processor's cache, and float32 adds them up
-GROUP = 32  # cosines of a chunk that are passed over together, if the highest does not count
+QUERIES, CAPTIONS = 8192, 1024  # of a chunk: few enough that its cosines fit a CPU's cache, and sum well in float32
+GROUP = 32  # S; a group is skipped if not even its highest cosine counts
 
 
 class MemoryBank:
     """C captions with their embeddings, searched exactly.
 
-    A caption that stands k times in the corpus is k captions here too, as in DeCap's released code. In a projection it
-    weighs k times, as if its cosine were higher by temperature · ln k: at 0.01 by 0.007 for two copies, by 0.046 for a
-    hundred. The corpus's own frequencies thus act as a prior, and a mild one: 60 sentences of 12,000 from COCO, each
-    there a hundred times, leave projections at a mean cosine of 0.997 to those without copies. Who wants no prior
-    leaves copies out of the corpus.
+    A caption that occurs k times in the corpus counts as k captions, as in DeCap's released code. In a projection it
+    has k times the weight, as if its cosine were higher by temperature * ln k: at 0.01 by 0.007 for two copies, by
+    0.046 for a hundred. The frequencies of the corpus thus act as a prior, and a mild one: of 12,000 sentences from
+    COCO, a hundred copies each of 60 sentences leave projections at a mean cosine of 0.997 to those without copies. To
+    have no prior, remove duplicates from the corpus.
 
     Args:
-        embeddings: (N, dim), as the encoder gave them: a column of a store, an array, or a tensor on the CPU.
+        embeddings: (N, D), as the encoder returned them: a column of a store, an array, or a tensor on the CPU.
         captions: N texts.
-        size: take at most so many, drawn at random without replacement (DeCap: 500,000); None: all.
-        seed: of the draw.
+        size: take at most this many, sampled at random without replacement (DeCap: 500,000); None: all.
+        seed: of the sample.
 
     Attributes:
-        rows: (C,) which of the N captions these are, rising.
-        dim: of an embedding.
+        rows: (C,) which of the N captions these are, ascending.
+        dim: D.
 
     Raises:
-        InputError: there are no captions, or not as many as embeddings; size is below 1.
+        InputError: there are no captions, or not as many as embeddings; or size is below 1.
 
     Examples:
         >>> bank = MemoryBank(np.eye(2, dtype=np.float32), ["a cat", "a dog"])
@@ -78,35 +82,39 @@ class MemoryBank:
 
     @classmethod
     def from_store(cls, split: StoreSplit, size: int | None = None, seed: int = 0) -> "MemoryBank":
-        """The captions of a split of a store with "captions/embedding". Raises as the class, or if it has none."""
-        return cls(split.feature("captions/embedding"), split.captions, size, seed)
+        """The captions of a split of a feature store.
+
+        Raises:
+            InputError: as the class, or the store has no embeddings of captions.
+        """
+        return cls(split.feature(Feature.CAPTION), split.captions, size, seed)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def captions(self, places: ArrayLike) -> list[str]:
-        """The texts at some places of the memory, as `nearest` tells them: from 0 to C - 1."""
-        return list(self._captions[self.rows[np.asarray(places, np.int64)]])
+    def captions(self, indices: ArrayLike) -> list[str]:
+        """The texts of captions by their indices in the memory, 0 to C - 1, as `nearest` returns them."""
+        return list(self._captions[self.rows[np.asarray(indices, np.int64)]])
 
     @torch.no_grad()
     def project(self, embeddings: Tensor, temperature: float = 0.01) -> Tensor:
-        """The mean of the memory, weighted by softmax(cosine / temperature): DeCap, as in its released code.
+        """The mean of the memory, weighted by softmax(cosine / temperature) (DeCap, as in its released code).
 
-        Exact to the rounding of float32. What that makes 0 beside the nearest caption is not added up, so that where
-        few captions are near, as among sentences, a call takes little longer than the product for the cosines; where
-        weights are spread over the memory (a high temperature; cosines that the modality gap has squeezed), twice as
-        long. Each call reads the whole memory: project many embeddings together.
+        The result is exact up to rounding in float32. Captions whose weight rounds to 0 beside the nearest caption's
+        are skipped, so that a call takes little longer than the matrix product for the cosines where few captions are
+        near; where weights are spread over the memory (a high temperature, or cosines close together), it takes twice
+        as long. Each call reads the entire memory, so project many embeddings at once.
 
         Args:
-            embeddings: (n, dim), of any length, on any device.
+            embeddings: (n, D), of any length, on any device.
             temperature: 1 / 100 in DeCap's code.
 
         Returns:
-            (n, dim) of length one, in float32, on the same device.
+            (n, D) of unit length, float32, on the same device.
 
         Raises:
-            InputError: dim is another than the memory's, an embedding (also of the memory) has no direction, or the
-                temperature is not positive.
+            InputError: the width is not the memory's, an embedding (also one of the memory) is zero, NaN or infinite,
+                or the temperature is not positive.
         """
         if not 0 < temperature < math.inf:
             raise InputError(f"the temperature is {temperature}: give one above 0 (DeCap: 0.01)")
@@ -114,62 +122,75 @@ class MemoryBank:
 
     @torch.no_grad()
     def nearest(self, embeddings: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """The nearest captions of each embedding, nearest first; with faiss's exact search where it is installed.
+        """The nearest captions of each embedding, the nearest first; by faiss's exact search if faiss is installed.
 
         Args:
-            embeddings: (n, dim), of any length, on any device.
+            embeddings: (n, D), of any length, on any device.
             count: how many.
 
         Returns:
-            (n, count) places in the memory, see `captions`, and (n, count) their cosines, on the same device.
+            (n, count) indices of captions in the memory, see `captions`, and (n, count) their cosines, on the same
+            device.
 
         Raises:
-            InputError: dim is another than the memory's, an embedding (also of the memory) has no direction, or there
-                are fewer captions than `count`.
+            InputError: the width is not the memory's, an embedding (also one of the memory) is zero, NaN or infinite,
+                or there are fewer captions than `count`.
+
+        Examples:
+            >>> bank = MemoryBank(np.eye(2, dtype=np.float32), ["a cat", "a dog"])
+            >>> indices, cosines = bank.nearest(torch.tensor([[3.0, 4.0]]), count=2)
+            >>> indices.tolist(), cosines.round(decimals=1).tolist()
+            ([[1, 0]], [[0.800000011920929, 0.6000000238418579]])
         """
         if not 1 <= count <= len(self):
             raise InputError(f"the {count} nearest captions are asked for: give 1 to {len(self)}, the memory's size")
-        found = [self._nearest(part, count) for part in self._queries(embeddings)]
-        return torch.cat([places for places, _ in found]), torch.cat([cosines for _, cosines in found])
+        parts = [self._nearest(part, count) for part in self._queries(embeddings)]
+        return torch.cat([indices for indices, _ in parts]), torch.cat([cosines for _, cosines in parts])
 
     def retrieve(self, embeddings: Tensor) -> list[str]:
-        """CLIPRe: the nearest caption of each of (n, dim) embeddings. Raises as `nearest`."""
+        """The nearest caption of each of (n, D) embeddings (CLIPRe). Raises as `nearest`."""
         return self.captions(self.nearest(embeddings)[0][:, 0].cpu())
 
     def _projected(self, queries: Tensor, temperature: float) -> Tensor:
-        # Weights are relative to the nearest caption's. All that lie further behind it than this are together
-        # less than float32 resolves of it.
+        """(Q, D) queries -> (Q, D): a softmax over the memory in one pass, rescaled as nearer captions appear."""
+        # A weight is relative to the nearest caption's. The weights of all captions whose cosine is lower than the
+        # nearest's by more than this add up to less than float32 resolves.
         reach = temperature * math.log(len(self) / torch.finfo(torch.float32).eps)
-        sums = torch.zeros_like(queries)
-        nearest = queries.new_full((len(queries), 1), -math.inf)  # cosine, of what was read so far
-        space = queries.new_empty(len(queries) * min(CAPTIONS, len(self)))
+        sums = torch.zeros_like(queries)  # (Q, D) of embeddings times weights
+        nearest = queries.new_full((len(queries), 1), -math.inf)  # (Q, 1) the highest cosine so far
+        buffer = queries.new_empty(len(queries) * min(CAPTIONS, len(self)))
         for _, memories in self._chunks(queries):
-            cosines = space[: len(queries) * len(memories)].view(len(queries), len(memories))
-            torch.mm(queries, memories.T, out=cosines)
-            groups = _groups(cosines)
-            highest = groups.amax(1)  # of each group
-            before, nearest = nearest, torch.maximum(nearest, highest.amax(1, keepdim=True))
-            sums *= ((before - nearest) / temperature).exp_()
-            rows, group = (highest > nearest - reach).nonzero(as_tuple=True)
-            if len(rows) > highest.numel() / 2:  # then it is quicker to take all
+            cosines = buffer[: len(queries) * len(memories)].view(len(queries), len(memories))
+            torch.mm(queries, memories.T, out=cosines)  # (Q, M)
+            groups = _groups(cosines)  # (Q, S, G)
+            highest = groups.amax(1)  # (Q, G)
+            # A nearer caption: sums that were relative to the previous nearest become relative to this one.
+            previous, nearest = nearest, torch.maximum(nearest, highest.amax(1, keepdim=True))
+            sums *= ((previous - nearest) / temperature).exp_()
+            # Groups with a caption that counts, as pairs of query and group.
+            query, group = (highest > nearest - reach).nonzero(as_tuple=True)
+            if len(query) > highest.numel() / 2:  # so many that all captions together are faster
                 sums += cosines.sub_(nearest).div_(temperature).exp_() @ memories
                 continue
-            of_groups = groups.transpose(1, 2)[rows, group]  # (found, in a group)
-            found, member = (of_groups > nearest[rows] - reach).nonzero(as_tuple=True)
-            rows, places = rows[found], member * groups.shape[2] + group[found]  # rows never fall
-            weights = ((of_groups[found, member] - nearest[rows, 0]) / temperature).exp_()
-            starts = torch.searchsorted(rows, torch.arange(len(queries), device=rows.device))
-            sums += F.embedding_bag(places, memories, starts, mode="sum", per_sample_weights=weights)
+            # Of these groups the captions that count.
+            members = groups.transpose(1, 2)[query, group]  # (pairs, S) cosines
+            pair, member = (members > nearest[query] - reach).nonzero(as_tuple=True)
+            query, caption = query[pair], member * groups.shape[2] + group[pair]  # queries ascend
+            weights = ((members[pair, member] - nearest[query, 0]) / temperature).exp_()
+            # Their weighted sum, query by query.
+            starts = torch.searchsorted(query, torch.arange(len(queries), device=query.device))
+            sums += F.embedding_bag(caption, memories, starts, mode="sum", per_sample_weights=weights)
         return F.normalize(sums)
 
     def _nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(Q, D) queries -> (Q, count) indices in the memory and (Q, count) cosines."""
         best = queries.new_full((len(queries), count), -math.inf)
-        places = torch.zeros_like(best, dtype=torch.int64)
+        indices = torch.zeros_like(best, dtype=torch.int64)
         for start, memories in self._chunks(queries):
             cosines, rows = _search(queries, memories, min(count, len(memories)))
             best, order = torch.cat([best, cosines], dim=1).topk(count)
-            places = torch.cat([places, rows + start], dim=1).gather(1, order)
-        return places, best
+            indices = torch.cat([indices, rows + start], dim=1).gather(1, order)
+        return indices, best
 
     def _queries(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -177,18 +198,19 @@ class MemoryBank:
                 f"embeddings of shape {tuple(embeddings.shape)}, but the memory's captions have {self.dim} dimensions: "
                 f"give (n, {self.dim}), from the encoder that embedded the captions"
             )
-        return torch.split(_directions(embeddings, "embeddings"), QUERIES)
+        return torch.split(_normalize(embeddings, "embeddings"), QUERIES)
 
     def _chunks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The place of the first of some captions, and these: (m, dim) of length one in float32."""
+        """The memory in chunks: the index of the first caption, and (M, D) embeddings of unit length in float32."""
         for start in range(0, len(self), CAPTIONS):
             rows = self.rows[start : start + CAPTIONS]
             memories = torch.from_numpy(self._embeddings[rows]).to(queries.device)
-            yield start, _directions(memories, "captions of the memory", rows)
+            yield start, _normalize(memories, "captions of the memory", rows)
 
 
-def _directions(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = None) -> Tensor:
-    """(n, dim) embeddings -> of length one, in float32. RowsError, with their numbers in `rows`, if some have none."""
+def _normalize(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = None) -> Tensor:
+    """(n, D) embeddings -> of unit length, in float32. Raises RowsError with their numbers in `rows` if some cannot be
+    scaled."""
     norms: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
     good = (norms > 0) & (norms < math.inf)
     if not good.all():
@@ -198,19 +220,19 @@ def _directions(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = 
 
 
 def _groups(cosines: Tensor) -> Tensor:
-    """(queries, captions) as (queries, in a group, groups), without a copy: one group, if they are not made of more.
+    """(Q, M) cosines -> (Q, S, G), without a copy; a single group if S does not divide M.
 
-    The captions of a group lie apart, so that its maximum is quick to find.
+    The captions of a group are not neighbours but G apart, so that the maximum over a group is fast.
     """
     size = cosines.shape[1] if cosines.shape[1] % GROUP else GROUP
     return cosines.view(len(cosines), size, cosines.shape[1] // size)
 
 
 def _search(queries: Tensor, memories: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(n, count) highest cosines, and the rows of `memories` that have them."""
+    """(Q, D) queries, (M, D) memories -> (Q, count) highest cosines, and the rows of `memories` that have them."""
     if queries.device.type == "cpu" and importlib.util.find_spec("faiss"):
         faiss = importlib.import_module("faiss")
-        found = faiss.knn(queries.numpy(), memories.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        cosines, rows = faiss.knn(queries.numpy(), memories.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(cosines), torch.from_numpy(rows)
     cosines, rows = (queries @ memories.T).topk(count)
     return cosines, rows

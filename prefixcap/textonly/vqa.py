@@ -1,14 +1,14 @@
 """Zero-shot visual question answering with captions (MacCap, Qiu et al. 2024, sections 4.4 and 5.4, Table 4).
 
-A caption stands in for the image: a language model goes on from "[caption] Question: [question] Answer:". What it
-answers is too wordy to be compared with the true answer word by word, so the candidates are ranked by the cosine of
-their CLIP text embeddings with that of the answer. A question counts as right at k if the true answer,
-`multiple_choice_answer` in VQAv2's annotations, is among the k nearest candidates.
+A caption represents the image: a language model continues "[caption] Question: [question] Answer:". Its answers are too
+wordy to compare with the true answer word by word, so candidates are ranked by the cosine between their CLIP text
+embedding and that of the answer. A question counts as correct at k if the true answer, `multiple_choice_answer` in
+VQAv2's annotations, is among the k nearest candidates.
 
-The paper leaves open where its 3,128 candidates come from and where an answer ends; its released code only generates.
+The paper does not say where its 3,128 candidates come from or where an answer ends; its released code only generates.
 3,128 is the size of the list that came with ALBEF: the answers that occur nine times or more in VQAv2's training and
-validation set (https://github.com/salesforce/ALBEF/issues/40). Here they are as many of the most frequent answers of
-the training annotations alone. For where an answer ends, see `first_sentence`.
+validation set (https://github.com/salesforce/ALBEF/issues/40). Here the candidates are the 3,128 most frequent answers
+of the training annotations. For the end of an answer, see `first_sentence`.
 """
 
 import json
@@ -34,7 +34,7 @@ from prefixcap.utils.options import Positive, check_options, check_value
 
 TOP = (1, 5, 10)
 
-# A base model that has answered goes on with a question of its own.
+# After its answer a base model continues with a question of its own.
 _END = re.compile(r"[.!?](?=\s|$)|\b(?:Question|Answer):|\n")
 
 
@@ -44,10 +44,10 @@ class Answered:
 
     Attributes:
         questions: that were asked.
-        captions: of each question's image; None where the question alone was asked.
-        answers: one each, in the language model's words.
-        candidates: what the answers were compared with.
-        nearest: to each answer, the nearest candidates, the nearest first.
+        captions: of each question's image; None: the question was asked without a caption.
+        answers: of the language model, one for each question.
+        candidates: that the answers were compared with.
+        nearest: the candidates nearest to each answer, the nearest first.
     """
 
     questions: Sequence[Question]
@@ -63,17 +63,23 @@ class Answered:
 
     @property
     def reachable(self) -> float:
-        """Share of questions, 0.0-1.0, whose true answer is a candidate: no accuracy is higher."""
+        """Share of questions, 0.0-1.0, whose true answer is a candidate: an upper bound of the accuracy."""
         known = set(self.candidates)
         return float(np.mean([question.truth in known for question in self.questions]))
 
     def write(self, folder: Path, settings: dict[str, Any]) -> list[str]:
-        """Write the results; give the names of the files.
+        """Write the results to a folder.
 
         `vqa.json` has the accuracies and `settings`, `answers.json` every question with its answer, and `captions.json`
-        the captions as COCO results, to be asked about again. Raises InputError if the folder cannot be written to.
+        the captions in COCO's result format.
+
+        Returns:
+            The names of the files.
+
+        Raises:
+            InputError: the folder cannot be written to.
         """
-        of_all = {
+        summary = {
             "accuracy": self.accuracy,
             "questions": len(self.questions),
             "candidates": len(self.candidates),
@@ -82,7 +88,7 @@ class Answered:
             **settings,
         }
         rows = list(zip(self.questions, self.captions, self.answers, self.nearest, strict=True))
-        of_each = [
+        entries = [
             {
                 "question_id": question.id,
                 "image_id": question.image_id,
@@ -94,7 +100,7 @@ class Answered:
             }
             for question, caption, answer, nearest in rows
         ]
-        files: dict[str, Any] = {"vqa.json": of_all, "answers.json": of_each}
+        files: dict[str, Any] = {"vqa.json": summary, "answers.json": entries}
         captions = {question.image_id: caption for question, caption, *_ in rows if caption is not None}
         if captions:
             files["captions.json"] = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
@@ -118,13 +124,13 @@ def ask(
     progress: bool = False,
     **options: Any,
 ) -> Answered:
-    """Let a language model answer questions about images, and find the candidates that are nearest to its answers.
+    """Let a language model answer questions about images, and rank candidates by similarity to its answers.
 
     Args:
-        language_model: answers.
-        encoder: whose text tower compares answers with candidates.
+        language_model: answers the questions.
+        encoder: its text tower compares answers with candidates.
         questions: to answer.
-        captions: of each question's image; None: the question alone is asked.
+        captions: of each question's image; None: the question is asked without a caption.
         candidates: answers to choose from.
         batch_size: questions that are answered together.
         progress: show a progress bar on stderr, if it takes longer than a second.
@@ -139,15 +145,15 @@ def ask(
 
 
 def prompt(question: str, caption: str | None) -> str:
-    """What the language model answers (section 4.4); without a caption, that of the paper's baseline (section 5.4)."""
+    """The text that the language model continues (section 4.4); without a caption, the baseline's (section 5.4)."""
     asked = f"Question: {question} Answer:"
     return asked if caption is None else f"{caption} {asked}"
 
 
 def first_sentence(text: str) -> str:
-    """What of a language model's text is its answer: all before the first line end, sentence end or next question.
+    """The answer in a generated text: everything before the first end of a line or sentence, or the next question.
 
-    Blank lines before it do not count, and the full stop is dropped, which no candidate has.
+    Leading blank lines are skipped, and the full stop is dropped, as candidates have none.
 
     >>> first_sentence(" Yes, 2.5 metres. It is a tree")
     'Yes, 2.5 metres'
@@ -166,37 +172,40 @@ def write_answers(
     beams: int = 5,
     length_penalty: float = -1.0,
 ) -> list[str]:
-    """Each question's answer in the words of a language model, by beam search.
+    """Generate the answer to each question by beam search.
 
-    Only prompts of one length are read together, so that no padding can change an answer.
+    Only prompts of equal length are batched, so that padding cannot change an answer.
 
     Args:
-        language_model: answers.
+        language_model: answers the questions.
         questions: to answer.
-        captions: of each question's image; None: the question alone is asked.
+        captions: of each question's image; None: the question is asked without a caption.
         batch_size: questions that are answered together.
         progress: show a progress bar on stderr, if it takes longer than a second.
-        max_tokens: of an answer, before it is cut; this and what follows are BLIP-2's, which the released code takes.
-        min_tokens: of an answer.
+        max_tokens: maximum of an answer, before it is cut; this and the following are BLIP-2's, as in the released
+            code.
+        min_tokens: minimum of an answer.
         beams: of the search; 1: greedy.
         length_penalty: see `prefixcap.decoding.beam`; below 0.0, short answers are favoured.
 
     Raises:
-        InputError: a prompt does not fit the language model's context, or an option makes no sense.
+        InputError: a prompt exceeds the language model's context, or an option is out of range.
     """
     batch_size = check_value("batch_size", batch_size, Positive)
     asked = [prompt(question.text, caption) for question, caption in zip(questions, captions, strict=True)]
-    # With what the tokenizer puts before a text: OPT and Llama have only seen texts that begin so.
-    before = _before_texts(language_model)
-    tokens = [[*before, *row] for row in tokenize_texts(language_model.tokenizer, [text.strip() for text in asked])]
-    room = (language_model.context or float("inf")) - max_tokens
-    if long := [question.id for question, row in zip(questions, tokens, strict=True) if len(row) > room]:
+    # With the tokens that the tokenizer puts before a text: OPT and Llama were trained only on such texts.
+    start = _start_tokens(language_model)
+    tokens = [[*start, *row] for row in tokenize_texts(language_model.tokenizer, [text.strip() for text in asked])]
+    longest = (language_model.context or float("inf")) - max_tokens
+    if long := [question.id for question, row in zip(questions, tokens, strict=True) if len(row) > longest]:
         raise InputError(
             f"the prompts of {len(long):,} questions and max_tokens={max_tokens} exceed the context of language model "
             f"'{language_model.name}' ({language_model.context}): shorten the captions ({listed('question', long)})"
         )
     by_length: dict[int, list[int]] = {}
-    for row in sorted(range(len(tokens)), key=lambda row: -len(tokens[row])):  # if memory runs out, then at once
+    for row in sorted(
+        range(len(tokens)), key=lambda row: -len(tokens[row])
+    ):  # the longest first: memory runs out at once or never
         by_length.setdefault(len(tokens[row]), []).append(row)
     device = next(language_model.parameters()).device
     search: dict[str, Any] = {"min_tokens": min_tokens, "beams": beams, "length_penalty": length_penalty}
@@ -204,38 +213,38 @@ def write_answers(
     with torch.inference_mode(), tqdm(total=len(tokens), unit=" questions", disable=not progress, delay=1) as bar:
         for rows in by_length.values():
             for batch in _batches(rows, batch_size):
-                words = language_model.embed(torch.tensor([tokens[row] for row in batch], device=device))
-                written = decode(language_model, words, "beam", max_tokens=max_tokens, **search)
-                for row, (best,) in zip(batch, written, strict=True):
+                prompts = language_model.embed(torch.tensor([tokens[row] for row in batch], device=device))
+                generated = decode(language_model, prompts, "beam", max_tokens=max_tokens, **search)
+                for row, (best,) in zip(batch, generated, strict=True):
                     answers[row] = first_sentence(language_model.tokenizer.decode(best, skip_special_tokens=True))
                 bar.update(len(batch))
     return answers
 
 
-def _before_texts(language_model: LanguageModel) -> list[int]:
+def _start_tokens(language_model: LanguageModel) -> list[int]:
     """The special tokens that a tokenizer puts before every text."""
-    bare, whole = (language_model.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
-    return list(whole[: whole.index(bare[0])])
+    bare, full = (language_model.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    return list(full[: full.index(bare[0])])
 
 
 def nearest_candidates(
     encoder: Encoder, answers: Sequence[str], candidates: Sequence[str], count: int = max(TOP), batch_size: int = 256
 ) -> list[list[str]]:
-    """The candidates whose text embeddings have the highest cosine with each answer's, the nearest first.
+    """The candidates whose text embeddings have the highest cosine with that of each answer, the nearest first.
 
     Args:
-        encoder: embeds them.
+        encoder: embeds the texts.
         answers: texts.
-        candidates: texts, of which each is embedded once.
-        count: how many to give; all, where there are no more.
+        candidates: texts.
+        count: how many for each answer, at most.
         batch_size: texts that are embedded together.
     """
-    of_candidates = torch.cat([_directions(encoder, batch) for batch in _batches(candidates, batch_size)])
+    embeddings = torch.cat([_directions(encoder, batch) for batch in _batches(candidates, batch_size)])  # (c, dim)
     nearest: list[list[str]] = []
     for batch in _batches(answers, batch_size):
-        cosines = _directions(encoder, batch) @ of_candidates.T  # (batch, candidates)
+        cosines = _directions(encoder, batch) @ embeddings.T  # (batch, c)
         best = cosines.topk(min(count, len(candidates))).indices.tolist()
-        nearest += [[candidates[place] for place in places] for places in best]
+        nearest += [[candidates[index] for index in row] for row in best]
     return nearest
 
 
@@ -252,7 +261,7 @@ def accuracy(nearest: Sequence[Sequence[str]], truths: Sequence[str]) -> dict[st
 
 
 def _directions(encoder: Encoder, texts: Sequence[str]) -> Tensor:
-    """(texts, dim) text embeddings of length one, float32."""
+    """(texts, dim) text embeddings of unit length, float32."""
     return F.normalize(encoder.encode_texts(texts).float(), dim=-1)
 
 

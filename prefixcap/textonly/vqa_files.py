@@ -1,4 +1,4 @@
-"""The questions of visual question answering, and their answers, from VQAv2's own JSON files.
+"""Read questions and answers from VQAv2's JSON files.
 
 Goyal et al., "Making the V in VQA Matter", CVPR 2017: a file of questions and one of annotations for each split.
 """
@@ -26,10 +26,10 @@ class Question:
 
 
 def read_questions(questions: str | Path, annotations: str | Path) -> list[Question]:
-    """The questions of two files of VQAv2, of the same split, in the order of the first.
+    """Read the questions of a split and their answers, in the order of the questions file.
 
     Raises:
-        InputError: a file is missing or has another form, a question comes twice, or one has no annotation.
+        InputError: a file is missing or has another format, a question is repeated, or one has no annotation.
     """
     asked = _entries(questions, "questions", {"question_id": int | str, "image_id": int | str, "question": str})
     known = _entries(annotations, "annotations", {"question_id": int | str, "multiple_choice_answer": str})
@@ -51,37 +51,35 @@ def read_questions(questions: str | Path, annotations: str | Path) -> list[Quest
 
 
 def frequent_answers(annotations: str | Path, count: int | None = None) -> list[str]:
-    """The answers that most questions of an annotations file of VQAv2 have, the most frequent first.
-
-    Those that are equally frequent stand in the order of the alphabet.
+    """The answers of an annotations file of VQAv2, the most frequent first, equally frequent ones alphabetically.
 
     Args:
-        annotations: those of the training set.
-        count: most answers; None: all.
+        annotations: of the training set.
+        count: how many at most; None: all.
 
     Raises:
-        InputError: the file is missing or has another form, or there are no answers.
+        InputError: the file is missing or has another format, or there are no answers.
     """
     if count is not None and count < 1:
-        raise InputError(f"candidates must be at least 1, not {count}: an answer is looked for among them")
-    found = Counter(
+        raise InputError(f"candidates must be at least 1, not {count}: the answer is chosen among them")
+    frequencies = Counter(
         entry["multiple_choice_answer"]
         for entry in _entries(annotations, "annotations", {"multiple_choice_answer": str})
     )
-    found.pop("", None)
-    if not found:
+    frequencies.pop("", None)
+    if not frequencies:
         raise InputError(f"{annotations} has no answers to choose candidates from: give the training annotations")
-    return sorted(found, key=lambda answer: (-found[answer], answer))[:count]
+    return sorted(frequencies, key=lambda answer: (-frequencies[answer], answer))[:count]
 
 
 def sample(questions: Sequence[Question], count: int | None, seed: int) -> list[Question]:
-    """So many questions, drawn evenly, in the order in which they stand; all, if there are no more or count is None.
+    """A uniform sample of questions, in their order; all of them if count is None or there are no more.
 
     Raises:
-        InputError: none is asked for.
+        InputError: count is below 1.
     """
     if count is not None and count < 1:
-        raise InputError(f"sample must be at least 1, or null for all questions, not {count}")
+        raise InputError(f"sample must be at least 1, or None (null) for all questions, not {count}")
     if count is None or count >= len(questions):
         return list(questions)
     chosen = np.random.default_rng(seed).choice(len(questions), count, replace=False)
@@ -89,26 +87,28 @@ def sample(questions: Sequence[Question], count: int | None, seed: int) -> list[
 
 
 def about(images: Iterable[int | str], questions: Sequence[Question]) -> tuple[list[Question], str | None]:
-    """The questions about these images, and a line that names the images of the others; None if there are none.
+    """The questions about these images, and a line that names the images of the other questions; None: there are none.
 
     Raises:
         InputError: no question is about any of the images.
     """
-    there = dict.fromkeys(images)
-    kept = [question for question in questions if question.image_id in there]
-    lacking = list(dict.fromkeys(repr(question.image_id) for question in questions if question.image_id not in there))
+    available = dict.fromkeys(images)
+    kept = [question for question in questions if question.image_id in available]
+    missing = list(
+        dict.fromkeys(repr(question.image_id) for question in questions if question.image_id not in available)
+    )
     if not kept:
-        have = listed("image", [repr(image) for image in there]) if there else "no image"
+        have = listed("image", [repr(image) for image in available]) if available else "no image"
         raise InputError(
-            f"no question is about an image that is there: the {len(questions):,} questions are about "
-            f"{listed('image', lacking)}, and there is {have}"
+            f"no question is about an available image: the {len(questions):,} questions are about "
+            f"{listed('image', missing)}, and there is {have}"
         )
-    left_out = f"left out: {len(questions) - len(kept):,} of {len(questions):,} questions, for want of "
-    return kept, left_out + listed("image", lacking) if lacking else None
+    left_out = f"left out: {len(questions) - len(kept):,} of {len(questions):,} questions, without "
+    return kept, left_out + listed("image", missing) if missing else None
 
 
 def _entries(path: str | Path, name: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """The list called `name` in a file of VQAv2, each entry of which has what is wanted, of that type."""
+    """The list called `name` in a file of VQAv2. Raises InputError unless each entry has the wanted keys and types."""
     content = read_json(Path(path))
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):

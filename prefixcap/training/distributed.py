@@ -133,9 +133,9 @@ def deepspeed(stage: int = 2, **options: Any) -> AtomicDeepSpeedStrategy:
         InputError: DeepSpeed is not installed, or `stage` is neither 1 nor 2.
     """
     if stage not in (1, 2):
-        raise InputError(f"stage must be 1 or 2, not {stage}: trainer=fsdp shards weights, too")
+        raise InputError(f"stage must be 1 or 2, not {stage}: FSDP2Strategy (trainer=fsdp) shards weights, too")
     if importlib.util.find_spec("deepspeed") is None:
-        raise InputError("trainer=deepspeed needs DeepSpeed: pip install 'prefixcap[deepspeed]'")
+        raise InputError("this strategy needs DeepSpeed: pip install 'prefixcap[deepspeed]'")
     return AtomicDeepSpeedStrategy(stage=stage, exclude_frozen_parameters=True, **options)
 
 

@@ -28,5 +28,5 @@ class ReachMinSteps(Callback):
                 if isinstance(callback, LastCheckpoint):
                     callback.every_n_epochs *= factor
             rank_zero_only(print)(
-                f"{epochs:,} epochs: {epochs // factor} are fewer steps than trainer.min_steps={trainer.min_steps}"
+                f"{epochs:,} epochs: {epochs // factor} are fewer steps than min_steps={trainer.min_steps}"
             )

@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.errors import InputError
+from prefixcap.errors import OptionError
 from prefixcap.metrics import cider
 from prefixcap.noise import Noise
 from prefixcap.packing import Batch
@@ -105,9 +105,10 @@ class CaptionTraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.accumulate_grad_batches > 1:
-            raise InputError(
-                "DeepSpeed itself sums the gradients of batches, so that captions of small ones would count more: set "
-                "accumulate_grad_batches=1, or train with DDP or FSDP"
+            raise OptionError(
+                "DeepSpeed sums gradients of batches by itself, so that captions of small ones would count more "
+                "(not so with ddp or fsdp)",
+                accumulate_grad_batches=1,
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CaptionData) and not self._reading_checked:

@@ -30,7 +30,7 @@ def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: floa
         (0.9, 0.98)
     """
     if unknown := options.keys() - set(OPTIONS):
-        raise InputError(f"AdamW has no option '{min(unknown)}', only {', '.join(OPTIONS)}")
+        raise InputError(f"AdamW has no option '{min(unknown)}': it has {', '.join(OPTIONS)}")
     try:
         if "betas" in options:
             options["betas"] = tuple(options["betas"])  # YAML has lists

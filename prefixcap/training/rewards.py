@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.errors import InputError, RowsError
+from prefixcap.errors import InputError, OptionError, RowsError
+from prefixcap.features import Feature
 from prefixcap.metrics.cider import consensus
 from prefixcap.metrics.clip_score import clip_scores_of_texts
 from prefixcap.metrics.ngrams import take_images
@@ -93,10 +94,10 @@ class ClipReward:
     """
 
     def __init__(self, captioner: Captioner) -> None:
-        if captioner.features != "images/embedding":
-            raise InputError(
-                "CLIPScore compares captions with an image's embedding, and this captioner reads "
-                f"{captioner.features}: choose reward='cider'"
+        if captioner.features is not Feature.IMAGE:
+            raise OptionError(
+                f"CLIPScore compares captions with an image's embedding, and this captioner reads {captioner.features}",
+                reward="cider",
             )
         self.captioner = captioner
 

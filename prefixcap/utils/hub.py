@@ -53,7 +53,7 @@ def missing_language_model(name: str) -> str | None:
     """How to get a language model by hand; None: it is on this machine, or not a name on the hub."""
     if name == "demo" or is_here(name):
         return None
-    return f"for language model '{name}', fetch {by_hand(name, f'config.json, {WEIGHTS}, {TOKENIZER}')} (lm.name)"
+    return f"for language model '{name}', fetch {by_hand(name, f'config.json, {WEIGHTS}, {TOKENIZER}')}"
 
 
 def is_here(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the model does for the page and the API. Equal jobs are done together, see `prefixcap.web.batcher`."""
+"""The jobs that the page and the API give to the model. Equal jobs are run together, see `prefixcap.web.batcher`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,19 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, encode_feature
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
+from prefixcap.reranking import encode_for_reranking
 from prefixcap.zeroshot.arithmetic import encoder_of, weighted_sum
-
-EMBEDDING = "images/embedding"
 
 
 class Scored(NamedTuple):
-    """A text and a cosine: of a caption with its image, or of a token with a prefix vector."""
+    """A text and a cosine: between a caption and its image, or between a token and a prefix vector."""
 
     text: str
     similarity: float
 
 
 class Sum(NamedTuple):
-    """What arithmetic adds up: images, each (3, height, width) as the encoder prepares it, and texts."""
+    """The operands of arithmetic: images, each (3, height, width) as the encoder preprocesses it, and texts."""
 
     images: Sequence[Tensor]
     texts: Sequence[str]
@@ -38,9 +37,9 @@ class Captions:
     Attributes:
         decode: name of a decoder.
         count: how many for each image.
-        by_similarity: the best is the closest to the image, not the likeliest.
+        by_similarity: order captions by similarity to the image instead of likelihood.
         prompt: how every caption begins.
-        seed: of what is drawn for each image, which then does not depend on the others; None: drawn anew.
+        seed: for sampling, separately for each image, so that the images of a batch do not matter; None: none.
         options: the decoder's, by name.
 
     Raises:
@@ -55,46 +54,44 @@ class Captions:
     options: tuple[tuple[str, Any], ...] = ()
 
     def run(self, captioner: Captioner, images: list[Tensor]) -> list[list[Scored]]:
-        """Captions of each image, (3, height, width) as the encoder prepares it."""
+        """Captions of each image, (3, height, width) as the encoder preprocesses it."""
         pixels = torch.stack(images)
-        features = encode_feature(captioner.encoder(), pixels, captioner.features)
-        if captioner.features == EMBEDDING:
-            return self.of_features(captioner, features, features)
-        return self.of_features(captioner, features, encode_feature(captioner.encoder(), pixels, EMBEDDING))
+        features, embeddings = encode_for_reranking(captioner.encoder(), pixels, captioner.features)
+        return self.caption_features(captioner, features, embeddings)
 
-    def of_features(self, captioner: Captioner, features: Tensor, embeddings: Tensor) -> list[list[Scored]]:
-        """Captions of what the captioner reads of images, with their similarities to the images' embeddings."""
+    def caption_features(self, captioner: Captioner, features: Tensor, embeddings: Tensor) -> list[list[Scored]]:
+        """Captions of the features that the captioner reads, with their cosines to the (images, dim) embeddings."""
         parts = [features] if self.seed is None else [row.unsqueeze(0) for row in features]
         captions = [
-            of_image
+            candidates
             for part in parts
-            for of_image in captioner.candidates(
+            for candidates in captioner.candidates(
                 part, self.count, self.decode, len(part), prompt=self.prompt, seed=self.seed, **dict(self.options)
             )
         ]
         scored = [
-            list(map(Scored, of_image, cosines))
-            for of_image, cosines in zip(captions, captioner.similarities(embeddings, captions), strict=True)
+            list(map(Scored, candidates, cosines))
+            for candidates, cosines in zip(captions, captioner.similarities(embeddings, captions), strict=True)
         ]
         if self.by_similarity:
-            scored = [sorted(of_image, key=lambda caption: -caption.similarity) for of_image in scored]
+            scored = [sorted(candidates, key=lambda caption: -caption.similarity) for candidates in scored]
         return scored
 
 
 @dataclass(frozen=True)
 class Interpretations:
-    """What the prefixes of images say, see `prefixcap.interpretation`: so many tokens for each vector."""
+    """Interpretations of prefixes, see `prefixcap.interpretation`: `count` tokens for each vector."""
 
     count: int
 
     def run(self, captioner: Captioner, images: list[Tensor]) -> list[list[list[Scored]]]:
         """For each image, (3, height, width), for each prefix vector, the nearest tokens."""
         features = encode_feature(captioner.encoder(), torch.stack(images), captioner.features)
-        found = interpret(captioner, features, self.count)
-        return [[[Scored(*token) for token in of_vector] for of_vector in of_image] for of_image in found]
+        images_tokens = interpret(captioner, features, self.count)
+        return [[[Scored(*token) for token in nearest] for nearest in vectors] for vectors in images_tokens]
 
 
-@dataclass(frozen=True, eq=False)  # no two are equal: a sum that comes to nothing is a mistake in one request alone
+@dataclass(frozen=True, eq=False)  # never equal: a sum of zero is a mistake in only one request
 class Arithmetic:
     """Captions of sums and differences of images and texts, see `prefixcap.zeroshot.arithmetic`."""
 
@@ -103,7 +100,7 @@ class Arithmetic:
     def run(self, captioner: Captioner, sums: list[Sum]) -> list[list[Scored]]:
         """Captions of each sum."""
         embeddings = torch.stack([_add(encoder_of(captioner), *terms) for terms in sums])
-        return self.captions.of_features(captioner, embeddings, embeddings)
+        return self.captions.caption_features(captioner, embeddings, embeddings)
 
 
 def _add(encoder: Encoder, images: Sequence[Tensor], texts: Sequence[str], weights: Sequence[float]) -> Tensor:

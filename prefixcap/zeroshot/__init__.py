@@ -1,1 +1,1 @@
-"""Captions from no training at all: a CLIP steers a language model while it writes (ZeroCap, MAGIC)."""
+"""Captions without training: a CLIP guides a language model as it generates (ZeroCap, MAGIC)."""

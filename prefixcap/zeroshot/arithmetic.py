@@ -1,17 +1,17 @@
-"""Sums and differences of what a CLIP makes of images and texts (Tewel et al., "ZeroCap", CVPR 2022, section 4).
+"""Arithmetic with a CLIP's embeddings of images and texts (Tewel et al., "ZeroCap", CVPR 2022, section 4).
 
     img:a.jpg - img:b.jpg + txt:'a night'
     0.5*img:"my photo.jpg" + 2 * (txt:'image of a day' - emb:stores/demo-demo#17)
 
-`img:PATH` is an image, `txt:TEXT` a text, and `emb:STORE#ID` the embedding of the image of that id in a feature store.
-What has spaces or brackets in it stands in quotes, single or double. Weights come first. The grammar:
+`img:PATH` is an image, `txt:TEXT` a text, and `emb:STORE#ID` the embedding of an image in a feature store, by its id.
+Names with spaces or brackets are quoted, with single or double quotes. A weight precedes its operand. The grammar:
 
     sum      = product { ("+" | "-") product }
     product  = { "-" | NUMBER "*" } ( operand | "(" sum ")" )
 
-Embeddings are added as the encoder gives them, and only the result is scaled: so does the released code
-(`CLIPTextGenerator.get_combined_feature`), and the paper does not say otherwise. An encoder may give images much longer
-embeddings than texts (the small world's: twice as long), so that a text may need a weight to count as much.
+Embeddings are added as the encoder returns them, and only the result is scaled, as in the released code
+(`CLIPTextGenerator.get_combined_feature`); the paper does not say otherwise. An encoder's image embeddings may be much
+longer than its text embeddings (the small world's: twice as long), so that a text may need a weight to count as much.
 """
 
 import math
@@ -27,6 +27,7 @@ from torch import Tensor
 from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, embed_images
 from prefixcap.errors import InputError
+from prefixcap.features import Feature
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 from prefixcap.utils.images import open_image
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from prefixcap.zeroshot.zerocap import ZeroCap
 
 OPERANDS = "img:PATH, txt:'TEXT' or emb:STORE#ID"
-_NOTHING = 1e-5  # a result so much shorter than what it is made of is rounding
+_NOTHING = 1e-5  # a result this much shorter than its operands is a rounding error
 
 _NUMBER = r"(?: \d+ (?: \.\d* )? | \.\d+ ) (?: [eE][-+]?\d+ )?"
 # A name without quotes ends at a space, a bracket, a quote, or a sign that an operand follows, weighted or not.
@@ -53,25 +54,25 @@ class Term(NamedTuple):
     """An operand times a weight.
 
     Attributes:
-        weight: of it.
+        weight: a factor.
         kind: img, txt or emb.
         name: the path, the text, or STORE#ID.
-        place: where the operand begins in the expression, in characters from 0.
+        position: of the operand's first character in the expression, from 0.
     """
 
     weight: float
     kind: str
     name: str
-    place: int
+    position: int
 
 
 def arithmetic(expression: str, captioner: "ZeroCap | Magic | Captioner", **options: Any) -> str:
-    """A caption of what an expression comes to.
+    """Caption the result of an expression.
 
     Args:
-        expression: see the head of this file.
-        captioner: whose encoder embeds the operands. The paper writes such captions with ZeroCap, whose end factor is
-            then 1.06 from step 1 on, and, to compare, with the prefix of a trained captioner (ClipCap, Table 2).
+        expression: see the top of this module.
+        captioner: its encoder embeds the operands. The paper uses ZeroCap, with an end factor of 1.06 from step 1 on,
+            and for comparison a trained captioner (ClipCap, Table 2).
         options: of the captioner's `caption`.
 
     Raises:
@@ -85,38 +86,38 @@ def arithmetic(expression: str, captioner: "ZeroCap | Magic | Captioner", **opti
 
 
 def encoder_of(captioner: "ZeroCap | Magic | Captioner") -> Encoder:
-    """The encoder whose embeddings a captioner reads.
+    """The encoder of a captioner that reads embeddings.
 
     Raises:
         InputError: the captioner reads patches or regions of images, or its encoder cannot be loaded.
     """
     if not isinstance(captioner, Captioner):
         return captioner.encoder
-    if captioner.features != "images/embedding":
+    if captioner.features is not Feature.IMAGE:
         raise InputError(
-            f"arithmetic comes to one embedding, and this captioner reads {captioner.features}: give one that reads "
-            "images/embedding"
+            f"arithmetic results in one embedding, and this captioner reads {captioner.features}: give one that reads "
+            f"{Feature.IMAGE}"
         )
     return captioner.encoder()
 
 
 def embed_expressions(expressions: Sequence[str], encoder: Encoder, root: str | Path = "") -> Tensor:
-    """What expressions come to, as embeddings that can stand in for those of images.
+    """The results of expressions, as embeddings to use like those of images.
 
-    Each is as long as the images in its expression are on average, or the texts, where it has no image. To ZeroCap and
-    MAGIC the length is nothing; a captioner that was trained on embeddings as they are expects it to be an image's.
+    The length of each is the mean length of the images in its expression, or of the texts if there is no image. ZeroCap
+    and MAGIC ignore the length, but a captioner trained on unscaled embeddings expects that of an image.
 
     Args:
-        expressions: see the head of this file.
-        encoder: embeds images and texts, and has made the stores.
+        expressions: see the top of this module.
+        encoder: embeds images and texts; stores must be of the same encoder.
         root: the folder that paths are relative to.
 
     Returns:
         (expressions, dim) float32, on the encoder's device.
 
     Raises:
-        InputError: an expression cannot be understood, an image cannot be read, a store cannot or was made with another
-            encoder, it has no such image, or nothing is left of a difference.
+        InputError: an expression is invalid, an image or a store cannot be read, a store is of another encoder or has
+            no such image, or a difference is zero.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
@@ -124,20 +125,20 @@ def embed_expressions(expressions: Sequence[str], encoder: Encoder, root: str | 
         torch.Size([1, 128])
     """
     parsed = [parse(expression) for expression in expressions]
-    found: dict[tuple[str, str], Tensor] = {}
+    embedded: dict[tuple[str, str], Tensor] = {}  # by kind and name
     for kind, embed in (("img", _embed_images), ("txt", _embed_texts), ("emb", _embed_stored)):
         named = {
-            term.name: _Place(expression, term.place)
+            term.name: _Place(expression, term.position)
             for expression, terms in zip(expressions, parsed, strict=True)
             for term in terms
             if term.kind == kind
         }
         if named:
             embeddings = embed(named, encoder, Path(root)).to(encoder.device, torch.float32)
-            found |= {(kind, name): row for name, row in zip(named, embeddings, strict=True)}
+            embedded |= {(kind, name): row for name, row in zip(named, embeddings, strict=True)}
     results = []
     for expression, terms in zip(expressions, parsed, strict=True):
-        operands = torch.stack([found[term.kind, term.name] for term in terms])  # (terms, dim)
+        operands = torch.stack([embedded[term.kind, term.name] for term in terms])  # (terms, dim)
         images = [row for row, term in enumerate(terms) if term.kind != "txt"]
         try:
             results.append(weighted_sum(operands, [term.weight for term in terms], images))
@@ -147,18 +148,22 @@ def embed_expressions(expressions: Sequence[str], encoder: Encoder, root: str | 
 
 
 def weighted_sum(operands: Tensor, weights: Sequence[float], images: Sequence[int]) -> Tensor:
-    """The sum of embeddings times weights, as long as the images among them are on average, or all if none is one.
+    """The weighted sum of embeddings, scaled to the mean length of the images among them, or of all if there are none.
 
     Args:
-        operands: (terms, dim) as the encoder gives them.
-        weights: of each.
-        images: rows of the operands that are of images, not of texts.
+        operands: (terms, dim) as the encoder returns them.
+        weights: (terms,)
+        images: the rows of operands that are images.
 
     Returns:
         (dim,)
 
     Raises:
-        InputError: nothing is left of a difference, or the sum is not finite; the message is the reason.
+        InputError: the sum is zero or not finite; the message is only the reason.
+
+    Examples:
+        >>> weighted_sum(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), [1.0, 0.0], images=[0])
+        tensor([3., 0.])
     """
     lengths, factors = operands.norm(dim=1), operands.new_tensor(weights)
     total = factors @ operands
@@ -198,14 +203,14 @@ def _embed_texts(texts: dict[str, _Place], encoder: Encoder, root: Path) -> Tens
 
 
 def _embed_stored(images: dict[str, _Place], encoder: Encoder, root: Path) -> Tensor:
-    """Embeddings out of stores, each of which is opened once."""
-    by_store: dict[str, dict[str, str]] = {}  # the name of each id
+    """Embeddings from stores, each of which is opened once."""
+    by_store: dict[str, dict[str, str]] = {}  # of each store the operands' names by image id
     for name, place in images.items():
         location, mark, image_id = name.rpartition("#")
         if not mark or not location or not image_id:
-            raise place.mistake(f"'emb:{name}' names no image of a store: give emb:STORE#ID")
+            raise place.mistake(f"'emb:{name}' is not an image of a store: give emb:STORE#ID")
         by_store.setdefault(location, {})[image_id] = name
-    found: dict[str, Tensor] = {}
+    embeddings: dict[str, Tensor] = {}
     for location, names in by_store.items():
         try:
             store = FeatureStore(location if is_remote(location) else root / location)
@@ -213,22 +218,22 @@ def _embed_stored(images: dict[str, _Place], encoder: Encoder, root: Path) -> Te
             for split in map(store.split, store.splits):
                 rows = {names[str(image_id)]: row for row, image_id in enumerate(split.ids) if str(image_id) in names}
                 if rows:
-                    found |= zip(rows, torch.from_numpy(split.embeddings[list(rows.values())]), strict=True)
+                    embeddings |= zip(rows, torch.from_numpy(split.embeddings[list(rows.values())]), strict=True)
         except InputError as error:
             raise images[next(iter(names.values()))].mistake(str(error)) from error
-        if lacking := [name for name in names.values() if name not in found]:
-            raise images[lacking[0]].mistake(f"{location} has no image {lacking[0].rpartition('#')[2]}")
-    return torch.stack([found[name] for name in images])
+        if missing := [name for name in names.values() if name not in embeddings]:
+            raise images[missing[0]].mistake(f"{location} has no image {missing[0].rpartition('#')[2]}")
+    return torch.stack([embeddings[name] for name in images])
 
 
 # ---- expressions -------------------------------------------------------------------------------------
 
 
 def parse(expression: str) -> list[Term]:
-    """The terms of an expression, with brackets multiplied out.
+    """The terms of an expression, with brackets expanded.
 
     Raises:
-        InputError: it is empty or against the grammar; the message says where.
+        InputError: it is empty or violates the grammar; the message says where.
 
     Examples:
         >>> [(term.weight, term.kind, term.name) for term in parse("img:a.jpg - 2*(txt:'b' - txt:'c d')")]
@@ -238,13 +243,13 @@ def parse(expression: str) -> list[Term]:
     try:
         terms = parser.sum(1.0)
     except RecursionError as error:
-        raise InputError("the expression has too many brackets within brackets") from error
+        raise InputError("the expression has too many nested brackets") from error
     parser.end()
     return terms
 
 
 class _Parser:
-    """Recursive descent: a method for each rule of the grammar, which takes the tokens of what it stands for."""
+    """A recursive descent parser: a method for each rule of the grammar, which consumes the tokens of that rule."""
 
     def __init__(self, expression: str) -> None:
         self.expression = expression
@@ -270,7 +275,7 @@ class _Parser:
             if token["number"]:
                 weight *= float(token[0])
                 if not self.take("*"):
-                    raise self.mistake(token.end(), f"a weight needs '*' and what it is of: {token[0]}*img:PATH")
+                    raise self.mistake(token.end(), f"a weight needs '*' and an operand: {token[0]}*img:PATH")
             elif token[0] == "-":
                 weight = -weight
             elif token[0] == "(":
@@ -282,13 +287,13 @@ class _Parser:
                 raise self.mistake(token.start(), f"an operand is missing before '{token[0]}'")
 
     def operand(self, token: re.Match[str], weight: float) -> Term:
-        kind, place = token["kind"], token.start()
+        kind, position = token["kind"], token.start()
         name = token["single"] or token["double"] or token["plain"]
         if kind not in ("img", "txt", "emb"):
-            raise self.mistake(place, f"unknown operand '{token[0]}': give {OPERANDS}")
+            raise self.mistake(position, f"unknown operand '{token[0]}': give {OPERANDS}")
         if not name:
-            raise self.mistake(place, f"'{kind}:' names nothing: give {OPERANDS}")
-        return Term(weight, kind, name, place)
+            raise self.mistake(position, f"'{kind}:' names nothing: give {OPERANDS}")
+        return Term(weight, kind, name, position)
 
     def end(self) -> None:
         if self.next < len(self.tokens):
@@ -315,7 +320,7 @@ class _Parser:
             if self.expression[end : end + 1] in ("'", '"'):
                 raise self.mistake(end, "this quote is not closed, or does not follow an 'img:', 'txt:' or 'emb:'")
             if token is None:
-                raise self.mistake(at, f"'{rest.split()[0]}' is no operand: give {OPERANDS}")
+                raise self.mistake(at, f"'{rest.split()[0]}' is not an operand: give {OPERANDS}")
             tokens.append(token)
             at = end
         return tokens

@@ -1,10 +1,12 @@
-"""A language model that writes captions of nothing in particular: fine-tuned on captions alone, for MAGIC.
+"""Fine-tune a language model on captions only, without images, for MAGIC.
 
-Cross-entropy, and the contrastive loss of SimCTG (Su et al., "A Contrastive Framework for Neural Text Generation",
-NeurIPS 2022), as the released code of MAGIC (https://github.com/yxuansu/MAGIC) fine-tunes GPT-2: 20,000 steps (COCO;
-10,000 for Flickr30k) of 128 captions, validated every 500 (250); the lowest validation loss wins. Two things differ. It
-adds a start token to GPT-2's words, which it learns from random numbers; here captions follow the begin token that the
-language model knows already. And it validates on the captions of the test images; here on those of the validation set.
+The loss is cross-entropy plus the contrastive loss of SimCTG (Su et al., "A Contrastive Framework for Neural Text
+Generation", NeurIPS 2022), as in the released code of MAGIC (https://github.com/yxuansu/MAGIC): 20,000 steps (COCO;
+10,000 for Flickr30k) of 128 captions, validated every 500 (250) steps; the lowest validation loss wins. Two things
+differ. The released code adds a new start token to GPT-2's vocabulary; here captions follow the begin token that the
+language model already knows. And it validates on captions of test images; here on those of the validation split.
+
+Shapes: R rows of a batch, one for each caption, L tokens of the longest, H width of the last hidden states.
 """
 
 import math
@@ -35,42 +37,50 @@ from prefixcap.utils.files import atomic_write_folder
 from prefixcap.zeroshot.inputs import start_token
 
 Texts = Sequence[str] | Column
-Batch = tuple[Tensor, Tensor, Tensor]  # (rows, length) read tokens, (rows, length) targets, (rows,) lengths
+Batch = tuple[Tensor, Tensor, Tensor]  # (R, L) input ids, (R, L) targets, (R,) lengths
 
 
 def contrastive_loss(hidden: Tensor, lengths: Tensor, margin: float = 0.5) -> Tensor:
-    """SimCTG's loss: tokens of a text are to be less like each other than like themselves, by a margin.
+    """SimCTG's loss: the states of different tokens of a text should differ by at least a margin of cosine.
 
-    The mean of max(0, margin - s(h_i, h_i) + s(h_i, h_j)) over all pairs i != j of positions of the same text, s being
-    the cosine; as in the released code over the pairs of the batch, so that long texts count more.
+    It is the mean of max(0, margin - s(h_i, h_i) + s(h_i, h_j)) over all pairs i != j of positions of the same text,
+    where s is the cosine; as in the released code over all pairs of the batch, so that long texts count more.
 
     Args:
-        hidden: (rows, length, width) last hidden states.
-        lengths: (rows,) of the texts; what is behind is padding.
+        hidden: (R, L, H) last hidden states.
+        lengths: (R,) of the texts; the rest is padding.
         margin: rho, between 0.0 and 1.0.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> hidden = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+        >>> contrastive_loss(hidden, torch.tensor([2]))  # the two tokens have the same state
+        tensor(0.5000)
     """
     states = F.normalize(hidden.float(), dim=-1)
-    similarity = states @ states.transpose(1, 2)  # (rows, length, length)
-    own = similarity.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    places = torch.arange(hidden.shape[1], device=hidden.device)
-    inside = places < lengths.unsqueeze(1)
-    pairs = inside.unsqueeze(1) & inside.unsqueeze(2) & (places != places.unsqueeze(1))
+    similarity = states @ states.transpose(1, 2)  # (R, L, L)
+    own = similarity.diagonal(dim1=1, dim2=2).unsqueeze(2)  # (R, L, 1)
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    inside = positions < lengths.unsqueeze(1)  # (R, L)
+    pairs = inside.unsqueeze(1) & inside.unsqueeze(2) & (positions != positions.unsqueeze(1))  # (R, L, L)
     return ((margin - own + similarity).relu() * pairs).sum() / pairs.sum().clamp(min=1)
 
 
 class CaptionTexts(L.LightningDataModule):
-    """Batches of captions, each behind the start token: random ones to train on, all in their order to validate on.
+    """Batches of captions, each after the start token: shuffled for training, in order for validation.
 
     Args:
-        language_model: whose tokenizer and context the batches must fit.
+        language_model: its tokenizer is used, and its context must be long enough.
         train: captions, e.g. `FeatureStore(…).split("train").captions`, which stay on disk.
         val: captions.
         batch_size: captions of a batch.
-        max_caption_tokens: longer captions are cut; the end token follows all the same.
-        seed: of the order.
+        max_caption_tokens: longer captions are cut; the end token is kept.
+        seed: of the shuffling.
 
     Raises:
-        InputError: there are no captions, or too many tokens of one for the language model.
+        InputError: there are no captions, or captions of that length exceed the language model's context.
     """
 
     def __init__(
@@ -86,11 +96,11 @@ class CaptionTexts(L.LightningDataModule):
         for use, captions in (("train on", train), ("validate on", val)):
             if not len(captions):
                 raise InputError(f"there are no captions to {use}")
-        room = math.inf if language_model.context is None else language_model.context - 1
-        if batch_size < 1 or not 1 <= max_caption_tokens <= room:
+        longest = math.inf if language_model.context is None else language_model.context - 1
+        if batch_size < 1 or not 1 <= max_caption_tokens <= longest:
             raise InputError(
                 f"batch_size={batch_size} must be at least 1, and max_caption_tokens={max_caption_tokens} between 1 "
-                f"and {room}, what language model '{language_model.name}' has room for"
+                f"and {longest}, the context of language model '{language_model.name}' less the start token"
             )
         self.tokenizer, self.start = language_model.tokenizer, start_token(language_model)
         self.captions = {"train": _by_rows(train), "val": _by_rows(val)}
@@ -98,11 +108,11 @@ class CaptionTexts(L.LightningDataModule):
         self._size_before = batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of captions depends on, for a checkpoint."""
+        """The state that the order of captions depends on."""
         return {"batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` gave: within an epoch, a run goes on only with the same batches."""
+        """Load a state; within an epoch, a run continues only with the same batch size."""
         self._size_before = state_dict["batch_size"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -112,10 +122,10 @@ class CaptionTexts(L.LightningDataModule):
         return self._loader("val", None)
 
     def _taken(self) -> int:
-        """Captions of this epoch that were drawn before a run was stopped, from where it now goes on."""
+        """The captions of this epoch that a run had read when it was stopped, and that are skipped now."""
         batches = 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
         if batches and self._size_before != self.batch_size:
-            raise InputError(f"the run was stopped within an epoch: go on with batch_size={self._size_before}")
+            raise InputError(f"the run was stopped within an epoch: continue with batch_size={self._size_before}")
         return batches * self.batch_size
 
     def _loader(self, split: str, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
@@ -125,35 +135,36 @@ class CaptionTexts(L.LightningDataModule):
             self.batch_size,
             sampler=sampler,
             collate_fn=lambda rows: self.batch(captions[np.array(rows)]),
-            generator=torch.Generator().manual_seed(self.seed),  # torch's own would be where dropout draws, too
+            generator=torch.Generator().manual_seed(self.seed),  # separate from torch's default, which dropout uses
         )
 
     def batch(self, captions: Sequence[str]) -> Batch:
-        """Captions -> what is read, what is to be predicted from it, and how much of each row is no padding."""
+        """Captions -> input ids, targets and lengths, see `Batch`."""
         tokens = self.tokens(captions)
         rows = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True, padding_value=self.start)
         return rows[:, :-1], rows[:, 1:], torch.tensor([len(row) - 1 for row in tokens])
 
     def tokens(self, captions: Sequence[str]) -> list[list[int]]:
-        """The start token, those of a caption as far as they are read, and the end token; of each caption."""
-        most = self.max_caption_tokens
-        return [[self.start, *row[:-1][:most], row[-1]] for row in tokenize_captions(self.tokenizer, list(captions))]
+        """The tokens of each caption, cut to `max_caption_tokens`, between start and end token."""
+        longest = self.max_caption_tokens
+        return [[self.start, *row[:-1][:longest], row[-1]] for row in tokenize_captions(self.tokenizer, list(captions))]
 
 
 class CaptionLMTraining(L.LightningModule):
-    """Fine-tunes a language model on captions. Logs `train_loss` and `val_loss`, nats a token, end tokens included, and
-    `contrastive_loss`.
+    """Fine-tunes a language model on captions.
+
+    It logs `train_loss` and `val_loss`, in nats per token, end tokens included, and `contrastive_loss`.
 
     Args:
-        language_model: loaded with tuning "full", or "lora".
-        margin: of the contrastive loss, which is added to the cross-entropy; None: it is not.
-        learning_rate: peak of AdamW's learning rate.
-        weight_decay: AdamW's.
-        warmup_share: the learning rate rises linearly over this share of all steps, then falls linearly to 0.
+        language_model: loaded with tuning "full" or "lora".
+        margin: of the contrastive loss, which is added to the cross-entropy; None: only cross-entropy.
+        learning_rate: peak of the learning rate, of AdamW.
+        weight_decay: of AdamW.
+        warmup_share: share of all steps over which the learning rate rises linearly; then it falls linearly to 0.
         adamw_options: other arguments of `torch.optim.AdamW`, e.g. `eps=1e-6`.
 
     Raises:
-        InputError: the language model cannot be trained, or a value makes no sense.
+        InputError: the language model cannot be trained, or an argument is out of range.
     """
 
     def __init__(
@@ -170,7 +181,9 @@ class CaptionLMTraining(L.LightningModule):
             raise InputError(f"language model '{language_model.name}' is frozen: load it with tuning='full' or 'lora'")
         language_model.check_trainable()
         if margin is not None and not 0 <= margin <= 1:
-            raise InputError(f"margin must lie between 0.0 and 1.0, or be null for cross-entropy alone, not {margin}")
+            raise InputError(
+                f"margin must lie between 0.0 and 1.0, or be None (null) for cross-entropy only, not {margin}"
+            )
         if not 0 < learning_rate < math.inf or not weight_decay >= 0 or not 0 <= warmup_share <= 1:
             raise InputError(
                 "learning_rate must be above 0.0, weight_decay at least 0.0 and warmup_share between 0.0 and 1.0, "
@@ -179,7 +192,7 @@ class CaptionLMTraining(L.LightningModule):
         self.language_model = language_model
         self.margin, self.learning_rate = margin, learning_rate
         self.weight_decay, self.warmup_share, self.adamw_options = weight_decay, warmup_share, adamw_options
-        self.val_loss = MeanMetric(nan_strategy=math.inf)  # by itself it drops a NaN
+        self.val_loss = MeanMetric(nan_strategy=math.inf)  # by default it ignores NaN
 
     def configure_callbacks(self) -> list[Callback]:
         return [MetricsLog()]
@@ -194,13 +207,14 @@ class CaptionLMTraining(L.LightningModule):
                 require_same_reading(lm, prefix.detach(), [row[1:] for row in tokens], max(map(len, tokens)))
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats a token, and the (rows, length, width) last hidden states that it comes from."""
-        read, targets, lengths = batch
+        """Cross-entropy in nats per token, and the (R, L, H) last hidden states."""
+        input_ids, targets, lengths = batch
         lm = self.language_model
-        places = torch.arange(read.shape[1], device=read.device)
-        visible = (places <= places.unsqueeze(1)).expand(len(read), 1, -1, -1)  # padding is behind, where nobody looks
-        hidden = lm.hidden_states(lm.embed(read), places.expand_as(read), visible)
-        inside = places < lengths.unsqueeze(1)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        # A causal mask is enough: padding is at the end, where no token attends to it.
+        causal = (positions <= positions.unsqueeze(1)).expand(len(input_ids), 1, -1, -1)  # (R, 1, L, L)
+        hidden = lm.hidden_states(lm.embed(input_ids), positions.expand_as(input_ids), causal)
+        inside = positions < lengths.unsqueeze(1)  # (R, L)
         nats = token_cross_entropy(hidden[inside], lm.head.weight, lm.head.bias, targets[inside])
         return nats / lengths.sum(), hidden
 
@@ -228,13 +242,13 @@ class CaptionLMTraining(L.LightningModule):
 
 
 class BestFolder(Callback):
-    """Keeps the weights with the lowest validation loss as a folder that `load_language_model` opens.
+    """Saves the weights with the lowest validation loss to a folder that `load_language_model` opens.
 
     Args:
-        folder: written whole whenever a validation is the best so far.
+        folder: replaced atomically whenever a validation is the best so far.
 
     Attributes:
-        loss: the lowest so far.
+        loss: the lowest so far, in nats per token.
 
     Raises:
         InputError: the validation loss is NaN or infinite.
@@ -265,5 +279,5 @@ class BestFolder(Callback):
 
 
 def _by_rows(captions: Texts) -> Any:
-    """Captions that an array of rows can be asked of."""
+    """Captions that can be indexed by an array of rows."""
     return captions if isinstance(captions, Column) else np.array(captions, dtype=object)

@@ -1,4 +1,4 @@
-"""What ZeroCap and MAGIC begin with: the directions of images, and a text to go on from."""
+"""The inputs of ZeroCap and MAGIC: image embeddings of unit length, and the prompt to continue."""
 
 from collections.abc import Iterator
 
@@ -15,16 +15,19 @@ from prefixcap.utils.options import Positive, check_value
 
 
 def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool) -> Iterator[Tensor]:
-    """Embeddings scaled to length one, (at most `batch_size`, dim) float32 at a time, on the encoder's device.
+    """Image embeddings scaled to unit length, in batches.
 
     Args:
-        images: paths or PIL images, or (batch, dim) embeddings of any length, as the encoder gives them.
-        encoder: makes embeddings of images.
-        batch_size: images at a time.
-        progress: show on stderr how many were asked for and done, if it takes longer than a second.
+        images: paths or PIL images, or (images, dim) embeddings of any length, as the encoder returns them.
+        encoder: embeds images.
+        batch_size: images in a batch.
+        progress: show a progress bar on stderr; it advances when the next batch is asked for.
+
+    Yields:
+        (at most `batch_size`, dim) float32, on the encoder's device.
 
     Raises:
-        InputError: an image cannot be read, or embeddings have another width, NaN or infinite numbers.
+        InputError: an image cannot be read, or embeddings have the wrong width or NaN or infinite values.
     """
     batch_size = check_value("batch_size", batch_size, Positive)
     given, dim = check_images(images), encoder.identity.dim
@@ -41,26 +44,26 @@ def directions(images: Images, encoder: Encoder, batch_size: int, progress: bool
 
 
 def start_token(language_model: LanguageModel, text: str | None = None) -> int:
-    """The token that stands before every text: the one spelled so, or that of the language model.
+    """The id of the token before every text: the one called `text`; None: the language model's own.
 
     Raises:
         InputError: there is no such token.
     """
     if text is None:
         return language_model.start_token
-    words: dict[str, int] = language_model.tokenizer.get_vocab()
-    if text not in words:
+    vocabulary: dict[str, int] = language_model.tokenizer.get_vocab()
+    if text not in vocabulary:
         raise InputError(f"language model '{language_model.name}' has no token '{text}': leave out start")
-    return words[text]
+    return vocabulary[text]
 
 
 def prompt_tokens(
     prompt: str, language_model: LanguageModel, encoder: Encoder, max_tokens: int, start: str | None = None
 ) -> list[int]:
-    """The tokens that a caption of at most `max_tokens` goes on from: the start token and those of the prompt.
+    """The tokens that a caption of at most `max_tokens` continues: the start token and those of the prompt.
 
     Raises:
-        InputError: they and the caption exceed the language model's context, or the prompt fills the encoder's.
+        InputError: prompt and caption exceed the language model's context, or the prompt fills the encoder's.
     """
     lm, tower = language_model, encoder.text_tower
     tokens = [start_token(lm, start), *lm.tokenize_prompt(prompt)]

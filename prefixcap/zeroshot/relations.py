@@ -1,12 +1,12 @@
 """The Visual Relations benchmark: A is to B as C is to what? (Tewel et al., "ZeroCap", CVPR 2022, section 5.2, Table 2)
 
-A captioner writes what C + B - A comes to, and the one word that is the answer should be in it. Relations are JSON:
+A captioner captions C + B - A, and the caption should contain the answer, a single word. Relations are JSON:
 
     [{"relation": "food to country", "pair": ["img:sushi.jpg", "img:japan.jpg"], "given": "img:pizza.jpg",
       "answer": "Italy"}, ...]
 
-with A and B as the pair and C as what is given. Each is an operand of `prefixcap.zeroshot.arithmetic`, an image, a text
-or a stored embedding; paths are relative to the file.
+with A and B as the pair and C as given. Each is an operand of `prefixcap.zeroshot.arithmetic`: an image, a text or a
+stored embedding; paths are relative to the file.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prefixcap.zeroshot.magic import Magic
     from prefixcap.zeroshot.zerocap import ZeroCap
 
-FIRST = 5  # words, in which the answer is looked for
+FIRST = 5  # words of a caption, in which the answer is looked for
 OVERALL = "overall"
 
 
@@ -41,7 +41,7 @@ class Relation:
     """A is to B as C is to the answer.
 
     Attributes:
-        name: what is related, the same for all that are scored together.
+        name: of the kind of relation; relations with the same name are scored together.
         a, b, c: operands.
         answer: a word.
     """
@@ -54,19 +54,19 @@ class Relation:
 
     @property
     def expression(self) -> str:
-        """What a captioner is asked."""
+        """The expression that a captioner captions."""
         return f"{self.c} + {self.b} - {self.a}"
 
 
 def read_relations(path: str | Path) -> list[Relation]:
-    """The relations in a file, see its form at the head of this one.
+    """Read a file of relations, see the top of this module for its format.
 
     Raises:
-        InputError: there is no such file, it has another form, or no relations.
+        InputError: there is no such file, it has another format, or no relations.
     """
     entries = read_json(Path(path))
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path} is no list of relations: give a JSON file of [{{'relation': …}}, …]")
+        raise InputError(f"{path} is not a list of relations: give a JSON file of [{{'relation': …}}, …]")
     return [_relation(entry, f"{path}: entry {number}") for number, entry in enumerate(entries)]
 
 
@@ -105,16 +105,19 @@ def answer(
     progress: bool = False,
     **options: Any,
 ) -> list[str]:
-    """What each relation asks for, in the words of a captioner.
+    """Caption the expression of each relation.
 
     Args:
-        captioner: that answers.
+        captioner: generates the captions.
         relations: to answer.
         root: the folder that paths are relative to.
-        journal: keeps captions by expression as they come, and has those that were written before.
-        batch_size: relations that are answered together.
+        journal: stores each caption by its expression; those that it already has are not generated again.
+        batch_size: relations that are captioned together.
         progress: show a progress bar on stderr, if it takes longer than a second.
         options: of the captioner's `caption`.
+
+    Returns:
+        A caption for each relation.
 
     Raises:
         InputError: as `embed_expressions`, `encoder_of` or the captioner.
@@ -127,17 +130,16 @@ def answer(
     with tqdm(total=len(expressions), initial=done, unit=" relations", disable=not progress, delay=1) as bar:
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
-            written = captioner.caption(embed_expressions(batch, encoder, root), **options)
-            journal.add(dict(zip(batch, written, strict=True)))
+            captions = captioner.caption(embed_expressions(batch, encoder, root), **options)
+            journal.add(dict(zip(batch, captions, strict=True)))
             bar.update(len(batch))
     return [journal.results[relation.expression] for relation in relations]
 
 
 def recalled(caption: str, answer: str) -> bool:
-    """True if the answer stands within the first five words of a caption.
+    """Whether the answer is within the first five words of a caption.
 
-    Words are those that BLEU compares: lower-cased, without punctuation. What has several words must stand in one
-    piece.
+    Words are compared as in BLEU, in lower case and without punctuation. An answer of several words must be contiguous.
 
     >>> recalled("The flag of Italy.", "Italy"), recalled("The Italian flag", "Italy")
     (True, False)
@@ -149,21 +151,21 @@ def score(relations: Sequence[Relation], captions: Sequence[str], encoder: Encod
     """The scores of Table 2, by the name of the relation, and "overall".
 
     Args:
-        relations: asked, at least one.
-        captions: what a captioner answered, without the prompt it went on from.
-        encoder: whose text tower compares captions with answers.
+        relations: at least one.
+        captions: of each relation's expression, without the prompt.
+        encoder: its text tower compares captions with answers.
 
     Returns:
-        Of each: "BLEU-1" of all its captions, against the answer as the only reference; "Recall@5", the share that is
-        `recalled`; and "CLIP-score", the mean cosine of the text embeddings of the caption and of "Image of" followed
-        by the answer (section 5.2); all 0.0-1.0, but that a cosine can be negative.
+        For each name: "BLEU-1" of its captions, with the answer as the only reference; "Recall@5", the share of
+        captions that `recalled` accepts; and "CLIP-score", the mean cosine between the text embeddings of the caption
+        and of "Image of" followed by the answer (section 5.2). All are 0.0-1.0, but cosines can be negative.
     """
     parts: dict[str, list[int]] = {}
     for row, relation in enumerate(relations):
         parts.setdefault(relation.name, []).append(row)
     answers = [relation.answer for relation in relations]
     bleu = score_parts(dict(enumerate(captions)), {row: [text] for row, text in enumerate(answers)}, parts, ["BLEU"])
-    found = np.array([recalled(caption, text) for caption, text in zip(captions, answers, strict=True)])
+    recall = np.array([recalled(caption, text) for caption, text in zip(captions, answers, strict=True)])
     first, second = (
         F.normalize(encoder.encode_texts(texts).float(), dim=-1)
         for texts in (captions, [f"Image of {text}" for text in answers])
@@ -172,7 +174,7 @@ def score(relations: Sequence[Relation], captions: Sequence[str], encoder: Encod
     return {
         name: {
             "BLEU-1": bleu[name].corpus["BLEU-1"],
-            f"Recall@{FIRST}": float(found[rows].mean()),
+            f"Recall@{FIRST}": float(recall[rows].mean()),
             "CLIP-score": float(cosines[rows].mean()),
         }
         for name, rows in {**parts, OVERALL: list(range(len(relations)))}.items()
@@ -180,9 +182,9 @@ def score(relations: Sequence[Relation], captions: Sequence[str], encoder: Encod
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """The scores as text, a relation a line."""
+    """The scores as a text table, a line for each relation."""
     names = list(scores[OVERALL])
     width = max(map(len, scores))
     lines = [" " * width + "".join(f"{name:>12}" for name in names)]
-    lines += [name.ljust(width) + "".join(f"{of[key]:12.3f}" for key in names) for name, of in scores.items()]
+    lines += [name.ljust(width) + "".join(f"{values[key]:12.3f}" for key in names) for name, values in scores.items()]
     return "\n".join(lines)

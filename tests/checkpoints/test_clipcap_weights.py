@@ -245,7 +245,7 @@ def test_a_file_without_layers_lacks_them(vocabulary: int, gpt2: Path, tmp_path:
         ("clip_project.model.0.weight", torch.zeros(321, 512), r"is \(321, 512\), not \(320, 512\)"),
         ("clip_project.model.2.weight", torch.zeros(641, 320), r"is \(641, 320\), not \(640, 320\)"),
         ("clip_project.model.2.weight", torch.zeros(640), r"is \(640,\), not a matrix"),
-        ("gpt.transformer.wte.weight", torch.zeros(300, 100), "is 100 wide, no multiple of 64"),
+        ("gpt.transformer.wte.weight", torch.zeros(300, 100), "is 100 wide, not a multiple of 64"),
         ("gpt.lm_head.weight", None, r"differs from 'gpt\.transformer\.wte\.weight'"),
     ],
 )
@@ -286,12 +286,14 @@ def test_the_tokenizer_must_be_there_and_fit(vocabulary: int, tmp_path: Path) ->
 def test_other_files_take_no_argument_of_published_ones(published: PublishedModel, gpt2: Path, tmp_path: Path) -> None:
     captioner = prefixcap.load(save(published.published_state(), tmp_path / "coco.pt"), tokenizer=str(gpt2))
     captioner.save_pretrained(tmp_path / "exported")
-    with pytest.raises(InputError, match=r"exported says by itself what it needs.*leave out tokenizer"):
+    with pytest.raises(
+        InputError, match=r"tokenizer is for .* ClipCap published, and .*exported is none: leave it out"
+    ):
         prefixcap.load(tmp_path / "exported", tokenizer=str(gpt2))
     state = {f"captioner.{name}": weight for name, weight in captioner.checkpoint_state_dict().items()}
     path = save({"prefixcap": captioner.describe(), "state_dict": state}, tmp_path / "ours.ckpt")
     for value in (True, False):
-        with pytest.raises(InputError, match=r"ours\.ckpt says by itself.*leave out normalize_embeddings"):
+        with pytest.raises(InputError, match=r"normalize_embeddings is for .*ours\.ckpt is none: leave it out"):
             prefixcap.load(path, normalize_embeddings=value)
 
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    message = r"^there is no file or folder someone/captioner, and from the model hub it cannot be had: .+$"
+    message = r"^there is no file or folder someone/captioner, and it cannot be downloaded from the model hub: .+$"
     for load in (prefixcap.load, Captioner.from_pretrained):
         with pytest.raises(InputError, match=message):
             load("someone/captioner")

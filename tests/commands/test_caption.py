@@ -144,7 +144,7 @@ def test_mistakes(mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) 
     message = told("--prompt", "a photograph of a dog " * 2000)
     assert "exceed the context of language model 'demo' (128): shorten the prompt" in message
     assert "device 'cuda:77' cannot be used" in told("--device", "cuda:77")
-    assert "leave out tokenizer" in told("--tokenizer", "gpt2")
+    assert "tokenizer is for the files that ClipCap published" in told("--tokenizer", "gpt2")
     assert "no such option: --cktp (Possible options: --ckpt" in mistaken("caption", picture, "--cktp", ckpt)
     assert "missing option '--ckpt'; see `prefixcap caption --help`" in mistaken("caption", picture)
     assert "no image is named" in mistaken("caption", "beams=3", "--ckpt", ckpt)

@@ -114,5 +114,5 @@ def test_bad_requests_are_told(method: str, options: dict[str, Any], message: st
 @pytest.mark.parametrize("method", DECODERS)
 def test_a_language_model_that_keeps_states_is_refused(method: str, kind: str) -> None:
     """It would read the newest word alone, and write on from that."""
-    with pytest.raises(InputError, match=f"language model '{kind}' keeps no keys and values to go on from"):
+    with pytest.raises(InputError, match=f"language model '{kind}' has no key/value cache in every layer"):
         decode(stateful_lm(kind, words=470), torch.randn(1, 4, 32), method)

@@ -163,7 +163,7 @@ def test_rules_that_leave_no_token_are_told(method: str) -> None:
     lm = random_lm("gpt2", seed=0, words=6)
     lm.eos_token_id = 5
     with pytest.raises(
-        InputError, match="no_repeat_ngram=1 and min_tokens=6 leave no token to write: lower min_tokens"
+        InputError, match="no_repeat_ngram=1 and min_tokens=6 leave no possible token: lower min_tokens"
     ):
         decode(lm, torch.randn(2, 3, 32), method, max_tokens=8, min_tokens=6, no_repeat_ngram=1)
     for tokens in decode(lm, torch.randn(20, 3, 32), method, max_tokens=5, min_tokens=5, no_repeat_ngram=1):

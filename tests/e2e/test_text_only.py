@@ -101,7 +101,9 @@ def test_mistakes_are_told(folder: Path, mistake: Callable[..., str], script: Sc
     assert "model.noise is for embeddings of length one: set model.norm" in mistake("train", "data=demo", *noisy)
     needed = mistake("train", "data=demo", store, "model=maccap", "model.noise.copies=null")
     assert "set model.noise.copies=10: the mapper reads several" in needed
-    assert "lm_tuning=full" in mistake("train", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}")
+    assert "set model.lm_tuning=full" in mistake(
+        "train", "data=demo", store, "model=decap_frozen", "lm.scratch={n_layer: 1}"
+    )
     assert "needs memory=STORE" in mistake("eval", "method=clipre", "data=demo")
     assert "there is no feature store" in mistake("train", "data=text", "data.files=no.txt", "model=maccap", "lm=demo")
 
@@ -208,7 +210,7 @@ def test_an_offset_that_the_gap_command_wrote_is_taken(
     np.save(folder / "offset.npy", np.ones(5, np.float32))
     options = ("model=capdec_frozen", f"+model.noise.offset={folder}/offset.npy", f"run_dir={folder}/short")
     told = mistake("train", "data=demo", store, *options)
-    assert "noise.offset has the shape (5,)" in told
+    assert "offset of the noise has the shape (5,)" in told
 
 
 def test_a_corpus_embedded_by_a_resnet_is_nothing_to_learn_regions_from(

@@ -28,7 +28,7 @@ def test_equations_ten_to_thirteen() -> None:
     ("patch_attention", "regions", "message"),
     [
         (None, 2, "need an image tower with a class token"),
-        (torch.ones(1, 3, 4), 4, "4 regions are asked for, but the encoder has 3 patches"),
+        (torch.ones(1, 3, 4), 4, "regions must be at most 3, the patches of the encoder, not 4"),
     ],
 )
 def test_what_has_no_regions(patch_attention: torch.Tensor | None, regions: int, message: str) -> None:

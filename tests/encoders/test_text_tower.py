@@ -105,13 +105,13 @@ def test_every_split_of_a_sentence(encoder: Encoder, tower: TextTower) -> None:
 
 def test_only_what_differs_is_read(tower: TextTower, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    embed = tower.words.forward
+    embed = tower.token_embedding.forward
 
     def counted(tokens: Tensor) -> Tensor:
         read.append(tokens.numel())
         return embed(tokens)
 
-    monkeypatch.setattr(tower.words, "forward", counted)
+    monkeypatch.setattr(tower.token_embedding, "forward", counted)
     beginning = [49406, *range(100, 120)]
     sentences = [[*beginning, 7, END], [*beginning, 8, 9, END], [*beginning[:-1], END]]
     tower.encode(padded(sentences), padded([beginning]), [0, 0, 0])

@@ -95,7 +95,7 @@ def test_python_in_a_checkpoint_is_not_run(
     if closed:
         answers_yes.close()
     line = refused(content, tmp_path / "stranger.ckpt")
-    assert ("brings a file 'conf.py'" if along else "brings code of its own, which is never run") in line
+    assert ("brings a file 'conf.py'" if along else "needs code of its own, which is never run") in line
     assert not (tmp_path / "ran").exists()
     assert closed or answers_yes.tell() == 0
 
@@ -363,7 +363,7 @@ def test_weights_that_are_none(contents: Callable[[str], Content], tmp_path: Pat
 
 
 def test_few_numbers_repeated_do_not_pass_for_many() -> None:
-    with pytest.raises(InputError, match="weight 'a' is no dense tensor"):
+    with pytest.raises(InputError, match="weight 'a' is not a dense tensor"):
         require_tensors({"a": torch.zeros(1).expand(10**9, 10**6)}, "x.ckpt")
     shared = torch.zeros(6)
     assert require_tensors({"a": shared.view(2, 3).T, "b": shared[2:]}, "x.ckpt").keys() == {"a", "b"}

@@ -143,7 +143,7 @@ def test_adapters_on_quantized_weights(quantization: Quantization, folders: dict
     assert losses[-1] < 0.9 * losses[0]
     loaded = prefixcap.load(checkpoint(captioner, tmp_path / "model.ckpt"))
     torch.testing.assert_close(loaded.loss(batch), captioner.loss(batch))
-    with pytest.raises(InputError, match=f"cannot be merged into the {quantization} weights.*lm.quantization=null"):
+    with pytest.raises(InputError, match=f"cannot be merged into the {quantization} .*train without quantization"):
         captioner.save_pretrained(tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
@@ -152,16 +152,19 @@ def test_quantization_and_bitsandbytes_are_asked_for_by_name(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match=r"lm.quantization=4bit needs bitsandbytes: pip install 'prefixcap\[quant"):
+    with pytest.raises(InputError, match=r"quantization='4bit' needs bitsandbytes: pip install 'prefixcap\[quant"):
         load_language_model(folders["gpt2"], quantization="4bit")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bf16"}, "unknown lm.dtype 'bf16': choose one of float32, bfloat16, float16"),
-        ({"quantization": 4}, "unknown lm.quantization '4': choose one of 8bit, 4bit, or null"),
-        ({"tuning": "full", "quantization": "8bit"}, "lm_tuning=full cannot train 8bit weights"),
+        ({"dtype": "bf16"}, "unknown dtype 'bf16': choose one of float32, bfloat16, float16"),
+        ({"quantization": 4}, "unknown quantization '4': choose 8bit or 4bit, or leave it out"),
+        (
+            {"tuning": "full", "quantization": "8bit"},
+            "8bit weights cannot be trained, only adapters.*: set tuning='lora'",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_told(options: dict[str, Any], message: str, folders: dict[str, str]) -> None:

@@ -182,5 +182,5 @@ def test_options_that_do_not_fit_are_told(options: dict[str, Any], message: str,
 
 def test_peft_is_asked_for_by_name(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"lm_tuning=lora needs peft: pip install 'prefixcap\[lora\]'"):
+    with pytest.raises(InputError, match=r"need peft: pip install 'prefixcap\[lora\]'"):
         load_language_model(folders["gpt2"], "lora")

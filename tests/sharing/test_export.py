@@ -175,7 +175,7 @@ def test_what_cannot_be_exported_is_refused(
         export_program(small_captioner(), folder)
     with pytest.raises(InputError, match=r"the captioner is on meta: load it on the CPU"):
         export_program(captioner_of(load_language_model("demo")).to("meta"), folder)
-    with pytest.raises(InputError, match=r"language model 'mamba' keeps no keys and values to go on from"):
+    with pytest.raises(InputError, match=r"language model 'mamba' has no key/value cache in every layer"):
         export_program(captioner_of(stateful_lm("mamba", 470)), folder)
     monkeypatch.delitem(BACKENDS, "colours", raising=False)  # which the example adds
     runpy.run_path(str(ROOT / "docs" / "examples" / "add_encoder.py"))

@@ -167,7 +167,7 @@ def test_a_known_gap_is_recovered(tmp_path: Path) -> None:
     assert plain.notes == [
         "without images/regions in the store there is no region and no mix feature: embed with "
         "`python -m data_prep.embed ... 'features=[image,regions,caption]'`",
-        "no image has two captions: there is no noise variance from captions alone",
+        "no image has two captions: there is no noise variance from captions only",
     ]
 
 
@@ -331,7 +331,7 @@ def test_mistakes(world: Path, tmp_path: Path, mistake: Callable[..., str], monk
     assert embedding in message
     assert "uncaptioned has no captions/embedding;" in gap(world / "uncaptioned")
     assert "no split 'test'; it has train, val" in gap(world / "store", "--split", "test")
-    assert "--pairs is at least 1, not 0" in gap(world / "store", "--pairs", "0")
+    assert "pairs must be at least 1, not 0" in gap(world / "store", "--pairs", "0")
     assert "there is no feature store at" in gap(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     assert "cannot write" in gap(world / "store", "--pairs", "5", "--out", tmp_path / "file" / "gap")

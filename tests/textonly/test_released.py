@@ -151,7 +151,7 @@ def test_a_start_token_is_saved_and_older_captioners_have_none(form: str, tmp_pa
 def test_a_start_token_without_an_embedding_is_told() -> None:
     lm = random_lm("opt", 0)  # of 40 words, with a tokenizer of more
     assert lm.start_token > 40
-    with pytest.raises(InputError, match="start_token is true or false, not 'learn'"):
+    with pytest.raises(InputError, match="start_token must be true or false, not 'learn'"):
         Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4}, start_token="learn")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'random' has 40 word embeddings, and none for its start token"):
         Captioner(lm, IDENTITY, {"name": "mlp", "prefix_length": 4}, start_token=True)
@@ -190,6 +190,11 @@ def test_noise_on_parts_of_length_one(given: str, monkeypatch: pytest.MonkeyPatc
             "prefixcap.captioner.embed_images",
             lambda encoder, files, name: features[name][[int(file[0]) for file in files]],
         )
+        monkeypatch.setattr(
+            "prefixcap.captioner.preprocess_images",
+            lambda encoder, files: torch.tensor([int(file[0]) for file in files]),
+        )
+        monkeypatch.setattr("prefixcap.reranking.encode_feature", lambda encoder, rows, name: features[name][rows])
         monkeypatch.setattr(Captioner, "encoder", lambda self: None)
     else:
         noisy["embeddings"] = embeddings.numpy()

@@ -261,7 +261,7 @@ def test_questions_about_other_images_are_left_out_and_counted(
     result, answers = run_vqa(monkeypatch, options_of(world) | {"split": "val", "sample": "6", "out": "val"})
     assert {entry["image_id"] for entry in answers} <= {1, 2, 3} and len(answers) == 6
     assert result["left out"] in (printed := capsys.readouterr().out)
-    assert "left out: 20 of 32 questions, for want of images 4, 5, 6, 7, 8\n" in printed
+    assert "left out: 20 of 32 questions, without images 4, 5, 6, 7, 8\n" in printed
     assert about([1], [Question(1, 1, "?", "yes")]) == ([Question(1, 1, "?", "yes")], None)
 
 

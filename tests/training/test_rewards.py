@@ -139,7 +139,7 @@ def reader_of(encoder: Encoder, mapper: str = "mlp") -> Captioner:
 
 
 def test_clip_judges_no_captions_of_patches() -> None:
-    with pytest.raises(InputError, match=r"reads images/patches: choose reward='cider'"):
+    with pytest.raises(InputError, match=r"reads images/patches: set reward='cider'"):
         ClipReward(reader_of(load_encoder("demo"), "query"))
 
 

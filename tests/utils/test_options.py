@@ -1,22 +1,29 @@
 """Options by the signature that declares them: names, kinds and ranges."""
 
+import ast
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from annotated_types import Ge, Gt, Interval
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import prefixcap
+from prefixcap.commands.common.hydra_main import OPTIONS
 from prefixcap.decoding import DECODERS, Rules, decoder_options, own_options
 from prefixcap.errors import InputError, OptionError, spell_options
 from prefixcap.utils.options import check_options, check_value, kind_of
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCapOptions
+from tests.conftest import ROOT
 
 Unit = Annotated[float, Interval(gt=0.0, le=1.0)]
 
@@ -125,17 +132,60 @@ def test_no_number_of_any_part_takes_what_is_none(wrong: object) -> None:
 
 def test_options_are_spelled_as_they_are_typed() -> None:
     def mistake() -> None:
-        raise OptionError("too few beams", "beams", 10)
+        raise OptionError("too few beams", beams=10)
 
-    for before, spelled in (
-        ("give --set ", "too few beams: give --set beams=10"),
-        ("set decode.", "too few beams: set decode.beams=10"),
+    for spelling, spelled in (
+        (("--set {}".format, "give"), "too few beams: give --set beams=10"),
+        (("decode.{}".format,), "too few beams: set decode.beams=10"),
     ):
-        with pytest.raises(InputError) as error, spell_options(before):
+        with pytest.raises(InputError) as error, spell_options(*spelling):
             mistake()
         assert str(error.value) == spelled
     with pytest.raises(InputError, match=r"^too few beams: set beams=10$"):
         mistake()
+
+
+def test_values_of_options_are_spelled_for_python_and_for_the_command_line() -> None:
+    error = OptionError("no", dtype="float32", quantization=None, checkpointing=False)
+    assert str(error) == "no: set dtype='float32' or quantization=None or checkpointing=False"
+    typed = error.spelled("lm.{}".format)
+    assert typed == "no: set lm.dtype=float32 or lm.quantization=null or lm.checkpointing=false"
+
+
+def test_errors_of_the_library_speak_python() -> None:
+    """No message outside of commands/ tells a Python user to set an option of the command line, but for a command's."""
+    typed = re.compile(
+        r"\b(model\.(?!resize)|lm\.|trainer\.|optimizer\.|decode\.|scst\.)|lm_tuning|data[.=]|ckpt=|--\w"
+    )
+    root = Path(prefixcap.__file__).parent
+    helpers_of_commands = {"named.py", "spice_setup.py"}
+    messages = 0
+    for file in sorted(root.rglob("*.py")):
+        if file.is_relative_to(root / "commands") or file.name in helpers_of_commands:
+            continue
+        for raised in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(raised, ast.Raise) and raised.exc is not None:
+                constants = [node.value for node in ast.walk(raised.exc) if isinstance(node, ast.Constant)]
+                text = " ".join(value for value in constants if isinstance(value, str))
+                messages += bool(text)
+                assert "data_prep" in text or not typed.search(text), (file.name, text)
+    assert messages > 200
+
+
+def test_options_that_correct_a_mistake_are_those_of_the_command_line() -> None:
+    """Every OptionError of the library names options that are either typed like this or translated for the commands."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train")
+    missing = object()
+    assert all(OmegaConf.select(config, option, default=missing) is not missing for option in OPTIONS.values())
+    raised = {
+        keyword.arg
+        for file in Path(prefixcap.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "OptionError"
+        for keyword in call.keywords
+    }
+    assert raised == OPTIONS.keys() | {"beams"}  # a decoder's, which `spell_options` translates
 
 
 def test_bounds_of_one_side_and_below() -> None:

@@ -111,12 +111,12 @@ def test_expressions_come_to_what_python_makes_of_them(expression: tuple[str, np
         ("", "the expression is empty", None),
         ("  \n", "the expression is empty", None),
         ("img:a + photo:b.jpg", "unknown operand 'photo:b.jpg'", 9),
-        ("img:a - b.jpg", "'b.jpg' is no operand", 9),
+        ("img:a - b.jpg", "'b.jpg' is not an operand", 9),
         ("img:a - txt:'b", "this quote is not closed", 13),
         ("txt:b'", "this quote is not closed", 6),
         ("img:a - (txt:b + 2*(txt:c)", "this bracket is not closed", 9),
         ("img:a - txt:b)", "this bracket was not opened", 14),
-        ("img: a", "'a' is no operand", 6),
+        ("img: a", "'a' is not an operand", 6),
         ("txt:''", "'txt:' names nothing", 1),
         ("2 img:a", "a weight needs '*'", 2),
         ("img:a - 1", "a weight needs '*'", 10),
@@ -124,7 +124,7 @@ def test_expressions_come_to_what_python_makes_of_them(expression: tuple[str, np
         ("img:a img:b", "'+' or '-' is missing before 'img:b'", 7),
         ("img:a +", "an operand is missing", 8),
         ("img:a - *txt:b", "an operand is missing before '*'", 9),
-        ("(" * 9999 + "img:a" + ")" * 9999, "too many brackets", None),
+        ("(" * 9999 + "img:a" + ")" * 9999, "too many nested brackets", None),
     ],
 )
 def test_mistakes_in_expressions(expression: str, message: str, character: int | None) -> None:
@@ -160,7 +160,7 @@ def test_embeddings_are_those_of_numpy(encoder: Encoder, folder: Path) -> None:
     [
         ("txt:a + img:no.jpg", "no.jpg: missing file, at character 9 of the expression"),
         ("img:text.jpg", "text.jpg: not an image, at character 1"),
-        ("emb:store", "'emb:store' names no image of a store"),
+        ("emb:store", "'emb:store' is not an image of a store"),
         ("emb:store#1 - emb:store#7", "store has no image 7, at character 15"),
         ("emb:no#1", "there is no feature store at"),
         ("emb:other#1", "but demo (weights"),

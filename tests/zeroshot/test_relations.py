@@ -104,14 +104,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "is no list of relations"),
-        ([], "is no list of relations"),
+        ({}, "is not a list of relations"),
+        ([], "is not a list of relations"),
         ([GIVEN, 3], "entry 1 must be an object with 'relation', 'pair'"),
         ([GIVEN | {"pair": ["img:a"]}], "entry 0 must be an object with 'relation', 'pair'"),
         ([GIVEN | {"answer": 3}], "entry 0 must be"),
         ([GIVEN | {"answer": "..."}], "entry 0: the answer '...' has no word"),
         ([GIVEN | {"relation": "overall"}], "cannot have the name 'overall'"),
-        ([GIVEN | {"given": "a.jpg"}], "entry 0: 'a.jpg' is no operand"),
+        ([GIVEN | {"given": "a.jpg"}], "entry 0: 'a.jpg' is not an operand"),
         ([GIVEN | {"given": "img:a + img:b"}], "is more than one operand"),
     ],
 )

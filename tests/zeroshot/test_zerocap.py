@@ -419,7 +419,7 @@ def test_no_token_left(world: World) -> None:
 def test_a_language_model_without_keys_and_values(world: World) -> None:
     for kind in ("mamba", "lfm2"):  # in all layers, and in some
         lm = stateful_lm(kind, len(world.lm.tokenizer))
-        with pytest.raises(InputError, match=f"'{kind}' keeps no keys and values to go on from"):
+        with pytest.raises(InputError, match=f"'{kind}' has no key/value cache in every layer"):
             ZeroCap(world.encoder, lm, **QUICK).caption(world.embeddings[:1])
 
 

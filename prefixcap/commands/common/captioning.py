@@ -13,7 +13,7 @@ from data_prep.stores import feature_path, open_store
 from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows, spell_options
-from prefixcap.features import EncoderIdentity
+from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.utils.files import Journal
@@ -23,27 +23,27 @@ from prefixcap.zeroshot.zerocap import ZeroCap
 COPIES = 10  # of the whole image in place of regions: N_cr, the regions that MacCap learns from and reads
 
 
-def needed_feature(captioner: Captioner, regions: int | None) -> str:
+def needed_feature(captioner: Captioner, regions: int | None) -> Feature:
     """What captions are written from, by its name in a store: of the whole image where regions=0 asks for that.
 
     Raises:
         InputError: regions are asked for, and the captioner reads none.
     """
-    if regions is not None and captioner.features != "images/regions":
+    if regions is not None and captioner.features is not Feature.REGIONS:
         raise InputError(
             f"regions={regions} is for captioners that read regions, and this one reads {captioner.features}"
         )
-    return "images/embedding" if regions == 0 else captioner.features
+    return Feature.IMAGE if regions == 0 else captioner.features
 
 
 def open_images(data: DictConfig, captioner: Captioner, regions: int | None = None) -> FeatureStore:
     """The store of a data set that has what a captioner reads of its images. Raises InputError as `open_store` and
     `needed_feature`."""
-    encoder, reads = captioner.encoder_identity.name, captioner.features.removeprefix("images/")
-    if needed_feature(captioner, regions) == "images/embedding":
-        has_more = reads != "embedding" and feature_path(data, encoder, reads).exists()  # and whole images, too
-        reads = reads if has_more else "image"
-    store = open_store(data, encoder, reads)
+    encoder, feature = captioner.encoder_identity.name, captioner.features
+    if needed_feature(captioner, regions) is Feature.IMAGE and feature is not Feature.IMAGE:
+        # A store of what the captioner reads has the embeddings of entire images as well.
+        feature = feature if feature_path(data, encoder, feature.option).exists() else Feature.IMAGE
+    store = open_store(data, encoder, feature.option)
     require_match(store, captioner)
     return store
 
@@ -69,7 +69,7 @@ def write_captions(
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
     reads = needed_feature(captioner, config.regions)
-    if config.memory and reads != "images/embedding":
+    if config.memory and reads is not Feature.IMAGE:
         raise InputError(f"memory= is for captioners that read the whole image, and this one reads {reads}")
     features = _features(config.regions, split, reads, chosen)
     if reads != captioner.features:  # a whole image has no parts
@@ -77,7 +77,7 @@ def write_captions(
     if options.get("rerank") or options.get("unit_parts"):
         options["embeddings"] = split.embeddings[chosen]
     ids = [split.ids[row] for row in chosen.tolist()]
-    with name_rows(ids), spell_options("set decode."):
+    with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
         if reads != captioner.features:

@@ -28,9 +28,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.utils.files import no_space
 from prefixcap.utils.options import declared_options
+
+# What an option that corrects a mistake is called on the command line, by its name in Python.
+OPTIONS = {
+    "accumulate_grad_batches": "trainer.accumulate_grad_batches",
+    "dtype": "lm.dtype",
+    "gradient_checkpointing": "lm.gradient_checkpointing",
+    "heads": "model.mapper.heads",
+    "normalize_embeddings": "model.normalize_embeddings",
+    "reward": "scst.reward",
+    "start_token": "model.start_token",
+    "tuning": "model.lm_tuning",
+}
 
 # What the scripts give to a class by themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
@@ -182,7 +194,7 @@ def _explain(error: Exception) -> str:
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__
     if cause is not None:
-        return str(cause)
+        return cause.spelled(lambda name: OPTIONS.get(name, name)) if isinstance(cause, OptionError) else str(cause)
     first_line = str(error).partition("\n")[0].partition(", set env var")[0]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from prefixcap.captioner import Captioner, load
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows
+from prefixcap.features import Feature
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import read_table, read_text, write_table
@@ -34,7 +35,7 @@ from prefixcap.utils.plotting import command_parser, run_command, save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REGIONS = "images/regions"  # one for each patch, the most looked at first
+REGIONS = Feature.REGIONS  # one for each patch, the most looked at first
 PUBLISHED_VARIANCE = 0.016  # in training, where the paper has its best scores; in the released code at inference, too
 EMBED = "python -m data_prep.embed data=... data.store=FOLDER 'features=[image,regions]' regions="
 
