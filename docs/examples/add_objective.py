@@ -1,6 +1,6 @@
 """An objective of your own: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
 
-python docs/examples/add_objective.py model.objective=label_smoothing objective.smoothing=0.2
+python docs/examples/add_objective.py model.objective=label_smoothing +objective.smoothing=0.2
 """
 
 from torch import Tensor
