@@ -1,6 +1,6 @@
-"""`python -m data_prep.export_features` is `prefixcap export-features`: a feature store as clip-retrieval's files."""
+"""`python -m data_prep.export_features` is `prefixcap export-features`: a feature store in clip-retrieval's format."""
 
-from prefixcap.commands.export_features import main
+from prefixcap.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("export-features")

@@ -1,6 +1,6 @@
-"""`python -m data_prep.import_features` is `prefixcap import-features`: other tools' embeddings as a feature store."""
+"""`python -m data_prep.import_features` is `prefixcap import-features`: a feature store from existing embeddings."""
 
-from prefixcap.commands.import_features import main
+from prefixcap.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("import-features")

@@ -1,6 +1,6 @@
-"""Check a feature store: `python -m data_prep.verify` is `prefixcap verify`."""
+"""Check feature stores: `python -m data_prep.verify` is `prefixcap verify`."""
 
-from prefixcap.commands.verify import main
+from prefixcap.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("verify")

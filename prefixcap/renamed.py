@@ -19,13 +19,13 @@ MODULES = {
     "prefixcap.metrics.scorer": "prefixcap.metrics.metric",
     "prefixcap.sharing.model_card": "prefixcap.checkpoints.model_card",
     "prefixcap.sharing.pretrained": "prefixcap.checkpoints.pretrained",
-    "prefixcap.textonly.figures": "prefixcap.commands.figures.noise_variance",
+    "prefixcap.textonly.figures": "prefixcap.commands.noise_variance",
     "prefixcap.textonly.noise": "prefixcap.noise",
-    "prefixcap.training.ablation": "prefixcap.commands.figures.prefix_length",
+    "prefixcap.training.ablation": "prefixcap.commands.prefix_length",
     "prefixcap.training.averaging": "prefixcap.training.ema",
     "prefixcap.training.cross_entropy": "prefixcap.training.module",
     "prefixcap.training.tracking": "prefixcap.training.loggers",
-    "prefixcap.zeroshot.figures": "prefixcap.commands.figures.zerocap_lambda",
+    "prefixcap.zeroshot.figures": "prefixcap.commands.zerocap_lambda",
 }
 """Modules that documents or configurations named: the old name, and the new one."""
 

@@ -128,7 +128,7 @@ def _options(config: DictConfig) -> set[str]:
 
 def test_other_options_say_what_to_type(mistake: Callable[..., str]) -> None:
     told = mistake("eval", "decode.prompt=a (b]")
-    assert "if that is a text, type 'decode.prompt='\"'\"'a (b]'\"'\"''" in told
+    assert "if this is text, write 'decode.prompt='\"'\"'a (b]'\"'\"''" in told
 
 
 def test_the_commands_read_such_paths(
@@ -151,7 +151,7 @@ def test_the_commands_read_such_paths(
     assert "data.root must be given" in mistake("train", "data=folder", "encoder=demo")
     for data in ("folder", "text"):
         told = mistake("train", f"data={data}", f"data.store={store}", "encoder=demo", "lm=demo", "find=both")
-        assert told.startswith("error: find is learning_rate or batch_size")
+        assert told.startswith("error: find must be learning_rate or batch_size")
 
 
 @pytest.fixture

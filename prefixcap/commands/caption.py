@@ -1,4 +1,4 @@
-"""`prefixcap caption`."""
+"""Caption images: files, folders, patterns or URLs."""
 
 import itertools
 import re
@@ -23,100 +23,101 @@ from prefixcap.utils.files import no_space
 if TYPE_CHECKING:
     from prefixcap.captioner import Captioner
 
-app = typer.Typer()
-
-SHOWN = 5  # of the images that were skipped
+MAX_LISTED = 5  # skipped images
 
 EXAMPLES = """One photograph:
 
   prefixcap caption photo.jpg --ckpt best.ckpt
 
-All below a folder, a text file beside each:
+All images below a folder, a text file next to each:
 
   prefixcap caption photos --ckpt best.ckpt --format sidecar
 
-Of ten captions that are drawn, the three that CLIP finds closest:
+Ten sampled captions per image, of which the three closest to the image, by CLIP:
 
   prefixcap caption 'photos/**/*.png' --ckpt best.ckpt --format json \\
       --out captions.json --decode nucleus --set top_p=0.9 seed=0 \\
       --rerank 10 --count 3
 
-Status 0: all images have captions. 1: some could not be read; they are listed on stderr. \
-2: none could be read, or a mistake. 130: stopped by Ctrl-C. What was written by then is whole."""
+Exit status 0: all images were captioned. 1: some could not be read; they are listed on stderr. \
+2: none could be read, or a mistake in the command. 130: stopped by Ctrl-C; the output is complete up to then."""
 
-WRITTEN, SEARCH = "What is written", "How captions are found"
+OUTPUT, DECODING = "Output", "Decoding"
+COMMAND_CLASS = CommandWithDecoders  # whose help lists the decoders
 
 
-@app.command("caption", rich_help_panel="Caption", epilog=EXAMPLES, cls=CommandWithDecoders)
-def run(
+def main(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT", help="Image files, folders with all below them, quoted patterns such as '*.jpg', URLs."
+            metavar="INPUT",
+            help="Image files, folders (with their subfolders), quoted patterns such as '*.jpg', URLs.",
         ),
     ],
     ckpt: Checkpoint,
     allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch http and https URLs: 50 MB and 30 s each at most.")
+        bool, typer.Option("--allow-urls", help="Fetch http and https URLs, each at most 50 MB and 30 s.")
     ] = False,
     form: Annotated[
         Format,
         typer.Option(
-            "--format", metavar="NAME", rich_help_panel=WRITTEN,
-            help="text (IMAGE<tab>CAPTION), json, jsonl, csv, coco (COCO results), sidecar (photo.txt beside it).",
+            "--format", metavar="NAME", rich_help_panel=OUTPUT,
+            help="text (IMAGE<tab>CAPTION), json, jsonl, csv, coco (COCO results) or sidecar (photo.txt by photo.jpg).",
         ),
     ] = "text",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=WRITTEN, help="Write to a file.", show_default=False),
+        typer.Option(
+            metavar="FILE", rich_help_panel=OUTPUT, show_default=False,
+            help="The output file (default: standard output).",
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=WRITTEN, help="Replace files that are there.")
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing files.")
     ] = False,
     count: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=WRITTEN, help="Captions for each image, the best first.")
+        int, typer.Option(min=1, metavar="N", rich_help_panel=OUTPUT, help="Captions per image, best first.")
     ] = 1,
     decode: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=SEARCH, help="A decoder, see below.", autocompletion=complete_decoder
+            metavar="NAME", rich_help_panel=DECODING, help="A decoder, see below.", autocompletion=complete_decoder
         ),
     ] = "beam",
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", rich_help_panel=SEARCH, help="Options of the decoder, see below.",
+            "--set", metavar="NAME=VALUE", rich_help_panel=DECODING, help="Options of the decoder, see below.",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
         str,
         typer.Option(
-            metavar="TEXT", rich_help_panel=SEARCH, help='How every caption begins: "a photo of".', show_default=False
+            metavar="TEXT", rich_help_panel=DECODING, show_default=False,
+            help='How every caption begins, e.g. "a photo of".',
         ),
     ] = "",
     rerank: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", rich_help_panel=SEARCH, show_default=False,
-            help="Find N captions, and take those that CLIP finds closest to the image.",
+            min=0, metavar="N", rich_help_panel=DECODING, show_default=False,
+            help="Generate N captions, and keep those closest to the image by CLIP.",
         ),
     ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images captioned together.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch.")] = 32,
     device: Device = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="GPT-2's, for a .pt of ClipCap.", show_default=False
+            metavar="FOLDER", help="GPT-2's tokenizer, for a .pt that ClipCap published.", show_default=False
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Caption images: files, folders, patterns or URLs."""
+    """Write the captions, batch by batch."""
     if form == "coco" and count > 1:
-        raise InputError(
-            f"--format coco has one caption an image: leave --count {count} out, or choose another --format"
-        )
-    # `--set beams=10 max_tokens=20` gives the second word here.
+        raise InputError(f"--format coco has one caption per image: omit --count {count}, or choose another --format")
+    # `--set beams=10 max_tokens=20`: the second word arrives among the inputs.
     images = find_images([word for word in inputs if not _is_setting(word)], allow_urls)
     options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs)])
     stop, skipped, written = Stop(), list[str](), 0
@@ -124,9 +125,9 @@ def run(
         with stop, open_output(form, out, images, overwrite) as output:
             captioner = _load(ckpt, device, tokenizer)
             options |= {"decode": decode, "prompt": prompt}
-            found = captions_of(captioner, images, batch_size, count, rerank, options, skipped)
-            with closing(found):
-                for rows in found:
+            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped)
+            with closing(batches):
+                for rows in batches:
                     with stop.deferred():
                         output.add(rows)
                         written += len(rows)
@@ -137,12 +138,12 @@ def run(
     except OSError as error:
         if not no_space(error):
             raise
-        there = f"{out or 'the output'} has the captions of {written:,} of {len(images):,} images"
-        raise InputError(f"no space left on the disk: {there}; free some, and caption the others") from error
+        done = f"{out or 'the output'} has the captions of {written:,} of {len(images):,} images"
+        raise InputError(f"no space left on the disk: {done}; free some, and caption the others") from error
     if skipped:
-        lines = [*skipped[:SHOWN], *([f"and {len(skipped) - SHOWN:,} more"] if len(skipped) > SHOWN else [])]
-        told = "".join(f"\n  {' '.join(line.split())}" for line in lines)
-        print(f"skipped {len(skipped):,} of {len(images):,} images:{told}", file=sys.stderr)
+        more = [f"and {len(skipped) - MAX_LISTED:,} more"] if len(skipped) > MAX_LISTED else []
+        reasons = "".join(f"\n  {' '.join(line.split())}" for line in [*skipped[:MAX_LISTED], *more])
+        print(f"skipped {len(skipped):,} of {len(images):,} images:{reasons}", file=sys.stderr)
     if stop.signal is not None:
         print(f"stopped: {written:,} of {len(images):,} images have captions", file=sys.stderr)
         raise typer.Exit(128 + stop.signal)
@@ -150,7 +151,7 @@ def run(
         raise typer.Exit(1)
 
 
-def captions_of(
+def caption_batches(
     captioner: "Captioner",
     images: Sequence[str],
     batch_size: int,
@@ -159,19 +160,20 @@ def captions_of(
     options: dict[str, Any],
     skipped: list[str],
 ) -> Generator[list[Row]]:
-    """Caption images, batch by batch, while the next ones are read.
+    """Caption images, batch by batch, while the next images are read.
 
     Args:
-        captioner: writes, by its own encoder.
+        captioner: the captioner, whose own encoder reads the images.
         images: paths and URLs.
-        batch_size: how many are captioned together.
-        count: captions for each.
-        rerank: write so many, and take those that the encoder finds closest; 0: the decoder's best.
-        options: of `Captioner.candidates`.
-        skipped: takes in why an image has no caption, "NAME: reason".
+        batch_size: images per batch.
+        count: captions per image.
+        rerank: generate this many candidates per image, and keep those closest to it by the encoder; 0: the decoder's
+            best.
+        options: further arguments of `Captioner.candidates`.
+        skipped: a list that "NAME: reason" is appended to for each image that cannot be read.
 
     Raises:
-        InputError: as `Captioner.candidates`, or the memory is too small for a batch.
+        InputError: `Captioner.candidates` raises it, or a batch does not fit into memory.
     """
     import torch
     from tqdm import tqdm
@@ -204,15 +206,15 @@ def captions_of(
                     raise InputError(f"out of memory: give a smaller --batch-size than {batch_size}") from error
                 # On a terminal the bar makes room for the captions.
                 with tqdm.external_write_mode(sys.stdout) if sys.stderr.isatty() else nullcontext():
-                    yield [(name, found[:count]) for name, found in zip(names, captions, strict=True)]
+                    yield [(name, candidates[:count]) for name, candidates in zip(names, captions, strict=True)]
             bar.update(len(part))
 
 
 def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The options of a decoder that the words NAME=VALUE give.
+    """The options of a decoder in words NAME=VALUE.
 
     Raises:
-        InputError: the decoder has no such option, or a value is of another kind.
+        InputError: the decoder has no such option, or a value has the wrong type.
     """
     from prefixcap.decoding import decoder_options, draws, random_generator
 
@@ -226,7 +228,7 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
             options[name] = known[name].parse(value)
         except ValueError as error:
             kind = {int: "an integer", bool: "true or false"}.get(known[name].kind or str, "a number")
-            raise InputError(f"--set {setting}: {name} is {kind}, not '{value}'") from error
+            raise InputError(f"--set {setting}: {name} must be {kind}, not '{value}'") from error
     if "seed" in options:
         options["seed"] = random_generator(options["seed"])  # all batches draw from it
     return options
@@ -240,20 +242,20 @@ def _load(path: Path, device: str, tokenizer: str | None) -> "Captioner":
     from prefixcap.captioner import load
     from prefixcap.utils.hardware import usable_device
 
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of large images, which are skipped
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
     return load(path, usable_device(device), tokenizer)
 
 
 class Stop:
-    """Within it, Ctrl-C and SIGTERM raise KeyboardInterrupt, but not in the middle of what is `deferred`.
+    """A context in which Ctrl-C and SIGTERM raise KeyboardInterrupt, but not before a `deferred` block has ended.
 
     Attributes:
-        signal: the number of the one that came.
+        signal: the number of the signal that was received; None: none was.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._holding = False
+        self._is_deferring = False
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -264,16 +266,16 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let what is done within it come to its end first."""
-        self._holding = True
+        """A context that a signal does not interrupt; it is raised at the end."""
+        self._is_deferring = True
         try:
             yield
         finally:
-            self._holding = False
+            self._is_deferring = False
         if self.signal is not None:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        if not self._holding:
+        if not self._is_deferring:
             raise KeyboardInterrupt

@@ -1,39 +1,39 @@
-"""Captioners that learn from text, side by side: `prefixcap compare-systems --source coco_text --target flickr30k`.
+"""Train and score captioners that are trained on text only, side by side.
 
-Trains each system on the captions of one data set and evaluates it on the images of another (or the same), for each
-seed, by `train` and `eval`; what is there already is not done again. Prints a table, beside the published numbers of
-MacCap (Qiu et al. 2024, Tables 2 and 3), and writes it to `table.md` and `table.csv`.
+Trains each system on the captions of one data set and evaluates it on the images of another (or the same), for each \
+seed, by `train` and `eval`; finished steps are skipped. Prints a table beside the numbers that MacCap published \
+(Qiu et al. 2024, Tables 2 and 3), and writes it to table.md and table.csv.
 """
 
-import argparse
 import csv
 import io
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from prefixcap.checkpoints.files import read_checkpoint
 from prefixcap.errors import InputError
-from prefixcap.store.named import open_training_store
 from prefixcap.utils.files import as_cell, atomic_write_text, read_json
 
-RIGHT = "right attributes"  # of the small world: share of captions of which every word is true
+RIGHT = "right attributes"  # of the small world: the share of captions in which every word is true
 METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 
 
 @dataclass(frozen=True)
 class System:
-    """How a row of the table comes about.
+    """How a row of the table is computed.
 
     Attributes:
         learner: what is trained: model=… in the small world, experiment=… otherwise; None: nothing.
         train: further options of `train`.
-        evaluate: options of `eval`; MEMORY stands for the store that was learned from, LANGUAGE_MODEL for the name of
-            the frozen language model.
+        evaluate: options of `eval`; MEMORY stands for the training store, LANGUAGE_MODEL for the name of the frozen
+            language model.
     """
 
     learner: str | None
@@ -41,6 +41,10 @@ class System:
     evaluate: tuple[str, ...] = ()
 
 
+EXAMPLES = """  prefixcap compare-systems --source coco_text --target flickr30k
+
+  prefixcap compare-systems --source demo_other --target demo \\
+      --systems Baseline MacCap --seeds 0 1 2"""
 BEAMS = ("decode=beam", "decode.beams=4")
 MEMORY = "memory=MEMORY"
 SYSTEMS = {
@@ -69,6 +73,7 @@ SYSTEMS = {
     ),
     "supervised": System("capdec_frozen", ("model.learns_from=images", "model.noise=null"), BEAMS),
 }
+DEFAULT_SYSTEMS = ("CLIPRe", "Baseline", "CapDec", "DeCap", "MacCap")
 
 # By source and target: B@1, B@4, METEOR, ROUGE-L, CIDEr, SPICE. CapDec, DeCap and MAGIC are rows with a dagger, of a
 # frozen language model.
@@ -128,115 +133,131 @@ PUBLISHED: dict[tuple[str, str], dict[str, tuple[float | None, ...]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="coco_text", help="data= to learn from (default: %(default)s)")
-    parser.add_argument("--target", default="coco", help="data= whose test images are captioned (default: %(default)s)")
-    parser.add_argument(
-        "--systems",
-        nargs="+",
-        choices=SYSTEMS,
-        default=["CLIPRe", "Baseline", "CapDec", "DeCap", "MacCap"],
-        metavar="NAME",
-        help="some of: " + "; ".join(SYSTEMS) + " (default: CLIPRe, Baseline, CapDec, DeCap, MacCap)",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of `train`")
-    parser.add_argument("--evaluate", nargs="+", default=[], metavar="OPTION", help="further options of `eval`")
-    parser.add_argument("--folder", type=Path, help="for all of it (default: runs/systems/SOURCE-to-TARGET)")
-    given = parser.parse_args()
-    folder = given.folder or Path("runs/systems") / f"{given.source}-to-{given.target}"
-    try:
-        found = {
-            name: [score(SYSTEMS[name], name, given, seed, folder) for seed in given.seeds] for name in given.systems
-        }
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    rows = table(found, PUBLISHED.get((given.source, given.target), {}))
+def main(
+    source: Annotated[str, typer.Option(metavar="NAME", help="The data set to train on, as data=NAME.")] = "coco_text",
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="The data set whose test images are captioned, as data=NAME.")
+    ] = "coco",
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME...",
+            help=f"One or more of: {'; '.join(SYSTEMS)} (default: {', '.join(DEFAULT_SYSTEMS)}).",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(metavar="N...", help="Random seeds (default: 0).", show_default=False)
+    ] = None,
+    train: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION...", help="Further options of `train`.", show_default=False)
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION...", help="Further options of `eval`.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The folder of all runs and tables (default: runs/systems/SOURCE-to-TARGET).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train, evaluate, and print the table. Raises InputError if a step fails."""
+    systems, seeds = systems or list(DEFAULT_SYSTEMS), seeds or [0]
+    if unknown := [name for name in systems if name not in SYSTEMS]:
+        raise InputError(f"there is no system '{unknown[0]}': choose from {'; '.join(SYSTEMS)}")
+    folder = folder or Path("runs/systems") / f"{source}-to-{target}"
+    plan = Comparison(source, target, train or [], evaluate or [], folder)
+    scores = {name: [score(SYSTEMS[name], name, plan, seed) for seed in seeds] for name in systems}
+    rows = table(scores, PUBLISHED.get((source, target), {}))
     text = markdown(rows)
     atomic_write_text(folder / "table.md", text)
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(map(as_cell, row) for row in rows)
     atomic_write_text(folder / "table.csv", lines.getvalue())
-    print(
-        f"\n{given.source} to {given.target}, {len(given.seeds)} seeds\n\n{text}\nwritten to {folder}/table.md and .csv"
-    )
+    print(f"\n{source} to {target}, {len(seeds)} seeds\n\n{text}\nwritten to {folder}/table.md and .csv")
 
 
-def score(system: System, name: str, given: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
-    """The metrics of a system, which is trained and evaluated unless it was before."""
-    learner = system.learner or "decap_frozen"  # CLIPRe takes captions from the store that the others learn from
-    run = folder / slug("-".join([learner, *system.train, str(seed)]).replace("model.", ""))
-    last, evaluated = run / "checkpoints" / "last.ckpt", run / "eval" / slug(f"{given.target}-{name}")
-    if not (evaluated / "metrics.json").exists():
+@dataclass(frozen=True)
+class Comparison:
+    """What is the same for all systems: the data sets, further options of `train` and `eval`, and the folder."""
+
+    source: str
+    target: str
+    train: Sequence[str]
+    evaluate: Sequence[str]
+    folder: Path
+
+
+def score(system: System, name: str, plan: Comparison, seed: int) -> dict[str, float]:
+    """The metrics of a system, which is trained and evaluated first unless that was done before."""
+    from prefixcap.checkpoints.files import read_checkpoint
+    from prefixcap.store.named import open_training_store
+
+    learner = system.learner or "decap_frozen"  # CLIPRe retrieves from the store that the others are trained on
+    run = plan.folder / slug("-".join([learner, *system.train, str(seed)]).replace("model.", ""))
+    last, evaluation = run / "checkpoints" / "last.ckpt", run / "eval" / slug(f"{plan.target}-{name}")
+    if not (evaluation / "metrics.json").exists():
         if not last.exists():
-            chosen = ("model" if given.source.startswith("demo") else "experiment") + f"={learner}"
-            call(
-                "train",
-                chosen,
-                f"data={given.source}",
-                *system.train,
-                *given.train,
-                f"seed={seed}",
-                f"run_dir={run}",
-            )
+            chosen = ("model" if plan.source.startswith("demo") else "experiment") + f"={learner}"
+            options = [*system.train, *plan.train, f"seed={seed}", f"run_dir={run}"]
+            call("train", chosen, f"data={plan.source}", *options)
         elif not (run / "eval").exists():
-            call("train", f"ckpt={last}")  # it was interrupted, or else ends at once
-        learned = read_checkpoint(last)["prefixcap"]
-        location = learned["trained_on"]["store"]
-        if f"data.store={location}" not in given.train:
-            open_training_store(learned["trained_on"], last)  # raises where it is not to be opened
-        names = {"MEMORY": location, "LANGUAGE_MODEL": learned["language_model"]["name"]}
-        options = [re.sub("|".join(names), lambda found: names[found[0]], option) for option in system.evaluate]
+            call("train", f"ckpt={last}")  # continues an interrupted run, and leaves a finished one as it is
+        description = read_checkpoint(last)["prefixcap"]
+        location = description["trained_on"]["store"]
+        if f"data.store={location}" not in plan.train:
+            open_training_store(description["trained_on"], last)  # raises InputError if it cannot be opened
+        names = {"MEMORY": location, "LANGUAGE_MODEL": description["language_model"]["name"]}
+        options = [re.sub("|".join(names), lambda name: names[name[0]], option) for option in system.evaluate]
         checkpoint = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}"] if system.learner else []
-        call("eval", *checkpoint, f"data={given.target}", *options, *given.evaluate, f"out={evaluated}")
-    metrics = read_json(evaluated / "metrics.json")
+        call("eval", *checkpoint, f"data={plan.target}", *options, *plan.evaluate, f"out={evaluation}")
+    metrics = read_json(evaluation / "metrics.json")
     if RIGHT in metrics:
         metrics[RIGHT] = metrics[RIGHT]["overall"]
     return dict(metrics)
 
 
 def slug(name: str) -> str:
-    """A name for a folder, of signs that options can hold, too."""
+    """A name as a folder that an option can name without quotes."""
     return re.sub(r"[^\w.]+", "-", name)
 
 
 def call(script: str, *options: str) -> None:
-    """Run another script. Raises InputError if it fails; it has said why."""
+    """Run another command. Raises InputError if it fails; it has said why."""
     print(f"\n$ prefixcap {script} {' '.join(options)}", flush=True)
-    if subprocess.run([sys.executable, "-m", f"prefixcap.commands.{script}", *options]).returncode:
-        raise InputError(f"{script} failed; mend that and run the same command again, it goes on from here")
+    if subprocess.run([sys.executable, "-m", "prefixcap", script, *options]).returncode:
+        raise InputError(f"{script} failed: correct that and run the same command again, which continues from here")
 
 
-def table(found: dict[str, list[dict[str, float]]], published: dict[str, tuple[float | None, ...]]) -> list[list[str]]:
-    """Rows of names and numbers: the mean over seeds, the lowest and the highest; and what was published."""
-    metrics = [name for name in (*METRICS, RIGHT) if all(name in row for rows in found.values() for row in rows)]
+def table(scores: dict[str, list[dict[str, float]]], published: dict[str, tuple[float | None, ...]]) -> list[list[str]]:
+    """Rows of names and numbers: mean, lowest and highest over the seeds of each system; and the published numbers."""
+    metrics = [name for name in (*METRICS, RIGHT) if all(name in row for rows in scores.values() for row in rows)]
     rows = [["", *metrics]]
-    for name, of_seeds in found.items():
-        rows.append([name, *(mean_with_range([of_seed[metric] for of_seed in of_seeds]) for metric in metrics)])
+    for name, runs in scores.items():
+        rows.append([name, *(mean_with_range([run[metric] for run in runs]) for metric in metrics)])
         if name in published:
             numbers = dict(zip(METRICS, published[name], strict=True)) | {RIGHT: None}
-            rows.append(["  published", *("-" if numbers[of] is None else f"{numbers[of]:.3f}" for of in metrics)])
+            rows.append(
+                ["  published", *("-" if numbers[name] is None else f"{numbers[name]:.3f}" for name in metrics)]
+            )
     return rows
 
 
 def mean_with_range(values: list[float]) -> str:
-    """`0.512 (0.498 to 0.523)`: the mean over seeds, the lowest and the highest; of one seed its number."""
+    """`0.512 (0.498 to 0.523)`: mean, lowest and highest over seeds; just the number for one seed."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table whose columns stand below each other."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()

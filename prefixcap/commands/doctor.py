@@ -1,7 +1,11 @@
-"""What a machine has, lacks, and would download."""
+"""Report what is installed on this machine, what is missing, and what would be downloaded.
+
+Status 1: something is broken that every command needs.
+"""
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -11,49 +15,64 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 from prefixcap.demo import ASSETS
 from prefixcap.utils.files import user_cache
 
-EXTRAS_OF_DEVELOPERS = ("dev", "docs")
-# Those that the configurations name first, with the bytes that a download takes.
+DEVELOPER_EXTRAS = ("dev", "docs")
+# The models that the configurations name, with the size of their download in bytes.
 CLIPS = {"ViT-B/32": 354e6, "ViT-L/14": 933e6, "RN50x4": 422e6}
 LANGUAGE_MODELS = {"gpt2": 548e6, "gpt2-medium": 1520e6, "facebook/opt-1.3b": 2632e6}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """The state of one package, model or piece of hardware.
 
     Attributes:
-        group: of things.
-        name: of the thing.
-        state: "ok"; "missing", if something works only with it; or "broken", if nothing works without it.
-        told: more, and what to do.
+        group: the heading that it is listed under.
+        name: its name.
+        state: "ok"; "missing", if some commands need it; "broken", if every command needs it.
+        note: its version, size or place, or what to do.
     """
 
     group: str
     name: str
     state: Literal["ok", "missing", "broken"]
-    told: str
+    note: str
+
+
+EXAMPLES = """  prefixcap doctor
+
+  prefixcap doctor --json"""
+
+
+def main(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the findings; exit with status 1 if one is "broken"."""
+    findings = examine()
+    print(json.dumps([vars(finding) for finding in findings], indent=2) if as_json else format_findings(findings))
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine() -> list[Finding]:
-    """All findings."""
+    """All findings, group by group."""
     return [*_packages(), *_machine(), *_java(), *_extras(), *_models()]
 
 
 def format_findings(findings: list[Finding]) -> str:
-    """Findings as a table."""
-    width = max(len(of.name) for of in findings)
+    """Findings as a table, a line each below the heading of their group."""
+    width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     group = ""
-    for of in findings:
-        if of.group != group:
-            group = of.group
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
             lines += ["", group]
-        lines.append(f"  {of.name:{width}}  {of.state:7}  {of.told}".rstrip())
+        lines.append(f"  {finding.name:{width}}  {finding.state:7}  {finding.note}".rstrip())
     return "\n".join(lines[1:])
 
 
@@ -78,7 +97,7 @@ def _machine() -> Iterator[Finding]:
         import torch
 
         from prefixcap.utils.hardware import cpu_count, memory_bytes
-    except ImportError:  # told among the packages
+    except ImportError:  # reported among the packages
         return
     yield Finding(group, "processors", "ok", f"{cpu_count()}, of which torch uses {torch.get_num_threads()}")
     yield Finding(group, "memory", "ok", _size(memory_bytes()))
@@ -86,14 +105,14 @@ def _machine() -> Iterator[Finding]:
         device = torch.cuda.get_device_properties(number)
         yield Finding(group, f"cuda:{number}", "ok", f"{device.name}, {_size(device.total_memory)}")
     if not torch.cuda.is_available():
-        yield Finding(group, "CUDA", "missing", "captions are written, and models trained, on the CPU")
+        yield Finding(group, "CUDA", "missing", "models run and are trained on the CPU")
     for name, folder in (
-        ("here", Path.cwd()),
+        ("current folder", Path.cwd()),
         ("prefixcap's cache", user_cache()),
         ("model hub's cache", _hub_cache()),
     ):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        yield Finding(group, f"disk, {name}", "ok", f"{_size(shutil.disk_usage(there).free)} free in {folder}")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding(group, f"disk, {name}", "ok", f"{_size(shutil.disk_usage(existing).free)} free in {folder}")
 
 
 def _java() -> Iterator[Finding]:
@@ -109,31 +128,29 @@ def _java() -> Iterator[Finding]:
     if is_set_up():
         yield Finding(group, "SPICE", "ok", f"set up in {spice_folder()}")
     else:
-        yield Finding(
-            group, "SPICE", "missing", "run `prefixcap setup-spice` once: some 400 MB to fetch, 17 MB to keep"
-        )
+        yield Finding(group, "SPICE", "missing", "run `prefixcap setup-spice` once: downloads 400 MB, keeps 17 MB")
 
 
 def _java_version() -> int | None:
-    """Of the Java on the PATH: 8, 11, 17, …; None: there is none that answers."""
+    """The major version of the Java on the PATH: 8, 11, 17, …; None: there is no working one."""
     try:
         done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)  # Java 8 calls itself 1.8
-    return int(found[1]) if found else None
+    version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)  # Java 8 calls itself 1.8
+    return int(version[1]) if version else None
 
 
 def _extras() -> Iterator[Finding]:
     try:
         requirements = importlib.metadata.requires("prefixcap") or []
-    except importlib.metadata.PackageNotFoundError:  # told among the packages
+    except importlib.metadata.PackageNotFoundError:  # reported among the packages
         return
     for requirement in requirements:
-        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
-        if found is None or found[2] in EXTRAS_OF_DEVELOPERS:
+        optional = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if optional is None or optional[2] in DEVELOPER_EXTRAS:
             continue
-        package, extra = found.groups()
+        package, extra = optional.groups()
         try:
             yield Finding("Optional packages", package, "ok", f"{importlib.metadata.version(package)} ({extra})")
         except importlib.metadata.PackageNotFoundError:
@@ -141,7 +158,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    group = "Models (missing ones are downloaded when first asked for)"
+    group = "Models (missing ones are downloaded when they are first used)"
     if (ASSETS / "clip.pt").is_file() and (ASSETS / "language_model").is_dir():
         yield Finding(group, "demo", "ok", "the small world's CLIP and GPT-2, in the package")
     else:
@@ -152,18 +169,19 @@ def _models() -> Iterator[Finding]:
         yield _model(group, f"clip:{name}", file.is_file(), size, clips)
     for name, size in LANGUAGE_MODELS.items():
         snapshots = (_hub_cache() / f"models--{name.replace('/', '--')}").glob("snapshots/*")
-        there = any((of / file).is_file() for of in snapshots for file in ("model.safetensors", "pytorch_model.bin"))
-        yield _model(group, name, there, size, _hub_cache())
+        weights = ("model.safetensors", "pytorch_model.bin")
+        is_cached = any((snapshot / file).is_file() for snapshot in snapshots for file in weights)
+        yield _model(group, name, is_cached, size, _hub_cache())
 
 
-def _model(group: str, name: str, there: bool, size: float, folder: Path) -> Finding:
-    return Finding(
-        group, name, "ok" if there else "missing", f"in {folder}" if there else f"{_size(size)}, to {folder}"
-    )
+def _model(group: str, name: str, is_cached: bool, size: float, folder: Path) -> Finding:
+    if is_cached:
+        return Finding(group, name, "ok", f"in {folder}")
+    return Finding(group, name, "missing", f"{_size(size)}, to {folder}")
 
 
 def _hub_cache() -> Path:
-    """Where transformers keeps what it downloads."""
+    """Where transformers keeps its downloads."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 

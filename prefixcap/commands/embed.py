@@ -1,10 +1,4 @@
-"""Embed the images or sentences of a data set once, into a feature store.
-
-    prefixcap embed data=coco encoder=clip_vit_b32
-    prefixcap embed data=cc3m trainer.devices=8
-
-A run that was stopped continues where it was when the same command is given again.
-"""
+"""`prefixcap embed`: embed the images or sentences of a data set once, into a feature store; see conf/embed.yaml."""
 
 import datetime
 import warnings
@@ -21,8 +15,8 @@ OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling
 
 
 def main(config: DictConfig) -> None:
-    """The command. Raises InputError as `make_store` does."""
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped, with the reason
+    """Make the store, or finish it. Raises InputError as `make_store` does."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are skipped, with the reason
     fabric = _launch(**config.trainer)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
     dtype = config.dtype if config.dtype != "auto" else "float16" if device.type == "cuda" else "float32"
@@ -35,12 +29,12 @@ def main(config: DictConfig) -> None:
 
 
 def _launch(accelerator: str, devices: int | str | list[int], num_nodes: int) -> Fabric:
-    """This process among all those of the run; Lightning starts the others."""
-    alone = num_nodes == 1 and (devices == 1 or (not isinstance(devices, int | str) and len(devices) == 1))
-    # They do nothing together but wait for each other at the end: however long that takes, and on the CPU.
-    together = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(days=100))
+    """This process of the run; Lightning starts the others."""
+    single = num_nodes == 1 and (devices == 1 or (not isinstance(devices, int | str) and len(devices) == 1))
+    # The processes only wait for each other at the end, for however long, on the CPU.
+    several = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(days=100))
     fabric = Fabric(
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto" if alone else together
+        accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="auto" if single else several
     )
     fabric.launch()
     return fabric

@@ -1,4 +1,4 @@
-"""Evaluate a captioner, `prefixcap eval ckpt=PATH`, or captions made elsewhere, `prefixcap eval captions=FILE …`."""
+"""`prefixcap eval`: caption a split and score the captions, or score captions from a file; see conf/eval.yaml."""
 
 import re
 from collections.abc import Callable
@@ -46,15 +46,15 @@ def main(config: DictConfig) -> None:
     method = config.get("method")
     if sum(bool(given) for given in (config.ckpt, method, config.captions, config.compare)) != 1:
         raise InputError(
-            "give ckpt=PATH or method=NAME, to caption and score, or captions=FILE, to score captions made "
-            "elsewhere, or compare=[FOLDER,FOLDER], to compare two evaluations"
+            "give one of: ckpt=PATH or method=NAME, to caption and score; captions=FILE, to score existing captions; "
+            "compare=[FOLDER,FOLDER], to compare two evaluations"
         )
     if config.references and (config.ckpt or method or config.compare or config.get("data")):
         raise InputError(
-            "references= is for captions=FILE without data=, which has references of its own: leave it out"
+            "references= is for captions=FILE without data=, which has its own references: leave references= out"
         )
     if config.limit is not None and not (method and method.name != "clipre"):
-        raise InputError("limit= is for method=zerocap or magic, which take long: leave it out")
+        raise InputError("limit= is for method=zerocap or magic, which are slow: leave it out")
     if config.compare:
         print(compare_folders(config))
         return
@@ -62,7 +62,7 @@ def main(config: DictConfig) -> None:
         raise InputError(f"out={config.out} is a file: name a folder for the results")
     if config.subset and not config.captions:
         raise InputError(
-            "subset=true is for captions=FILE, which may have captions of a part of the images: leave it out"
+            "subset=true is for captions=FILE, which may have captions for only some of the images: leave it out"
         )
     config.metrics = _names(config, "metrics")
     given = {
@@ -113,7 +113,7 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
 
 
 def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
-    """Give each image of a split the caption of a corpus that is closest to it (CLIPRe), and score these."""
+    """Retrieve for each image of a split the closest caption of a corpus (CLIPRe), and score these captions."""
     if not config.memory or not config.get("data"):
         raise InputError(
             "method=clipre needs memory=STORE, the captions to choose from, and the images, e.g. data=coco"
@@ -134,14 +134,14 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
 
 
 def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
-    """Caption a split with a language model that CLIP steers, and score it; what was written before is kept."""
+    """Caption a split with a language model that CLIP steers, and score it; captions of an earlier start are kept."""
     if not config.get("data"):
         raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
     options = dict(config.method)
     name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
     encoder_name = encoder_name or config.data.default_encoder
-    otherwise = "demo" if config.data.default_lm == "demo" else "gpt2-medium"
-    lm_name = lm_name or language_model_beside(encoder_name, otherwise)
+    default_lm = "demo" if config.data.default_lm == "demo" else "gpt2-medium"
+    lm_name = lm_name or language_model_beside(encoder_name, default_lm)
     with naming(missing_language_model, lm_name):
         store = open_store(config.data, encoder_name)
         encoder = load_encoder(store.encoder.name, usable_device(config.device))
@@ -174,12 +174,12 @@ def _add_attribute_accuracy(evaluation: Evaluation, store: FeatureStore, caption
 
 
 def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
-    """Score captions made elsewhere, against a file of references or a split of a data set."""
+    """Score the captions in a file against a file of references or a split of a data set."""
     file = Path(config.captions)
     candidates = read_candidates(file)
     captions = {image: texts[0] for image, texts in candidates.items()}
     several = sum(len(texts) > 1 for texts in candidates.values())
-    notes = [f"{several:,} images have several captions: the first of each is scored, the best"] if several else []
+    notes = [f"{several:,} images have several captions: the first, the best, of each is scored"] if several else []
     language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
@@ -206,15 +206,15 @@ def _same_images(
 ) -> tuple[dict[ImageId, str], dict[ImageId, list[str]], list[str]]:
     """Captions and references by the same ids and in the same order, and notes on images that are left out."""
     captions = by_image(captions, references, files)
-    bare = [repr(image) for image in references if image not in captions]
+    missing = [repr(image) for image in references if image not in captions]
     notes: list[str] = []
-    if bare and len(bare) < len(references):
+    if missing and len(missing) < len(references):
         if not config.subset:
             raise InputError(
-                f"no caption in {config.captions} for {len(bare):,} of {len(references):,} images "
-                f"({listed('image', bare)}): caption these, too, or give subset=true to score only the others"
+                f"no caption in {config.captions} for {len(missing):,} of {len(references):,} images "
+                f"({listed('image', missing)}): caption these, too, or give subset=true to score only the others"
             )
-        notes.append(f"a part: {len(references) - len(bare):,} of {len(references):,} images have a caption")
+        notes.append(f"subset: {len(references) - len(missing):,} of {len(references):,} images have a caption")
         references = {image: texts for image, texts in references.items() if image in captions}
     # As the COCO tools do, which read captions in the order of the images.
     ordered = {image: captions[image] for image in references if image in captions}
@@ -232,7 +232,7 @@ def evaluate_split(
     """Score captions of a split of a store; `training_store` opens the store that the captioner was trained on."""
     split = store.split(config.split)
     training_captions, notes = _training_captions(config, store, training_store)
-    # With limit= some of the images have no captions, otherwise that is a mistake, which `evaluate` tells.
+    # With limit= some images have no captions; otherwise that is a mistake, which `evaluate` reports.
     rows = [row for row, image_id in enumerate(split.ids) if config.limit is None or image_id in captions]
     references = split.references()
     files = {image_id: file for image_id, file in zip(split.ids, split.files, strict=True) if file is not None}
@@ -258,8 +258,8 @@ def evaluate_split(
 def _training_captions(
     config: DictConfig, store: FeatureStore, training_store: Callable[[], FeatureStore] | None
 ) -> tuple[list[str] | None, list[str]]:
-    """The captions that diversity compares with, and notes on them."""
-    if "training_captions" not in needed_inputs(config.metrics):
+    """The training captions, against which diversity counts novel ones, and notes about them."""
+    if "diversity" not in config.metrics:
         return None, []
     notes = []
     try:
@@ -288,7 +288,7 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
 
 
 def _below_runs(path: Path) -> Path:
-    """`runs/eval/`, and below it the path, so that files of one name in two folders do not share their results."""
+    """A folder below `runs/eval` named by the full path, so that files of the same name have different folders."""
     parts = (path if path.is_dir() else path.with_suffix("")).parts
     return Path("runs/eval", *(part for part in parts if part not in (path.anchor, "..")))
 
@@ -297,7 +297,7 @@ def _names(config: DictConfig, option: str) -> list[str]:
     """The list of names that an option holds; a single name needs no brackets."""
     given = config[option]
     if not isinstance(given, ListConfig | str):
-        raise InputError(f"{option}={given} is no list of names: give {option}=[A,B]")
+        raise InputError(f"{option}={given} is not a list of names: give {option}=[A,B]")
     return [given] if isinstance(given, str) else [str(name) for name in given]
 
 

@@ -1,70 +1,68 @@
-"""Make a feature store of embeddings that another tool made.
+"""Make a feature store from embeddings that another tool computed.
 
-    python -m data_prep.import_features laion_folder --store stores/laion --encoder clip:ViT-L/14 --val-share 0.01
-    python -m data_prep.import_features train=a.pkl val=b.pkl --store stores/coco --encoder clip:ViT-B/32
-    python -m data_prep.import_features rows.npy --captions rows.json --store stores/rows --encoder clip:ViT-B/32
+A SOURCE is one of:
 
-A SOURCE is one of
+- a folder with img_emb/*.npy, metadata/*.parquet and optionally text_emb/*.npy, as clip-retrieval writes it
+- a .npy file, or a .npz file (the array `embeddings`, if it has several), with --captions
+- a .pkl or .pt file of ClipCap; code pickled in it is not run
 
-    a folder with img_emb/*.npy, metadata/*.parquet and, if wanted, text_emb/*.npy, as clip-retrieval writes it
-    a .npy or .npz file (of several arrays, `embeddings`), with --captions
-    a .pkl or .pt file of ClipCap; code that is pickled in it is not run
-
-and may have a split written before it, as in val=b.pkl. An import that was stopped goes on where it was when the same
-command is given again.
+SPLIT=SOURCE puts its images into that split. An interrupted import continues when the same command is given again.
 """
 
-import argparse
-import sys
 from pathlib import Path
+from typing import Annotated
 
-from data_prep.interchange.importing import import_features
-from data_prep.stores import print_store
-from prefixcap.encoders import load_encoder
-from prefixcap.errors import InputError
-from prefixcap.store import FeatureStore
+import typer
+
+EXAMPLES = """  prefixcap import-features laion_folder --store stores/laion \\
+      --encoder clip:ViT-L/14 --val-share 0.01
+
+  prefixcap import-features train=a.pkl val=b.pkl --store stores/coco \\
+      --encoder clip:ViT-B/32
+
+  prefixcap import-features rows.npy --captions rows.json \\
+      --store stores/rows --encoder clip:ViT-B/32"""
 
 
-def main() -> None:
-    """The command; a mistake ends in one line and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="prefixcap import-features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or folder, or SPLIT=PATH")
-    parser.add_argument("--store", required=True, type=Path, help="the feature store's folder")
-    parser.add_argument("--encoder", required=True, metavar="NAME", help="who made the embeddings, e.g. clip:ViT-B/32")
-    parser.add_argument(
-        "--captions",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="for a .npy or .npz file: a JSON list with an entry a row, which is a caption, a list of captions, or an "
-        "object with `caption` or `captions` and, if wanted, `image_id`, `file` and `split`",
-    )
-    parser.add_argument("--split", metavar="NAME", help="of each SOURCE that has none written before it")
-    parser.add_argument(
-        "--val-share", default=0.0, type=float, metavar="SHARE", help="of the images without a split, 0.0 to 1.0"
-    )
-    parser.add_argument("--test-share", default=0.0, type=float, metavar="SHARE", help="likewise; the rest is train")
-    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="of the image files (default: the source's)")
-    options = parser.parse_args()
-    try:
-        written = import_features(
-            [_split_and_path(source, options.split) for source in options.sources],
-            options.store,
-            load_encoder(options.encoder).identity,
-            options.captions,
-            options.image_root,
-            options.val_share,
-            options.test_share,
-        )
-        _print_summary(options.store, written)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files or folders, or SPLIT=PATH.")],
+    store: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder of the feature store.")],
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME", help="The encoder that computed the embeddings, e.g. clip:ViT-B/32.")
+    ],
+    captions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="For each .npy or .npz file, in order: a JSON list with an entry for each row, a caption, a list of "
+            "captions, or an object with `caption` or `captions` and optionally `image_id`, `file` and `split`.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The split of each SOURCE without SPLIT=.", show_default=False)
+    ] = None,
+    val_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the images without a split for `val`, 0.0 to 1.0.")
+    ] = 0.0,
+    test_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Likewise for `test`; the rest goes to `train`.")
+    ] = 0.0,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where the image files are (default: what the source says).", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write the store. Raises InputError as `import_features` does."""
+    from data_prep.interchange.importing import import_features
+    from prefixcap.encoders import load_encoder
+
+    split_sources = [_split_and_path(source, split) for source in sources]
+    identity = load_encoder(encoder).identity
+    written = import_features(split_sources, store, identity, captions or [], image_root, val_share, test_share)
+    _print_summary(store, written)
 
 
 def _split_and_path(source: str, split: str | None) -> tuple[str | None, Path]:
@@ -75,16 +73,15 @@ def _split_and_path(source: str, split: str | None) -> tuple[str | None, Path]:
 
 
 def _print_summary(path: Path, written: int) -> None:
+    from data_prep.stores import print_store
+    from prefixcap.store import FeatureStore
+
     store = FeatureStore(path)
     images = sum(store.splits.values())
     if not written:
         print("the store was complete already")
     elif written < images:
-        print(f"went on after {images - written:,} images that were there already")
+        print(f"continued after {images - written:,} images that were there already")
     print_store(store, "images")
     if store.made_with["normalized"]:
         print("embeddings are scaled to length one: train with model.normalize_embeddings=true")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,52 +1,76 @@
-"""What a checkpoint is, told without building its captioner: weights stay on the disk."""
+"""Describe a checkpoint and list its scores.
+
+Prints the encoder, the mapper, the language model, the number of parameters and the training data; for a training \
+run, also its best validation and its evaluations. The weights are not loaded.
+"""
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from torch import Tensor
+import typer
 
-from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_layout
-from prefixcap.checkpoints.files import file_with_weights, read_file, require_checkpoint
-from prefixcap.checkpoints.pretrained import LANGUAGE_MODEL, downloaded, is_hub_name, read_folder
+from prefixcap.commands.common.options import CAPTIONER
 from prefixcap.errors import InputError
-from prefixcap.evaluation.report import table
-from prefixcap.language import count_parameters
 from prefixcap.utils.files import read_json, read_text
 
-SHOWN = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLES = """  prefixcap info runs/demo-transformer/2025-01-31_12-00-00/checkpoints/best.ckpt
+
+  prefixcap info coco_weights.pt --json"""
+METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the description, as text or as JSON."""
+    description = describe(checkpoint)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else format_description(description))
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a checkpoint of training, a folder that `save_pretrained` wrote, or weights that ClipCap published are.
+    """A description of a training checkpoint, a folder written by `save_pretrained`, or weights published by ClipCap.
 
     Returns:
-        Plain JSON values. `parameters` are {"trained": …, "frozen": …}, None where what is frozen is not on this
-        machine; `family` is None where nothing says what it learned from.
+        Plain JSON values. `parameters` are {"trained": …, "frozen": …}; a number is None if the frozen language model
+        is not on this machine. `family` is None if nothing says what the captioner was trained on.
 
     Raises:
-        InputError: it is none of these, or is damaged.
+        InputError: the path is none of these, or is damaged.
     """
+    from prefixcap.checkpoints.clipcap_weights import is_clipcap
+    from prefixcap.checkpoints.files import file_with_weights, read_file
+    from prefixcap.checkpoints.pretrained import downloaded, is_hub_name
+
     path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(path)
     if path.is_dir():
-        found = _describe_folder(path)
+        description = _describe_folder(path)
     else:
         content = read_file(path, mapped=True)
-        found = _describe_published(content, path) if is_clipcap(content) else _describe_checkpoint(content, path)
+        description = _describe_published(content, path) if is_clipcap(content) else _describe_checkpoint(content, path)
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return {"path": str(path), **found, "bytes": sum(file.stat().st_size for file in files)}
+    return {"path": str(path), **description, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def format_description(description: Mapping[str, Any]) -> str:
-    """What `describe` gave, as text."""
+    """The result of `describe` as text, a line for each part."""
+    from prefixcap.evaluation.report import table
+
     encoder, mapper, lm = (description[part] for part in ("encoder", "mapper", "language_model"))
     trained, frozen = description["parameters"].values()
     options = ", ".join(f"{name} {value}" for name, value in mapper.items() if name != "name")
-    of_lm = [lm["name"], lm["tuning"], *(str(lm[name]) for name in ("dtype", "quantization") if lm.get(name))]
-    on, best = description["trained_on"], description.get("best_val_cider")
+    lm_parts = [lm["name"], lm["tuning"], *(str(lm[name]) for name in ("dtype", "quantization") if lm.get(name))]
+    trained_on, best = description["trained_on"], description.get("best_val_cider")
+    images = ", ".join(f"{split} {images:,}" for split, images in trained_on.get("images", {}).items())
+    frozen_parameters = f"those of {lm['name']}, not on this machine," if frozen is None else f"{frozen / 1e6:,.1f}M"
     lines = {
         "is": f"{description['kind']}, {description['bytes'] / 1e6:,.1f} MB",
         "family": description["family"],
@@ -54,22 +78,22 @@ def format_description(description: Mapping[str, Any]) -> str:
         + (f", digest {encoder['digest'][:8]}" if encoder["digest"] else ""),
         "mapper": f"{mapper['name']}: {options}; embeddings "
         + ("scaled to length one" if description["normalize_embeddings"] else "as they are"),
-        "language model": ", ".join(of_lm),
-        "parameters": f"{trained / 1e6:,.1f}M trained, "
-        + (f"{frozen / 1e6:,.1f}M frozen" if frozen is not None else f"those of {lm['name']}, not here, frozen"),
-        "trained on": on
-        and f"{on.get('data')}: " + ", ".join(f"{split} {images:,}" for split, images in on.get("images", {}).items()),
+        "language model": ", ".join(lm_parts),
+        "parameters": f"{trained / 1e6:,.1f}M trained, {frozen_parameters} frozen",
+        "trained on": trained_on and f"{trained_on.get('data')}: {images}",
         "trained until": description.get("step") and f"epoch {description['epoch'] + 1}, step {description['step']:,}",
         "best validation": best and f"CIDEr {best['val_cider']:.3f} in epoch {best['epoch'] + 1}",
     }
-    told = [description["path"], *(f"  {name:16} {value}" for name, value in lines.items() if value)]
+    text = [description["path"], *(f"  {name:16} {value}" for name, value in lines.items() if value)]
     if rows := description.get("evaluations"):
-        shown = {name: {of: row[of] for of in SHOWN if of in row} for name, row in rows.items()}
-        told += ["", *(f"  {line}" for line in table(shown).splitlines())]
-    return "\n".join(told)
+        scores = {name: {metric: row[metric] for metric in METRICS if metric in row} for name, row in rows.items()}
+        text += ["", *(f"  {line}" for line in table(scores).splitlines())]
+    return "\n".join(text)
 
 
 def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+    from prefixcap.checkpoints.files import require_checkpoint
+
     checkpoint = require_checkpoint(content, path)
     run = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
     weights = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("captioner.")}
@@ -86,47 +110,53 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
+    from prefixcap.checkpoints.pretrained import LANGUAGE_MODEL, read_folder
+
     description, weights = read_folder(folder)
-    of_lm = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))
-    return {"kind": "folder of save_pretrained", "family": None, **_described(description, _count(weights), of_lm)}
+    lm_parameters = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))
+    described = _described(description, _count(weights), lm_parameters)
+    return {"kind": "folder of save_pretrained", "family": None, **described}
 
 
 def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    from prefixcap.checkpoints.clipcap_weights import read_layout
+
     config, encoder, mapper, weights = read_layout(content, path)
-    of_mapper = _count({name: weight for name, weight in weights.items() if name.startswith("mapper.")})
-    # What was published is "Transformer", with GPT-2 as it was, and "MLP + GPT2 tuning" (Table 1 of the paper).
-    of_both = _count(weights)
-    tuning, trained = ("frozen", of_mapper) if mapper["name"] == "transformer" else ("full", of_both)
+    in_mapper = _count({name: weight for name, weight in weights.items() if name.startswith("mapper.")})
+    # Published were "Transformer", with a frozen GPT-2, and "MLP + GPT2 tuning" (Table 1 of the paper).
+    total = _count(weights)
+    tuning, trained = ("frozen", in_mapper) if mapper["name"] == "transformer" else ("full", total)
     return {
         "kind": "weights that ClipCap published",
-        "family": "learned from images with captions",
+        "family": "trained on images with captions",
         "encoder": vars(encoder),
         "mapper": mapper,
         "normalize_embeddings": mapper["name"] == "transformer",
         "language_model": {"name": f"GPT-2, {config.n_layer} layers of {config.n_embd}", "tuning": tuning},
-        "parameters": {"trained": trained, "frozen": of_both - trained},
+        "parameters": {"trained": trained, "frozen": total - trained},
         "trained_on": {},
     }
 
 
-def _described(description: dict[str, Any], own: int, of_lm: int = 0) -> dict[str, Any]:
-    """What `Captioner.describe` said, and how many parameters there are: the `own` ones that were trained, those of a
-    language model that lies beside them, and those of one that is only named."""
+def _described(description: dict[str, Any], saved: int, in_lm_folder: int = 0) -> dict[str, Any]:
+    """The result of `Captioner.describe`, with the number of parameters: `saved` ones, those of a language model in a
+    folder beside them, and otherwise those of the language model of that name."""
+    from prefixcap.language import count_parameters
+
     lm = {name: value for name, value in description["language_model"].items() if name != "files"}
     is_tuned = lm["tuning"] == "full"
-    frozen = 0 if is_tuned else of_lm or count_parameters(lm["name"])
-    return description | {
-        "language_model": lm, "parameters": {"trained": own + of_lm if is_tuned else own, "frozen": frozen}
-    }  # fmt: skip
+    frozen = 0 if is_tuned else in_lm_folder or count_parameters(lm["name"])
+    trained = saved + in_lm_folder if is_tuned else saved
+    return description | {"language_model": lm, "parameters": {"trained": trained, "frozen": frozen}}
 
 
-def _count(weights: Mapping[str, Tensor]) -> int:
-    """Parameters, each once where two names stand for one."""
+def _count(weights: Mapping[str, "Tensor"]) -> int:
+    """The number of parameters; one that has two names counts once."""
     return sum({weight.data_ptr(): weight.numel() for weight in weights.values()}.values())
 
 
 def _count_in(file: Path) -> int:
-    """Parameters in a safetensors file; it keeps none twice."""
+    """The number of parameters in a safetensors file, which stores each once."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -137,7 +167,7 @@ def _count_in(file: Path) -> int:
 
 
 def _family(run: Path | None) -> str | None:
-    """What the captioner learned from, as its run's configuration says."""
+    """What the captioner was trained on, according to its run's configuration."""
     import yaml
 
     if run is None or not (run / "config.yaml").is_file():
@@ -145,14 +175,12 @@ def _family(run: Path | None) -> str | None:
     model = (yaml.safe_load(read_text(run / "config.yaml")) or {}).get("model", {})
     if model.get("learns_from") == "text":
         noise = (model.get("noise") or {}).get("variance")
-        return (
-            f"learned from captions alone, with noise of variance {noise}" if noise else "learned from captions alone"
-        )
-    return "learned from images with captions"
+        return "trained on captions only" + (f", with noise of variance {noise}" if noise else "")
+    return "trained on images with captions"
 
 
 def _best(file: Path) -> dict[str, float] | None:
-    """The highest CIDEr of a validation, and when that was."""
+    """The highest validation CIDEr, with its epoch and step."""
     if not file.is_file():
         return None
     rows = [row for row in csv.DictReader(io.StringIO(read_text(file))) if row.get("val_cider")]

@@ -1,4 +1,4 @@
-"""The Visual Relations benchmark, `prefixcap relations method=zerocap_arithmetic`; see conf/relations.yaml."""
+"""`prefixcap relations`: the Visual Relations benchmark; see conf/relations.yaml."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     if out.is_file():
         raise InputError(f"out={out} is a file: name a folder for the results")
     if bool(config.ckpt) == bool(method):
-        raise InputError("give ckpt=PATH or method=NAME, who answers, e.g. method=zerocap_arithmetic")
+        raise InputError("give the captioner that answers, ckpt=PATH or method=NAME, e.g. method=zerocap_arithmetic")
     file = Path(config.relations or write_relations(Path(config.root)))
     relations = choose(read_relations(file), config)
     captioner = load_captioner(config)
@@ -64,17 +64,17 @@ def main(config: DictConfig) -> None:
 
 
 def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
-    """Who answers."""
+    """The captioner that answers: a trained one, or a language model that CLIP steers."""
     device = usable_device(config.device)
     if config.ckpt:
         return load(config.ckpt, device)
     options = dict(config.method)
     if options["name"] not in METHODS:
-        raise InputError(f"method={options['name']} cannot be asked: give one that CLIP steers, or ckpt=PATH")
+        raise InputError(f"method={options['name']} cannot answer: give a method that CLIP steers, or ckpt=PATH")
     name, lm, encoder = (options.pop(option) for option in ("name", "lm", "encoder"))
-    own = not config.relations  # the small world's
-    encoder = encoder or ("demo" if own else "clip:ViT-B/32")
-    lm = lm or language_model_beside(encoder, "demo" if own else "gpt2-medium")
+    is_demo = not config.relations
+    encoder = encoder or ("demo" if is_demo else "clip:ViT-B/32")
+    lm = lm or language_model_beside(encoder, "demo" if is_demo else "gpt2-medium")
     with naming(missing_language_model, lm):
         opened = load_encoder(encoder, device)
     options = check_options(f"method {name}", METHODS[name], options, positional=2)
@@ -82,14 +82,18 @@ def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
 
 
 def choose(relations: list[Relation], config: DictConfig) -> list[Relation]:
-    """The first few relations of each name that is asked for."""
-    there = list(dict.fromkeys(relation.name for relation in relations))
-    names = there if config.names is None else [config.names] if isinstance(config.names, str) else config.names
-    if unknown := [name for name in names if name not in there]:
-        raise InputError(f"there are no relations '{unknown[0]}': choose from {', '.join(there)}")
+    """The first relations of each chosen name."""
+    available = list(dict.fromkeys(relation.name for relation in relations))
+    names = available if config.names is None else [config.names] if isinstance(config.names, str) else config.names
+    if unknown := [name for name in names if name not in available]:
+        raise InputError(f"there are no relations '{unknown[0]}': choose from {', '.join(available)}")
     if config.first is not None and config.first < 1:
         raise InputError(f"first must be at least 1, or null for all relations, not {config.first}")
-    return [of for name in names for of in [of for of in relations if of.name == name][: config.first]]
+    return [
+        relation
+        for name in names
+        for relation in [relation for relation in relations if relation.name == name][: config.first]
+    ]
 
 
 if __name__ == "__main__":

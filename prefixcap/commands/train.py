@@ -1,4 +1,4 @@
-"""Train a captioner: `prefixcap train [model=…] [data=…] [lm=…] [encoder=…] [experiment=…]`; see conf/train.yaml."""
+"""`prefixcap train`: train a captioner; see conf/train.yaml."""
 
 import math
 import shlex
@@ -36,16 +36,16 @@ from prefixcap.utils.options import check_options
 
 
 def main(config: DictConfig) -> float | None:
-    """The best val_cider, or -val_loss (see `monitored`), which a sweep may maximise; None where something was to be
-    found instead of trained."""
+    """Train, and return the best val_cider, or -val_loss (see `monitored`), which a sweep may maximize; None if find=
+    asks for a value instead, or nothing was validated."""
     config = resolve_run_config(config)
     run_dir = Path(config.run_dir)
-    loggers = open_loggers(config, config.ckpt)  # before what takes long: a package may be missing
+    loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing
 
     with naming(missing_language_model, config.lm.name):
         store = open_store(config.data, config.encoder.name, required_feature(config.model))
     require_encoder_name(store, config.encoder.name)
-    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
     lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
@@ -82,18 +82,18 @@ def main(config: DictConfig) -> float | None:
     keep_config(config)
     trained, frozen = trainable_parameters(captioner)
     rank_zero_print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
-    go_on = f"go on with {command('train')} ckpt={last_checkpoint.path}"
-    fit(trainer, training, data, config.ckpt, go_on, memory_saving_overrides(config))
+    how_to_continue = f"continue with {command('train')} ckpt={last_checkpoint.path}"
+    fit(trainer, training, data, config.ckpt, how_to_continue, memory_saving_overrides(config))
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopped_epoch:
-        rank_zero_print(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} got no better")
+        rank_zero_print(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} no longer improved")
     if best.best_model_score is None:
-        rank_zero_print(f"ended before the first validation: {last_checkpoint.path} holds what was learned")
+        rank_zero_print(f"ended before the first validation: {last_checkpoint.path} has the trained weights")
         return None
     rank_zero_print(f"best checkpoint: {best.best_model_path} ({monitor} {best.best_model_score:.3f})")
     if training.same_captions:
         rank_zero_print(
-            "warning: all validation images have the same caption, so nothing was learned about images: train longer "
+            "warning: all validation images have the same caption, so nothing about images was learned: train longer "
             "(trainer.min_steps), or with another optimizer.learning_rate"
         )
     options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config, store)])
@@ -102,7 +102,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def monitored(config: DictConfig, split: StoreSplit) -> str:
-    """What `best.ckpt` is picked by: val_cider; but val_loss, and a line that says so, where val_cider is always 0."""
+    """The metric that chooses `best.ckpt`: val_cider, or val_loss if val_cider is always 0, which a line reports."""
     limit, batches = config.trainer.get("limit_val_batches"), math.ceil(len(split) / config.batch_size)
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -113,22 +113,22 @@ def monitored(config: DictConfig, split: StoreSplit) -> str:
         return "val_cider"
     images = "1 validation image" if len(references) == 1 else f"{len(references):,} validation images"
     rank_zero_print(
-        f"val_cider is 0 whatever captions say: no word of {images} is rarer than another. val_loss picks best.ckpt"
+        f"val_cider is 0 for any caption: no word of {images} is rarer than another. val_loss chooses best.ckpt"
     )
     return "val_loss"
 
 
 def monitoring(callbacks: DictConfig, monitor: str) -> DictConfig:
-    """Callbacks that look at val_cider, looking at `monitor` in its place."""
-    looking = callbacks.copy()
-    for options in looking.values():
+    """The callbacks, where those that monitor val_cider monitor `monitor` instead."""
+    changed = callbacks.copy()
+    for options in changed.values():
         if options.get("monitor") == "val_cider" and monitor == "val_loss":
             options.update(monitor=monitor, mode="min")
-    return looking
+    return changed
 
 
 def images_to_caption(config: DictConfig, store: FeatureStore) -> list[str]:
-    """Options that name the images to evaluate on, ready for a shell; none, where the checkpoint says which."""
+    """Options that name the images to evaluate on, quoted for a shell; none if the checkpoint names them."""
     if config.model.learns_from != "text":  # `eval` opens no URL that a checkpoint names
         return list(config.data.options) if is_remote(store.location) else []
     if "images" in config.data:
@@ -139,7 +139,7 @@ def images_to_caption(config: DictConfig, store: FeatureStore) -> list[str]:
 
 
 def required_feature(model: DictConfig) -> str:
-    """What is read of a feature store, as the offline step calls it."""
+    """The feature that the mapper reads, by its name in `features=` of `prefixcap embed`."""
     if model.learns_from not in ("images", "text"):
         raise InputError(f"unknown model.learns_from '{model.learns_from}': choose images or text")
     if model.learns_from == "text":
@@ -149,9 +149,11 @@ def required_feature(model: DictConfig) -> str:
 
 
 def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
-    """What is done to embeddings in training."""
+    """The noise on embeddings in training; None: there is none."""
     if model.learns_from == "text" and not captioner.normalize_embeddings:
-        raise InputError("texts and images are alike in direction, not in length: set model.normalize_embeddings=true")
+        raise InputError(
+            "embeddings of texts and images agree in direction, not in length: set model.normalize_embeddings=true"
+        )
     if model.noise is not None and not captioner.normalize_embeddings:
         raise InputError("model.noise is for embeddings of length one: set model.normalize_embeddings=true")
     options = {"variance": 0.0} if model.noise is None and model.learns_from == "text" else model.noise
@@ -160,9 +162,9 @@ def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     options = dict(options)
     if offset := options.get("offset"):
         options["offset"] = read_offset(Path(offset))
-    made = Noise(**check_options("model.noise", Noise, options))
+    noise = Noise(**check_options("model.noise", Noise, options))
     several = captioner.features is not Feature.IMAGE
-    if model.learns_from == "text" and several != (made.copies is not None):
+    if model.learns_from == "text" and several != (noise.copies is not None):
         needed = "10: the mapper reads several" if several else "null: the mapper reads one"
         raise InputError(f"a text has one embedding; set model.noise.copies={needed}")
     if several and ":RN" in captioner.encoder_identity.name:
@@ -170,29 +172,29 @@ def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
             f"{captioner.encoder_identity.name} is a ResNet, whose images have no patches to make regions of: "
             "embed the texts with a ViT, e.g. encoder=clip_vit_b32, or choose model=capdec_frozen"
         )
-    return made
+    return noise
 
 
 def run_finder(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
-    """A learning rate or a batch size to train with, as the option that says so."""
+    """Find a learning rate or a batch size to train with, and return it as an option."""
     if what == "learning_rate":
         table = run_dir / "lr_find.csv"
         rate = find_learning_rate(trainer, training, data, table)
-        return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has it at each rate"
+        return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has all rates"
     if what == "batch_size":
-        return f"batch_size={find_batch_size(trainer, training, data)}   # what fits, less 5%"
-    raise InputError(f"find is learning_rate or batch_size, not {what!r}")
+        return f"batch_size={find_batch_size(trainer, training, data)}   # the largest that fits, less 5%"
+    raise InputError(f"find must be learning_rate or batch_size, not {what!r}")
 
 
 def memory_saving_overrides(config: DictConfig) -> list[str]:
-    """Options that save memory: what costs nothing, or least, first."""
+    """Options that save memory, those that cost least first."""
     knobs = []
     if config.trainer.precision == "32-true":
         knobs.append("trainer.precision=bf16-mixed")
     if config.model.objective == "scst":
         knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")
     elif not config.data.group_captions:
-        knobs.append("data.group_captions=true (computes a prefix once for all captions of an image)")
+        knobs.append("data.group_captions=true (computes one prefix for all captions of an image)")
     knobs += half_batch(config)
     if not config.lm.gradient_checkpointing:
         knobs.append("lm.gradient_checkpointing=true")
@@ -206,11 +208,11 @@ def objective_options(config: DictConfig) -> dict[str, Any]:
 
 
 def require_encoder_name(store: FeatureStore, name: str) -> None:
-    """Refuse embeddings of another encoder than the one that is asked for."""
+    """Raise InputError if the embeddings in a store are those of another encoder than the configured one."""
     if store.encoder.name != name:
         raise InputError(
-            f"the feature store {store.location} was made by encoder '{store.encoder.name}', but '{name}' is "
-            f"asked for: set encoder.name={store.encoder.name}, or embed the images again"
+            f"the feature store {store.location} was made with encoder '{store.encoder.name}', not "
+            f"'{name}': set encoder.name={store.encoder.name}, or embed the images again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on captions alone: `prefixcap train-lm [data=…] [lm=…]`; see conf/train_lm.yaml."""
+"""`prefixcap train-lm`: fine-tune a language model on captions; see conf/train_lm.yaml."""
 
 import math
 import warnings
@@ -27,18 +27,18 @@ def main(config: DictConfig) -> None:
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     del lm["lora"]
     train_captions, val_captions = captions(config)
-    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws, too
+    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
     language_model = load_language_model(**check_options("lm", load_language_model, lm | {"tuning": "full"}))
     training = CaptionLMTraining(language_model, config.margin, **config.optimizer)
     data = CaptionTexts(
         language_model, train_captions, val_captions, config.batch_size, config.max_caption_tokens, config.seed
     )
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are made in no time
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # batches take no time to prepare
     best = BestFolder(run_dir / "language_model")
     last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
     trainer = make_trainer(config, loggers, [best, last])
     rank_zero_print(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
-    fit(trainer, training, data, checkpoint, "the same command goes on from there", half_batch(config))
+    fit(trainer, training, data, checkpoint, "the same command continues from there", half_batch(config))
     if not math.isfinite(best.loss):
         raise InputError(
             f"training ended before the first validation: set trainer.val_check_interval to at most "
@@ -49,7 +49,7 @@ def main(config: DictConfig) -> None:
 
 
 def unfinished(config: DictConfig, run_dir: Path) -> str | None:
-    """The checkpoint to go on from, if the same command was given before. Raises InputError if it was another."""
+    """The checkpoint to continue from, if the same command was started before. Raises InputError if another was."""
     file, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
     text = OmegaConf.to_yaml(config, resolve=True)
     if not last.exists():
@@ -57,24 +57,24 @@ def unfinished(config: DictConfig, run_dir: Path) -> str | None:
         return None
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         raise InputError(
-            f"{run_dir} holds a run with other options ({file}): give those, to go on with it, or another run_dir"
+            f"{run_dir} holds a run with other options ({file}): give these to continue it, or another run_dir"
         )
     return str(last)
 
 
 def captions(config: DictConfig) -> tuple[Texts, Texts]:
-    """To train on, and to validate on: from the feature store, or, if none is named, of sentences from their files."""
+    """Captions for training and for validation: from the feature store, or without one from the files of sentences."""
     if config.data.store or not config.data.get("sentences", False):
         store = open_store(config.data, config.encoder.name)
         return store.split("train").captions, store.split("val").captions
     dataset = read_dataset(config.data.reader)
-    found: dict[str, list[str]] = {"train": [], "val": []}
+    texts: dict[str, list[str]] = {"train": [], "val": []}
     for shard in dataset.shards:
         for sample in shard.read()[0]:
-            found.get(sample.record.split, []).extend(sample.record.captions)
-    if not found["val"]:
+            texts.get(sample.record.split, []).extend(sample.record.captions)
+    if not texts["val"]:
         raise InputError("there are no sentences to validate on: set data.reader.val_share, e.g. to 0.02")
-    return found["train"], found["val"]
+    return texts["train"], texts["val"]
 
 
 if __name__ == "__main__":

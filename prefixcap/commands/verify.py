@@ -1,16 +1,19 @@
-"""Check a feature store: `python -m data_prep.verify STORE [STORE ...]`.
+"""Check feature stores, every byte.
 
-Reads every byte and checks counts, digests, that every embedding is finite, and that every caption points to an image.
-Prints what is wrong and what to do about it; ends with status 1 if anything is. Where all pieces of a store are there
-and only its parts or its index are missing (as when pieces made on several machines were put together), they are made.
+Checks counts and digests, that every embedding is finite, and that every caption belongs to an image. Prints what is \
+wrong and what to do about it, with status 1.
+
+A store whose pieces are complete, but whose parts or index are missing (as after copying pieces from several machines \
+together), is joined first.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from tqdm import tqdm
 
 from prefixcap.errors import InputError
@@ -19,17 +22,16 @@ from prefixcap.store.format import RERUN_HINT, PartEntry, read_index
 from prefixcap.store.part import Part
 from prefixcap.store.writer import describe
 
-ROWS = 4096  # of features that are checked at once
+ROWS = 4096  # checked at once
+EXAMPLES = """  prefixcap verify stores/coco-clip-vit-b-32"""
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="prefixcap verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stores", nargs="+", type=Path, metavar="STORE", help="the folder of a feature store")
+def main(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Folders of feature stores.")],
+) -> None:
+    """Print a line for each store, and its problems; exit with status 1 if there are any."""
     wrong = False
-    for store in parser.parse_args().stores:
+    for store in stores:
         try:
             if read_index(store) is None and (store / "pieces").is_dir():
                 join(store)
@@ -39,18 +41,19 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             wrong = True
             continue
-        problems = list(problems_of(store)) or list(_problems_between_parts(opened))
+        problems = list(find_problems(store)) or list(_problems_across_parts(opened))
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         wrong |= bool(problems)
         if not problems:
             splits = ", ".join(f"{name} {count:,}" for name, count in opened.splits.items())
-            print(f"{store}: whole; {splits}; captions {opened.captions:,}; encoder {opened.encoder.name}")
-    sys.exit(1 if wrong else 0)
+            print(f"{store}: intact; {splits}; captions {opened.captions:,}; encoder {opened.encoder.name}")
+    if wrong:
+        raise typer.Exit(1)
 
 
-def problems_of(store: Path) -> Iterator[str]:
-    """What is wrong with the parts of a finished store, a line each, with what to do."""
+def find_problems(store: Path) -> Iterator[str]:
+    """Problems in the parts of a finished store: a line each, with what to do."""
     index = read_index(store)
     assert index is not None
     hashes = [np.empty(0, np.int64)]
@@ -59,20 +62,21 @@ def problems_of(store: Path) -> Iterator[str]:
         redo = f"delete {part.path} and {RERUN_HINT}"
         try:
             if part.digest() != entry.digest:
-                yield f"{part.path} is not as it was written (its digest differs): {redo}"
+                yield f"{part.path} has changed since it was written (its digest differs): {redo}"
                 continue
-            yield from (f"{part.path}: {problem}: {redo}" for problem in _problems_of_part(part, entry))
+            yield from (f"{part.path}: {problem}: {redo}" for problem in _part_problems(part, entry))
             hashes.append(np.array([hash(image_id) for image_id in part["images/id"]], np.int64))
         except InputError as error:
             yield str(error)
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    if len(twice := values[counts > 1]):
+    if len(duplicates := values[counts > 1]):
         parts = (Part(store / entry.file) for entry in index.parts)
-        first = next(image_id for part in parts for image_id in part["images/id"] if hash(image_id) == twice[0])
-        yield f"{len(twice)} image ids come twice, {first!r} for one: mend the data set and embed it into a new store"
+        first = next(image_id for part in parts for image_id in part["images/id"] if hash(image_id) == duplicates[0])
+        example = f"{len(duplicates)} image ids occur twice, e.g. {first!r}"
+        yield f"{example}: correct the data set and embed it into a new store"
 
 
-def _problems_of_part(part: Part, entry: PartEntry) -> Iterator[str]:
+def _part_problems(part: Part, entry: PartEntry) -> Iterator[str]:
     for name in part.features:
         rows = part.mapped(name)
         bad = sum(
@@ -84,26 +88,22 @@ def _problems_of_part(part: Part, entry: PartEntry) -> Iterator[str]:
     problems = list(part.problems())
     yield from problems
     if not problems:
-        yield from _wrong_entries(part, entry)
+        yield from _index_problems(part, entry)
 
 
-def _wrong_entries(part: Part, entry: PartEntry) -> Iterator[str]:
-    """What the index says of a part that is not so."""
+def _index_problems(part: Part, entry: PartEntry) -> Iterator[str]:
+    """Where the index contradicts a part."""
     true, stated = describe(part), entry.model_dump()
     for name in true.keys() - {"digest"}:
         if true[name] != stated[name]:
             yield f"its {name} are {true[name]}, but the index says {stated[name]}"
 
 
-def _problems_between_parts(store: FeatureStore) -> Iterator[str]:
-    """What cannot be read as one column."""
+def _problems_across_parts(store: FeatureStore) -> Iterator[str]:
+    """Columns that cannot be read across parts."""
     try:
         for split in map(store.split, store.splits):
             for name in split.features:
                 split.feature(name)
     except InputError as error:
         yield str(error)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Zero-shot visual question answering, `prefixcap vqa ckpt=PATH data=coco questions=FILE …`; see conf/vqa.yaml."""
+"""`prefixcap vqa`: zero-shot visual question answering; see conf/vqa.yaml."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ from prefixcap.utils.hub import naming
 
 def main(config: DictConfig) -> None:
     if config.captions and config.get("data"):
-        raise InputError("data= has images to caption, captions= has them captioned: give one of the two")
+        raise InputError("data= names images to caption, captions= their captions: give one of the two")
     if config.caption and not config.captions and not (config.ckpt and config.get("data")):
         raise InputError(
-            "give ckpt=PATH and data=NAME, to caption images, or captions=FILE, or caption=false, to ask without"
+            "give ckpt=PATH and data=NAME to caption images, or captions=FILE, or caption=false to ask without captions"
         )
     if Path(config.out).is_file():
         raise InputError(f"out={config.out} is a file: name a folder for the results")
@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     captions = read_captions(config.captions) if config.captions else {}
     splits = open_splits(config, captioner, encoder) if config.get("data") else []
     left_out = None
-    if config.captions or splits:  # also without captions, so that both ways are asked the same questions
+    if config.captions or splits:  # also without captions, so that the questions are the same with and without
         images = captions or [image_id for split in splits for image_id in split.ids]
         questions, left_out = about(images, questions)
         if left_out:
@@ -48,9 +48,9 @@ def main(config: DictConfig) -> None:
             rows = np.array([row for row, image_id in enumerate(split.ids) if image_id in asked], np.int64)
             captions |= write_captions(config, captioner, split, rows)
 
-    of_questions = [captions[question.image_id] if config.caption else None for question in questions]
+    question_captions = [captions[question.image_id] if config.caption else None for question in questions]
     answered = ask(
-        language_model, encoder, questions, of_questions, candidates, config.batch_size, True, **config.answers
+        language_model, encoder, questions, question_captions, candidates, config.batch_size, True, **config.answers
     )
     settings = {
         "left out": left_out,
@@ -66,7 +66,8 @@ def main(config: DictConfig) -> None:
 
 
 def load_models(config: DictConfig) -> tuple[Captioner | None, LanguageModel, Encoder]:
-    """The captioner, if there is one, and what answers and compares: its own, or those that are named."""
+    """The captioner, if there is one, with the language model that answers and the encoder that compares answers: those
+    of the captioner, unless others are named."""
     device = usable_device(config.device)
     captioner = load(config.ckpt, device) if config.ckpt else None
     language_model = captioner.language_model if captioner is not None else None
@@ -83,13 +84,15 @@ def load_models(config: DictConfig) -> tuple[Captioner | None, LanguageModel, En
     elif captioner is not None:
         encoder = captioner.encoder()
     if language_model is None or encoder is None:
-        raise InputError("name who answers, ckpt=PATH, or lm=NAME encoder=NAME, e.g. lm=opt_1_3b encoder=clip_vit_b32")
+        raise InputError(
+            "give the models that answer: ckpt=PATH, or lm=NAME encoder=NAME, e.g. lm=opt_1_3b encoder=clip_vit_b32"
+        )
     return captioner, language_model, encoder
 
 
 def open_splits(config: DictConfig, captioner: Captioner | None, encoder: Encoder) -> list[StoreSplit]:
-    """The images that questions may be about."""
-    # Where nothing is captioned, any store will do that has the images.
+    """The splits whose images questions may be about."""
+    # Without captions any store that has the images will do.
     if captioner is None:
         store = open_store(config.data, encoder.identity.name)
     else:
@@ -97,7 +100,7 @@ def open_splits(config: DictConfig, captioner: Captioner | None, encoder: Encode
     splits = [store.split(name) for name in ([config.split] if config.split else store.splits)]
     if captioner is not None:
         for split in splits:
-            split.feature(needed_feature(captioner, config.regions))  # better now than after all else was read
+            split.feature(needed_feature(captioner, config.regions))  # reports a mistake before questions are read
     return splits
 
 

@@ -61,7 +61,7 @@ def test_coco_results(command: Command, mistaken: Mistaken, ckpt: Path, photos: 
     expected = [{"image_id": Path(image).name, "caption": texts[0]} for image, texts in captions(ckpt, photos).items()]
     assert json.loads(printed) == expected
     told = mistaken("caption", photos, "--ckpt", ckpt, "--format", "coco", "--count", 2)
-    assert "--format coco has one caption an image: leave --count 2 out" in told
+    assert "--format coco has one caption per image: omit --count 2" in told
 
 
 def test_sidecars(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path) -> None:
@@ -77,7 +77,7 @@ def test_sidecars(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path
     assert (photos / "a b.txt").read_text() == f"{expected[str(photos / 'a b.png')][0]}\n"
     (photos / "a b.jpg").write_bytes((photos / "a b.png").read_bytes())
     assert "share a sidecar" in mistaken("caption", photos, *options, "--overwrite")
-    assert "leave --out away" in mistaken("caption", photos, *options, "--out", "x")
+    assert "leave --out out" in mistaken("caption", photos, *options, "--out", "x")
     assert "no folder for a sidecar" in mistaken("caption", "http://x/y.png", *options, "--allow-urls")
 
 
@@ -132,7 +132,7 @@ def test_mistakes(mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) 
     assert "there is no file or folder" in told(images=tmp_path / "no\nsuch.jpg")
     assert "unknown decoder 'magic': choose one of greedy, beam" in told("--decode", "magic")
     assert "decoder 'greedy' has no option 'beams': it has max_tokens" in told("--decode", "greedy", "--set", "beams=3")
-    assert "beams is an integer, not '2.5'" in told("--set", "beams=2.5")
+    assert "beams must be an integer, not '2.5'" in told("--set", "beams=2.5")
     assert "has no option 'seed'" in told("--set", "seed=1")
     assert "beams must be between 1 and 10000, not 0" in told("beams=0")
     assert "temperature must be a finite number above 0.0, not nan" in told("--decode", "nucleus", "temperature=nan")

@@ -57,7 +57,7 @@ def test_a_run(command: Command, ckpt: Path) -> None:
         metrics = {"CIDEr": score, "intervals": {"CIDEr": [0.1, 0.9]}, "humans": {"CIDEr": 1.0}}
         (run / "eval" / name / "metrics.json").write_text(json.dumps(metrics))
     found = info(command, ckpt)
-    assert found["family"] == "learned from captions alone, with noise of variance 0.016"
+    assert found["family"] == "trained on captions only, with noise of variance 0.016"
     assert found["best_val_cider"] == {"val_cider": 0.75, "epoch": 1, "step": 1999}
     assert found["evaluations"] == {"demo-test-beam": {"CIDEr": 0.71}, "demo-test-greedy": {"CIDEr": 0.65}}
     told = command("info", ckpt).out.splitlines()
@@ -84,7 +84,7 @@ def test_a_language_model_that_is_not_here(command: Command, tmp_path: Path) -> 
     captioner.language_model.name = str(tmp_path / "gone")
     path = checkpoint(captioner, tmp_path / "best.ckpt")
     assert info(command, path)["parameters"]["frozen"] is None
-    assert "not here, frozen" in command("info", path).out
+    assert "not on this machine, frozen" in command("info", path).out
 
 
 def test_what_is_no_checkpoint(command: Command, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_patterns_are_those_of_a_shell(photos: Path, monkeypatch: pytest.MonkeyP
         ("x" * 5000, "there is no file or folder xxx"),
         ("more**/x", "cannot understand the pattern|no file matches"),
         (".", r"no image in \. or its folders: images end in \.bmp, \.gif, \.jpeg"),
-        ("https://example.org/a.jpg", "is a URL: give --allow-urls"),
-        ("HTTP://example.org/a.jpg", "is a URL: give --allow-urls"),
+        ("https://example.org/a.jpg", "is a URL: add --allow-urls"),
+        ("HTTP://example.org/a.jpg", "is a URL: add --allow-urls"),
     ],
 )
 def test_mistakes(word: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +111,14 @@ def test_urls(web: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert find_images([f"{web}/a.png"], allow_urls=True) == [f"{web}/a.png"]
     assert open_any(f"{web}/a.png").tobytes() == Image.open(photos / "a b.png").tobytes()
-    monkeypatch.setattr(inputs, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 1_000_000)
     for path, reason in (
         ("gone", "HTTP Error 404|Not Found"), ("page.png", "not an image"), ("away", "ftp"),
         ("endless", "more than 1,000,000 bytes"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"^{web}/{path}: .*({reason})"):
             open_any(f"{web}/{path}")
-    monkeypatch.setattr(inputs, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(inputs, "MAX_SECONDS", 0.0)
     with pytest.raises(InputError, match=r"took longer|timed out|in progress"):
         open_any(f"{web}/endless")
     for url in ("http://127.0.0.1:1/a.png", "http://[", "http://exa mple/ä.png"):

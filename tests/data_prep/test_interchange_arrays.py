@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, Skipped
 from tests.data_prep.test_interchange import DEMO, Run, embeddings, imported, run
@@ -72,7 +71,7 @@ def test_several_files_by_command(tmp_path: Path, run: Run) -> None:
     one, first = written(tmp_path / "one", ["A.", "B."])
     two, second = written(tmp_path / "two", [{"caption": "", "split": "test"}, "D."], embeddings(2, 1))
     options = ("--captions", first, "--captions", second, "--encoder", "demo", "--store", tmp_path / "store")
-    code, out, err = run(import_command, f"train={one}", f"val={two}", *options)
+    code, out, err = run("import-features", f"train={one}", f"val={two}", *options)
     assert (code, err) == (0, "")
     assert out == (
         f"images: train 2, val 1; captions: 3\nskipped: 1, see {tmp_path / 'store' / 'skipped.csv'}\n"
@@ -81,7 +80,7 @@ def test_several_files_by_command(tmp_path: Path, run: Run) -> None:
     assert FeatureStore(tmp_path / "store").split("val").references() == {3: ["D."]}
     assert FeatureStore(tmp_path / "store").source == f"arrays and JSON {one}, arrays and JSON {two}"
     second.write_text(json.dumps(["C.", "E."]))
-    assert "holds the feature store of another job" in run(import_command, f"train={one}", f"val={two}", *options)[2]
+    assert "holds the feature store of another job" in run("import-features", f"train={one}", f"val={two}", *options)[2]
 
 
 @pytest.mark.parametrize(

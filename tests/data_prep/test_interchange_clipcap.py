@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, Skipped
 from tests.data_prep.test_interchange import DEMO, Run, embeddings, imported, run
@@ -70,7 +69,7 @@ def test_two_splits_by_command(tmp_path: Path, run: Run) -> None:
     plain(published(["00000007", "00000007", "00000003"]), tmp_path / "a.pkl")
     torch.save(published(["00000001"], seed=1), tmp_path / "b.pt")
     options = ("--encoder", "demo", "--store", tmp_path / "store")
-    code, out, err = run(import_command, f"train={tmp_path / 'a.pkl'}", f"val={tmp_path / 'b.pt'}", *options)
+    code, out, err = run("import-features", f"train={tmp_path / 'a.pkl'}", f"val={tmp_path / 'b.pt'}", *options)
     assert (code, err) == (0, "")
     assert out == f"images: train 2, val 1; captions: 4\nstore: {tmp_path / 'store'} (0.0 MB)\n"
     assert FeatureStore(tmp_path / "store").split("train").ids == ["00000007", "00000003"]

@@ -7,8 +7,6 @@ import pyarrow.parquet
 import pytest
 
 from data_prep.interchange.exporting import export_features
-from prefixcap.commands import export_features as export_command
-from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
 from prefixcap.utils.files import temporary_path
@@ -101,7 +99,7 @@ def test_embeddings_of_captions(tmp_path: Path, run: Run) -> None:
     for split, images in ((None, 5), ("test", 1), ("train", 3)):  # some images have more captions, one has none
         assert export_features(store, tmp_path / f"{split}", split) == (images, False)
         assert not (tmp_path / f"{split}" / "text_emb").exists()
-    code, out, err = run(export_command, store, tmp_path / "val", "--split", "val")
+    code, out, err = run("export-features", store, tmp_path / "val", "--split", "val")
     assert (code, err) == (0, "")
     assert out == (
         f"images: 1; img_emb, text_emb and metadata in {tmp_path / 'val'}\n"
@@ -109,7 +107,7 @@ def test_embeddings_of_captions(tmp_path: Path, run: Run) -> None:
     )
     first = FeatureStore(store).split("val")
     code, out, _ = run(
-        import_command, tmp_path / "val", "--store", tmp_path / "again", "--encoder", "demo", "--split", "new"
+        "import-features", tmp_path / "val", "--store", tmp_path / "again", "--encoder", "demo", "--split", "new"
     )
     named = "neither train, val nor test: new; read only where they are named, as split=new\n"
     assert (code, out) == (0, f"images: new 1; captions: 1\n{named}store: {tmp_path / 'again'} (0.0 MB)\n")
@@ -145,7 +143,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, run: Run) -> N
     store = store_of(tmp_path / "store", RECORDS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    code, _, err = run(export_command, store, tmp_path / "out")
+    code, _, err = run("export-features", store, tmp_path / "out")
     assert code == 2 and err.startswith("error: ") and "is there already and not empty" in err
     assert files_of(tmp_path / "out") == ["mine"]
     with pytest.raises(InputError, match="is there already"):

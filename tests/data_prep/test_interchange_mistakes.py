@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from data_prep.interchange import importing
-from prefixcap.commands import export_features as export_command
-from prefixcap.commands import import_features as import_command
 from prefixcap.errors import InputError
 from tests.data_prep.test_interchange import DEMO, Run, clip_retrieval_folder, embeddings, imported, numbered, run
 
@@ -104,7 +102,7 @@ def test_one_line_for_mistakes(tmp_path: Path, run: Run) -> None:
         (tmp_path, "none of the forms"),
         (tmp_path / "a.npy", "1 .npy or .npz files and 0 files of captions"),
     ]:
-        code, out, err = run(import_command, source, "--store", tmp_path / "store", "--encoder", "demo")
+        code, out, err = run("import-features", source, "--store", tmp_path / "store", "--encoder", "demo")
         assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and message in err
-    code, _, err = run(export_command, tmp_path / "none", tmp_path / "out")
+    code, _, err = run("export-features", tmp_path / "none", tmp_path / "out")
     assert code == 2 and err.startswith("error: there is no feature store") and err.count("\n") == 1

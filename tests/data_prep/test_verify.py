@@ -12,7 +12,7 @@ import pytest
 
 import prefixcap.store.writer
 from data_prep.embedding import embed
-from prefixcap.commands import verify
+from prefixcap.commands import main
 from prefixcap.store.part import Part
 from tests.data_prep.test_embed import MeanColour, dataset
 
@@ -25,11 +25,14 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def run(*stores: Path) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["verify", *map(str, stores)])
-        with pytest.raises(SystemExit) as stopped:
-            verify.main()
+        status = 0
+        try:
+            main("verify")
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
         printed = capsys.readouterr()
         lines = [line for line in printed.err.split("\n") if line.startswith("error: ")]
-        return stopped.value.code, printed.out + "\n".join(lines)
+        return status, printed.out + "\n".join(lines)
 
     return run
 
@@ -55,7 +58,7 @@ def rewritten(store: Path, change: Callable[[h5py.File], None]) -> None:
 
 def test_a_whole_store(store: Path, check: Verify) -> None:
     code, printed = check(store)
-    assert (code, printed) == (0, f"{store}: whole; train 8, val 2; captions 20; encoder mean colour\n")
+    assert (code, printed) == (0, f"{store}: intact; train 8, val 2; captions 20; encoder mean colour\n")
 
 
 def test_no_store(tmp_path: Path, check: Verify) -> None:
@@ -70,7 +73,11 @@ def test_a_flipped_bit(store: Path, check: Verify) -> None:
     content[place] ^= 1
     part.write_bytes(content)
     code, printed = check(store)
-    assert code == 1 and "part-00001.h5 is not as it was written" in printed and f"delete {part} and run" in printed
+    assert (
+        code == 1
+        and "part-00001.h5 has changed since it was written" in printed
+        and f"delete {part} and run" in printed
+    )
     part.unlink()
     embed(dataset(store.parent / "images"), MeanColour(), store)
     assert check(store)[0] == 0
@@ -104,7 +111,7 @@ def set_id(file: h5py.File) -> None:
         (set_nan, "1 rows of images/embedding are not finite: delete"),
         (set_pointer, "captions point to images that are not there"),
         (set_end, "the ends of the captions do not fit"),
-        (set_id, "1 image ids come twice, 0 for one: mend the data set"),
+        (set_id, "1 image ids occur twice, e.g. 0: correct the data set"),
     ],
 )
 def test_what_a_program_wrote_wrongly(

@@ -94,7 +94,7 @@ def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[...,
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
     assert "a resumed run keeps its model" in message
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
-    assert "find= begins with new weights, and ckpt= goes on" in message
+    assert "find= starts from new weights, and ckpt= continues" in message
     taken = [f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "model.objective=scst", f"run_dir={trained}"]
     assert f"{trained} holds a run" in mistake("train", *taken)
 
@@ -227,7 +227,7 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["eval", "captions=absent.json", "limit=5"], "limit= is for method=zerocap or magic"),
         (["eval", "ckpt={run}/checkpoints/best.ckpt", "metrics=bleu"], "unknown metric 'bleu': choose from BLEU"),
         (["eval", "captions=absent.json", "out=pyproject.toml"], "out=pyproject.toml is a file: name a folder"),
-        (["eval", "captions=absent.json", "metrics=null"], r"metrics=None is no list of names: .*metrics=\[A,B\]"),
+        (["eval", "captions=absent.json", "metrics=null"], r"metrics=None is not a list of names: .*metrics=\[A,B\]"),
         (
             ["eval", "ckpt={run}/checkpoints/best.ckpt", "decode=nucleus", "decode.top_p=2"],
             r"top_p must be above 0\.0 and at most 1\.0, not 2\n",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefixcap.commands.figures import prefix_length as ablation
+from prefixcap.commands import main
+from prefixcap.commands.prefix_length import evaluate_runs
 from tests.e2e.conftest import Script
 
 Train = Callable[..., str]
@@ -38,8 +39,8 @@ def test_the_ablation_of_the_prefix_length(train: Train, folder: Path) -> None:
         assert f"{config['model']['mapper']['name']}-{config['model']['mapper']['prefix_length']}" == name
         assert config["model"]["lm_tuning"] == tuning
         assert f"runs/prefix_length/{name}/checkpoints/best.ckpt" in printed
-    ablation.main(["runs/prefix_length", "--images", "5", "--decode", "greedy"])
-    points = ablation.evaluate_runs(Path("runs/prefix_length"), 5, "greedy")
+    main("prefix-length", ["runs/prefix_length", "--images", "5", "--decode", "greedy"])
+    points = evaluate_runs(Path("runs/prefix_length"), 5, "greedy")
     assert {(point.run, point.split) for point in points} == {(run, of) for run in runs for of in ("train", "test")}
     assert (folder / "runs" / "prefix_length" / "prefix_length.png").stat().st_size > 10_000
 
@@ -66,7 +67,7 @@ def test_early_stopping_and_averaged_weights_are_chosen_by_name(train: Train, fo
         "callbacks.early_stopping.min_delta=100", "trainer.max_epochs=9", "run_dir=stopped", "model=mlp",
     )  # fmt: skip
     assert len(val_ciders(folder / "stopped")) == 3  # the first, and two that were not better by 100
-    assert "ended after epoch 3: val_cider got no better" in printed
+    assert "ended after epoch 3: val_cider no longer improved" in printed
 
 
 def test_a_rate_and_a_batch_size_are_found_and_nothing_is_trained(

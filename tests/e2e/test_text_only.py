@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from prefixcap.captioner import Captioner
+from prefixcap.commands import main
 from prefixcap.encoders import load_encoder
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
@@ -144,7 +144,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "images has no captions/embedding; it has images/",
         ),
         ("eval ckpt={}/adaptor data.store={}/images", "images has no images/regions; it has images/embedding"),
-        ("eval ckpt={}/adaptor data.store={}/images memory={}/texts", "memory= is for captioners that read the whole"),
+        ("eval ckpt={}/adaptor data.store={}/images memory={}/texts", "memory= is for captioners that read the full"),
         ("eval ckpt={}/adaptor data.store={}/images memory={}/texts regions=3", "memory= is for captioners that read"),
         ("eval ckpt={}/mlp data.store={}/images regions=0", "regions=0 is for captioners that read regions, and this"),
         ("eval ckpt={}/adaptor data.store={}/texts regions=0 split=train", "texts has sentences and no images"),
@@ -235,14 +235,16 @@ def test_copies_in_a_corpus_are_counted_and_kept(script: Script, folder: Path) -
     assert "copies: 3 sentences" in printed
 
 
-def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_side_by_side(
+    script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Learned from one style, evaluated on another; what is there is not done again."""
     calls: list[list[str]] = []
 
     def run(command: list[str]) -> object:
         calls.append(command)
-        monkeypatch.setattr(sys, "argv", command[2:])
-        runpy.run_module(command[2], run_name="__main__")
+        assert command[1:3] == ["-m", "prefixcap"]
+        main(arguments=command[3:])
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("subprocess.run", run)
@@ -250,9 +252,11 @@ def test_systems_side_by_side(script: Script, folder: Path, monkeypatch: pytest.
     options = ["--source", "demo_other", "--target", "demo", "--systems", "CLIPRe", "Baseline", "MAGIC"]
     options += ["--seeds", "0", "1"]
     options += ["--train", *few, "trainer.max_epochs=1", "--evaluate", "decode.max_tokens=8", "metrics=[BLEU]"]
-    printed = script("compare_systems", *options)
+    main("compare-systems", options)
+    printed = capsys.readouterr().out
     assert len(calls) == 2 + 6  # two trainings; for each three evaluations
     assert "method.lm=demo" in calls[-1] and "| MAGIC    |" in printed
     assert "| Baseline |" in printed and "right attributes" in printed and " to " in printed
-    assert script("compare_systems", *options).endswith(printed[printed.index("\ndemo_other to demo") :])
+    main("compare-systems", options)
+    assert capsys.readouterr().out.endswith(printed[printed.index("\ndemo_other to demo") :])
     assert len(calls) == 8

@@ -116,11 +116,14 @@ def test_captions_of_a_part_of_the_images(
     monkeypatch.chdir(tmp_path)
     evaluate(monkeypatch, *options, "subset=true", "out=scores")
     printed = capsys.readouterr().out
-    assert "a part: 2 of 3 images have a caption" in printed and "2 images have several captions: the first" in printed
+    assert (
+        "subset: 2 of 3 images have a caption" in printed
+        and "2 images have several captions: the first, the best" in printed
+    )
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     part = {image: REFERENCES[image] for image in (9, 7)}
     assert scores["CIDEr"] == cider({image: texts[0] for image, texts in part.items()}, part) > 0
-    assert scores["images"] == 2 and "a part: 2 of 3 images have a caption" in scores["notes"]
+    assert scores["images"] == 2 and "subset: 2 of 3 images have a caption" in scores["notes"]
     assert [entry["image_id"] for entry in json.loads((tmp_path / "scores" / "captions.json").read_text())] == [9, 7]
     rows.append({"image": "stranger.jpg", "captions": ["a dog"]})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -153,7 +153,7 @@ def test_strings_whose_heap_is_damaged(store: Path) -> None:
 FUZZ = """
 import random, sys
 from pathlib import Path
-from prefixcap.commands.verify import problems_of
+from prefixcap.commands.verify import find_problems
 from prefixcap.errors import InputError
 from tests.hostile.test_stores import content
 store, part = Path(sys.argv[1]), Path(sys.argv[1]) / "part-00000.h5"
@@ -172,7 +172,7 @@ for number in range(200):
         count["refused"] += 1
         continue
     count["same" if same else "verify"] += 1
-    assert same or list(problems_of(store)), number
+    assert same or list(find_problems(store)), number
 print(count)
 assert min(count.values()) >= 1, count
 """

@@ -46,7 +46,7 @@ def test_a_class_of_somebody_elses_is_not_built(
     node[last] = {"x": [PROGRAM]} if inside else PROGRAM
     (run / "config.yaml").write_text(yaml.safe_dump(changed))
     told = mistake("train", f"ckpt={run}/checkpoints/last.ckpt")
-    assert "builds 'pathlib.Path" in told and "if not, do not go on with it" in told
+    assert "builds 'pathlib.Path" in told and "if not, do not resume it" in told
     assert not Path("ran").exists()
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from prefixcap.commands.verify import main as verify
+from prefixcap.commands import main
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.store import FeatureStore, ImageRecord, Skipped, StoreWriter, join
@@ -100,11 +100,14 @@ def is_refused(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 def verified(store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["verify", str(store)])
-    with pytest.raises(SystemExit) as stopped:
-        verify()
+    status = 0
+    try:
+        main("verify")
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
     printed = capsys.readouterr()
     lines = [line for line in printed.err.replace("\r", "\n").split("\n") if line and not line.startswith("verifying")]
-    return int(str(stopped.value.code)), "\n".join(lines) or printed.out
+    return status, "\n".join(lines) or printed.out
 
 
 def replaced(name: str, dtype: Any = None, convert: Callable[[Any], Any] = np.asarray, **options: Any) -> Change:

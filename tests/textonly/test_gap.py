@@ -20,7 +20,7 @@ from PIL import Image
 from data_prep.embedding import embed
 from data_prep.readers.demo import read_demo
 from data_prep.readers.text import read_text
-from prefixcap.commands.figures.gap_report import draw_histograms, draw_projection, project, report_gap
+from prefixcap.commands.gap import draw_histograms, draw_projection, project, report_gap
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.noise import read_offset

@@ -307,7 +307,7 @@ def test_nothing_to_choose_from(world: Path, tmp_path: Path) -> None:
         ({"captions": "{world}/captions.json"}, "give one of the two"),
         ({"data": None, "data.store": None, "captions": "{world}/others.json"}, "7, 8, and there is image 'a.jpg'"),
         ({"ckpt": None}, "give ckpt=PATH and data=NAME"),
-        ({"ckpt": None, "caption": "false"}, "name who answers"),
+        ({"ckpt": None, "caption": "false"}, "give the models that answer"),
         ({"encoder": "demo", "encoder.name": "transformers:{world}/images_only"}, "is a 'clip_vision_model' model"),
         ({"answers.max_tokens": "120"}, "the prompts of 32 questions and max_tokens=120 exceed the context"),
         ({"answers.beams": "0", "decode.max_tokens": "1"}, "beams must be between 1 and 10000, not 0"),

@@ -357,7 +357,7 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
         assert process.exitcode == 128 + number and "Traceback" not in told, told
         said, _, path = told.splitlines()[-1].rpartition("=")
         step = torch.load(tmp_path / path, weights_only=True)["global_step"]
-        assert said == f"{number.name} stopped training after step {step}: go on with python train.py ckpt"
+        assert said == f"{number.name} stopped training after step {step}: continue with python train.py ckpt"
         return tmp_path / path, step
 
     again = {"SLURM_RESTART_COUNT": "1"}
@@ -379,7 +379,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: 
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.touch()
-    assert f"holds a run: go on with it by ckpt={last}" in mistake("train", f"run_dir={tmp_path}")
+    assert f"holds a run: continue it with ckpt={last}" in mistake("train", f"run_dir={tmp_path}")
 
 
 DAMAGE: list[tuple[str, Callable[[dict[str, Any]], object]]] = [

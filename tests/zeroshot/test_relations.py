@@ -249,9 +249,9 @@ def test_the_script_answers_by_zerocap_and_by_a_prefix(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give ckpt=PATH or method=NAME"),
+        ((), "give the captioner that answers, ckpt=PATH or method=NAME"),
         (("method=other",), "there is no method=other; choose one of"),
-        (("method=clipre", "relations={file}"), "method=clipre cannot be asked"),
+        (("method=clipre", "relations={file}"), "method=clipre cannot answer"),
         (("method=zerocap", "relations=no.json"), "cannot read no.json"),
         (("method=zerocap", "relations={file}", "names=[age]"), "there are no relations 'age': choose from colour"),
         (("method=zerocap", "relations={file}", "first=0"), "first must be at least 1"),

@@ -1,4 +1,4 @@
-"""Captions of a feature store's images, as a configuration says; for the scripts that write some."""
+"""Captions of the images in a feature store, as a configuration describes them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from prefixcap.utils.files import Journal
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCap
 
-COPIES = 10  # of the whole image in place of regions: N_cr, the regions that MacCap learns from and reads
+COPIES = 10  # of the full image, with regions=0: N_cr, the number of regions that MacCap is trained on and reads
 
 
 def needed_feature(captioner: Captioner, regions: int | None) -> Feature:
     """What captions are written from, by its name in a store: of the whole image where regions=0 asks for that.
 
     Raises:
-        InputError: regions are asked for, and the captioner reads none.
+        InputError: `regions` is set, and the captioner reads no regions.
     """
     if regions is not None and captioner.features is not Feature.REGIONS:
         raise InputError(
@@ -49,7 +49,7 @@ def open_images(data: DictConfig, captioner: Captioner, regions: int | None = No
 
 
 def open_memory(config: DictConfig, encoder: EncoderIdentity) -> MemoryBank | None:
-    """The captions in the training split of `memory`, with embeddings of this encoder; None: there is no memory."""
+    """The captions in the training split of `memory`, with their embeddings by this encoder; None without a memory."""
     if not config.memory:
         return None
     store = FeatureStore(config.memory)
@@ -60,11 +60,11 @@ def open_memory(config: DictConfig, encoder: EncoderIdentity) -> MemoryBank | No
 def write_captions(
     config: DictConfig, captioner: Captioner, split: StoreSplit, rows: NDArray[np.int64] | None = None
 ) -> dict[int | str, str]:
-    """A caption of each image of a split, or of those in some rows of it, by its id.
+    """A caption for each image of a split, or for those in `rows`, by image id.
 
     Raises:
-        InputError: the store lacks what the captioner reads or `regions` asks for, there is a memory and the captioner
-            reads regions, or `Captioner.caption` raises it.
+        InputError: the store lacks the feature that the captioner reads or the regions that are asked for, a captioner
+            of regions is given a memory, or `Captioner.caption` raises it.
     """
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
@@ -72,7 +72,7 @@ def write_captions(
     if config.memory and reads is not Feature.IMAGE:
         raise InputError(f"memory= is for captioners that read the whole image, and this one reads {reads}")
     features = _features(config.regions, split, reads, chosen)
-    if reads != captioner.features:  # a whole image has no parts
+    if reads != captioner.features:  # the full image has no parts
         options.pop("unit_parts", None)
     if options.get("rerank") or options.get("unit_parts"):
         options["embeddings"] = split.embeddings[chosen]
@@ -89,10 +89,11 @@ def write_captions(
 def write_resumably(
     captioner: ZeroCap | Magic, split: StoreSplit, limit: int | None, batch_size: int, folder: Path, job: dict[str, Any]
 ) -> dict[int | str, str]:
-    """A caption of each image of a split, or of `limit` drawn from it, by its id; kept in `folder` as they come.
+    """A caption for each image of a split, or for `limit` of them drawn at random, by image id. Each batch is
+    kept in `folder`.
 
     Raises:
-        InputError: the store has no images, the folder has captions of another job, or the captioner raises it.
+        InputError: the store has no images, the folder has captions of another job, or `captioner.caption` raises it.
     """
     embeddings, rows = split.embeddings, np.arange(len(split))
     if limit is not None:
@@ -111,12 +112,12 @@ def write_resumably(
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """A feature of images; of regions, the first few of each."""
+    """A feature of the images in `rows`; of regions, the first `regions` of each image."""
     column = split.feature(name)
     if not regions:
-        whole: NDArray[Any] = column[rows]
-        return whole
+        complete: NDArray[Any] = column[rows]
+        return complete
     if not 0 <= regions <= column.shape[1]:
-        raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: take so many or fewer")
+        raise InputError(f"regions={regions}, but the store has {column.shape[1]} of each image: use at most so many")
     first: NDArray[Any] = column[rows][:, :regions]
     return first

@@ -4,8 +4,7 @@ import inspect
 import textwrap
 from typing import Any
 
-from typer.core import TyperCommand
-
+from prefixcap.commands.common.typer_command import OptionCommand
 from prefixcap.utils.options import Option, declared_options
 
 SEED = {"seed": Option(int, None, "of what is drawn: the same seed gives the same captions")}
@@ -41,7 +40,7 @@ def describe_decoders() -> str:
     return "\n\n".join(blocks)
 
 
-class CommandWithDecoders(TyperCommand):
+class CommandWithDecoders(OptionCommand):
     """A command whose help lists the decoders in `DECODERS` and their options, before its epilog."""
 
     def format_help(self, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""How every script starts: Hydra composes the configuration, and a mistake ends in one line."""
+"""How every command that Hydra configures starts: Hydra composes the configuration, and a mistake ends in one line."""
 
 import difflib
 import functools
@@ -27,6 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefixcap.commands.common.conf import config_folder
+from prefixcap.commands.common.conf_options import option_names
+from prefixcap.commands.common.hydra_grammar import answer_without_running, similar_options
 from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
 from prefixcap.errors import InputError, OptionError
 from prefixcap.utils.files import no_space
@@ -44,26 +46,29 @@ OPTIONS = {
     "tuning": "model.lm_tuning",
 }
 
-# What the scripts give to a class by themselves, and the command line cannot.
+# Arguments of classes that the commands set themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
 
 
 def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `main` with the result.
 
-    A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as
-    one line, `error: ...`, and ends the process with status 2; Ctrl-C with 130.
+    A mistake of the user (an InputError, or an option or a value that Hydra refuses) is printed to stderr as one line,
+    `error: ...`, and ends the process with status 2; Ctrl-C ends it with 130. `-h` and `--help` print the help.
 
     Args:
-        main: the script. Its `config.data.options` are those that chose the data set on the command line.
-        config_name: of its configuration.
+        main: the command. Its `config.data.options` are the options that chose the data set on the command line.
+        config_name: the name of its configuration.
     """
+    with _mistakes_in_one_line():
+        if answer_without_running(config_name, sys.argv[1:]):
+            return
     sys.argv[1:] = quote_paths(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the exceptions through, so that they can be told in one line here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions through, to be reported in one line here
 
     @functools.wraps(main)
     def task(config: DictConfig) -> float | None:
-        with _mistakes_in_one_line():  # here too, because Hydra adds lines of its own to what leaves a task
+        with _mistakes_in_one_line():  # here too, because Hydra adds lines to an exception that leaves a task
             if config_name != "embed":
                 _need_no_files(config)
             if missing := sorted(OmegaConf.missing_keys(config)):
@@ -78,15 +83,15 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
                 hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)()
                 return
             except ConfigCompositionException as error:
-                sys.argv = _with_unlisted_option(sys.argv, error)
+                sys.argv = _with_unlisted_option(sys.argv, error, config_name)
 
 
-def _with_unlisted_option(arguments: list[str], error: ConfigCompositionException) -> list[str]:
-    """A command line after Hydra refused an option that the configuration does not list, but that is taken.
+def _with_unlisted_option(arguments: list[str], error: ConfigCompositionException, config_name: str) -> list[str]:
+    """The command line with `++` before an option that Hydra refused because the configuration does not list it.
 
     Raises:
-        InputError: there is no such option; names that are like it are given.
-        ConfigCompositionException: it is about something else.
+        InputError: there is no such option; the message names similar ones.
+        ConfigCompositionException: the error is about something else.
     """
     node: Any = getattr(error.__cause__, "parent_node", None)
     refused = re.match("Could not override '([^']*)'", str(error))
@@ -96,16 +101,18 @@ def _with_unlisted_option(arguments: list[str], error: ConfigCompositionExceptio
     group = node._get_full_key(None)
     more = _taken(group, node)
     if key not in more:
-        raise _unknown_option(option, group, key, sorted({*map(str, node), *more}))
+        raise _unknown_option(
+            option, group, key, sorted({*map(str, node), *more}), option_names(config_name, arguments)
+        )
     name = f"{group}.{key}"
     added = [f"++{argument}" if re.match(rf"{re.escape(name)}[.=]", argument) else argument for argument in arguments]
-    if added == arguments:  # it is from a configuration
+    if added == arguments:  # the option is in a file of conf/
         raise error
     return added
 
 
 def _taken(group: str, node: DictConfig) -> set[str]:
-    """Options that a group of the configuration takes, listed or not."""
+    """Options that a group of the configuration accepts without listing them."""
     if "_target_" in node:
         return set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
     if group == "data.reader":
@@ -127,39 +134,38 @@ def _taken(group: str, node: DictConfig) -> set[str]:
     return set()
 
 
-def _unknown_option(option: str, group: str, key: str, names: list[str]) -> InputError:
+def _unknown_option(option: str, group: str, key: str, names: list[str], all_names: list[str]) -> InputError:
     names = [name for name in names if name not in ("_target_", "hydra")]
-    alike = difflib.get_close_matches(key, names, 3)
-    if alike:
-        meant = " or ".join(f"{group}.{name}" if group else name for name in alike)
-        return InputError(f"there is no option '{option}'; did you mean {meant}?")
-    there = f"{group} has {', '.join(names)}" if group and len(names) < 20 else "add `--cfg job` to see those there are"
-    return InputError(f"there is no option '{option}'; {there}")
+    similar = [f"{group}.{name}" if group else name for name in difflib.get_close_matches(key, names, 3)]
+    if similar := similar or ([] if group else similar_options(option, all_names)):
+        return InputError(f"there is no option '{option}'; did you mean {' or '.join(similar)}?")
+    listed = f"{group} has {', '.join(names)}" if group and len(names) < 20 else "add --help to see them all"
+    return InputError(f"there is no option '{option}'; {listed}")
 
 
 def data_options() -> list[str]:
-    """The options of this command line that choose the data set, ready for a shell."""
+    """The options of this command line that choose the data set, quoted for a shell."""
     hydra_config = HydraConfig.get()
     options = [option for option in hydra_config.overrides.task if option.lstrip("+").startswith("data.")]
     return [f"data={hydra_config.runtime.choices['data']}", *(shlex.quote(unquoted(option)) for option in options)]
 
 
 def _need_no_files(config: DictConfig) -> None:
-    """Where a feature store is named, the files of the data set that it was made of need not be."""
+    """If a feature store is named, the files that it was made from need not be."""
     if config.get("data") and config.data.get("store"):
         for option in config.data:
             if OmegaConf.is_missing(config.data, option):
                 config.data[option] = None
 
 
-def command(script: str) -> str:
-    """How to call another script: in the way that this one was called, `python eval.py` or `prefixcap eval`."""
-    return f"prefixcap {script}" if Path(sys.argv[0]).parent.name == "scripts" else f"python {script}.py"
+def command(name: str) -> str:
+    """How to call another command: as this one was called, `python eval.py` or `prefixcap eval`."""
+    return f"prefixcap {name}" if Path(sys.argv[0]).parent.name == "commands" else f"python {name}.py"
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Within it, a warning is one line, without the place in the code that it comes from."""
+    """A context in which a warning is one line, without the place in the code that it comes from."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
@@ -189,7 +195,7 @@ def _mistakes_in_one_line() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    """The mistake in the user's terms. A bug in what Hydra was to build is raised again."""
+    """The mistake in the user's terms. An exception that is a bug is raised again."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__
@@ -201,7 +207,7 @@ def _explain(error: Exception) -> str:
         return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"
     if isinstance(error, OverrideParseException):
         option, equals, value = error.override.partition("=")
-        remedy = f"; if that is a text, type {as_text(option, value)}" if equals and option else ""
+        remedy = f"; if this is text, write {as_text(option, value)}" if equals and option else ""
         return f"cannot understand {error.override!r}: {first_line}{remedy}"
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", first_line):
         return f"{missing[1]} must be given: add {missing[1]}=VALUE"

@@ -1,4 +1,4 @@
-"""Images on their way in: files, folders, patterns and URLs, opened ahead of the model."""
+"""The images that a command line names: files, folders, patterns and URLs, read ahead of the model."""
 
 import http.client
 import io
@@ -19,31 +19,31 @@ from prefixcap.utils.images import IMAGE_SUFFIXES, decode_image, open_image
 
 T = TypeVar("T")
 
-MOST_BYTES = 50_000_000  # of an image that is fetched
-MOST_SECONDS = 30
+MAX_BYTES = 50_000_000  # of a fetched image
+MAX_SECONDS = 30
 
 
 def find_images(words: Sequence[str], allow_urls: bool = False) -> list[str]:
     """The images that the words of a command line name, each once: paths and URLs.
 
     Args:
-        words: a file, whatever it is called; a folder, of which all files below are taken that are called like images,
-            but for hidden ones; a pattern that the shell left alone, of which the files are taken; or a URL.
-        allow_urls: take http and https URLs.
+        words: each a file of any name; a folder, which stands for all files below it with the suffix of an image,
+            except hidden ones; a quoted pattern, which stands for the files that match; or a URL.
+        allow_urls: accept http and https URLs.
 
     Raises:
         InputError: there is no such file, no image in a folder or for a pattern, or URLs are not allowed.
     """
-    found: list[str] = []
+    images: list[str] = []
     for word in words:
         if is_url(word):
             if not allow_urls:
-                raise InputError(f"{word} is a URL: give --allow-urls, too, to fetch images from the network")
-            found.append(word)
+                raise InputError(f"{word} is a URL: add --allow-urls to fetch images from the network")
+            images.append(word)
             continue
         try:
             is_there, is_folder = Path(word).exists(), Path(word).is_dir()
-        except OSError:  # it is too long for a name
+        except OSError:  # too long for a name
             is_there = is_folder = False
         if is_folder:
             files = _below(word)
@@ -51,47 +51,47 @@ def find_images(words: Sequence[str], allow_urls: bool = False) -> list[str]:
                 raise InputError(
                     f"no image in {word} or its folders: images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
                 )
-            found += files
+            images += files
         elif is_there:
-            found.append(word)
+            images.append(word)
         elif has_magic(word):
             files = _matches(word)
             if not files:
                 raise InputError(f"no file matches {word}")
-            found += files
+            images += files
         else:
             raise InputError(f"there is no file or folder {word}")
-    if not found:
+    if not images:
         raise InputError("no image is named: give files, folders or quoted patterns")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(images))
 
 
 def is_url(word: str) -> bool:
-    """Whether a word is the URL of an image, not a path."""
+    """Whether a word is a URL, not a path."""
     return word.lower().startswith(("http://", "https://"))
 
 
 def _below(folder: str) -> list[str]:
-    def tell(error: OSError) -> None:
+    def report(error: OSError) -> None:
         raise InputError(f"cannot look into {error.filename}: {error.strerror}") from error
 
-    found: list[str] = []
-    for path, folders, files in os.walk(folder, onerror=tell):
+    images: list[str] = []
+    for path, folders, files in os.walk(folder, onerror=report):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = (name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."))
-        found += (str(Path(path) / name) for name in sorted(images))
-    return found
+        names = (name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."))
+        images += (str(Path(path) / name) for name in sorted(names))
+    return images
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a pattern matches, `**` any folders; hidden ones only where it has a name with a dot first."""
+    """The files that a pattern matches, `**` any folders; hidden ones only if a part of it begins with a dot."""
     path = Path(pattern)
     start = Path(path.anchor)
     try:
-        found = sorted(file for file in start.glob(str(path.relative_to(start))) if file.is_file())
+        files = sorted(file for file in start.glob(str(path.relative_to(start))) if file.is_file())
     except ValueError as error:
         raise InputError(f"cannot understand the pattern {pattern}: {error}") from error
-    return [str(file) for file in found if _hidden(path) or not _hidden(file)]
+    return [str(file) for file in files if _hidden(path) or not _hidden(file)]
 
 
 def _hidden(path: Path) -> bool:
@@ -99,7 +99,7 @@ def _hidden(path: Path) -> bool:
 
 
 def open_any(name: str) -> Image:
-    """The image of a path or a URL, as `open_image` gives it. Raises InputError, "NAME: reason"."""
+    """The image at a path or a URL, as `open_image` returns it. Raises InputError, "NAME: reason"."""
     if not is_url(name):
         return open_image(name)
     try:
@@ -109,35 +109,35 @@ def open_any(name: str) -> Image:
 
 
 def _fetch(url: str) -> bytes:
-    """What a URL has, if that is not too much and comes soon enough."""
-    opener = urllib.request.OpenerDirector()  # the usual one would follow a redirection to ftp, too
+    """The content of a URL. Raises InputError if it is too large or takes too long."""
+    opener = urllib.request.OpenerDirector()  # the default one would also follow a redirection to ftp
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
         urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
         urllib.request.UnknownHandler,
     ):  # fmt: skip
         opener.add_handler(handler())
-    deadline = time.monotonic() + MOST_SECONDS
+    deadline = time.monotonic() + MAX_SECONDS
     content = bytearray()
     request = urllib.request.Request(url, headers={"User-Agent": "prefixcap"})
-    with opener.open(request, timeout=MOST_SECONDS) as response:
+    with opener.open(request, timeout=MAX_SECONDS) as response:
         while part := response.read1(1 << 16):
             content += part
-            if len(content) > MOST_BYTES:
-                raise InputError(f"more than {MOST_BYTES:,} bytes, the most that is fetched")
+            if len(content) > MAX_BYTES:
+                raise InputError(f"more than {MAX_BYTES:,} bytes, the maximum for a fetched image")
             if time.monotonic() > deadline:
-                raise InputError(f"took longer than {MOST_SECONDS} s")
+                raise InputError(f"took longer than {MAX_SECONDS} s")
     return bytes(content)
 
 
 def read_ahead(names: Sequence[str], work: Callable[[Image], T], ahead: int) -> Generator[tuple[str, T | InputError]]:
-    """Open images in threads, while the caller does other things: of each name, in order, what `work` makes of its
-    image, or why there is none.
+    """Open images in threads while the caller works: yields each name, in order, with the result of `work` for its
+    image, or the error why there is none.
 
     Args:
         names: paths and URLs.
-        work: what is done to an image; small results keep the memory small.
-        ahead: how many may be ready before they are asked for.
+        work: a function of an image; small results keep the memory small.
+        ahead: how many results may wait for the caller.
     """
 
     def read(name: str) -> T | InputError:

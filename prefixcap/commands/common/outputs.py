@@ -1,4 +1,4 @@
-"""Captions on their way out, as they come: what was written is whole, whatever happens then."""
+"""Output of captions, batch by batch: the output is valid and complete up to the last batch, even after an error."""
 
 import io
 import json
@@ -15,22 +15,22 @@ from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text, tabl
 from prefixcap.utils.image_ids import image_id
 
 Format = Literal["text", "json", "jsonl", "csv", "coco", "sidecar"]
-Row = tuple[str, list[str]]  # an image's name, and its captions, the best first
+Row = tuple[str, list[str]]  # the name of an image, and its captions, best first
 
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class Output(Protocol):
-    """Takes captions.
+    """A destination of captions.
 
     Attributes:
-        images: how many have been written.
+        images: how many images have been written.
     """
 
     images: int
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write captions. Raises OSError or InputError if they cannot be written; what was before is whole then."""
+        """Write captions. Raises OSError or InputError if they cannot be written; earlier output stays valid then."""
         ...
 
 
@@ -38,26 +38,26 @@ class Stream:
     """One text for all images.
 
     Args:
-        file: to write to.
-        form: of the text.
-        can_rewrite: the end of the text may be written again and again, so that what is in the file is always whole.
-            Otherwise `close` writes it.
+        file: the file to write to.
+        form: the format of the text.
+        can_rewrite: the end of the text is written after each batch, and overwritten by the next, so that the file is
+            always valid. Otherwise `close` writes it.
     """
 
     def __init__(self, file: BinaryIO, form: Format, can_rewrite: bool) -> None:
         self.images = 0
         self._file, self._form, self._can_rewrite = file, form, can_rewrite
         self._end = "\n]\n" if form in ("json", "coco") else ""
-        self._length = 0  # of the text without its end, in bytes
+        self._length = 0  # bytes of the text without its end
 
     def add(self, rows: Sequence[Row]) -> None:
-        text = "".join(self._written(number, *row) for number, row in enumerate(rows, self.images))
+        text = "".join(self._format(number, *row) for number, row in enumerate(rows, self.images))
         data = text.encode(errors="backslashreplace")  # half a surrogate pair: bytes in a name that are not UTF-8
         if self._can_rewrite:
             try:
                 self._rewrite(data + self._end.encode())
             except OSError:
-                self._rewrite(self._end.encode())  # for which there was room before
+                self._rewrite(self._end.encode())  # there was room for it before
                 raise
             self._length += len(data)
         else:
@@ -65,11 +65,11 @@ class Stream:
         self.images += len(rows)
 
     def close(self) -> None:
-        """Write the end of the text, unless it is there."""
+        """Write the end of the text, unless it is there already."""
         if self.images and not self._can_rewrite:
             self._write(self._end.encode())
 
-    def _written(self, number: int, image: str, captions: list[str]) -> str:
+    def _format(self, number: int, image: str, captions: list[str]) -> str:
         if self._form == "text":
             return "".join(f"{image.translate(_ESCAPES)}\t{caption}\n" for caption in captions)
         if self._form == "csv":
@@ -100,7 +100,7 @@ class Stream:
 
 
 class Sidecars:
-    """A text file beside each image: photo.txt for photo.jpg, a caption a line."""
+    """A text file next to each image: photo.txt for photo.jpg, with a caption per line."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -112,27 +112,27 @@ class Sidecars:
 
 
 def sidecar(image: str) -> Path:
-    """Where the captions of an image go."""
+    """The text file for the captions of an image."""
     return Path(image).with_suffix(".txt")
 
 
 @contextmanager
 def open_output(form: Format, out: Path | None, images: Sequence[str], overwrite: bool) -> Iterator[Output]:
-    """Where the captions of images go. What was written before an error leaves this context stays, and is whole.
+    """A context with the destination of captions. What was written before an error leaves it stays, and is valid.
 
     Args:
-        form: of the captions.
-        out: a file, which is there when the context ends; None: the standard output. Sidecars have none.
-        images: all that are to be captioned.
-        overwrite: files may be replaced.
+        form: the format.
+        out: a file, which appears when the context ends; None: the standard output, or with sidecars no further file.
+        images: all images that are to be captioned.
+        overwrite: existing files may be replaced.
 
     Raises:
-        InputError: a file is there already, two images would share one, it cannot be written, or `out` and `form` do
-            not go together.
+        InputError: a file is there already, two images would share a file, it cannot be written, or `out` and `form`
+            exclude each other.
     """
     if form == "sidecar":
         if out is not None:
-            raise InputError("--format sidecar writes a text file beside each image: leave --out away")
+            raise InputError("--format sidecar writes a text file next to each image: leave --out out")
         _check_sidecars(images, overwrite)
         yield Sidecars()
         return
@@ -167,7 +167,8 @@ def _check_ids(images: Sequence[str]) -> None:
     users = Counter(map(image_id, images))
     if shared := [repr(name) for name, count in users.items() if count > 1]:
         raise InputError(
-            f"several images would share an id, {listed('id', shared)}: caption them apart, or choose another --format"
+            f"several images would share an id, {listed('id', shared)}: caption them separately, or choose "
+            "another --format"
         )
 
 
@@ -177,8 +178,14 @@ def _check_sidecars(images: Sequence[str], overwrite: bool) -> None:
     users = Counter([*map(sidecar, images), *map(Path, images)])
     if shared := [str(file) for file, count in users.items() if count > 1]:
         raise InputError(
-            f"several images would share a sidecar, {listed('file', shared)}: caption them apart, or choose another "
-            "--format"
+            f"several images would share a sidecar, {listed('file', shared)}: caption them separately, or choose "
+            "another --format"
         )
-    if not overwrite and (there := [str(file) for file in map(sidecar, images) if file.exists()]):
-        raise InputError(f"there already: {listed('file', there)}; give --overwrite to replace")
+    if not overwrite and (existing := [str(file) for file in map(sidecar, images) if file.exists()]):
+        raise InputError(f"there already: {listed('file', existing)}; give --overwrite to replace")
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise InputError if a folder to be written is a file, or has files already."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is there already: name a new or empty folder")

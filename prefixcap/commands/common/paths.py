@@ -1,4 +1,4 @@
-"""Paths on the command line: what Hydra's grammar would read otherwise is quoted for it."""
+"""Paths on the command line, quoted where Hydra's grammar would read them as something else."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-# The options that take a file or a folder, or the name of one.
+# The options whose value is a file or a folder, or the name of one.
 PATHS = {
     "annotations", "captions", "ckpt", "memory", "out", "perplexity_lm", "questions", "references", "relations", "root",
     "run_dir", "start", "tokenizer", "train_annotations",
@@ -17,14 +17,14 @@ PATHS = {
     "data.reader.split_file", "data.reader.images",
     "encoder.name", "lm.name", "method.encoder", "method.lm", "model.noise.offset",
 }  # fmt: skip
-LISTS = {"compare", "data.files", "data.reader.files"}  # that take a list of them, too
+LISTS = {"compare", "data.files", "data.reader.files"}  # whose value may also be a list of them
 
 
 def quote_paths(arguments: list[str]) -> list[str]:
-    """The arguments of a command, with the values of such options in quotes, and `~` as the home folder.
+    """The arguments of a command, with the values of these options in quotes, and with `~` expanded.
 
-    A value that is the path of something there is that path, whatever else it could mean to Hydra. Otherwise `null`,
-    interpolations, text in quotes, lists where an option takes them and, with `--multirun`, several values keep their
+    A value that is an existing path is read as that path, even if it could mean something else to Hydra. Otherwise
+    `null`, interpolations, quoted text, lists for options in `LISTS` and, with `--multirun`, several values keep their
     meaning.
     """
     several = any(argument in ("-m", "--multirun") for argument in arguments)
@@ -32,7 +32,7 @@ def quote_paths(arguments: list[str]) -> list[str]:
 
 
 def unquoted(argument: str) -> str:
-    """What `quote_paths` makes this argument of: without the quotes that it gives by itself."""
+    """The argument before `quote_paths` quoted it."""
     option, _, value = argument.partition("=")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         plain = f"{option}={value[1:-1]}"
@@ -42,7 +42,7 @@ def unquoted(argument: str) -> str:
 
 
 def as_text(option: str, value: str) -> str:
-    """What to type into a shell to give an option a text that Hydra could take for something else."""
+    """What to type into a shell so that Hydra reads the value of an option as text."""
     return shlex.quote(f"{option}={_in_quotes(value)}")
 
 
@@ -53,8 +53,8 @@ def _quoted(argument: str, several: bool) -> str:
         return argument
     expanded = _with_home(value) if value.startswith("~") and not _is_there(value) else value
     if _is_there(expanded):
-        value = "./???" if expanded == "???" else expanded  # which would be a value that must be given
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # else OmegaConf looks for the value of that name
+        value = "./???" if expanded == "???" else expanded  # Hydra's mark of a missing value
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # otherwise OmegaConf looks for the value of that name
     elif value == "null" or "${" in value or _is_grammar(argument, name, several):
         return argument
     else:
@@ -63,7 +63,7 @@ def _quoted(argument: str, several: bool) -> str:
 
 
 def _is_grammar(argument: str, name: str, several: bool) -> bool:
-    """Whether a value means something to Hydra that this option can take: text in quotes, a list, several values."""
+    """Whether a value has a meaning to Hydra that this option accepts: quoted text, a list, or several values."""
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -75,7 +75,7 @@ def _is_grammar(argument: str, name: str, several: bool) -> bool:
 
 
 def _with_home(path: str) -> str:
-    """A path with the home folder in the place of `~`; as it is, where there is none."""
+    """A path with `~` expanded; unchanged if there is no such home folder."""
     try:
         return str(Path(path).expanduser())
     except RuntimeError:
@@ -85,7 +85,7 @@ def _with_home(path: str) -> str:
 def _is_there(path: str) -> bool:
     try:
         return Path(path).exists()
-    except (OSError, ValueError):  # too long for a name, or no name
+    except (OSError, ValueError):  # too long for a name, or not a name
         return False
 
 

@@ -1,4 +1,4 @@
-"""A training run's folder: a new one, or that of a run which goes on; what is kept in it."""
+"""The folder of a training run: a new one, or that of a run to continue; the files kept in it."""
 
 import csv
 import io
@@ -38,10 +38,10 @@ OmegaConf.register_new_resolver("language_model_beside", language_model_beside, 
 
 
 def resolve_run_config(composed: DictConfig) -> DictConfig:
-    """The configuration of the run that a command line asks for: a new one, or one that goes on.
+    """The configuration of the run that a command line asks for: a new run, or one to continue.
 
     Raises:
-        InputError: there is no such run to go on with, it cannot be changed so, or the folder of a new run is taken.
+        InputError: there is no such run to continue, it cannot be changed like this, or a new run's folder is taken.
     """
     overrides = list(HydraConfig.get().overrides.task)
     command = {"slurm_job": os.environ.get("SLURM_JOB_ID"), "overrides": overrides}
@@ -50,27 +50,27 @@ def resolve_run_config(composed: DictConfig) -> DictConfig:
     if interrupted := _interrupted(Path(config.run_dir).parent, command):
         config = resumed(composed, interrupted, [f"ckpt={interrupted}"])
     elif last.exists() and not config.ckpt:
-        raise InputError(f"{config.run_dir} holds a run: go on with it by ckpt={last}, or give another run_dir")
+        raise InputError(f"{config.run_dir} holds a run: continue it with ckpt={last}, or give another run_dir")
     if config.find and config.ckpt:
-        raise InputError("find= begins with new weights, and ckpt= goes on with a run: leave one of them out")
+        raise InputError("find= starts from new weights, and ckpt= continues a run: leave one of them out")
     return cast(DictConfig, OmegaConf.merge(config, {"command": command}))
 
 
 def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, if SLURM has started this job again, and this command wrote one before."""
+    """The checkpoint to continue from, if SLURM restarted this job and this command wrote one before."""
     if "SLURM_RESTART_COUNT" not in os.environ:
         return None
     for file in sorted(runs.glob("*/config.yaml")):
         last = file.parent / "checkpoints" / "last.ckpt"
         if _command(file) != command or not last.exists():
             continue
-        if last.stat().st_mtime_ns > file.stat().st_mtime_ns:  # the command's own, not one that it went on from
+        if last.stat().st_mtime_ns > file.stat().st_mtime_ns:  # not the one that it continued from
             return last
     return None
 
 
 def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that wrote `checkpoint`, with the command line's changes of single values.
+    """The configuration of the run that wrote `checkpoint`, with the values that the command line changes.
 
     Where these choose another objective, it is that of a new run, which starts from the weights of the checkpoint.
     """
@@ -78,14 +78,14 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     run_dir = checkpoint.resolve().parent.parent
     if not (run_dir / "config.yaml").is_file():
         raise InputError(
-            f"{checkpoint} lies in no run's folder ({run_dir} has no config.yaml): resume where it was written"
+            f"{checkpoint} is not in the folder of a run ({run_dir} has no config.yaml): resume it where it was written"
         )
     for override in overrides:
         key = override.partition("=")[0]
         if key in HydraConfig.get().runtime.choices:
             raise InputError(f"a resumed run keeps its {key}: leave out '{override}', or start a new run without ckpt=")
     before = read_config(run_dir / "config.yaml", overrides)
-    for option, value in composed.items():  # those that have come since
+    for option, value in composed.items():  # options that were added since
         before.setdefault(option, value)
         if option in ("model", "lm"):
             for name in value:
@@ -105,15 +105,15 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
 
 
 def read_config(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """What `keep_config` wrote. What it would build is built by name, so that every name must be a known one.
+    """A configuration that `keep_config` wrote. It builds classes by name, so that each name must be a known one.
 
     Args:
-        file: a run's `config.yaml`.
-        overrides: of the command line, on which other classes can be named.
+        file: the `config.yaml` of a run.
+        overrides: of the command line, which may name other classes.
 
     Raises:
-        InputError: it cannot be read, or names a class that is neither in the configuration of this program nor on the
-            command line: somebody else's run could run anything.
+        InputError: it cannot be read, or it names a class that neither `conf/` nor the command line names, because the
+            run of somebody else could execute anything.
     """
     try:
         config = OmegaConf.load(io.StringIO(read_text(file)))
@@ -130,14 +130,14 @@ def read_config(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
     for name in _targets(OmegaConf.to_container(config)):
         if name not in known:
             raise InputError(
-                f"{file} builds {name!r}, which is not of prefixcap's configuration: if the run is yours, give that "
-                "option again on the command line; if not, do not go on with it"
+                f"{file} builds {name!r}, which prefixcap's configuration does not: if the run is yours, give that "
+                "option again on the command line; if not, do not resume it"
             )
     return config
 
 
 def _rename_targets(value: Any) -> None:
-    """Give the classes that an older version named the names that they have now."""
+    """Replace class names of older versions by the present ones."""
     if isinstance(value, DictConfig):
         if isinstance(value.get("_target_"), str):
             value["_target_"] = current(value["_target_"])
@@ -148,7 +148,7 @@ def _rename_targets(value: Any) -> None:
 
 
 def _targets(value: Any) -> Iterator[Any]:
-    """All that a configuration would build."""
+    """The names of all classes that a configuration would build."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield value["_target_"]
@@ -160,7 +160,7 @@ def _targets(value: Any) -> Iterator[Any]:
 
 @rank_zero_only
 def keep_config(config: DictConfig) -> None:
-    """Write `config.yaml`, but where the same command wrote it before (see `_interrupted`)."""
+    """Write `config.yaml`, unless the same command wrote it before (see `_interrupted`)."""
     file = Path(config.run_dir) / "config.yaml"
     if not file.exists() or _command(file) != OmegaConf.to_container(config.command):
         atomic_write_text(file, OmegaConf.to_yaml(config, resolve=True))
@@ -168,7 +168,7 @@ def keep_config(config: DictConfig) -> None:
 
 @rank_zero_only
 def keep_metrics(logger: CSVLogger, steps: int) -> None:
-    """Let a resumed run's CSV logger go on in its file, after so many steps; by itself it would start an empty one."""
+    """Let the CSV logger of a resumed run append to its file, cut off at `steps`; it would start an empty one."""
     file = Path(logger.log_dir) / "metrics.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     if rows:
@@ -181,5 +181,5 @@ def keep_metrics(logger: CSVLogger, steps: int) -> None:
 
 
 def _command(file: Path) -> Any:
-    """Which command wrote a `config.yaml`; None: it is an older one."""
+    """The command that wrote a `config.yaml`; None: an older version wrote it."""
     return OmegaConf.to_container(read_config(file)).get("command")  # type: ignore[union-attr]

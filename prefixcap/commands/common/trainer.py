@@ -1,4 +1,4 @@
-"""What the training scripts share: the trainer, and how a stop or a full memory is told."""
+"""What the training commands share: the trainer, and what they report when stopped or out of memory."""
 
 import sys
 import warnings
@@ -24,27 +24,27 @@ from prefixcap.training.min_steps import ReachMinSteps
 from prefixcap.utils.hardware import out_of_memory
 from prefixcap.utils.plotting import require_matplotlib
 
-rank_zero_print = rank_zero_only(print)  # of several processes the first speaks
+rank_zero_print = rank_zero_only(print)  # only the first of several processes prints
 
 
 def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
-    """The loggers of a run, or of one that goes on from `checkpoint`. Raises InputError if a package is missing."""
+    """The loggers of a run, or of one that continues from `checkpoint`. Raises InputError if a package is missing."""
     before = read_training(Path(checkpoint)) if checkpoint else None
     loggers = []
     for name, options in config.logger.items():
         if before is None:
-            logger = _opened(name, options)
+            logger = _open(name, options)
         else:
-            logger = _opened(name, options, **resume_options(options["_target_"].rpartition(".")[2], before))
+            logger = _open(name, options, **resume_options(options["_target_"].rpartition(".")[2], before))
             if not run_exists(logger):
-                logger = _opened(name, options)
+                logger = _open(name, options)
             if isinstance(logger, CSVLogger):
                 keep_metrics(logger, before["global_step"])
         loggers.append(logger)
     return loggers
 
 
-def _opened(name: str, options: DictConfig, /, **more: Any) -> Logger:
+def _open(name: str, options: DictConfig, /, **more: Any) -> Logger:
     try:
         logger: Logger = instantiate(options, **more)
     except InstantiationException as error:
@@ -56,7 +56,7 @@ def _opened(name: str, options: DictConfig, /, **more: Any) -> Logger:
 
 
 def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> L.Trainer:
-    """The trainer of a run, with what every run has besides its own callbacks."""
+    """The trainer of a run, with the callbacks that every run has besides its own."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     more = [ReachMinSteps(), RandomState(), LearningRateMonitor("step"), Trackers(plain)]
     try:
@@ -64,10 +64,10 @@ def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Seque
         more.append(Curves(Path(config.run_dir)))
     except InputError as error:
         rank_zero_print(f"no curves.png: {error}")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # steps are counted on through epochs
-    warnings.filterwarnings("ignore", ".*LeafSpec")  # between lightning and torch
-    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to begin
-    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics writes them again
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # steps are counted across epochs
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # a warning of torch about lightning
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to start
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory")  # keep_metrics rewrites them
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=[*callbacks, *more],
@@ -83,40 +83,42 @@ def fit(
     training: L.LightningModule,
     data: L.LightningDataModule,
     checkpoint: str | None,
-    go_on: str,
-    less_memory: Sequence[str],
+    how_to_continue: str,
+    memory_saving: Sequence[str],
 ) -> None:
-    """Train, from `checkpoint` on, if there is one.
+    """Train, from `checkpoint` on if there is one.
 
     Args:
-        trainer, training, data: what Lightning needs.
-        checkpoint: of `LastCheckpoint`.
-        go_on: how a run that was stopped goes on, to be told when it is.
-        less_memory: options that save memory, the best first, to be told when there is too little.
+        trainer, training, data: the arguments of `Trainer.fit`.
+        checkpoint: a checkpoint of `LastCheckpoint`; None: train from the start.
+        how_to_continue: how to continue the run, printed when it is stopped.
+        memory_saving: options that save memory, the best first, for the message when memory runs out.
 
     Raises:
         InputError: memory ran out.
-        Stopped: a signal asked for it.
+        Stopped: a signal stopped the run.
     """
     if checkpoint:
         report_damage(trainer, checkpoint)
     try:
         trainer.fit(training, data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stopped:
-        rank_zero_print(f"{stopped.signal.name} stopped training after step {stopped.step}: {go_on}", file=sys.stderr)
+        rank_zero_print(
+            f"{stopped.signal.name} stopped training after step {stopped.step}: {how_to_continue}", file=sys.stderr
+        )
         raise
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0][:200]
-        tried = ", or ".join(less_memory) or "a smaller lm.name"
-        raise InputError(f"out of memory ({reason}): try {tried}") from error
+        remedies = ", or ".join(memory_saving) or "a smaller lm.name"
+        raise InputError(f"out of memory ({reason}): try {remedies}") from error
     finally:
         finish(trainer.loggers)
 
 
 def half_batch(config: DictConfig) -> list[str]:
-    """Options for the same steps from batches of half the size; none, where a batch is one already."""
+    """Options for the same steps from batches of half the size; none if the batch size is 1."""
     if config.batch_size == 1:
         return []
     half, steps = config.batch_size // 2, 2 * config.trainer.get("accumulate_grad_batches", 1)

@@ -1,26 +1,32 @@
-"""Draw what lambda does in ZeroCap: `python -m prefixcap.commands.figures.zerocap_lambda FOLDER` (Tewel et al.
-2022, supplement C).
+"""Plot CLIPScore and perplexity against lambda, the weight of the language model in ZeroCap.
 
-    prefixcap eval --multirun method=zerocap data=coco limit=100 'metrics=[CLIPScore,perplexity]' \\
-        method.language_weight=0.05,0.1,0.2,0.4,0.8
+The figure is that of Tewel et al. 2022, supplement C.
 
-writes an evaluation for each lambda below `runs/eval/zerocap`. Their CLIPScore and perplexity go to `lambda.csv` in the
-folder, and are drawn in `lambda.png`. Drawing needs matplotlib: pip install "prefixcap[plot]"
+Reads the evaluations below FOLDER, one for each lambda. Writes their numbers to lambda.csv and the figure to \
+lambda.png, both in FOLDER. Drawing needs matplotlib: pip install 'prefixcap\\[plot]'
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json, read_text, write_table
-from prefixcap.utils.plotting import command_parser, run_command, save_figure
+from prefixcap.utils.plotting import require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+EXAMPLES = """  prefixcap eval --multirun method=zerocap data=coco limit=100 \\
+      'metrics=\\[CLIPScore,perplexity]' \\
+      method.language_weight=0.05,0.1,0.2,0.4,0.8
+
+  prefixcap zerocap-lambda runs/eval/zerocap"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Point:
     """An evaluation.
 
     Attributes:
-        run: its folder, below that of all.
+        run: its folder, relative to that of all evaluations.
         language_weight: lambda.
         clip_score: mean CLIPScore of its captions.
         perplexity: of its captions.
@@ -40,22 +46,17 @@ class Point:
     perplexity: float
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = command_parser("prefixcap.commands.figures.zerocap_lambda", __doc__)
-    parser.add_argument("folder", type=Path, help="of the evaluations, e.g. runs/eval/zerocap")
-    run_command(parser, _write, arguments)
-
-
-def _write(given: argparse.Namespace) -> str:
-    points = read_points(given.folder)
-    write_table(given.folder / "lambda.csv", points)
-    save_figure(draw(points), given.folder / "lambda.png")
-    return f"results: {given.folder / 'lambda.csv'}, {given.folder / 'lambda.png'}"
+def main(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the evaluations.")]) -> None:
+    """Write the table and the figure. Raises InputError as `read_points` does."""
+    require_matplotlib()
+    points = read_points(folder)
+    write_table(folder / "lambda.csv", points)
+    save_figure(draw(points), folder / "lambda.png")
+    print(f"results: {folder / 'lambda.csv'}, {folder / 'lambda.png'}")
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The evaluations below a folder, by lambda.
+    """The evaluations below a folder, sorted by lambda.
 
     Raises:
         InputError: there is none, one lacks a metric, or they differ in more than lambda.
@@ -75,14 +76,14 @@ def read_points(folder: Path) -> list[Point]:
         (perplexity,) = metrics["perplexity"].values()
         points.append(Point(str(file.parent.relative_to(folder)), weight, metrics["CLIPScore"], perplexity))
     if not points:
-        raise InputError(f"no evaluation of ZeroCap lies below {folder}: make some as --help says")
+        raise InputError(f"there is no evaluation of ZeroCap below {folder}: run some as --help shows")
     if len(others) > 1:
         raise InputError(f"evaluations below {folder} differ in more than lambda: name a folder of one sweep")
     return sorted(points, key=lambda point: point.language_weight)
 
 
 def draw(points: Sequence[Point]) -> "Figure":
-    """A figure of CLIPScore (left axis) and perplexity (right axis) over lambda, as the supplement has it."""
+    """A figure of CLIPScore (left axis) and perplexity (right axis) against lambda."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")
@@ -102,4 +103,6 @@ def draw(points: Sequence[Point]) -> "Figure":
 
 
 if __name__ == "__main__":
-    main()
+    from prefixcap.commands import main as run
+
+    run("zerocap-lambda")

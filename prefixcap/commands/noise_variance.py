@@ -1,54 +1,60 @@
-"""Draw how well MacCap does over the noise it is trained with, and over the image patches that it is shown:
-`python -m prefixcap.commands.figures.noise_variance FOLDER --images STORE` (MacCap, Qiu et al. 2024, supplement 2,
-Figures 4 and 5).
+"""Plot MacCap's scores against the noise in training, and against the image patches at inference.
 
-The best checkpoint of every run below the folder captions images of the store, with as many patches of each as a text
-had copies in training; the scores go to `noise_variance.csv` there, and are drawn in `noise_variance.png`. One of the
-runs captions them with other numbers of patches, too: `patches.csv` and `patches.png`. What a table has is not computed
-again, unless the checkpoint is newer. Drawing needs matplotlib: pip install "prefixcap[plot]"
+These are Figures 4 and 5 of the supplement of Qiu et al. 2024.
 
-As in section 4.3 the patches have noise, too, always of the same variance. One caption is written for each image; the
-paper takes the best of 20, which takes 20 times as long: --rerank 20
+The best checkpoint of every run below FOLDER captions the images of a store, with as many patches of each image as a \
+text had copies in training: noise_variance.csv and noise_variance.png. One of the runs captions them with other \
+numbers of patches, too: patches.csv and patches.png. Scores that a table has already are kept, unless the checkpoint \
+is newer. Drawing needs matplotlib: pip install 'prefixcap\\[plot]'
+
+As in section 4.3 of the paper the patches have noise, too, always of the same variance. One caption is generated for \
+each image; the paper chooses the best of 20, which takes 20 times as long: --rerank 20
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 import yaml
 from numpy.typing import NDArray
 
-from prefixcap.captioner import Captioner, load
-from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows
 from prefixcap.features import Feature
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import read_table, read_text, write_table
-from prefixcap.utils.hardware import usable_device
-from prefixcap.utils.plotting import command_parser, run_command, save_figure
+from prefixcap.utils.plotting import require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from prefixcap.captioner import Captioner
+
 REGIONS = Feature.REGIONS  # one for each patch, the most looked at first
 PUBLISHED_VARIANCE = 0.016  # in training, where the paper has its best scores; in the released code at inference, too
-EMBED = "python -m data_prep.embed data=... data.store=FOLDER 'features=[image,regions]' regions="
+EMBED = "prefixcap embed data=... data.store=FOLDER 'features=[image,regions]' regions="
+EXAMPLES = """  prefixcap train --multirun experiment=noise_variance
+
+  prefixcap embed data=flickr30k data.store=stores/flickr30k-20 \\
+      'features=\\[image,regions]' regions=20
+
+  prefixcap noise-variance runs/noise_variance \\
+      --images stores/flickr30k-20"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of train.py.
+    """A run of `prefixcap train`.
 
     Attributes:
-        name: its folder, below that of all runs.
-        checkpoint: its best.
-        variance: of the noise that it was trained with.
-        copies: of each text in training, each with noise of its own.
+        name: its folder, relative to that of all runs.
+        checkpoint: its best one.
+        variance: the variance of the noise in training.
+        copies: copies of each text in training, each with its own noise.
     """
 
     name: str
@@ -62,12 +68,12 @@ class Sample:
     """Images to caption.
 
     Attributes:
-        store: that they are in.
-        split: its name.
-        digest: of the split's files.
-        regions: (images, regions, dim), the most looked at first.
-        embeddings: (images, dim), of the images as a whole.
-        references: by image id, in the same order.
+        store: the store that they are in.
+        split: the name of their split.
+        digest: the digest of the split.
+        regions: (images, regions, dim), in order of attention.
+        embeddings: (images, dim), of the full images.
+        references: the captions by image id, in the same order.
     """
 
     store: FeatureStore
@@ -84,14 +90,14 @@ class Point:
 
     Attributes:
         run, variance: see `Run`.
-        patches: of each image that it was shown.
-        store: how the digest of the images' files begins.
-        split: theirs.
-        images: how many.
-        decode: name of the decoder.
-        noise, rerank: as `Captioner.candidates` and `Captioner.caption` take them.
-        bleu_4: 0 to 1.
-        cider: from 0.
+        patches: the number of patches per image at inference.
+        store: the first digits of the split's digest.
+        split: the name of the split.
+        images: the number of images.
+        decode: the name of the decoder.
+        noise, rerank: see `Captioner.candidates` and `Captioner.caption`.
+        bleu_4: from 0 to 1.
+        cider: from 0 on.
     """
 
     run: str
@@ -107,47 +113,50 @@ class Point:
     cider: float
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = command_parser("prefixcap.commands.figures.noise_variance", __doc__)
-    parser.add_argument("folder", type=Path, help="of the runs, e.g. runs/noise_variance")
-    parser.add_argument("--images", required=True, metavar="STORE", help=f"made by {EMBED}20")
-    parser.add_argument("--split", default="test", help="of the store (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=5000, help="most images of it (default: %(default)s)")
-    parser.add_argument("--decode", default="beam", help="name of a decoder (default: %(default)s)")
-    parser.add_argument(
-        "--noise", type=float, default=PUBLISHED_VARIANCE, metavar="VARIANCE",
-        help="on the patches, at inference (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rerank", type=int, default=0, metavar="N",
-        help="write so many candidates, of which the encoder chooses (default: 0, one is written)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--patches", type=int, nargs="+", default=[1, 3, 5, 10, 20], metavar="N",
-        help="numbers of patches to compare (default: 1 3 5 10 20)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--run", metavar="NAME", help=f"which run compares them (default: that with variance {PUBLISHED_VARIANCE})"
-    )
-    run_command(parser, _write, arguments)
-
-
-def _write(given: argparse.Namespace) -> str:
-    if not given.noise >= 0 or given.rerank < 0:
-        raise InputError(f"--noise and --rerank are at least 0, not {given.noise:g} and {given.rerank}")
-    runs = find_runs(given.folder)
-    chosen = _choose(runs, given.run)
-    sample = read_sample(FeatureStore(given.images), given.split, given.count)
-    _require_regions(sample, [*given.patches, *(run.copies for run in runs)])
-    way = (given.decode, given.noise, given.rerank)
-    with_copies = {run: [run.copies] for run in runs}
-    variances = evaluate_runs(with_copies, sample, given.folder / "noise_variance.csv", *way)
-    numbers = evaluate_runs({chosen: given.patches}, sample, given.folder / "patches.csv", *way)
-    save_figure(draw_variances(variances), given.folder / "noise_variance.png")
-    save_figure(draw_patches(numbers, chosen.copies), given.folder / "patches.png")
-    results = f"results: {given.folder}/ (noise_variance.csv, noise_variance.png, patches.csv, patches.png)"
-    return f"{table(variances)}\n\n{table(numbers)}\n\n{results}"
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the runs.")],
+    images: Annotated[
+        str,
+        typer.Option(metavar="STORE", help="A feature store with images and regions, to be captioned."),
+    ],
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split of the store.")] = "test",
+    count: Annotated[int, typer.Option(metavar="N", help="At most N images of it.")] = 5000,
+    decode: Annotated[str, typer.Option(metavar="NAME", help="The name of a decoder.")] = "beam",
+    noise: Annotated[
+        float, typer.Option(metavar="VARIANCE", help="Noise on the patches at inference.")
+    ] = PUBLISHED_VARIANCE,
+    rerank: Annotated[
+        int,
+        typer.Option(metavar="N", help="Generate N candidates, of which the encoder chooses one; 0: generate one."),
+    ] = 0,
+    patches: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N...", help="Numbers of patches to compare (default: 1 3 5 10 20).", show_default=False),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default=False,
+            help=f"The run that compares them (default: the one with variance {PUBLISHED_VARIANCE}).",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Write tables and figures, and print the tables. Raises InputError as `find_runs` and `evaluate_runs` do."""
+    require_matplotlib()
+    if not noise >= 0 or rerank < 0:
+        raise InputError(f"--noise and --rerank are at least 0, not {noise:g} and {rerank}")
+    patches = patches or [1, 3, 5, 10, 20]
+    runs = find_runs(folder)
+    chosen = _choose(runs, run)
+    sample = read_sample(FeatureStore(images), split, count)
+    with_copies = {trained: [trained.copies] for trained in runs}
+    _require_regions(sample, [*patches, *(trained.copies for trained in runs)])
+    variances = evaluate_runs(with_copies, sample, folder / "noise_variance.csv", decode, noise, rerank)
+    numbers = evaluate_runs({chosen: patches}, sample, folder / "patches.csv", decode, noise, rerank)
+    save_figure(draw_variances(variances), folder / "noise_variance.png")
+    save_figure(draw_patches(numbers, chosen.copies), folder / "patches.png")
+    results = f"results: {folder}/ (noise_variance.csv, noise_variance.png, patches.csv, patches.png)"
+    print(f"{table(variances)}\n\n{table(numbers)}\n\n{results}")
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -168,14 +177,14 @@ def find_runs(folder: Path) -> list[Run]:
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{config} has no model.noise with variance and copies: name a folder that has only runs of MacCap, "
-                "e.g. those of train.py --multirun experiment=noise_variance"
+                "e.g. those of `prefixcap train --multirun experiment=noise_variance`"
             ) from error
         runs.append(Run(str(config.parent.relative_to(folder)), checkpoint, variance, copies))
     return runs
 
 
 def read_sample(store: FeatureStore, name: str, most: int) -> Sample:
-    """The images of a split that have captions; of more than `most`, so many are drawn, always the same.
+    """The images of a split that have captions, or `most` of them, drawn at random, but always the same.
 
     Raises:
         InputError: there is no such split, it has no regions or no captions, or `most` is below 1.
@@ -188,8 +197,8 @@ def read_sample(store: FeatureStore, name: str, most: int) -> Sample:
         raise InputError(f"the images of {store.location}, {name}, have no captions to compare with: name another")
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-    of_all = split.references()
-    references = {image_id: of_all[image_id] for image_id in (split.ids[row] for row in rows.tolist())}
+    all_references = split.references()
+    references = {image_id: all_references[image_id] for image_id in (split.ids[row] for row in rows.tolist())}
     return Sample(store, name, split.digest, regions[rows], split.embeddings[rows], references)
 
 
@@ -201,13 +210,14 @@ def evaluate_runs(
     Args:
         wanted: the numbers of patches for each run.
         sample: the images.
-        file: the table. What it has of these is not computed again, unless the run's checkpoint is newer.
+        file: the table. Scores that it has already are kept, unless the run's checkpoint is newer.
         decode, noise, rerank: see `Point`.
 
     Raises:
-        InputError: the file is no such table, a checkpoint cannot be loaded, its captioner does not read regions of
+        InputError: the file is not such a table, a checkpoint cannot be loaded, its captioner does not read regions of
             this encoder, or `Captioner.caption` raises it.
     """
+
     runs = {run.name: run for run in wanted}
     setting = (sample.digest[:12], sample.split, len(sample.references), decode, noise, rerank)
     points = [
@@ -249,7 +259,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def draw_variances(points: Sequence[Point]) -> "Figure":
-    """BLEU-4 and CIDEr over the variance of the noise in training, on a log axis, to the left of which 0 lies."""
+    """BLEU-4 and CIDEr against the variance of the noise in training, on a logarithmic axis that begins with 0."""
     variances = sorted({point.variance for point in points})
     best = PUBLISHED_VARIANCE
     figure = _draw(points, "variance", "variance of the noise in training", best, f"the best in the paper, {best}")
@@ -262,7 +272,7 @@ def draw_variances(points: Sequence[Point]) -> "Figure":
 
 
 def draw_patches(points: Sequence[Point], copies: int) -> "Figure":
-    """BLEU-4 and CIDEr over the number of patches, of a captioner that learned from so many copies of each text."""
+    """BLEU-4 and CIDEr against the number of patches, for a captioner trained with `copies` copies of each text."""
     best = f"the best in the paper: as many as copies of a text in training, {copies}"
     figure = _draw(points, "patches", "patches of an image at inference", copies, best)
     for panel in figure.axes:
@@ -271,7 +281,7 @@ def draw_patches(points: Sequence[Point], copies: int) -> "Figure":
 
 
 def _draw(points: Sequence[Point], over: str, label: str, best: float, best_label: str) -> "Figure":
-    """A figure with a panel for each score, and a dotted line where the paper has the best."""
+    """A figure with a panel for each score, and a dotted line at the best value of the paper."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -284,7 +294,9 @@ def _draw(points: Sequence[Point], over: str, label: str, best: float, best_labe
         drawn = sorted((getattr(point, over), getattr(point, score)) for point in points)
         panel.plot(*zip(*drawn, strict=True), color=colour, marker="o")
         panel.set(xlabel=label, ylabel=name)
-        panel.set_ylim(0, 1.15 * max(height for _, height in drawn) or None)  # from 0, or chance would look large
+        panel.set_ylim(
+            0, 1.15 * max(height for _, height in drawn) or None
+        )  # from 0, otherwise chance differences would look large
         panel.grid(axis="y", alpha=0.3)
     figure.legend(handles=[dotted], loc="outside lower center", frameon=False)
     return figure
@@ -292,26 +304,30 @@ def _draw(points: Sequence[Point], over: str, label: str, best: float, best_labe
 
 def _choose(runs: Sequence[Run], name: str | None) -> Run:
     """The run of a name, or the one that was trained with the paper's variance."""
-    found = [run for run in runs if (run.variance == PUBLISHED_VARIANCE if name is None else run.name == name)]
-    if len(found) != 1:
+    matching = [run for run in runs if (run.variance == PUBLISHED_VARIANCE if name is None else run.name == name)]
+    if len(matching) != 1:
         wanted = f"have noise of variance {PUBLISHED_VARIANCE}" if name is None else f"are named '{name}'"
         names = ", ".join(run.name for run in runs)
-        raise InputError(f"{len(found)} runs {wanted}, where one is needed: give --run NAME, one of {names}")
-    return found[0]
+        raise InputError(f"{len(matching)} runs {wanted}, where one is needed: give --run NAME, one of {names}")
+    return matching[0]
 
 
 def _require_regions(sample: Sample, numbers: Sequence[int]) -> None:
-    there, least, most = sample.regions.shape[1], min(numbers), max(numbers)
+    available, least, most = sample.regions.shape[1], min(numbers), max(numbers)
     if least < 1:
         raise InputError(f"--patches are at least 1, not {least}")
-    if most > there:
+    if most > available:
         raise InputError(
-            f"{sample.store.location} has {there} regions of each image, and {most} are asked for: embed the images "
-            f"again with {EMBED}{most}, or give fewer as --patches"
+            f"{sample.store.location} has {available} regions of each image, and {most} are asked for: embed the "
+            f"images again with {EMBED}{most}, or give fewer as --patches"
         )
 
 
-def _open(run: Run, store: FeatureStore) -> Captioner:
+def _open(run: Run, store: FeatureStore) -> "Captioner":
+    from prefixcap.captioner import load
+    from prefixcap.data import require_match
+    from prefixcap.utils.hardware import usable_device
+
     captioner = load(run.checkpoint, usable_device("auto"))
     if captioner.features != REGIONS:
         raise InputError(
@@ -322,4 +338,6 @@ def _open(run: Run, store: FeatureStore) -> Captioner:
 
 
 if __name__ == "__main__":
-    main()
+    from prefixcap.commands import main as run_command
+
+    run_command("noise-variance")

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 
 from prefixcap.captioner import Captioner, load
-from prefixcap.commands.figures import noise_variance as figures
-from prefixcap.commands.figures.noise_variance import (
+from prefixcap.commands import main
+from prefixcap.commands.noise_variance import (
     Point,
     draw_patches,
     draw_variances,
     evaluate_runs,
     find_runs,
-    main,
     read_sample,
 )
 from prefixcap.encoders import load_encoder
@@ -65,7 +64,12 @@ def save_run(folder: Path, variance: float, copies: int, mapper: str = "adaptor"
 
 def test_runs_are_scored_by_as_many_patches_as_wanted_and_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    monkeypatch.setattr(figures, "load", lambda path, device: (opened.append(path.parent.parent.name), load(path))[1])
+
+    def note(path: Path, device: str) -> Captioner:
+        opened.append(path.parent.parent.name)
+        return load(path)
+
+    monkeypatch.setattr("prefixcap.captioner.load", note)
     found, store = find_runs(runs), FeatureStore(runs.parent / "store")
     assert [(run.name, run.variance, run.copies) for run in found] == [
         ("0.001", 0.001, 2), ("0.016", 0.016, 2), ("0.25", 0.25, 3)
@@ -113,7 +117,7 @@ def test_the_encoder_chooses_of_several_candidates(runs: Path) -> None:
 
 def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(runs), "--images", str(runs.parent / "store"), "--decode", "greedy", "--count", "3"]
-    main([*given, "--patches", "1", "3", "3", "5"])
+    main("noise-variance", [*given, "--patches", "1", "3", "3", "5"])
     printed = capsys.readouterr().out
     rows = {}
     for name in ("noise_variance", "patches"):
@@ -127,7 +131,7 @@ def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.Captur
         ("0.001", "2"), ("0.016", "2"), ("0.25", "3")
     ]  # fmt: skip
     assert [(row["run"], row["patches"]) for row in rows["patches"]] == [("0.016", number) for number in "135"]
-    main([*given, "--patches", "2", "--run", "0.25"])
+    main("noise-variance", [*given, "--patches", "2", "--run", "0.25"])
     assert "captioning with" in (told := capsys.readouterr().err) and "0.016" not in told
 
 
@@ -149,7 +153,7 @@ def test_mistakes_are_told_before_anything_is_captioned(
     monkeypatch.chdir(runs.parent)
     make_store(Path("whole"), regions=False)
     with pytest.raises(SystemExit) as stopped:
-        main(["runs", "--images", "store", "--patches", "1", *options])
+        main("noise-variance", ["runs", "--images", "store", "--patches", "1", *options])
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and printed.startswith("error: ") and printed.count("\n") == 1 and words in printed
 
@@ -161,7 +165,7 @@ def test_folders_without_fitting_runs_are_told(
 
     def mistake(folder: Path) -> str:
         with pytest.raises(SystemExit):
-            main([str(folder), "--images", store, "--patches", "1", "--decode", "greedy"])
+            main("noise-variance", [str(folder), "--images", store, "--patches", "1", "--decode", "greedy"])
         return capsys.readouterr().err
 
     assert "no run below" in mistake(runs.parent / "store")

@@ -1,23 +1,26 @@
-"""`prefixcap gap`: the gap between images and captions of a feature store as numbers and figures, see
-`prefixcap.textonly.gap`. Drawing needs matplotlib: pip install "prefixcap[plot]"
+"""Measure the modality gap between the images and captions of a feature store (MacCap, Qiu et al. 2024, section 3).
+
+Prints the numbers and the noise variances that they suggest for training on text, and draws two figures, which need \
+matplotlib: pip install 'prefixcap\\[plot]'
 """
 
 import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import typer
 
 from prefixcap.errors import InputError
-from prefixcap.store import FeatureStore
-from prefixcap.textonly.gap import Floats, Gap, measure_gap, sample_points
 from prefixcap.utils.files import atomic_write, atomic_write_text
 from prefixcap.utils.plotting import require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from prefixcap.textonly.gap import Floats, Gap
 
 NUMBERS, OFFSET, HISTOGRAM, PROJECTION = "gap.json", "modality_offset.npy", "gap_histogram.png", "gap_projection.png"
 COLOURS = {"text": "goldenrod", "global": "tab:red", "region": "tab:green", "mix": "tab:blue"}
@@ -35,6 +38,37 @@ PUBLISHED = {
 }
 
 
+EXAMPLES = """  prefixcap embed data=demo 'features=\\[image,regions,caption]' \\
+      data.store=stores/gap
+
+  prefixcap gap stores/gap --split val"""
+
+
+def main(
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="A feature store of images, regions and captions: a folder or a URL."),
+    ],
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split to measure.")] = "val",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where numbers and figures go (default: below runs/gap).", show_default=False
+        ),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Draw N pairs of an image and a caption at random (default: all).", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="The random seed of that draw.")] = 0,
+    projection: Annotated[str, typer.Option(metavar="NAME", help="pca, or umap, which needs umap-learn.")] = "pca",
+) -> None:
+    """Print the report; see `report_gap`."""
+    print(report_gap(store, split, out, pairs, seed, projection))
+
+
 def report_gap(
     store: str,
     split: str = "val",
@@ -43,7 +77,7 @@ def report_gap(
     seed: int = 0,
     projection: str = "pca",
 ) -> str:
-    """Measure the gap in a split of a store, and give a table as text.
+    """Measure the gap in a split of a store, and return a table as text.
 
     Written are gap.json, two figures, and modality_offset.npy, which the noise of a captioner takes as its offset.
 
@@ -58,6 +92,9 @@ def report_gap(
         InputError: as `FeatureStore`, `measure_gap` and `project` do, matplotlib is missing, or the folder cannot be
             written to.
     """
+    from prefixcap.store import FeatureStore
+    from prefixcap.textonly.gap import measure_gap, sample_points
+
     require_matplotlib()
     opened = FeatureStore(store)
     plane, axes = project(sample_points(opened, split, pairs, seed), projection, seed)
@@ -76,17 +113,17 @@ def report_gap(
     return f"{heading}\n\n{table(gap)}\n\nwritten to {folder}: {written}"
 
 
-def table(gap: Gap) -> str:
+def table(gap: "Gap") -> str:
     """The numbers of the gap, beside those that the paper published, and the noise variances that it suggests."""
     lines = [
         "          cosine of a pair            caption less image, in each dimension",
         "          mean    max    min  closer     mean   sigma  kurtosis  distance  offset",
     ]
-    for name, of in gap.features.items():
-        cosines = _row(of.cosine_mean, of.cosine_max, of.cosine_min, of.closer_share)
+    for name, numbers in gap.features.items():
+        cosines = _row(numbers.cosine_mean, numbers.cosine_max, numbers.cosine_min, numbers.closer_share)
         lines.append(
-            f"{name:8}{cosines}  {of.mean:+7.4f} {of.variance**0.5:7.4f} {of.excess_kurtosis:+9.2f} "
-            f"{of.gaussian_distance:9.3f} {of.offset_norm:7.3f}"
+            f"{name:8}{cosines}  {numbers.mean:+7.4f} {numbers.variance**0.5:7.4f} {numbers.excess_kurtosis:+9.2f} "
+            f"{numbers.gaussian_distance:9.3f} {numbers.offset_norm:7.3f}"
         )
     lines += ["MacCap, Table 1 (ViT-B/32, COCO):"] + [f"{name:8}{_row(*row)}" for name, row in PUBLISHED.items()]
     lines += [
@@ -98,9 +135,9 @@ def table(gap: Gap) -> str:
     ]
     features = gap.features.values()
     for what, values in (
-        ("cosine: noise that is normalized after", [of.variance_of_cosine for of in features]),
-        ("gap: noise that is not", [of.variance for of in features]),
-        ("gap around its mean: the same, with noise.offset", [of.variance_around_offset for of in features]),
+        ("cosine: noise that is normalized after", [feature.variance_of_cosine for feature in features]),
+        ("gap: noise that is not", [feature.variance for feature in features]),
+        ("gap around its mean: the same, with noise.offset", [feature.variance_around_offset for feature in features]),
         ("captions of one image (CapDec): from text alone", [gap.captions_variance]),
     ):
         lines.append(f"  {what:48}" + "".join(f"{'-' if value is None else f'{value:.3g}':>9}" for value in values))
@@ -112,7 +149,7 @@ def _row(mean: float | None, most: float | None, least: float | None, closer: fl
     return f"{cosines}{'-' if closer is None else f'{closer:.1%}':>8}"
 
 
-def project(points: dict[str, Floats], method: str = "pca", seed: int = 0) -> tuple[dict[str, Floats], list[str]]:
+def project(points: dict[str, "Floats"], method: str = "pca", seed: int = 0) -> tuple[dict[str, "Floats"], list[str]]:
     """Points of several kinds, each (points, dim), in the plane: (points, 2) each, and what the two axes are.
 
     Args:
@@ -128,43 +165,43 @@ def project(points: dict[str, Floats], method: str = "pca", seed: int = 0) -> tu
         centred = together.astype(np.float64) - together.mean(0, dtype=np.float64)
         spread, axes = np.linalg.eigh(centred.T @ centred)
         first_two = axes[:, [-1, -2]]
-        first_two *= np.sign(first_two[np.abs(first_two).argmax(0), [0, 1]])  # else the sign would be chance
+        first_two *= np.sign(first_two[np.abs(first_two).argmax(0), [0, 1]])  # otherwise the sign would be arbitrary
         plane = centred @ first_two
         shares = spread[[-1, -2]] / spread.sum()
         labels = [f"principal component {place} ({share:.0%} of the variance)" for place, share in enumerate(shares, 1)]
     elif method == "umap":
         if importlib.util.find_spec("umap") is None:
-            raise InputError("projection=umap needs UMAP: pip install umap-learn, or take projection=pca")
+            raise InputError("--projection umap needs UMAP: pip install umap-learn, or give --projection pca")
         plane = importlib.import_module("umap").UMAP(random_state=seed).fit_transform(together)
         labels = ["UMAP 1", "UMAP 2"]
     else:
         raise InputError(f"there is no projection {method!r}: choose pca or umap")
-    ends = np.cumsum([len(of) for of in points.values()])[:-1]
+    ends = np.cumsum([len(rows) for rows in points.values()])[:-1]
     return dict(zip(points, np.split(plane, ends), strict=True)), labels
 
 
-def draw_histograms(gap: Gap) -> "Figure":
+def draw_histograms(gap: "Gap") -> "Figure":
     """The dimension-wise differences of each feature, with the zero-mean Gaussian that fits best: Figure 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * len(gap.features), 3.8), layout="constrained")
     panels = figure.subplots(1, len(gap.features), sharex=True, sharey=True, squeeze=False)[0]
-    reach = 4.5 * max(of.variance for of in gap.features.values()) ** 0.5
-    for panel, (name, of) in zip(panels, gap.features.items(), strict=True):
-        counts, width, sigma = np.array(of.histogram.counts), of.histogram.width, of.variance**0.5
-        edges = of.histogram.start + width * np.arange(len(counts) + 1)
+    reach = 4.5 * max(feature.variance for feature in gap.features.values()) ** 0.5
+    for panel, (name, numbers) in zip(panels, gap.features.items(), strict=True):
+        counts, width, sigma = np.array(numbers.histogram.counts), numbers.histogram.width, numbers.variance**0.5
+        edges = numbers.histogram.start + width * np.arange(len(counts) + 1)
         panel.stairs(counts / counts.sum() / width, edges, fill=True, color=COLOURS[name], alpha=0.5, label="measured")
         across = np.linspace(-reach, reach, 400)
         bell = np.exp(-((across / sigma) ** 2) / 2) / (sigma * np.sqrt(2 * np.pi))
         panel.plot(across, bell, color="black", linewidth=1.2, label=rf"Gaussian, mean 0, $\sigma$ = {sigma:.4f}")
-        panel.plot([], [], " ", label=f"mean {of.mean:+.4f}, excess kurtosis {of.excess_kurtosis:+.2f}")
+        panel.plot([], [], " ", label=f"mean {numbers.mean:+.4f}, excess kurtosis {numbers.excess_kurtosis:+.2f}")
         panel.set(title=LABELS[name], xlabel="caption less image, per dimension", xlim=(-reach, reach))
         panel.legend(fontsize="small", loc="upper center", frameon=False)
     panels[0].set(ylabel="density", ylim=(0, 1.35 * panels[0].get_ylim()[1]))
     return figure
 
 
-def draw_projection(plane: dict[str, Floats], axes: list[str]) -> "Figure":
+def draw_projection(plane: dict[str, "Floats"], axes: list[str]) -> "Figure":
     """Points of several kinds in the plane, as `project` gives them: Figure 6."""
     from matplotlib.figure import Figure
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefixcap.commands.figures.zerocap_lambda import main, read_points
+from prefixcap.commands import main
+from prefixcap.commands.zerocap_lambda import read_points
 from prefixcap.errors import InputError
 
 
@@ -27,7 +28,7 @@ def test_a_sweep_becomes_a_table_and_a_figure(tmp_path: Path, capsys: pytest.Cap
     evaluation(tmp_path / "b", 0.2, scores(0.7, 30.0))
     evaluation(tmp_path / "a", 0.8, scores(0.6, 20.0))
     evaluation(tmp_path / "c", 0.05, scores(0.8, 90.0))
-    main([str(tmp_path)])
+    main("zerocap-lambda", [str(tmp_path)])
     assert (tmp_path / "lambda.csv").read_text().splitlines() == [
         '"run","language_weight","clip_score","perplexity"',
         '"c",0.05,0.8,90.0', '"b",0.2,0.7,30.0', '"a",0.8,0.6,20.0',
@@ -37,7 +38,7 @@ def test_a_sweep_becomes_a_table_and_a_figure(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no evaluation of ZeroCap lies below"):
+    with pytest.raises(InputError, match="there is no evaluation of ZeroCap below"):
         read_points(tmp_path)
     evaluation(tmp_path / "a", 0.2, {"BLEU-1": 0.5})
     with pytest.raises(InputError, match="lacks CLIPScore or perplexity"):

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from prefixcap.captioner import Captioner, load
-from prefixcap.commands.figures import prefix_length as ablation
-from prefixcap.commands.figures.prefix_length import Point, draw, evaluate_runs, main
+from prefixcap.commands import main
+from prefixcap.commands.prefix_length import Point, draw, evaluate_runs
 from prefixcap.language import load_language_model
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
@@ -47,7 +47,12 @@ def save_run(folder: Path, store: Path, mapper: str, tuning: Any, length: int) -
 
 def test_each_run_is_scored_once_on_both_splits(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    monkeypatch.setattr(ablation, "load", lambda path, device: (opened.append(path.parent.parent.name), load(path))[1])
+
+    def note(path: Path, device: str) -> Captioner:
+        opened.append(path.parent.parent.name)
+        return load(path)
+
+    monkeypatch.setattr("prefixcap.captioner.load", note)
     points = evaluate_runs(runs, 6, "greedy")
     assert opened == ["mlp-1", "mlp-3", "transformer-3"]
     assert [(point.run, point.split) for point in points] == [(run, s) for run in opened for s in ("train", "test")]
@@ -73,18 +78,18 @@ def test_each_run_is_scored_once_on_both_splits(runs: Path, monkeypatch: pytest.
 
 
 def test_the_command_writes_table_and_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(runs), "--images", "2", "--decode", "greedy"])
+    main("prefix-length", [str(runs), "--images", "2", "--decode", "greedy"])
     assert capsys.readouterr().out.split()[-1] == str(runs / "prefix_length.png")
     with (runs / "prefix_length.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
     with Image.open(runs / "prefix_length.png") as picture:
         assert picture.width > picture.height > 300
     with pytest.raises(SystemExit):
-        main([str(runs.parent / "store")])
+        main("prefix-length", [str(runs.parent / "store")])
     assert "no run below" in capsys.readouterr().err
     (runs / "prefix_length.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SystemExit):
-        main([str(runs)])
+        main("prefix-length", [str(runs)])
     assert "is not a table that this command wrote" in capsys.readouterr().err
 
 

@@ -1,28 +1,22 @@
-"""Draw how well captioners do over their prefix length: `python -m prefixcap.commands.figures.prefix_length FOLDER`.
+"""Plot captioning scores against the prefix length (ClipCap, Mokady et al. 2021, Figure 7).
 
-The best checkpoint of every run below the folder captions images of the training and the test split. The scores go to
-`prefix_length.csv` there, and are drawn in `prefix_length.png` as in Figure 7 of Mokady et al. 2021. What the table has
-is not computed again, unless the checkpoint is newer. Drawing needs matplotlib: pip install "prefixcap[plot]"
+The best checkpoint of every run below FOLDER captions training and test images. Writes the scores to \
+prefix_length.csv and the figure to prefix_length.png, both in FOLDER. Scores that the table has already are kept, \
+unless the checkpoint is newer. Drawing needs matplotlib: pip install 'prefixcap\\[plot]'
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
+import typer
 
-from prefixcap.captioner import load
-from prefixcap.data import require_match
 from prefixcap.errors import InputError
-from prefixcap.metrics import score_captions
-from prefixcap.store.named import open_training_store
 from prefixcap.utils.files import read_table, write_table
-from prefixcap.utils.hardware import usable_device
-from prefixcap.utils.plotting import command_parser, run_command, save_figure
+from prefixcap.utils.plotting import require_matplotlib, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +28,9 @@ LANGUAGE_MODELS = {
 }
 TABLE = "prefix_length.csv"
 FIGURE = "prefix_length.png"
+EXAMPLES = """  prefixcap train --multirun experiment=prefix_length
+
+  prefixcap prefix-length runs/prefix_length"""
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,14 @@ class Point:
     """The scores of a run on a split.
 
     Attributes:
-        run: its folder, below that of all runs.
+        run: its folder, relative to that of all runs.
         setting: its mapper, and how its language model was tuned.
-        prefix_length: vectors that the mapper makes of an image.
+        prefix_length: vectors per image that the mapper returns.
         split: train or test.
-        most_images: so many were captioned, or all if the split has fewer.
-        decode: name of the decoder.
-        bleu_4: 0 to 1.
-        cider: from 0.
+        most_images: the limit of captioned images per split.
+        decode: the name of the decoder.
+        bleu_4: from 0 to 1.
+        cider: from 0 on.
     """
 
     run: str
@@ -61,31 +58,27 @@ class Point:
     cider: float
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = command_parser("prefixcap.commands.figures.prefix_length", __doc__)
-    parser.add_argument("folder", type=Path, help="of the runs, e.g. runs/prefix_length")
-    parser.add_argument("--images", type=int, default=5000, help="most images of a split (default: 5000)")
-    parser.add_argument("--decode", default="beam", help="name of a decoder (default: beam)")
-    run_command(parser, _write, arguments)
-
-
-def _write(given: argparse.Namespace) -> str:
-    points = evaluate_runs(given.folder, given.images, given.decode)
-    save_figure(draw(points), given.folder / FIGURE)
-    return f"results: {given.folder / TABLE}, {given.folder / FIGURE}"
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the runs.")],
+    images: Annotated[int, typer.Option(metavar="N", help="At most N images per split.")] = 5000,
+    decode: Annotated[str, typer.Option(metavar="NAME", help="The name of a decoder.")] = "beam",
+) -> None:
+    """Write the table and the figure. Raises InputError as `evaluate_runs` does."""
+    require_matplotlib()
+    save_figure(draw(evaluate_runs(folder, images, decode)), folder / FIGURE)
+    print(f"results: {folder / TABLE}, {folder / FIGURE}")
 
 
 def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
     """The scores of every run below a folder on both splits, also written to `prefix_length.csv` after each run.
 
     Args:
-        folder: holds runs of train.py, at any depth.
-        most_images: of a split; of a larger one so many are drawn, the same for each run.
-        decode: name of a decoder.
+        folder: contains runs of `prefixcap train`, at any depth.
+        most_images: of a larger split this many images are drawn at random, the same for each run.
+        decode: the name of a decoder.
 
     Raises:
-        InputError: there is no run, the table is none, or the store that a run was trained on cannot be opened.
+        InputError: there is no run, the table cannot be read, or the training store of a run cannot be opened.
     """
     checkpoints = sorted(folder.glob("**/checkpoints/best.ckpt"))
     if not checkpoints:
@@ -110,6 +103,14 @@ def evaluate_runs(folder: Path, most_images: int, decode: str) -> list[Point]:
 
 def evaluate_run(checkpoint: Path, run: str, most_images: int, decode: str) -> list[Point]:
     """The scores of a checkpoint on images of the splits train and test; for the arguments see `evaluate_runs`."""
+    import torch
+
+    from prefixcap.captioner import load
+    from prefixcap.data import require_match
+    from prefixcap.metrics import score_captions
+    from prefixcap.store.named import open_training_store
+    from prefixcap.utils.hardware import usable_device
+
     captioner = load(checkpoint, usable_device("auto"))
     store = open_training_store(captioner.trained_on, checkpoint)
     require_match(store, captioner)
@@ -135,8 +136,8 @@ def evaluate_run(checkpoint: Path, run: str, most_images: int, decode: str) -> l
 
 
 def draw(points: Sequence[Point]) -> "Figure":
-    """A figure with a panel for each setting: BLEU-4 and CIDEr over the prefix length, of test images as solid lines
-    and of training images as dashed ones."""
+    """A figure with a panel for each setting: BLEU-4 and CIDEr against the prefix length, solid for test images and
+    dashed for training images."""
     from matplotlib.figure import Figure
 
     settings = sorted({point.setting for point in points})
@@ -151,8 +152,11 @@ def draw(points: Sequence[Point]) -> "Figure":
             (twin, "CIDEr", "cider", "tab:blue"),
         ):
             for split, style in (("test", "-"), ("train", "--")):
-                of_line = [point for point in points if (point.setting, point.split) == (setting, split)]
-                scores = sorted((point.prefix_length, getattr(point, attribute)) for point in of_line)
+                scores = sorted(
+                    (point.prefix_length, getattr(point, attribute))
+                    for point in points
+                    if (point.setting, point.split) == (setting, split)
+                )
                 lines += axes.plot(
                     *zip(*scores, strict=True), style, color=colour, marker=".", label=f"{name}, {split}"
                 )
@@ -163,4 +167,6 @@ def draw(points: Sequence[Point]) -> "Figure":
 
 
 if __name__ == "__main__":
-    main()
+    from prefixcap.commands import main as run
+
+    run("prefix-length")

@@ -1,1 +1,0 @@
-"""Programs that draw the figures of the papers."""
