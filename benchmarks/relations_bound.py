@@ -1,4 +1,4 @@
-"""How many of the small world's visual relations can be told within five words, if the search for words is perfect.
+"""How many of the small world's visual relations can be recalls within five words, if the search for words is perfect.
 
 In place of a captioner: the sentence closest to C + B - A by CLIP's cosine, of all that the world's grammar makes in
 one of its forms, for each form alone. The answer has to be among its first five words ("anywhere": at any place); the
@@ -37,12 +37,12 @@ def main() -> None:
         sentences = sorted({fill(scene, [form])[0] for scene in scenes})
         embeddings = torch.cat([encoder.encode_texts(sentences[i : i + 1000]) for i in range(0, len(sentences), 1000)])
         closest = (directions.float() @ F.normalize(embeddings.float(), dim=-1).T).argmax(1).tolist()
-        told, anywhere = Counter[str](), 0
+        recalls, anywhere = Counter[str](), 0
         for relation, place in zip(relations, closest, strict=True):
-            told[relation.name] += recalled(sentences[place].removeprefix(f"{PROMPT} "), relation.answer)
+            recalls[relation.name] += recalled(sentences[place].removeprefix(f"{PROMPT} "), relation.answer)
             anywhere += relation.answer in sentences[place].lower()
-        shares = [told[asked] / sum(relation.name == asked for relation in relations) for asked in ASKED]
-        shares += [told.total() / len(relations), anywhere / len(relations)]
+        shares = [recalls[asked] / sum(relation.name == asked for relation in relations) for asked in ASKED]
+        shares += [recalls.total() / len(relations), anywhere / len(relations)]
         print("".join(f"{share:10.2f}" for share in shares) + f"   {form}", flush=True)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefixcap.zeroshot.magic import Magic
     from prefixcap.zeroshot.zerocap import ZeroCap
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Captioner", "InputError", "Magic", "ZeroCap", "arithmetic", "load"]
 

@@ -67,7 +67,9 @@ class Columns(dict[str, Array | list[str] | list[int]]):
     """The columns of one piece, in memory: the same names as in a file."""
 
     @classmethod
-    def of(cls, images: Sequence[ImageRecord], features: dict[str, Array], skipped: Sequence[Skipped]) -> "Columns":
+    def from_records(
+        cls, images: Sequence[ImageRecord], features: dict[str, Array], skipped: Sequence[Skipped]
+    ) -> "Columns":
         """The columns of N images and C captions.
 
         Args:

@@ -117,7 +117,7 @@ class StoreWriter:
         Raises:
             InputError: the disk is full or the folder cannot be written to; earlier pieces are kept.
         """
-        columns = Columns.of(images, features, skipped)
+        columns = Columns.from_records(images, features, skipped)
         write_part(self._piece(shard, number, num_pieces), self._attributes(), [columns])
 
     def _piece(self, shard: int, number: int, num_pieces: int) -> Path:
