@@ -1,10 +1,13 @@
 """What several test modules need: small models, the project's folder, and the shared photographs."""
 
+import json
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +15,50 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefixcap.captioner import Captioner
 from prefixcap.features import EncoderIdentity
-from prefixcap.language import LanguageModel, Tuning, load_language_model
+from prefixcap.language import LanguageModel, Tuning, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
+DURATIONS = ROOT / "tests" / "durations.json"
+MEASURED = Counter[str]()  # seconds by test, of this session
+
 IDENTITY = EncoderIdentity(name="clip:nowhere.pt", digest="0" * 64, preprocessing="none", dim=16)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep-durations", action="store_true", help="keep in tests/durations.json how long tests take")
+
+
+def kept_durations() -> dict[str, float]:
+    """Seconds by test, setup included, of those that take a second or more, in the last run of `make durations`."""
+    durations: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    return durations
+
+
+@pytest.hookimpl(trylast=True)  # after those that -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs come first: were the longest tests the last, all processes but one would wait for them."""
-    items.sort(key=lambda item: "e2e" not in item.path.parts)
+    """The files that take longest come first: were they the last, all processes but one would wait for them."""
+    durations, files = kept_durations(), Counter[Path]()
+    for item in items:
+        files[item.path] += durations.get(item.nodeid, 0)
+    items.sort(key=lambda item: -files[item.path])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    MEASURED[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("keep_durations") and not hasattr(session.config, "workerinput"):
+        durations = {test: round(MEASURED[test], 1) for test in sorted(MEASURED) if MEASURED[test] >= 1}
+        DURATIONS.write_text(json.dumps(durations, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def slow_after(fast: int, values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test, of which only the first `fast` are for the fast layer."""
+    sets = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*one, marks=[pytest.mark.slow] if number >= fast else []) for number, one in enumerate(sets)]
 
 
 @pytest.fixture
@@ -58,7 +94,7 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def small_lm(tuning: Tuning = "frozen", seed: int = 0) -> LanguageModel:
     """A GPT-2 with random weights and the small world's tokenizer."""
-    tokenizer = load_language_model("demo").tokenizer
+    tokenizer = load_tokenizer("demo")
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=96, n_embd=32, n_layer=2, n_head=4,

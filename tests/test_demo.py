@@ -104,6 +104,7 @@ def test_both_models_together_are_small() -> None:
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 12e6
 
 
+@pytest.mark.slow
 def test_clip_finds_the_caption_of_a_scene() -> None:
     """Image-to-text recall@5 among 1,000 scenes; scenes that share a caption count as right for each other."""
     encoder = load_encoder("demo")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import prefixcap
+from tests import processes
 from tests.conftest import ROOT
 
 PACKAGES = ("prefixcap", "data_prep")
@@ -114,8 +115,13 @@ def test_a_configuration_folder_of_ones_own(tmp_path: Path) -> None:
         "# @package _global_\ndefaults:\n  - override /model: mlp\nname: of-mine\nmodel: {mapper: {prefix_length: 7}}\n"
     )
     (tmp_path / "experiment" / "mine.yaml").write_text(own)
-    printed = python(
-        str(ROOT / "train.py"), "--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job", cwd=tmp_path
-    )
-    config = yaml.safe_load(printed)
+    words = ("--config-dir", tmp_path, "experiment=mine", "--cfg", "job")
+    done = processes.python(ROOT / "train.py", *words, cwd=tmp_path)
+    assert not done.returncode, done.stderr
+    config = yaml.safe_load(done.stdout)
     assert config["name"] == "of-mine" and config["model"]["mapper"]["prefix_length"] == 7
+
+
+def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert f"ruff=={hooks['rev'].removeprefix('v')}" in (ROOT / "constraints.txt").read_text().splitlines()

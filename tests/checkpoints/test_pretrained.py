@@ -136,6 +136,7 @@ print(loaded.caption(torch.load(sys.argv[2]), max_tokens=9))
 """
 
 
+@pytest.mark.slow
 def test_a_captioner_is_pushed_to_the_hub_and_loaded_from_there(tmp_path: Path) -> None:
     captioner = captioner_of(tuning="full")
     changed(captioner.language_model)

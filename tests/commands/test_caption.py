@@ -7,8 +7,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from prefixcap.commands.common.inputs import find_images
 from prefixcap.commands.common.outputs import Stream
 from prefixcap.decoding import DECODERS, decoder_options, draws
 from tests.commands.conftest import QUICK, Command
+from tests.processes import Python
 
 Mistaken = Callable[..., str]
 
@@ -267,15 +266,12 @@ def test_ctrl_c_leaves_whole_json(ckpt: Path, tmp_path: Path) -> None:
     for number in range(1, 3000):
         (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
     words = ("caption", tmp_path, "--ckpt", ckpt, *QUICK, "--batch-size", 2, "--format", "json")
-    with (tmp_path / "captions.json").open("w") as out:
-        command = [sys.executable, "-m", "prefixcap", *map(str, words)]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not out.tell() and not (tmp_path / "captions.json").stat().st_size:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    held = json.loads((tmp_path / "captions.json").read_text())
-    assert process.returncode == 130 and 0 < len(held) < 3000, err
+    process = Python("-m", "prefixcap", *words)
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    status, out, err = process.communicate()
+    held = json.loads(first + out)
+    assert status == 130 and 0 < len(held) < 3000, err
     assert err.splitlines()[-1] == f"stopped: {len(held):,} of 3,000 images have captions" and "Traceback" not in err
 
 

@@ -102,7 +102,7 @@ class Server(BaseHTTPRequestHandler):
 def web(photos: Path) -> Iterator[str]:
     Server.picture = (photos / "a b.png").read_bytes()
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

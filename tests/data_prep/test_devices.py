@@ -34,7 +34,9 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_jobs_make_the_same_store_as_one(shards: Path, tmp_path: Path) -> None:
+    """Slow because the launchers start Python anew: Lightning for its second process, submitit for each job."""
     command = ["-m", "data_prep.embed", "data=cc3m", f"data.root={shards}", "encoder=demo", "trainer.accelerator=cpu"]
     stores = {name: tmp_path / name for name in ("alone", "processes", "jobs")}
     succeed(*command, f"data.store={stores['alone']}")

@@ -39,7 +39,9 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_twenty_times(images: Path, tmp_path: Path) -> None:
+    """Slow because it embeds 300 images in 20 parts, each in a process of its own."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start(make, images, whole).join()
     moments, kept, half_made = random.Random(0), 0, 0

@@ -1,10 +1,12 @@
-"""The scripts as users run them: whole runs, each in a process of its own, and what they say of mistakes."""
+"""The scripts as users run them, each in a process of its own: complete runs, and what they say of mistakes.
+
+Training, evaluation and captioning start Python anew once; all other processes are forked.
+"""
 
 import csv
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,19 +20,17 @@ import prefixcap
 from prefixcap.demo.scenes import DOMAINS
 from prefixcap.demo.world import write_coco
 from tests.conftest import ROOT
-
-Process = subprocess.CompletedProcess[str]
-
-
-def run(*arguments: object, cwd: Path = ROOT, path: str | None = None) -> Process:
-    """Run python with these arguments; `path` replaces PATH."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({} if path is None else {"PATH": path})
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+from tests.processes import python
 
 
-def succeed(*arguments: object, **options: Path) -> str:
-    process = run(*arguments, **options)
+def succeed(*arguments: object, fresh: bool = False, cwd: Path = ROOT) -> str:
+    """Run python with these arguments, in a fresh interpreter or in a forked one; -> what it prints."""
+    if fresh:
+        command = [sys.executable, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    else:
+        process = python(*arguments, cwd=cwd)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -58,6 +58,7 @@ def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         ROOT / "train.py", *world, "lm=demo", "encoder=demo", f"run_dir={folder}", "model.mapper.layers=2",
         "trainer.max_epochs=2", "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=2", "val_max_tokens=30",
         "logger=tensorboard", "objective.fused=false",  # an option that self-critical training does not take
+        fresh=True,
     )  # fmt: skip
     assert re.search(r"training [\d.]+M parameters \([\d.]+M frozen\)", printed)
     assert f"python eval.py ckpt={folder}/checkpoints/best.ckpt" in printed.splitlines()[-1]
@@ -65,6 +66,7 @@ def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_of_a_run(trained: Path) -> None:
+    """Slow because it is the first that needs the run: a store is built, and a fresh interpreter trains two epochs."""
     assert {"best.ckpt", "last.ckpt"} == {file.name for file in (trained / "checkpoints").iterdir()}
     assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["lm_tuning"] == "frozen"
     with (trained / "metrics.csv").open() as file:
@@ -104,12 +106,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
     last = trained / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     limit = len(before) // 2
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), f"ckpt={last}", "trainer.max_epochs=9"],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    limited = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
+    process = python("-c", limited, f"ckpt={last}", "trainer.max_epochs=9")
     assert process.returncode == 2, process.stderr
     told = process.stderr.splitlines()[-1]
     assert re.match(r"error: cannot write .*/(best|last)\.ckpt: no space left on the disk; ", told)
@@ -119,7 +120,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
 
 
 def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Callable[..., str]) -> None:
-    printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy")
+    printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy", fresh=True)
     assert re.search(r"humans +0\.\d{4}", printed) and "right attributes" in printed
     (folder,) = (trained / "eval").iterdir()
     assert {"metrics.json", "captions.json", "per_image.csv", "report.html", "statistics.npz"} == {
@@ -172,9 +173,10 @@ def test_load_in_another_process_outside_the_project(trained: Path, world: list[
     code = f"import prefixcap; print(prefixcap.load({checkpoint!r}).caption([{str(image)!r}])[0])"
     caption = succeed("-c", code, cwd=tmp_path)
     command = ["-m", "prefixcap", "caption", image, "--ckpt", checkpoint]
-    assert succeed(*command, cwd=tmp_path) == f"{image}\t{caption}"
+    assert succeed(*command, cwd=tmp_path, fresh=True) == f"{image}\t{caption}"
 
 
+@pytest.mark.slow
 def test_published_results_get_the_published_scores(shared: Path, tmp_path: Path) -> None:
     printed = succeed(ROOT / "eval.py", f"captions={shared / 'results' / 'magic_coco_test.json'}", f"out={tmp_path}")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -192,7 +194,8 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         for i in range(4)
     ]
     (tmp_path / "captions.json").write_text(json.dumps(entries))
-    process = run(ROOT / "eval.py", f"captions={tmp_path / 'captions.json'}", f"out={tmp_path / 'out'}", path="")
+    words = [f"captions={tmp_path / 'captions.json'}", f"out={tmp_path / 'out'}"]
+    process = python(ROOT / "eval.py", *words, environment=os.environ | {"PATH": ""})
     assert process.returncode == 0, process.stderr
     assert "CIDEr" in process.stdout and re.search(r"METEOR is missing: .*Java", process.stdout)
     assert "METEOR" not in json.loads((tmp_path / "out" / "metrics.json").read_text())

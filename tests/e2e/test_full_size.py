@@ -47,10 +47,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return FeatureStore(folder / "store")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mapper", "tuning"), [("transformer", "frozen"), ("mlp", "full")])
 def test_one_step_save_load_and_the_same_tokens(
     mapper: str, tuning: str, gpt2: Path, store: FeatureStore, tmp_path: Path
 ) -> None:
+    """Slow because the models have their full size: each checkpoint holds up to 1.9 GB."""
     language_model = load_language_model(str(gpt2), tuning)  # type: ignore[arg-type]
     captioner = Captioner(language_model, store.encoder, {"name": mapper, "prefix_length": 10})
     data = CaptionData(store.path, captioner, batch_size=4)

@@ -4,12 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from prefixcap.metrics import score_captions
 from tests.conftest import ROOT
 from tests.e2e.test_commands import succeed
 
 
+@pytest.mark.slow
 def test_training_photographs_are_learned(shared: Path, tmp_path: Path) -> None:
+    """Slow because photographs are learned by heart in no fewer than 80 epochs."""
     data = ["data=coco", f"data.root={shared / 'coco_mini'}", "data.reader.annotations=captions_val2014.json"]
     data.append(f"data.store={tmp_path / 'store'}")
     assert "train 16, test 4, val 4; captions: 120" in succeed("-m", "data_prep.embed", *data, "encoder=demo")

@@ -45,6 +45,7 @@ def test_the_ablation_of_the_prefix_length(train: Train, folder: Path) -> None:
     assert (folder / "runs" / "prefix_length" / "prefix_length.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_optuna_maximises_the_cider_of_the_best_checkpoint(train: Train, folder: Path) -> None:
     train(
         "--multirun", "experiment=sweep_learning_rate", "hydra.sweeper.n_trials=2", "trainer.max_epochs=2", "model=mlp"
@@ -61,6 +62,7 @@ def test_optuna_maximises_the_cider_of_the_best_checkpoint(train: Train, folder:
     )
 
 
+@pytest.mark.slow
 def test_early_stopping_and_averaged_weights_are_chosen_by_name(train: Train, folder: Path) -> None:
     printed = train(
         "callbacks=[early_stopping,ema]", "callbacks.early_stopping.patience=2", "callbacks.ema.decay=0.9",
@@ -70,6 +72,7 @@ def test_early_stopping_and_averaged_weights_are_chosen_by_name(train: Train, fo
     assert "ended after epoch 3: val_cider no longer improved" in printed
 
 
+@pytest.mark.slow
 def test_a_rate_and_a_batch_size_are_found_and_nothing_is_trained(
     train: Train, folder: Path, mistake: Callable[..., str]
 ) -> None:

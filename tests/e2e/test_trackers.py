@@ -253,6 +253,7 @@ def test_without_matplotlib_a_run_says_so_and_has_no_curves(
     assert (folder / "runs/plain/metrics.csv").exists() and not (folder / "runs/plain/curves.png").exists()
 
 
+@pytest.mark.slow
 def test_trackers_are_imported_only_where_one_is_chosen() -> None:
     code = "import prefixcap.commands.common.trainer, sys; print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from prefixcap.errors import InputError
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from tests.hostile.test_stores import ENCODER, IMAGES, Change, content, is_refused, rewrite, write
+from tests.processes import python
 
 
 @pytest.fixture
@@ -180,5 +179,5 @@ assert min(count.values()) >= 1, count
 
 def test_bytes_flipped_at_random(store: Path) -> None:
     """In a process of its own: nothing may crash it."""
-    process = subprocess.run([sys.executable, "-c", FUZZ, str(store)], capture_output=True, text=True, timeout=300)
+    process = python("-c", FUZZ, store, timeout=300)
     assert process.returncode == 0, process.stdout[-100:] + process.stderr[-3000:]

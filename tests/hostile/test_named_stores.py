@@ -61,7 +61,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     write(served / "store")
     Handler.asked, Handler.sent = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served))) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{listening.server_port}/store", served / "store"
         listening.shutdown()
 

@@ -103,6 +103,7 @@ def test_captions_whose_end_depends_on_the_next_score_as_by_the_coco_tools() -> 
     assert score_captions(captions, references, WITHOUT_JAVA).corpus == scores["overall"].corpus
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_published_scores_of_a_whole_test_set() -> None:
     entries = shared_json("results/magic_coco_test.json")
@@ -173,6 +174,7 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert list(scores.corpus) == [name for name in NAMES if name != "METEOR"]
 
 
+@pytest.mark.slow
 @needs_java
 def test_humans_are_scored_against_each_other() -> None:
     """Against a plain loop, with numbers of captions that differ: 4, 3, 2 and 1."""

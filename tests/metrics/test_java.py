@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from prefixcap.metrics.java import run_java
 from prefixcap.metrics.metric import MetricUnavailable
 from prefixcap.metrics.spice_setup import setup_spice
 from tests.metrics.coco_tools import needs_java
+from tests.processes import Python, python
 
 PLAIN = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
 REFERENCES = {number: [f"a dog runs on sand {number}", "the dog is here"] for number in range(600)}
@@ -65,24 +64,20 @@ def test_a_signal_to_the_process_alone_ends_java_too(
     if not real:
         fake_java(tmp_path, monkeypatch, f"{NO_PARAPHRASES}; exec sleep 600")
     monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path))
-    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    process = Python("-c", WITH_JAVA, way)
     try:
-        with subprocess.Popen([sys.executable, "-c", WITH_JAVA, way], stderr=subprocess.DEVNULL) as process:
-            try:
-                until = time.monotonic() + 120
-                while not (java := java_of(process.pid)):
-                    assert process.poll() is None and time.monotonic() < until
-                    time.sleep(0.1)
-                process.send_signal(number)
-                assert process.wait(timeout=60) == -number
-                until = time.monotonic() + 30
-                while is_there(java[0]):  # a process that is killed may take a moment to give its memory back
-                    assert time.monotonic() < until
-                    time.sleep(0.1)
-            finally:
-                process.kill()
+        until = time.monotonic() + 120
+        while not (java := java_of(process.pid)):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.communicate()[0] == -number
+        until = time.monotonic() + 30
+        while is_there(java[0]):  # a process that is killed may take a moment to give its memory back
+            assert time.monotonic() < until
+            time.sleep(0.02)
     finally:
-        signal.signal(number, before)
+        process.kill()
 
 
 NO_PARAPHRASES = 'case "$*" in *Paraphrases*) for last; do :; done; : > "$last"; exit;; esac'
@@ -177,8 +172,7 @@ def test_a_full_temporary_folder_is_told_as_that(monkeypatch: pytest.MonkeyPatch
         "from tests.metrics.test_java import scored\n"
         "scores = scored(); print(*scores.corpus, sep=','); print(scores.missing['METEOR'])"
     )
-    environment = os.environ | {"PREFIXCAP_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = python("-c", program, environment=os.environ | {"PREFIXCAP_CACHE": str(tmp_path)})
     names, reason = done.stdout.splitlines()
     assert names.split(",") == PLAIN
     assert reason.startswith("METEOR needs room for temporary files (")

@@ -34,6 +34,7 @@ def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 @needs_java
 @needs_shared_data
 def test_scores_are_those_of_the_coco_tools(capfd: pytest.CaptureFixture[str]) -> None:

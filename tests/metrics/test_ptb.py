@@ -108,6 +108,7 @@ def pieces() -> st.SearchStrategy[str]:
     )
 
 
+@pytest.mark.slow
 @needs_java
 def test_generated_captions_are_tokenized_as_by_java(tmp_path: Path) -> None:
     """All captions are generated first, for one run of the Java program."""
@@ -143,6 +144,7 @@ def test_abbreviations_in_upper_and_lower_case_are_tokenized_as_by_java(tmp_path
     assert_same_tokens(captions, tmp_path)
 
 
+@pytest.mark.slow
 @needs_java
 @needs_shared_data
 def test_all_shared_captions_are_tokenized_as_by_java(tmp_path: Path) -> None:
@@ -186,6 +188,7 @@ ENDS = [
 BEGINNINGS = ["The dog", "the dog", "A cat", "In", "<b> x", "<b>", "/> x", "2 dogs", "Ltd x", "Mr. x", "It's", "", " "]
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_are_read_as_one_text(tmp_path: Path) -> None:
     """What the lexer makes of the end of a caption depends on how the next one begins; nothing follows the last."""

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torchmetrics import Metric
 
 from prefixcap.errors import InputError
@@ -17,6 +16,7 @@ from prefixcap.metrics.caption_metrics import BLEU, ROUGEL, CIDEr
 from prefixcap.metrics.clip_score import CLIPScore, RefCLIPScore
 from prefixcap.metrics.diversity import Diversity
 from prefixcap.metrics.perplexity import Perplexity
+from tests.processes import start
 
 CAPTIONS = [
     "A red circle in a meadow.",
@@ -68,7 +68,6 @@ def add(metric: Metric, arguments: tuple[Any, ...], images: slice) -> None:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)  # that a rank computes before it has updated: it was given nothing
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     found: dict[tuple[str, str], Any] = {}
@@ -89,7 +88,10 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    processes = [start(work, rank, tmp_path) for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for name, case in CASES.items():
         alone = case.make()

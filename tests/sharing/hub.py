@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 def model_hub() -> Iterator[Hub]:
     """A hub that listens on a free port of this machine."""
     with Hub() as hub:
-        thread = Thread(target=hub.serve_forever, daemon=True)
+        thread = Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield hub

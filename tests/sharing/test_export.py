@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from prefixcap.sharing.export import export_onnx, export_program
 from tests.conftest import ROOT, small_captioner
 from tests.decoding import stateful_lm
 from tests.language_models import save_language_model
+from tests.processes import python
 
 Model = Callable[..., list[NDArray[Any]]]
 
@@ -123,6 +122,7 @@ def test_logits_with_a_cache(exported: Path, captioner: Captioner) -> None:
     check_steps(open_model(exported, "language_model"), captioner.language_model, about["empty_past"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), [("opt", "float32"), ("llama", "bfloat16")])
 def test_other_language_models(kind: str, dtype: Any, tmp_path: Path) -> None:
     language_model = load_language_model(save_language_model(kind, tmp_path / kind), dtype=dtype)
@@ -135,10 +135,15 @@ def test_other_language_models(kind: str, dtype: Any, tmp_path: Path) -> None:
 def test_captions_without_this_package(exported: Path, captioner: Captioner, tmp_path: Path) -> None:
     images = [str(path) for path in pictures(tmp_path)[:2]]
     without = ["prefixcap", "transformers", "clip"] + (["torch"] if exported.name == "onnx" else [])
-    code = f"import runpy, sys; sys.modules |= dict.fromkeys({without}); sys.argv = sys.argv[1:]; "
-    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(exported / "caption.py"), *images]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    code = (
+        "import runpy, sys\n"
+        f"for name in [*sys.modules, *{without}]:\n"
+        f"    if name.partition('.')[0] in {without}:\n"
+        "        sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = python("-c", code, exported / "caption.py", *images, cwd=tmp_path)
     assert not done.returncode, done.stderr
     expected = captioner.caption(images, "greedy")
     assert done.stdout.splitlines() == [f"{image}\t{text}" for image, text in zip(images, expected, strict=True)]

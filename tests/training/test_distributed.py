@@ -6,8 +6,6 @@ The two processes are started once, and go through all runs in turn.
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, best
 from prefixcap.training.distributed import AtomicDeepSpeedStrategy
 from prefixcap.training.nan_guard import FiniteLoss
 from tests.conftest import IDENTITY, ROOT
-from tests.processes import free_port, start
+from tests.processes import free_port, python, start
 from tests.training.test_training import make_store
 
 LONG = "A large green heart with dots, and a small red star, and a tiny blue ring at night in the snow on the left."
@@ -147,7 +145,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one(name: str, folder: Path, tmp_path: Path) -> None:
-    """Losses, CIDEr over all validation images, and the trained weights."""
+    """Losses, CIDEr over all validation images, and the trained weights.
+
+    The first is slow because two processes go through all runs before it.
+    """
     run = RUNS[name]
     fit(run, 1, folder / "store", tmp_path / "one")
     one, two = json.loads((tmp_path / "one.json").read_text()), json.loads((folder / f"{name}.json").read_text())
@@ -176,14 +177,18 @@ def test_a_sharded_run_loads_on_one_device(name: str, folder: Path) -> None:
     assert captions == [sample["caption"] for sample in written]
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes(folder: Path, tmp_path: Path) -> None:
-    """One run's folder, though each process has a time of its own, and each message once."""
+    """One run's folder, though each process has a time of its own, and each message once.
+
+    Slow because Lightning starts Python anew for the second process.
+    """
     command = [
-        sys.executable, "train.py", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data=coco",
+        ROOT / "train.py", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data=coco",
         f"data.store={folder / 'store'}", f"encoder.name={IDENTITY.name}", "lm=demo", "model=mlp", "batch_size=2",
         "+trainer.limit_train_batches=2", "trainer.max_epochs=1", f"run_dir={tmp_path}/runs/${{now:%S-%f}}",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = python(*command, timeout=200)
     assert done.returncode == 0, done.stderr
     assert [done.stdout.count(words) for words in ("training ", "best checkpoint: ", "evaluate it: ")] == [1, 1, 1]
     (run,) = (tmp_path / "runs").iterdir()

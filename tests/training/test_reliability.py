@@ -31,7 +31,7 @@ from prefixcap.training import CaptionTraining, nan_guard
 from prefixcap.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, RandomState, best_and_last
 from prefixcap.training.nan_guard import FiniteLoss
 from prefixcap.training.objectives import CrossEntropy, Objective
-from tests.conftest import ROOT, run_script, small_captioner
+from tests.conftest import ROOT, run_script, slow_after, small_captioner
 from tests.processes import free_port, start
 from tests.training.test_training import make_store
 
@@ -132,15 +132,15 @@ PLACES = [
 
 @pytest.mark.parametrize(
     ("options", "ends"),
-    [
-        (PLAIN, [(batch, place, KILL) for batch, place in sorted(random.Random(0).sample(PLACES, 3))]),
+    slow_after(3, [
         (PLAIN, [(5, "backward", KILL), (-1, "save", KILL)]),
         (SMALL, [(1, "backward", TERM), (5, "backward", CTRL_C), (11, "validation", TERM), (13, "end", TERM)]),
-        (GROUPED, [(4, "backward", KILL), (8, "backward", TERM)]),
         (TWO, [(1, "backward", TERM), (4, "backward", KILL)]),
-    ],
-    ids=["anywhere", "while a checkpoint is written", "by signals", "workers and summed gradients", "two processes"],
-)
+        (PLAIN, [(batch, place, KILL) for batch, place in sorted(random.Random(0).sample(PLACES, 3))]),
+        (GROUPED, [(4, "backward", KILL), (8, "backward", TERM)]),
+    ]),
+    ids=["while a checkpoint is written", "by signals", "two processes", "anywhere", "workers and summed gradients"],
+)  # fmt: skip
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     options: dict[str, Any], ends: list[tuple[int, str, int]], tmp_path: Path
 ) -> None:
@@ -329,6 +329,7 @@ def job(folder: Path, command: list[str], environment: dict[str, str]) -> None:
     run_script("train")
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
     """What SLURM does, done by hand: its variables, the signal before the time is over, and the start after it."""
     asked = tmp_path / "asked"

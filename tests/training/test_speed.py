@@ -92,6 +92,7 @@ def test_the_course_of_training_stays_as_it_is(tuning: str) -> None:
     torch.testing.assert_close(course(mixed(torch.float16), tuning), expected, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.slow
 def test_compiled_training_takes_the_same_course_without_compiling_for_ever() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

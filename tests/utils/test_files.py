@@ -246,6 +246,7 @@ def test_a_full_disk_is_told_and_what_stood_there_is_kept(full: Path) -> None:
         assert (full / "a").read_text() == "before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["limit"], indirect=True)
 def test_captioners_and_exports_on_a_full_disk(full: Path) -> None:
     encoder, mapper = load_encoder("demo"), {"name": "mlp", "prefix_length": 2}

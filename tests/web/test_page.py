@@ -19,6 +19,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
 from prefixcap.web.access import Access
 from prefixcap.zeroshot.arithmetic import embed_expressions
+from tests.conftest import slow_after
 from tests.web.conftest import jpeg, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -197,8 +198,8 @@ def test_dropped_and_pasted_pictures_are_taken(visit: Visit) -> None:
     assert visit.page.locator(".card .name").all_inner_texts() == ["drop", "paste"]
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", slow_after(1, [PHONE, DESKTOP]), ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", slow_after(1, ["dark", "light"]))
 def test_the_page_needs_no_network_and_no_sideways_scrolling(
     browser: Browser, address: str, pictures: list[Path], viewport: dict[str, int], scheme: str
 ) -> None:
@@ -229,6 +230,7 @@ def brightness(screenshot: bytes) -> float:
         return float(image.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(browser: Browser, captioner: Captioner, pictures: list[Path]) -> None:
     with served(captioner, max_queue=1) as address:
         visit = Visit(browser, address, DESKTOP)
@@ -297,18 +299,21 @@ def proxy_of(address: str, path: str, *headers: str) -> Iterator[tuple[str, list
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://localhost:{server.server_port}{path}", missed
         server.shutdown()
 
 
 @pytest.mark.parametrize(
     ("root_path", "headers", "end"),
-    [
-        ("", [], "/"),  # it need not know
-        ("", ["X-Forwarded-Prefix: /a/captions", "X-Forwarded-Host: localhost"], ""),
-        ("/a/captions", [], ""),
-    ],
+    slow_after(
+        1,
+        [
+            ("", [], "/"),  # it need not know
+            ("", ["X-Forwarded-Prefix: /a/captions", "X-Forwarded-Host: localhost"], ""),
+            ("/a/captions", [], ""),
+        ],
+    ),
     ids=["unknown", "header", "option"],
 )
 def test_the_page_works_below_a_path_of_a_proxy(

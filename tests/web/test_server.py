@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -12,18 +10,22 @@ import pytest
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.web.server import serve
+from tests.processes import Python
 
-SERVE = "import sys; from prefixcap.web.server import serve; serve(sys.argv[1], port=0)"
+SERVE = """
+import sys, warnings
+from prefixcap.web.server import serve
+warnings.simplefilter("ignore")
+serve(sys.argv[1], port=0)
+"""
 
 
 def test_two_servers_run_beside_each_other_and_stop_cleanly(captioner: Captioner, tmp_path: Path) -> None:
     captioner.save_pretrained(tmp_path / "captioner")
-    command = [sys.executable, "-W", "ignore", "-c", SERVE, str(tmp_path / "captioner")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [Python("-c", SERVE, tmp_path / "captioner") for _ in range(2)]
     try:
         ports = []
         for process in processes:
-            assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith(f"{tmp_path / 'captioner'} is served at http://127.0.0.1:")
             ports.append(int(line.rpartition(":")[2]))
@@ -33,8 +35,7 @@ def test_two_servers_run_beside_each_other_and_stop_cleanly(captioner: Captioner
         assert len(set(ports)) == 2
         for process, number in zip(processes, (signal.SIGINT, signal.SIGTERM), strict=True):
             process.send_signal(number)
-            printed, complaints = process.communicate(timeout=60)
-            assert (process.returncode, printed, complaints) == (0, "stopped\n", "")
+            assert process.communicate() == (0, "stopped\n", "")
     finally:
         for process in processes:
             process.kill()

@@ -12,6 +12,7 @@ import pytest
 from prefixcap.captioner import Captioner
 from prefixcap.web import connections, gate
 from prefixcap.web.access import Access, client_of
+from tests.conftest import slow_after
 from tests.web.conftest import answer_of, connect, form, photograph, post, served
 
 BODY = form(photograph(), max_tokens=2)
@@ -64,7 +65,7 @@ def test_slow_clients_keep_nobody_waiting(captioner: Captioner) -> None:
         assert time.monotonic() - start < 20  # where it waited for them, it would be a minute
 
 
-@pytest.mark.parametrize("begun", ["nothing", "a line", "a header", "a second head"])
+@pytest.mark.parametrize("begun", slow_after(1, ["a header", "nothing", "a line", "a second head"]))
 def test_a_head_that_does_not_arrive_closes_its_connection(
     address: str, monkeypatch: pytest.MonkeyPatch, begun: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(address: str, mon
         assert closed(trickle.connections[0]) and time.monotonic() - start < 8
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_reads_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SLOWEST_READER", 0.5)
     gradio = next(

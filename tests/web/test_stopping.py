@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from prefixcap.captioner import Captioner
+from tests.processes import Python
 from tests.web.conftest import answer_of, connect, form, photograph, post
 
 # A model that says so when it begins with a batch, and takes its time for it.
 SERVE = """
-import sys, time
+import sys, time, warnings
 from prefixcap.web import jobs, server
 run, served = jobs.Captions.run, []
 
@@ -30,6 +29,7 @@ def slowly(job, captioner, images):
     return run(job, captioner, images)
 
 jobs.Captions.run = slowly
+warnings.simplefilter("ignore")
 server.GRACE = float(sys.argv[3])
 server.serve(sys.argv[1], port=0)
 """
@@ -43,15 +43,12 @@ def folder(captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @contextmanager
-def process(folder: Path, seconds: float, grace: float = 20.0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-W", "ignore", "-c", SERVE, str(folder), str(seconds), str(grace)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def process(folder: Path, seconds: float, grace: float = 20.0) -> Iterator[tuple[Python, str]]:
+    process = Python("-c", SERVE, folder, seconds, grace)
     try:
-        assert process.stdout is not None
         yield process, process.stdout.readline().split()[-1]
     finally:
         process.kill()
-        process.communicate()
 
 
 def ask(address: str, images: int = 1) -> tuple[int, str]:
@@ -66,14 +63,13 @@ def ask(address: str, images: int = 1) -> tuple[int, str]:
     return status, headers.get("retry-after", "") if status == 503 else str(len(given.get("images", [])))
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
-    printed, complaints = process.communicate(timeout=60)
-    return process.returncode, printed.splitlines(), complaints
+def ended(process: Python) -> tuple[int, list[str], str]:
+    status, printed, complaints = process.communicate()
+    return status, printed.splitlines(), complaints
 
 
 def test_what_has_begun_is_answered_and_all_else_told_to_come_again(folder: Path) -> None:
     with process(folder, seconds=2.0) as (server, address), ThreadPoolExecutor(60) as pool:
-        assert server.stdout is not None
         first = pool.submit(ask, address)
         assert server.stdout.readline() == "begun 1\n"
         waiting = [pool.submit(ask, address) for _ in range(20)]
@@ -101,7 +97,6 @@ def test_what_has_begun_is_answered_and_all_else_told_to_come_again(folder: Path
 
 def test_a_request_of_which_a_part_has_begun_is_finished(folder: Path) -> None:
     with process(folder, seconds=1.0) as (server, address), ThreadPoolExecutor(60) as pool:
-        assert server.stdout is not None
         first = pool.submit(ask, address)
         assert server.stdout.readline() == "begun 1\n"
         waiting = [pool.submit(ask, address, 12) for _ in range(4)]  # 48 images, of which 32 are done at once
@@ -116,7 +111,6 @@ def test_a_request_of_which_a_part_has_begun_is_finished(folder: Path) -> None:
 @pytest.mark.parametrize("seconds", [60.0])
 def test_what_takes_too_long_is_given_up(folder: Path, seconds: float) -> None:
     with process(folder, seconds, grace=1.0) as (server, address), ThreadPoolExecutor(2) as pool:
-        assert server.stdout is not None
         first = pool.submit(ask, address)
         assert server.stdout.readline() == "begun 1\n"
         start = time.monotonic()
@@ -128,7 +122,6 @@ def test_what_takes_too_long_is_given_up(folder: Path, seconds: float) -> None:
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(folder: Path, second: signal.Signals) -> None:
     with process(folder, seconds=30.0) as (server, address):
-        assert server.stdout is not None
         asking = threading.Thread(target=ask, args=(address,))
         asking.start()
         assert server.stdout.readline() == "begun 1\n"

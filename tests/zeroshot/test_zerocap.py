@@ -22,7 +22,7 @@ from prefixcap.encoders.openai_clip import OpenAIClipEncoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.zeroshot.zerocap import ZeroCap, ZeroCapOptions
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_after
 from tests.decoding import random_lm, stateful_lm
 from tests.zeroshot.plain_zerocap import PlainZeroCap, read
 
@@ -140,7 +140,7 @@ def written(zerocap: ZeroCap, embeddings: Tensor) -> list[list[int]]:
     return [tokens for of_image in zerocap._search(normalize(embeddings, dim=-1)) for tokens in of_image]
 
 
-@pytest.mark.parametrize("place", range(20))
+@pytest.mark.parametrize("place", slow_after(6, range(20)))
 def test_candidates_losses_and_captions_equal_the_plain_ones(world: World, watch: list[Watched], place: int) -> None:
     options = {"max_tokens": 5, "beams": 3, "iterations": 2, "candidates": 100}
     assert_equals_plain(world.encoder, world.lm, world.embeddings[place], options, watch)
@@ -148,12 +148,12 @@ def test_candidates_losses_and_captions_equal_the_plain_ones(world: World, watch
 
 @pytest.mark.parametrize(
     ("place", "options"),
-    [
+    slow_after(1, [
         (20, {"max_tokens": 3}),  # all constants as in the paper; the small world has 470 tokens, all are candidates
         (21, {"candidates": 100, "end_from": 1, "end_factor": 3.0, "max_tokens": 5}),
         (22, {**RELEASED, "candidates": 100, "max_tokens": 4, "beams": 3}),
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_five_iterations_equal_the_plain_ones(
     double: World, watch: list[Watched], place: int, options: dict[str, Any]
 ) -> None:
@@ -196,13 +196,13 @@ def test_other_language_models(world: World, watch: list[Watched], kind: str) ->
 
 @pytest.mark.parametrize(
     "more",
-    [
+    slow_after(1, [
         {"iterations": 1},
         {"iterations": 1, "end_factor": 30.0, "factors": "probability"},
         {"guide": "clip_and_lm", "end_factor": 300.0, "factors": "probability"},
         {"guide": "clip_and_lm", "end": " a", "end_factor": 1000.0, "factors": "probability", "max_tokens": 6},
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_beams_normalized_together_equal_the_released_search(
     double: World, watch: list[Watched], more: dict[str, Any]
 ) -> None:
