@@ -3,23 +3,26 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.embedding import EmbedReport, embed
 from data_prep.readers import read_dataset
 from prefixcap.demo import language_model_beside
-from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 from prefixcap.utils.hub import missing_language_model, naming
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+    from data_prep.embedding import EmbedReport
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+SMALL_WORLD = ("demo", "demo_other")  # data sets that are drawn when they are needed
 CAPTIONS_AT_ONCE = 65536  # read together, where all captions of a store are read
 
 
@@ -31,11 +34,11 @@ def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
 def make_store(
     data: DictConfig,
     encoder_name: str,
-    device: str | torch.device = "cpu",
+    device: "str | torch.device" = "cpu",
     dtype: str = "float32",
     store_dtype: str = "float16",
     **options: Any,
-) -> EmbedReport:
+) -> "EmbedReport":
     """Create or complete the feature store of a configured data set (`conf/data`).
 
     Args:
@@ -49,21 +52,26 @@ def make_store(
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
     """
-    for name, value, known in (("dtype", dtype, [*DTYPES]), ("store_dtype", store_dtype, ["float16", "float32"])):
+    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("store_dtype", store_dtype, ["float16", "float32"])):
         if value not in known:
             raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
     if data.store is not None and is_remote(data.store):
         raise InputError(f"a store is written to a local disk, and then copied: {data.store} is a URL; give a path")
     dataset = read_dataset(data.reader)
+    import torch
+
+    from data_prep.embedding import embed
+    from prefixcap.encoders import load_encoder
+
     if options.get("progress", True):
         for note in dataset.notes:
             print(note)
     if options.get("features") is None:
         options["features"] = [(Feature.IMAGE if dataset.has_images else Feature.CAPTION).option]
     with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
-        encoder = load_encoder(encoder_name, device, DTYPES[dtype])
+        encoder = load_encoder(encoder_name, device, getattr(torch, dtype))
     path = store_path(data.name, data.store, encoder_name)
-    return embed(dataset, encoder, path, store_dtype=DTYPES[store_dtype], **options)
+    return embed(dataset, encoder, path, store_dtype=getattr(torch, store_dtype), **options)
 
 
 def open_store(data: DictConfig, encoder_name: str, feature: Feature | str = Feature.IMAGE) -> FeatureStore:
@@ -80,22 +88,35 @@ def open_store(data: DictConfig, encoder_name: str, feature: Feature | str = Fea
     """
     if data.store is not None and is_remote(data.store):
         return FeatureStore(data.store)
-    sentences = data.get("sentences", False)
-    feature = Feature.parse(feature)
-    features = [feature.option] if feature is Feature.IMAGE or sentences else [Feature.IMAGE.option, feature.option]
     path = feature_path(data, encoder_name, feature)
-    if not path.exists() and data.name in ("demo", "demo_other"):
+    if not path.exists() and data.name in SMALL_WORLD:
         there = cast(DictConfig, OmegaConf.merge(data, {"store": str(path)}))
-        print_summary(path, make_store(there, encoder_name, features=features))
-    if not path.exists():
-        options = data.get("options", [f"data={data.name}"])
-        command = ["python -m data_prep.embed", *options, f"encoder.name={encoder_name}"]
-        if feature is not Feature.IMAGE and not sentences:
-            command += [f"data.store={path}", f"'features=[{','.join(features)}]'"]
-        raise InputError(
-            f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
-        )
+        print_summary(path, make_store(there, encoder_name, features=_features(data, feature)))
+    require_store(data, encoder_name, feature)
     return FeatureStore(path)
+
+
+def require_store(data: DictConfig, encoder_name: str, feature: Feature | str = Feature.IMAGE) -> None:
+    """Raise InputError unless `open_store` will find a store, or create it; arguments and message as there."""
+    path = feature_path(data, encoder_name, feature)
+    if data.name in SMALL_WORLD or path.exists() or (data.store is not None and is_remote(data.store)):
+        return
+    options = data.get("options", [f"data={data.name}"])
+    command = ["python -m data_prep.embed", *options, f"encoder.name={encoder_name}"]
+    features = _features(data, feature)
+    if len(features) > 1:
+        command += [f"data.store={path}", f"'features=[{','.join(features)}]'"]
+    raise InputError(
+        f"there is no feature store {path}: make it with `{' '.join(command)}`, or name one with data.store=…"
+    )
+
+
+def _features(data: DictConfig, feature: Feature | str) -> list[str]:
+    """The options of the features in the store of a data set."""
+    option = Feature.parse(feature).option
+    return (
+        [option] if option == Feature.IMAGE.option or data.get("sentences", False) else [Feature.IMAGE.option, option]
+    )
 
 
 def feature_path(data: DictConfig, encoder_name: str, feature: Feature | str) -> Path:
@@ -107,7 +128,7 @@ def feature_path(data: DictConfig, encoder_name: str, feature: Feature | str) ->
     return path
 
 
-def print_summary(path: Path, report: EmbedReport) -> None:
+def print_summary(path: Path, report: "EmbedReport") -> None:
     """Print what a run did, and what the store holds if it is complete."""
     try:
         store = FeatureStore(path)

@@ -5,11 +5,11 @@ captioner = prefixcap.load("runs/demo-transformer/.../checkpoints/best.ckpt")
 captioner.caption(["a.jpg", "b.jpg"])
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefixcap import renamed
 from prefixcap.errors import InputError
+from prefixcap.utils.deferred import deferred_attributes
 
 if TYPE_CHECKING:
     from prefixcap.captioner import Captioner, load
@@ -21,20 +21,16 @@ __version__ = "0.2.0"
 
 __all__ = ["Captioner", "InputError", "Magic", "ZeroCap", "arithmetic", "load"]
 
-_HOMES = {
-    "Captioner": "captioner",
-    "Magic": "zeroshot.magic",
-    "ZeroCap": "zeroshot.zerocap",
-    "arithmetic": "zeroshot.arithmetic",
-    "load": "captioner",
-}
-
-
 renamed.install()
 
-
-def __getattr__(name: str) -> Any:
-    # Looked up when first used: a program that only reads a store or scores captions loads no model code.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'prefixcap' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"prefixcap.{_HOMES[name]}"), name)
+# Looked up when first used: a program that only reads a store or scores captions loads no model code.
+__getattr__ = deferred_attributes(
+    __name__,
+    {
+        "Captioner": "captioner",
+        "Magic": "zeroshot.magic",
+        "ZeroCap": "zeroshot.zerocap",
+        "arithmetic": "zeroshot.arithmetic",
+        "load": "captioner",
+    },
+)

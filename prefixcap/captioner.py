@@ -16,7 +16,8 @@ from prefixcap import renamed, reranking
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_clipcap
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
-from prefixcap.checkpoints.files import captioner_state_dict, file_with_weights, read_file, require_checkpoint
+from prefixcap.checkpoints.files import captioner_state_dict, read_file, require_checkpoint
+from prefixcap.checkpoints.paths import file_with_weights, is_hub_name
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
@@ -308,7 +309,7 @@ class Captioner(PrefixLM):
         Raises:
             InputError: there is no captioner, one of its files is missing or damaged, or it cannot be downloaded.
         """
-        folder = pretrained.downloaded(str(name), revision) if pretrained.is_hub_name(name) else Path(name)
+        folder = pretrained.downloaded(str(name), revision) if is_hub_name(name) else Path(name)
         description, weights = pretrained.read_folder(folder)
         language_model = pretrained.load_own_language_model(folder, description["language_model"])
         captioner = cls.build(description, language_model, weights, folder / pretrained.CONFIG)
@@ -379,7 +380,7 @@ def load(
         >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
         2
     """
-    path = pretrained.downloaded(str(path)) if pretrained.is_hub_name(path) else file_with_weights(Path(path))
+    path = pretrained.downloaded(str(path)) if is_hub_name(path) else file_with_weights(Path(path))
     content: Any = None if path.is_dir() else read_file(path)
     if is_clipcap(content):
         parts = read_clipcap(content, path, tokenizer or "gpt2", normalize_embeddings)

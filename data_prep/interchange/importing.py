@@ -14,13 +14,16 @@ from tqdm import tqdm
 
 from data_prep.interchange.arrays import read_arrays
 from data_prep.interchange.clip_retrieval import read_clip_retrieval
-from data_prep.interchange.clipcap import read_clipcap
 from data_prep.interchange.sources import CHUNK, Array, Row, Source
 from data_prep.readers.inputs import INT64, check_shares, clean_caption, draw_split, is_storable, split_name
 from data_prep.records import ImageRecord, Skipped
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.store import StoreWriter, join
+from prefixcap.utils.deferred import deferred_imports
+
+with deferred_imports():  # only where there is a file of torch's
+    from data_prep.interchange.clipcap import read_clipcap
 
 ARRAYS = (".npy", ".npz")
 LENGTH_ONE = 1e-2  # how far the length of a scaled embedding may be from one

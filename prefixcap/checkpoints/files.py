@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefixcap.checkpoints.descriptions import require_description
+from prefixcap.checkpoints.paths import file_with_weights, require_file
 from prefixcap.errors import InputError
 from prefixcap.model import PrefixLM
 from prefixcap.utils.validation import validate
@@ -58,12 +59,6 @@ def load_weights(captioner: PrefixLM, path: Path) -> None:
     captioner.load_checkpoint_state_dict(captioner_state_dict(read_checkpoint(path)), path)
 
 
-def file_with_weights(path: Path) -> Path:
-    """The file with the weights of a checkpoint: the checkpoint itself, or a file in DeepSpeed's folder."""
-    deepspeed_file = path / "checkpoint" / "mp_rank_00_model_states.pt"
-    return deepspeed_file if deepspeed_file.is_file() else path
-
-
 def read_file(path: Path, mapped: bool = False) -> Any:
     """Load what torch saved to a file, onto the CPU, without running pickled code.
 
@@ -74,8 +69,7 @@ def read_file(path: Path, mapped: bool = False) -> Any:
     Raises:
         InputError: there is no such file, or torch did not save it.
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
+    require_file(path)
     try:
         return open_weights(path, mapped)
     except Exception as error:  # torch raises many kinds for files that are truncated, not an archive, or hold code

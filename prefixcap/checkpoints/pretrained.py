@@ -1,7 +1,6 @@
 """Captioners in folders of safetensors and JSON, and on the model hub."""
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import prefixcap
 from prefixcap import renamed
 from prefixcap.checkpoints.descriptions import require_description
 from prefixcap.checkpoints.model_card import model_card
+from prefixcap.checkpoints.paths import HUB_NAME, LANGUAGE_MODEL
 from prefixcap.encoders.common import first_line
 from prefixcap.errors import InputError
 from prefixcap.language.loading import load_saved_model
@@ -23,9 +23,7 @@ from prefixcap.weights import REMEDY
 __getattr__ = renamed.attributes(__name__)
 
 CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
-LANGUAGE_MODEL = "language_model"
 WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is only in this folder
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str | None = None) -> None:
@@ -142,15 +140,6 @@ def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool
                 "in (hf auth login)?"
             ) from error
     return str(address)
-
-
-def is_hub_name(name: str | Path) -> bool:
-    """Whether this may be a captioner's name on the model hub: OWNER/NAME, and there is no such file or folder."""
-    return (
-        HUB_NAME.fullmatch(str(name)) is not None
-        and not Path(name).exists()
-        and Path(name).suffix not in (".ckpt", ".pt")
-    )
 
 
 def downloaded(name: str, revision: str | None = None) -> Path:

@@ -3,13 +3,16 @@
 import datetime
 import warnings
 
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 from omegaconf import DictConfig
 from PIL import Image
 
 from data_prep.stores import make_store, print_summary, store_path
 from prefixcap.commands.common.hydra_main import run
+from prefixcap.utils.deferred import deferred_imports
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
 OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped", "regions")
 

@@ -5,35 +5,39 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data_prep.stores import open_store
-from prefixcap.captioner import load
-from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
 from prefixcap.commands.common.hydra_main import run
-from prefixcap.data import require_match
 from prefixcap.demo import language_model_beside
 from prefixcap.demo.scenes import attribute_accuracy
 from prefixcap.demo.world import ANNOTATIONS, read_scenes
-from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_candidates, read_references
 from prefixcap.evaluation.comparison import compare
-from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.metrics import check_metrics
 from prefixcap.metrics.metric import Captions, ImageId
 from prefixcap.metrics.registry import needed_inputs
 from prefixcap.store import FeatureStore
 from prefixcap.store.named import open_training_store
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.image_ids import by_image
 from prefixcap.utils.options import check_options
-from prefixcap.zeroshot.magic import Magic
-from prefixcap.zeroshot.zerocap import ZeroCap
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    import torch
+
+    from prefixcap.captioner import load
+    from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
+    from prefixcap.data import require_match
+    from prefixcap.encoders import Encoder, load_encoder
+    from prefixcap.language import LanguageModel, load_language_model
+    from prefixcap.zeroshot.magic import Magic
+    from prefixcap.zeroshot.zerocap import ZeroCap
 
 # What a metric may need, and the options that give it.
 _REMEDIES = {

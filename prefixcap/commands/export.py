@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from prefixcap.commands.common.options import CAPTIONER
+from prefixcap.commands.common.options import CAPTIONER, existing_captioner
 from prefixcap.commands.common.outputs import require_new_folder
 
 EXAMPLES = """  prefixcap export best.ckpt shared
@@ -17,7 +17,7 @@ EXAMPLES = """  prefixcap export best.ckpt shared
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER)],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     form: Annotated[
         Literal["safetensors", "onnx", "torch-export"],

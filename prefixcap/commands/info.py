@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefixcap.commands.common.options import CAPTIONER
+from prefixcap.checkpoints.paths import LANGUAGE_MODEL, file_with_weights, is_hub_name, require_captioner
+from prefixcap.commands.common.options import CAPTIONER, existing_captioner
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json, read_text
 
@@ -28,7 +29,7 @@ METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER)],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the description, as text or as JSON."""
@@ -46,9 +47,10 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the path is none of these, or is damaged.
     """
+    path = require_captioner(path)
     from prefixcap.checkpoints.clipcap_weights import is_clipcap
-    from prefixcap.checkpoints.files import file_with_weights, read_file
-    from prefixcap.checkpoints.pretrained import downloaded, is_hub_name
+    from prefixcap.checkpoints.files import read_file
+    from prefixcap.checkpoints.pretrained import downloaded
 
     path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(path)
     if path.is_dir():
@@ -110,7 +112,7 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
-    from prefixcap.checkpoints.pretrained import LANGUAGE_MODEL, read_folder
+    from prefixcap.checkpoints.pretrained import read_folder
 
     description, weights = read_folder(folder)
     lm_parameters = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))

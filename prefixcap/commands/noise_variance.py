@@ -26,8 +26,12 @@ from prefixcap.errors import InputError, name_rows
 from prefixcap.features import Feature
 from prefixcap.metrics import score_captions
 from prefixcap.store import FeatureStore
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import read_table, read_text, write_table
 from prefixcap.utils.plotting import require_matplotlib, save_figure
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from prefixcap.captioner import Captioner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

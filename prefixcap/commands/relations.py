@@ -6,21 +6,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from prefixcap.captioner import Captioner, load
 from prefixcap.commands.common.hydra_main import run
 from prefixcap.demo import language_model_beside
 from prefixcap.demo.relations import write_relations
-from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError, spell_options
-from prefixcap.language import load_language_model
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import Journal, atomic_write_text
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.options import check_options
-from prefixcap.zeroshot.arithmetic import encoder_of
-from prefixcap.zeroshot.magic import Magic
-from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table
-from prefixcap.zeroshot.zerocap import ZeroCap
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from prefixcap.captioner import Captioner, load
+    from prefixcap.encoders import load_encoder
+    from prefixcap.language import load_language_model
+    from prefixcap.zeroshot.arithmetic import encoder_of
+    from prefixcap.zeroshot.magic import Magic
+    from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table
+    from prefixcap.zeroshot.zerocap import ZeroCap
 
 METHODS: dict[str, type[ZeroCap] | type[Magic]] = {"zerocap": ZeroCap, "magic": Magic}
 

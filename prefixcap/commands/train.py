@@ -6,33 +6,38 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.stores import open_store
-from prefixcap.captioner import Captioner
-from prefixcap.checkpoints.files import load_weights
+from data_prep.stores import open_store, require_store
 from prefixcap.commands.common.hydra_main import command, run
 from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
-from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
-from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
-from prefixcap.language import load_language_model
-from prefixcap.language.lora import Lora
 from prefixcap.mappers import MAPPERS
 from prefixcap.metrics import cider_tells_nothing
-from prefixcap.noise import Noise, read_offset
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.store.remote import is_remote
-from prefixcap.training import CaptionTraining, trainable_parameters
-from prefixcap.training.checkpoints import best_and_last
-from prefixcap.training.finders import find_batch_size, find_learning_rate
-from prefixcap.training.nan_guard import FiniteLoss
-from prefixcap.training.objectives import build_objective
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.options import check_options
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from prefixcap.captioner import Captioner
+    from prefixcap.checkpoints.files import load_weights
+    from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+    from prefixcap.data import CaptionData
+    from prefixcap.language import load_language_model
+    from prefixcap.language.lora import Lora
+    from prefixcap.noise import Noise, read_offset
+    from prefixcap.training import CaptionTraining, trainable_parameters
+    from prefixcap.training.checkpoints import best_and_last
+    from prefixcap.training.finders import find_batch_size, find_learning_rate
+    from prefixcap.training.nan_guard import FiniteLoss
+    from prefixcap.training.objectives import build_objective
 
 
 def main(config: DictConfig) -> float | None:
@@ -40,12 +45,14 @@ def main(config: DictConfig) -> float | None:
     asks for a value instead, or nothing was validated."""
     config = resolve_run_config(config)
     run_dir = Path(config.run_dir)
+    reads = required_feature(config.model)
+    require_store(config.data, config.encoder.name, reads)
     loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing
 
     with naming(missing_language_model, config.lm.name):
-        store = open_store(config.data, config.encoder.name, required_feature(config.model))
+        store = open_store(config.data, config.encoder.name, reads)
     require_encoder_name(store, config.encoder.name)
-    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
+    seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
     lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
@@ -79,7 +86,7 @@ def main(config: DictConfig) -> float | None:
     if config.find:
         rank_zero_print(run_finder(config.find, trainer, training, data, run_dir))
         return None
-    keep_config(config)
+    rank_zero_only(keep_config)(config)
     trained, frozen = trainable_parameters(captioner)
     rank_zero_print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
     how_to_continue = f"continue with {command('train')} ckpt={last_checkpoint.path}"
@@ -175,7 +182,7 @@ def build_noise(model: DictConfig, captioner: Captioner) -> Noise | None:
     return noise
 
 
-def run_finder(what: str, trainer: L.Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
+def run_finder(what: str, trainer: Trainer, training: CaptionTraining, data: CaptionData, run_dir: Path) -> str:
     """Find a learning rate or a batch size to train with, and return it as an option."""
     if what == "learning_rate":
         table = run_dir / "lr_find.csv"

@@ -5,29 +5,35 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.readers import read_dataset
-from data_prep.stores import open_store
+from data_prep.stores import open_store, require_store
 from prefixcap.commands.common.hydra_main import run
-from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
 from prefixcap.errors import InputError
-from prefixcap.language import load_language_model
-from prefixcap.training.checkpoints import LastCheckpoint
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import atomic_write_text
 from prefixcap.utils.options import check_options
-from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from lightning.pytorch import seed_everything
+
+    from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+    from prefixcap.language import load_language_model
+    from prefixcap.training.checkpoints import LastCheckpoint
+    from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
 
 
 def main(config: DictConfig) -> None:
     run_dir = Path(config.run_dir)
     checkpoint = unfinished(config, run_dir)
+    if not reads_sentences(config.data):
+        require_store(config.data, config.encoder.name)
     loggers = open_loggers(config, checkpoint)
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     del lm["lora"]
     train_captions, val_captions = captions(config)
-    L.seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
+    seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
     language_model = load_language_model(**check_options("lm", load_language_model, lm | {"tuning": "full"}))
     training = CaptionLMTraining(language_model, config.margin, **config.optimizer)
     data = CaptionTexts(
@@ -62,9 +68,14 @@ def unfinished(config: DictConfig, run_dir: Path) -> str | None:
     return str(last)
 
 
+def reads_sentences(data: DictConfig) -> bool:
+    """Whether captions come from the files of a data set of sentences, not from a feature store."""
+    return not data.store and bool(data.get("sentences", False))
+
+
 def captions(config: DictConfig) -> tuple[Texts, Texts]:
     """Captions for training and for validation: from the feature store, or without one from the files of sentences."""
-    if config.data.store or not config.data.get("sentences", False):
+    if not reads_sentences(config.data):
         store = open_store(config.data, config.encoder.name)
         return store.split("train").captions, store.split("val").captions
     dataset = read_dataset(config.data.reader)

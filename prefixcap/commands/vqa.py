@@ -6,19 +6,22 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stores import open_store
-from prefixcap.captioner import Captioner, load
-from prefixcap.commands.common.captioning import needed_feature, open_images, write_captions
 from prefixcap.commands.common.hydra_main import run
-from prefixcap.encoders import Encoder, load_encoder
-from prefixcap.encoders.missing import missing_encoder
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_captions
-from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.store import StoreSplit
-from prefixcap.textonly.vqa import ask
 from prefixcap.textonly.vqa_files import about, frequent_answers, read_questions, sample
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.hub import naming
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from prefixcap.captioner import Captioner, load
+    from prefixcap.commands.common.captioning import needed_feature, open_images, write_captions
+    from prefixcap.encoders import Encoder, load_encoder
+    from prefixcap.encoders.missing import missing_encoder
+    from prefixcap.language import LanguageModel, load_language_model
+    from prefixcap.textonly.vqa import ask
 
 
 def main(config: DictConfig) -> None:

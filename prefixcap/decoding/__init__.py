@@ -2,28 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from prefixcap import renamed
-from prefixcap.decoding.beam import beam
-from prefixcap.decoding.clipcap import clipcap, clipcap_greedy
-from prefixcap.decoding.contrastive import contrastive
 from prefixcap.decoding.rules import GenerationLimits
-from prefixcap.decoding.stepwise import greedy, nucleus
 from prefixcap.errors import InputError
-from prefixcap.language import LanguageModel
+from prefixcap.utils.deferred import deferred
 from prefixcap.utils.options import Count, Option, Seed, check_options, check_value, declared_options, summary
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from prefixcap.language import LanguageModel
+
+# Imported when they are called: names and options are known without torch. A decoder of one's own is any function.
 DECODERS: dict[str, Callable[..., list[list[list[int]]]]] = {
-    "greedy": greedy,
-    "beam": beam,
-    "nucleus": nucleus,
-    "contrastive": contrastive,
-    "clipcap": clipcap,
-    "clipcap_greedy": clipcap_greedy,
+    "greedy": deferred("prefixcap.decoding.stepwise.greedy"),
+    "beam": deferred("prefixcap.decoding.beam.beam"),
+    "nucleus": deferred("prefixcap.decoding.stepwise.nucleus"),
+    "contrastive": deferred("prefixcap.decoding.contrastive.contrastive"),
+    "clipcap": deferred("prefixcap.decoding.clipcap.clipcap"),
+    "clipcap_greedy": deferred("prefixcap.decoding.clipcap.clipcap_greedy"),
 }
 """A decoder is a function `f(language_model, prefix, limits, **options)`, see `decode`. The first line of its docstring
 is its label, and the `Args` describe its options: the command line, the web page and the HTTP API show them."""
@@ -104,7 +104,7 @@ def takes_num_captions(method: str) -> bool:
     return bool({_NUM_CAPTIONS, _OLD_NUM_CAPTIONS} & own_options(method).keys())
 
 
-def random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
+def random_generator(seed: "int | torch.Generator | None") -> "torch.Generator | None":
     """The generator that decoders draw from, for a seed; a generator is returned as it is.
 
     Raises:
@@ -112,6 +112,8 @@ def random_generator(seed: int | torch.Generator | None) -> torch.Generator | No
     """
     if seed is None:
         return None
+    import torch
+
     if not isinstance(seed, torch.Generator):
         return torch.Generator().manual_seed(check_value("seed", seed, Seed))
     if seed.device.type != "cpu":
@@ -146,7 +148,7 @@ def check_decoder(method: str, num_captions: int, options: dict[str, Any]) -> tu
 
 
 def decode(
-    language_model: LanguageModel, prefix: Tensor, method: str, num_captions: int = 1, **options: Any
+    language_model: "LanguageModel", prefix: "Tensor", method: str, num_captions: int = 1, **options: Any
 ) -> list[list[list[int]]]:
     """Captions for each image, by the decoder called `method`.
 

@@ -1,15 +1,18 @@
 """Limits that every decoder observes: how long a caption may become, and what it may repeat."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Interval
-from torch import Tensor
 
 from prefixcap import renamed
 from prefixcap.errors import InputError
-from prefixcap.language import LanguageModel
 from prefixcap.utils.options import Positive, check_fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prefixcap.language import LanguageModel
 
 __getattr__ = renamed.attributes(__name__)
 
@@ -46,7 +49,7 @@ class GenerationLimits:
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
 
-    def check_context_length(self, language_model: LanguageModel, prefix: Tensor) -> None:
+    def check_context_length(self, language_model: "LanguageModel", prefix: "Tensor") -> None:
         """Raise InputError if a (batch, length, dim) prefix and `max_tokens` exceed the language model's context."""
         context, length = language_model.context, prefix.shape[1]
         if context is not None and length + self.max_tokens > context:
@@ -56,7 +59,7 @@ class GenerationLimits:
                 f"language model '{language_model.name}' ({context}): {advice}"
             )
 
-    def apply(self, tokens: Tensor, scores: Tensor, eos_token_id: int) -> Tensor:
+    def apply(self, tokens: "Tensor", scores: "Tensor", eos_token_id: int) -> "Tensor":
         """Apply the limits to the scores of the next token.
 
         Args:
@@ -78,7 +81,7 @@ class GenerationLimits:
             scores[:, eos_token_id] = -float("inf")
         return scores
 
-    def check_choice(self, scores: Tensor) -> None:
+    def check_choice(self, scores: "Tensor") -> None:
         """Raise InputError if a row of (rows, vocabulary) scores allows no token at all."""
         if self.no_repeat_ngram and self.min_tokens and not scores.isfinite().any(-1).all():
             raise InputError(

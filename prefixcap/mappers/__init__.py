@@ -1,26 +1,51 @@
 """Mapping networks: features of an image in, a prefix for the language model out."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from prefixcap.errors import InputError
-from prefixcap.mappers.adaptor import AdaptorMapper
-from prefixcap.mappers.base import Mapper
-from prefixcap.mappers.mlp import MLPMapper
-from prefixcap.mappers.query import QueryMapper
-from prefixcap.mappers.transformer import TransformerMapper
+from prefixcap.utils.deferred import deferred, deferred_attributes
 from prefixcap.utils.options import check_options
 
-MAPPERS: dict[str, type[Mapper]] = {
-    "mlp": MLPMapper,
-    "transformer": TransformerMapper,
-    "query": QueryMapper,
-    "adaptor": AdaptorMapper,
+if TYPE_CHECKING:
+    from prefixcap.mappers.adaptor import AdaptorMapper
+    from prefixcap.mappers.base import Mapper
+    from prefixcap.mappers.mlp import MLPMapper
+    from prefixcap.mappers.query import QueryMapper
+    from prefixcap.mappers.transformer import TransformerMapper
+
+# Imported when they are built: names and options are known without torch. A mapper of one's own is any `Mapper` class.
+MAPPERS: dict[str, "type[Mapper]"] = {
+    "mlp": deferred("prefixcap.mappers.mlp.MLPMapper"),
+    "transformer": deferred("prefixcap.mappers.transformer.TransformerMapper"),
+    "query": deferred("prefixcap.mappers.query.QueryMapper"),
+    "adaptor": deferred("prefixcap.mappers.adaptor.AdaptorMapper"),
 }
 
-__all__ = ["MAPPERS", "AdaptorMapper", "MLPMapper", "Mapper", "QueryMapper", "TransformerMapper", "build_mapper"]
+__all__ = [
+    "MAPPERS",
+    "AdaptorMapper",
+    "MLPMapper",
+    "Mapper",
+    "QueryMapper",
+    "TransformerMapper",
+    "build_mapper",
+    "check_mapper",
+]
+
+__getattr__ = deferred_attributes(
+    __name__,
+    {
+        "AdaptorMapper": "adaptor",
+        "MLPMapper": "mlp",
+        "Mapper": "base",
+        "QueryMapper": "query",
+        "TransformerMapper": "transformer",
+    },
+)
 
 
-def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> Mapper:
+def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> "Mapper":
     """Build the mapper called `name`.
 
     Args:
@@ -37,7 +62,12 @@ def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> 
         >>> mapper.prefix_length, mapper.features
         (10, <Feature.IMAGE: 'images/embedding'>)
     """
+    options = check_mapper(name, options)
+    return MAPPERS[name](embedding_dim, lm_dim, **options)
+
+
+def check_mapper(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a mapper, as `check_options` gives them. Raises InputError as `build_mapper`."""
     if not isinstance(name, str) or name not in MAPPERS:
         raise InputError(f"unknown mapper '{name}': choose one of {', '.join(MAPPERS)}")
-    options = check_options(f"mapper '{name}'", MAPPERS[name], options, positional=2)
-    return MAPPERS[name](embedding_dim, lm_dim, **options)
+    return check_options(f"mapper '{name}'", MAPPERS[name], options, positional=2)

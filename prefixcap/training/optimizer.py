@@ -2,17 +2,21 @@
 
 import inspect
 from collections.abc import Iterable
-from typing import Any
-
-from torch.nn import Parameter
-from torch.optim import AdamW
+from typing import TYPE_CHECKING, Any
 
 from prefixcap.errors import InputError
+from prefixcap.utils.deferred import deferred
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import AdamW
+else:
+    AdamW = deferred("torch.optim.AdamW")
 
 OPTIONS = [name for name in inspect.signature(AdamW).parameters if name not in ("params", "lr", "weight_decay")]
 
 
-def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: float, **options: Any) -> AdamW:
+def adamw(weights: "Iterable[Parameter]", learning_rate: float, weight_decay: float, **options: Any) -> "AdamW":
     """`torch.optim.AdamW` with checked arguments.
 
     Args:
@@ -26,7 +30,7 @@ def adamw(weights: Iterable[Parameter], learning_rate: float, weight_decay: floa
 
     Examples:
         >>> import torch
-        >>> adamw([Parameter(torch.zeros(2))], 1e-3, 0.01, betas=[0.9, 0.98], eps=1e-6).defaults["betas"]
+        >>> adamw([torch.nn.Parameter(torch.zeros(2))], 1e-3, 0.01, betas=[0.9, 0.98], eps=1e-6).defaults["betas"]
         (0.9, 0.98)
     """
     if unknown := options.keys() - set(OPTIONS):

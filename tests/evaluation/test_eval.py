@@ -128,7 +128,7 @@ def test_captions_of_a_part_of_the_images(
     rows.append({"image": "stranger.jpg", "captions": ["a dog"]})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "images with a caption but no references (1): 'stranger.jpg'" in mistake("eval", *options, "subset=true")
-    assert "subset=true is for captions=FILE" in mistake("eval", "ckpt=x", "subset=true")
+    assert "subset=true is for captions=FILE" in mistake("eval", f"ckpt={tmp_path}", "subset=true")
 
 
 def test_captions_of_a_store_by_the_names_of_its_files(

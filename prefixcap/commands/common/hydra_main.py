@@ -22,15 +22,16 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prefixcap.commands.common.checks import check_config
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.conf_options import option_names
 from prefixcap.commands.common.hydra_grammar import answer_without_running, similar_options
 from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
 from prefixcap.errors import InputError, OptionError
+from prefixcap.utils.deferred import deferred
 from prefixcap.utils.files import no_space
 from prefixcap.utils.options import declared_options
 
@@ -75,6 +76,7 @@ def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:
                 raise InputError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
             if config.get("data"):
                 OmegaConf.update(config, "data.options", data_options(), force_add=True)
+            check_config(config)
             return main(config)
 
     with _mistakes_in_one_line(), _plain_warnings():
@@ -114,7 +116,7 @@ def _with_unlisted_option(arguments: list[str], error: ConfigCompositionExceptio
 def _taken(group: str, node: DictConfig) -> set[str]:
     """Options that a group of the configuration accepts without listing them."""
     if "_target_" in node:
-        return set(inspect.signature(get_object(node["_target_"])).parameters) - {*GIVEN}
+        return set(inspect.signature(deferred(node["_target_"])).parameters) - {*GIVEN}
     if group == "data.reader":
         from data_prep.readers import READERS
 

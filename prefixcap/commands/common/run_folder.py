@@ -12,18 +12,21 @@ from typing import Any, cast
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.readers import READERS
-from prefixcap.checkpoints.files import read_checkpoint
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.demo import language_model_beside
 from prefixcap.errors import InputError
 from prefixcap.renamed import current
+from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import atomic_write_text, read_text
+
+with deferred_imports():  # what follows imports torch: it waits until the options are checked
+    from lightning.pytorch.loggers import CSVLogger
+
+    from prefixcap.checkpoints.files import read_checkpoint
 
 TARGET = re.compile(r"_target_: *([\w.]+)")
 
@@ -158,7 +161,6 @@ def _targets(value: Any) -> Iterator[Any]:
             yield from _targets(inner)
 
 
-@rank_zero_only
 def keep_config(config: DictConfig) -> None:
     """Write `config.yaml`, unless the same command wrote it before (see `_interrupted`)."""
     file = Path(config.run_dir) / "config.yaml"
@@ -166,7 +168,6 @@ def keep_config(config: DictConfig) -> None:
         atomic_write_text(file, OmegaConf.to_yaml(config, resolve=True))
 
 
-@rank_zero_only
 def keep_metrics(logger: CSVLogger, steps: int) -> None:
     """Let the CSV logger of a resumed run append to its file, cut off at `steps`; it would start an empty one."""
     file = Path(logger.log_dir) / "metrics.csv"

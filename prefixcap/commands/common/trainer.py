@@ -39,7 +39,7 @@ def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
             if not run_exists(logger):
                 logger = _open(name, options)
             if isinstance(logger, CSVLogger):
-                keep_metrics(logger, before["global_step"])
+                rank_zero_only(keep_metrics)(logger, before["global_step"])
         loggers.append(logger)
     return loggers
 

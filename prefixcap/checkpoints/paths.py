@@ -1,0 +1,36 @@
+"""Where a captioner lies: a file, a folder, or the model hub. No torch here: a wrong path is reported at once."""
+
+import re
+from pathlib import Path
+
+from prefixcap.errors import InputError
+
+LANGUAGE_MODEL = "language_model"  # the folder of the language model, in a folder that `save_pretrained` wrote
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether this may be a captioner's name on the model hub: OWNER/NAME, where no such file or folder is."""
+    return (
+        HUB_NAME.fullmatch(str(name)) is not None
+        and not Path(name).exists()
+        and Path(name).suffix not in (".ckpt", ".pt")
+    )
+
+
+def file_with_weights(path: Path) -> Path:
+    """A checkpoint is a file, or DeepSpeed's folder, where all but the optimizer's state is in this one."""
+    of_deepspeed = path / "checkpoint" / "mp_rank_00_model_states.pt"
+    return of_deepspeed if of_deepspeed.is_file() else path
+
+
+def require_file(path: Path) -> Path:
+    """The path of a checkpoint. Raises InputError if there is no such file."""
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}: give a .ckpt file or a folder that save_pretrained wrote")
+    return path
+
+
+def require_captioner(path: Path) -> Path:
+    """The path of a captioner, as `prefixcap.load` takes it. Raises InputError if nothing is there."""
+    return path if path.exists() or is_hub_name(path) else require_file(path)

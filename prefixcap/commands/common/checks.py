@@ -1,0 +1,56 @@
+"""What can be checked of a configuration before torch is imported: whether files are there, and options of parts."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from prefixcap.checkpoints.paths import require_captioner
+from prefixcap.decoding import check_decoder
+from prefixcap.errors import spell_options
+from prefixcap.mappers import check_mapper
+from prefixcap.utils.deferred import deferred_imports
+from prefixcap.utils.files import read_text
+from prefixcap.utils.options import check_options, signature_of
+
+with deferred_imports():  # what follows imports torch: only what it declares is read here
+    from prefixcap.language import load_language_model
+    from prefixcap.language.lora import Lora
+    from prefixcap.noise import Noise
+    from prefixcap.sampling import Sampling
+    from prefixcap.zeroshot.magic import Magic
+    from prefixcap.zeroshot.zerocap import ZeroCapOptions
+
+# What takes the options of a method, and how many of its arguments come before them.
+_STEERED = {"zerocap": (ZeroCapOptions, 0), "magic": (Magic, 2)}
+_OF_CAPTIONER = {"method", "prompt", "rerank", "seed"}  # in the group `decode`, beside the decoder's and `Sampling`'s
+
+
+def check_config(config: DictConfig) -> None:
+    """Check the groups and options that several commands have, as far as the configuration has them.
+
+    Raises:
+        InputError: a file is missing, a part does not exist or does not take an option, or a value is out of range.
+    """
+    given = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    for option in ("ckpt", "start"):
+        if given.get(option):
+            require_captioner(Path(given[option]))
+    if given.get("relations"):
+        read_text(Path(given["relations"]))
+    if given.get("decode"):
+        others = _OF_CAPTIONER | {*signature_of(Sampling).parameters}
+        with spell_options("decode.{}".format):
+            own = {name: value for name, value in given["decode"].items() if name not in others}
+            check_decoder(given["decode"].get("method"), 1, own)
+    if model := given.get("model"):
+        mapper = {name: value for name, value in model["mapper"].items() if name != "name"}
+        check_mapper(model["mapper"].get("name"), mapper)
+        check_options("model.noise", Noise, model.get("noise") or {})
+    if lm := given.get("lm"):
+        check_options("lm.lora", Lora, lm.pop("lora", {}))
+        check_options("lm", load_language_model, lm)
+    if (method := given.get("method")) and method["name"] in _STEERED:
+        options = {name: value for name, value in method.items() if name not in ("name", "lm", "encoder")}
+        declared, positional = _STEERED[method["name"]]
+        check_options(f"method {method['name']}", declared, options, positional)
