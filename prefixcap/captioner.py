@@ -37,7 +37,7 @@ from prefixcap.weights import shapes_of
 class Captioner(PrefixLM):
     """A `PrefixLM` together with its encoder: captions images, or embeddings, patches or regions of images.
 
-    Arguments and attributes are those of `PrefixLM`; `load` and `from_pretrained` make one of a file.
+    Arguments and attributes are those of `PrefixLM`; `load` and `from_pretrained` open one.
 
     Examples:
         >>> captioner = load("best.ckpt")
