@@ -1,4 +1,4 @@
-"""Where a captioner lies: a file, a folder, or the model hub. No torch here: a wrong path is reported at once."""
+"""Paths of captioners: a file, a folder, or a name on the model hub. No torch here: a wrong path is told at once."""
 
 import re
 from pathlib import Path
@@ -19,9 +19,9 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def file_with_weights(path: Path) -> Path:
-    """A checkpoint is a file, or DeepSpeed's folder, where all but the optimizer's state is in this one."""
-    of_deepspeed = path / "checkpoint" / "mp_rank_00_model_states.pt"
-    return of_deepspeed if of_deepspeed.is_file() else path
+    """The file with the weights of a checkpoint: the checkpoint itself, or a file in DeepSpeed's folder."""
+    deepspeed_file = path / "checkpoint" / "mp_rank_00_model_states.pt"
+    return deepspeed_file if deepspeed_file.is_file() else path
 
 
 def require_file(path: Path) -> Path:
