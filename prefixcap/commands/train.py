@@ -18,6 +18,7 @@ from prefixcap.mappers import MAPPERS
 from prefixcap.metrics import cider_tells_nothing
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.store.remote import is_remote
+from prefixcap.training.objectives import build_objective, check_objective
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.options import check_options
@@ -37,7 +38,6 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.training.checkpoints import best_and_last
     from prefixcap.training.finders import find_batch_size, find_learning_rate
     from prefixcap.training.nan_guard import FiniteLoss
-    from prefixcap.training.objectives import build_objective
 
 
 def main(config: DictConfig) -> float | None:
@@ -45,6 +45,9 @@ def main(config: DictConfig) -> float | None:
     asks for a value instead, or nothing was validated."""
     config = resolve_run_config(config)
     run_dir = Path(config.run_dir)
+    if config.find not in (None, "learning_rate", "batch_size"):
+        raise InputError(f"find must be learning_rate or batch_size, not {config.find!r}")
+    check_objective(config.model.objective, objective_options(config))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
     loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing
@@ -188,9 +191,7 @@ def run_finder(what: str, trainer: Trainer, training: CaptionTraining, data: Cap
         table = run_dir / "lr_find.csv"
         rate = find_learning_rate(trainer, training, data, table)
         return f"optimizer.learning_rate={rate:.2g}   # where the loss falls fastest; {table} has all rates"
-    if what == "batch_size":
-        return f"batch_size={find_batch_size(trainer, training, data)}   # the largest that fits, less 5%"
-    raise InputError(f"find must be learning_rate or batch_size, not {what!r}")
+    return f"batch_size={find_batch_size(trainer, training, data)}   # the largest that fits, less 5%"
 
 
 def memory_saving_overrides(config: DictConfig) -> list[str]:

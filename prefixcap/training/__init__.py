@@ -1,10 +1,18 @@
 """Training: what is minimized, the Lightning module, and what keeps a run safe, averages weights or shards them."""
 
+from typing import TYPE_CHECKING
+
 from prefixcap import renamed
-from prefixcap.training.module import CaptionTraining, trainable_parameters
-from prefixcap.training.objectives import OBJECTIVES, Objective
+from prefixcap.utils.deferred import deferred_attributes
+
+if TYPE_CHECKING:
+    from prefixcap.training.module import CaptionTraining, trainable_parameters
+    from prefixcap.training.objectives import OBJECTIVES, Objective
 
 __all__ = ["OBJECTIVES", "CaptionTraining", "Objective", "trainable_parameters"]
+
+_modules = {"CaptionTraining": "module", "trainable_parameters": "module"}
+__getattr__ = deferred_attributes(__name__, _modules | dict.fromkeys(("OBJECTIVES", "Objective"), "objectives"))
 
 
 def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:
