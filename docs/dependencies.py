@@ -28,8 +28,8 @@ LAYERS = [  # from the top down
     ["checkpoints", "textonly", "pipeline"],
     ["model", "decoding", "sampling", "reranking", "metrics"],
     ["mappers", "language", "encoders", "noise", "store"],
-    ["packing", "losses", "weights", "features", "demo"],
-    ["utils", "version"],
+    ["packing", "losses", "weights", "features", "demo", "version"],
+    ["utils"],
     ["errors", "renamed"],
 ]
 ENTRY_POINTS = {"train", "eval", "prefixcap.__main__"} | {

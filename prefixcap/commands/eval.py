@@ -91,7 +91,7 @@ def compare_folders(config: DictConfig) -> str:
     if len(folders) != 2:
         raise InputError(f"compare takes two folders of evaluations, not {len(folders)}: compare=[A,B]")
     if config.out:
-        raise InputError("compare= prints a table and writes no files: leave out= out")
+        raise InputError("compare= prints a table and writes nothing: leave out= out")
     return compare(*map(Path, folders)).table()
 
 

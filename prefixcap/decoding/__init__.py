@@ -173,6 +173,7 @@ def decode(
     Examples:
         >>> from prefixcap.language import load_language_model
         >>> language_model = load_language_model("demo")
+        >>> import torch
         >>> prefix = torch.randn(3, 10, language_model.dim)  # three images, ten prefix vectors each
         >>> token_ids = decode(language_model, prefix, "beam", num_captions=2, beams=4, max_tokens=12)
         >>> [len(captions) for captions in token_ids]

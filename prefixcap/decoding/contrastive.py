@@ -48,7 +48,7 @@ def contrastive(
         InputError: the vocabulary has fewer tokens than `top_k`.
 
     Examples:
-        >>> from prefixcap.decoding import greedy
+        >>> from prefixcap.decoding.stepwise import greedy
         >>> from prefixcap.language import load_language_model
         >>> lm = load_language_model("demo")
         >>> prefix = lm.embed(torch.tensor([lm.tokenize_prompt("A red")]))  # (1, tokens, dim)

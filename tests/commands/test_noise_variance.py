@@ -144,7 +144,7 @@ def test_the_command_writes_tables_and_figures(runs: Path, capsys: pytest.Captur
         (["--count", "0"], "--count is at least 1, not 0"),
         (["--run", "0.5"], "0 runs are named '0.5', where one is needed: give --run NAME, one of 0.001, 0.016, 0.25"),
         (["--split", "val"], "val, have no captions to compare with"),
-        (["--images", "whole"], "has no images/regions; it has images/embedding: embed into another folder"),
+        (["--images", "whole"], "has no images/regions; it has images/embedding: embed again, into another store"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_captioned(

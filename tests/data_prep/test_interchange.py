@@ -193,7 +193,7 @@ def test_a_captioner_that_does_not_scale_is_refused_a_scaled_store(tmp_path: Pat
     images = [ImageRecord(0, "", "train", ("A star.",)), ImageRecord(1, "", "val", ("A ring.",))]
     writer.write_piece(0, 0, 1, images, {"images/embedding": np.eye(2, IDENTITY.dim, dtype=np.float16)}, [])
     join(tmp_path / "store")
-    with pytest.raises(InputError, match=r"scaled to length one, .* model\.normalize_embeddings=true"):
+    with pytest.raises(InputError, match=r"have unit length, .*: set normalize_embeddings=True"):
         CaptionData(tmp_path / "store", captioner)
     captioner.normalize_embeddings = True
     assert len(CaptionData(tmp_path / "store", captioner).train_split.captions) == 1

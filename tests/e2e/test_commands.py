@@ -208,7 +208,7 @@ def test_without_java_the_other_scores_print(tmp_path: Path) -> None:
         (["train", "model=rnn"], r"model=rnn.*mlp.*transformer"),
         (["train", "model.lm_tuning=half", "{world}", "lm=demo", "encoder=demo"], "'half'.*frozen, lora, full"),
         (["train", "data=coco", "data.root=nowhere"], "no feature store.*data_prep.embed data=coco"),
-        (["train", "{world}", "lm=demo"], "made by encoder 'demo', but 'clip:ViT-B/32' is asked for"),
+        (["train", "{world}", "lm=demo"], "made with encoder 'demo', not 'clip:ViT-B/32'"),
         (
             ["train", "{world}", "encoder=demo", "lm.name=/no/such/folder"],
             "cannot load language model '/no/such/folder'",

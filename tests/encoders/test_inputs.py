@@ -156,7 +156,7 @@ def test_embeddings_to_compare_with_must_be_of_the_images() -> None:
         ({"decode": ["beam"]}, "unknown decoder '['beam']'"),
         ({"beams": "three"}, "decoder 'beam': beams must be an integer between 1 and 10000, not 'three'"),
         ({"beams": 10**30}, "decoder 'beam': beams must be between 1 and 10000, not 1000"),
-        ({"captions": 2}, "decoder 'beam' has no option 'captions': how many to write is count"),
+        ({"captions": 2}, "decoder 'beam' has no option 'captions': the number of captions is count"),
         ({"count": 2}, "caption returns one caption for each image and takes no count: call candidates"),
         ({"prefix": 2}, "decoder 'beam': multiple values for argument 'prefix'"),
         ({"seed": 3}, "seed is for random sampling, and 'beam' does not draw"),

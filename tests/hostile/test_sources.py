@@ -40,6 +40,9 @@ def dangers(source: str) -> list[str]:
 
 def test_nothing_that_others_wrote_is_run() -> None:
     found = {str(file.relative_to(ROOT)): dangers(file.read_text(encoding="utf-8")) for file in SOURCES}
+    # Annotations of installed modules, which would be imported otherwise.
+    (evaluated,) = found.pop("prefixcap/utils/deferred.py")
+    assert evaluated.endswith(": eval")
     assert {file: lines for file, lines in found.items() if lines} == {}
 
 

@@ -101,7 +101,7 @@ def test_released_tokens_are_padded_or_cut_and_all_are_learned(most: int, paddin
     plain = CaptionData(store, model, 9, max_caption_tokens=most - 1, from_text=True)
     for released, usual in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
         assert torch.equal(released.targets, usual.targets)
-    with pytest.raises(InputError, match="say how far by max_caption_tokens"):
+    with pytest.raises(InputError, match="pads captions to max_caption_tokens"):
         CaptionData(store, model, from_text=True, released_tokens=True)
 
 

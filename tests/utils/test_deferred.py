@@ -52,10 +52,10 @@ def test_signature_from_source_is_that_of_the_object(name: str) -> None:
 
 
 def test_docstring_and_literals_of_a_class() -> None:
-    mapper = deferred("prefixcap.mappers.mlp.MLPMapper")
-    real = importlib.import_module("prefixcap.mappers.mlp").MLPMapper
-    assert inspect.getdoc(mapper) == inspect.getdoc(real)
-    assert mapper.features == real.features == "embedding"
+    metric = deferred("prefixcap.metrics.bleu.Bleu")
+    real = importlib.import_module("prefixcap.metrics.bleu").Bleu
+    assert inspect.getdoc(metric) == inspect.getdoc(real)
+    assert metric.name == real.name == "BLEU"
 
 
 def test_stand_ins_of_classes() -> None:

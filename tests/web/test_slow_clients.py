@@ -237,7 +237,7 @@ def test_a_body_in_crumbs_is_refused(address: str) -> None:
         try:
             connection.sendall(post(b"", "Transfer-Encoding: chunked") + crumbs)
             status, _, body = answer_of(connection)
-            assert status == 400 and "no valid HTTP request" in json.loads(body)["error"]
+            assert status == 400 and "not a valid HTTP request" in json.loads(body)["error"]
         except ConnectionError:  # it was closed while the rest of them came
             pass
     assert caption(address) == 200

@@ -70,7 +70,7 @@ def write_captions(
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
     reads = needed_feature(captioner, config.regions)
     if config.memory and reads is not Feature.IMAGE:
-        raise InputError(f"memory= is for captioners that read the whole image, and this one reads {reads}")
+        raise InputError(f"memory= is for captioners that read the full image, and this one reads {reads}")
     features = _features(config.regions, split, reads, chosen)
     if reads != captioner.features:  # the full image has no parts
         options.pop("unit_parts", None)
