@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from prefixcap.errors import InputError
+from prefixcap.store import FeatureStore
 from prefixcap.utils.files import atomic_write, atomic_write_text
 from prefixcap.utils.plotting import require_matplotlib, save_figure
 
@@ -92,11 +93,10 @@ def report_gap(
         InputError: as `FeatureStore`, `measure_gap` and `project` do, matplotlib is missing, or the folder cannot be
             written to.
     """
-    from prefixcap.store import FeatureStore
-    from prefixcap.textonly.gap import measure_gap, sample_points
-
     require_matplotlib()
     opened = FeatureStore(store)
+    from prefixcap.textonly.gap import measure_gap, sample_points
+
     plane, axes = project(sample_points(opened, split, pairs, seed), projection, seed)
     gap = measure_gap(opened, split, pairs, seed)
     folder = out or Path("runs/gap") / f"{opened.location.rpartition('/')[2]}-{split}"

@@ -16,8 +16,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-# What annotations are made of: these modules are imported to evaluate one.
-_LIGHT = {"annotated_types", "collections.abc", "pathlib", "typing", "prefixcap.utils.options"}
+# What annotations and constants of classes are made of: these modules are imported to evaluate one.
+_LIGHT = {"annotated_types", "collections.abc", "pathlib", "typing", "prefixcap.features", "prefixcap.utils.options"}
 
 
 @contextmanager
@@ -114,8 +114,8 @@ class _Deferred:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what inspect and others look for
             raise AttributeError(name)
-        literals = {ast.unparse(part.targets[0]): _literal(part.value) for part in self._body(ast.Assign)}
-        value = literals.get(name, ...)
+        constants = {ast.unparse(part.targets[0]): part.value for part in self._body(ast.Assign)}
+        value = _constant(self._source[0], constants[name]) if name in constants else ...
         return getattr(self._target, name) if value is ... else value
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
@@ -223,6 +223,12 @@ def _literal(expression: ast.expr) -> Any:
         return ast.literal_eval(expression)
     except ValueError:
         return ...
+
+
+def _constant(module: str, expression: ast.expr) -> Any:
+    """A literal, or a name of a light module such as `Feature.IMAGE`; `...` if it is something else."""
+    value = _evaluate(module, expression) if isinstance(expression, ast.Attribute) else _literal(expression)
+    return ... if value is Any else value
 
 
 def _evaluate(module: str, annotation: ast.expr) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.run_folder import TARGET
+from prefixcap.features import Feature
 from prefixcap.utils.deferred import deferred, deferred_imports
 from prefixcap.utils.options import kind_of
 
@@ -56,6 +57,7 @@ def test_docstring_and_literals_of_a_class() -> None:
     real = importlib.import_module("prefixcap.metrics.bleu").Bleu
     assert inspect.getdoc(metric) == inspect.getdoc(real)
     assert metric.name == real.name == "BLEU"
+    assert deferred("prefixcap.mappers.adaptor.AdaptorMapper").features is Feature.REGIONS
 
 
 def test_stand_ins_of_classes() -> None:
