@@ -120,6 +120,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
 
 
 def test_evaluation_of_a_checkpoint(trained: Path, world: list[str], mistake: Callable[..., str]) -> None:
+    """Slow because a fresh interpreter captions the split, and METEOR starts Java for captions and people."""
     printed = succeed(ROOT / "eval.py", f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "decode=greedy", fresh=True)
     assert re.search(r"humans +0\.\d{4}", printed) and "right attributes" in printed
     (folder,) = (trained / "eval").iterdir()
