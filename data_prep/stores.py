@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.readers import read_dataset
+from data_prep.records import Dataset
 from prefixcap.demo import language_model_beside
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
@@ -31,12 +32,27 @@ def store_path(data_name: str, store: str | None, encoder_name: str) -> Path:
     return Path(store or f"stores/{data_name}-{re.sub(r'[^A-Za-z0-9.]+', '-', encoder_name).strip('-')}")
 
 
+def read_checked(data: DictConfig, dtype: str, store_dtype: str) -> Dataset:
+    """Read a configured data set after a check that its store can be made; arguments as in `make_store`.
+
+    Raises:
+        InputError: as the reader does, there is no such dtype, or the store is a URL.
+    """
+    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("store_dtype", store_dtype, ["float16", "float32"])):
+        if value not in known:
+            raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
+    if data.store is not None and is_remote(data.store):
+        raise InputError(f"a store is written to a local disk, and then copied: {data.store} is a URL; give a path")
+    return read_dataset(data.reader)
+
+
 def make_store(
     data: DictConfig,
     encoder_name: str,
     device: "str | torch.device" = "cpu",
     dtype: str = "float32",
     store_dtype: str = "float16",
+    dataset: Dataset | None = None,
     **options: Any,
 ) -> "EmbedReport":
     """Create or complete the feature store of a configured data set (`conf/data`).
@@ -47,17 +63,13 @@ def make_store(
         device: of the encoder.
         dtype: of the encoder's weights: "float32", "bfloat16" or "float16".
         store_dtype: of the stored features: "float32" or "float16".
+        dataset: as `read_checked` returned it; None: it is read here.
         options: of `embed`; `features` defaults to what the data set has: images or captions.
 
     Raises:
         InputError: as the reader, `load_encoder` and `embed` do.
     """
-    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("store_dtype", store_dtype, ["float16", "float32"])):
-        if value not in known:
-            raise InputError(f"there is no {name}={value}; choose one of {', '.join(known)}")
-    if data.store is not None and is_remote(data.store):
-        raise InputError(f"a store is written to a local disk, and then copied: {data.store} is a URL; give a path")
-    dataset = read_dataset(data.reader)
+    dataset = dataset or read_checked(data, dtype, store_dtype)
     import torch
 
     from data_prep.embedding import embed

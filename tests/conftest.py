@@ -69,7 +69,7 @@ def shared() -> Path:
 
 
 def run_script(name: str) -> None:
-    """Run "train", "eval" and others of prefixcap/scripts, or a module such as "data_prep.embed", in this process."""
+    """Run "train", "eval" and others of prefixcap/commands, or a module such as "data_prep.embed", in this process."""
     runpy.run_module(name if "." in name else f"prefixcap.commands.{name}", run_name="__main__")
 
 

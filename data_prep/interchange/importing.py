@@ -52,6 +52,12 @@ class _Chunk:
     caption_embeddings: Array | None
 
 
+def require_source(path: Path) -> None:
+    """Raise InputError if there is nothing at the path of a source."""
+    if not path.exists():
+        raise InputError(f"there is no {path}: give a file or folder of embeddings")
+
+
 def import_features(
     sources: Sequence[tuple[str | None, Path]],
     store: Path,
@@ -142,8 +148,7 @@ def _opened(
     first = 0
     for split, path in sources:
         suffix = path.suffix.lower()
-        if not path.exists():
-            raise InputError(f"there is no {path}: give a file or folder of embeddings")
+        require_source(path)
         if (path / "img_emb").is_dir():
             source = read_clip_retrieval(path, encoder, first)
         elif suffix in ARRAYS:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from prefixcap.commands.common.options import existing_captioner
+
 EXAMPLES = """  prefixcap arithmetic "img:king.jpg - img:man.jpg + txt:'a woman'"
 
   prefixcap arithmetic "img:circle.png - txt:'red' + txt:'blue'" \\
@@ -39,6 +41,7 @@ def main(
             metavar="PATH",
             help="A captioner: it describes the sum, too, and its encoder replaces --encoder.",
             show_default=False,
+            callback=existing_captioner,
         ),
     ] = None,
 ) -> None:

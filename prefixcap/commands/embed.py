@@ -6,7 +6,7 @@ import warnings
 from omegaconf import DictConfig
 from PIL import Image
 
-from data_prep.stores import make_store, print_summary, store_path
+from data_prep.stores import make_store, print_summary, read_checked, store_path
 from prefixcap.commands.common.hydra_main import run
 from prefixcap.utils.deferred import deferred_imports
 
@@ -20,12 +20,14 @@ OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling
 def main(config: DictConfig) -> None:
     """Make the store, or finish it. Raises InputError as `make_store` does."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are skipped, with the reason
+    # Read first, in each process: mistakes show before Lightning is imported.
+    dataset = read_checked(config.data, "float32" if config.dtype == "auto" else config.dtype, config.store_dtype)
     fabric = _launch(**config.trainer)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
     dtype = config.dtype if config.dtype != "auto" else "float16" if device.type == "cuda" else "float32"
     options = {name: config[name] for name in OPTIONS}
     options |= {"task": config.task * world + rank, "tasks": config.tasks * world, "progress": rank == 0}
-    report = make_store(config.data, config.encoder.name, device, dtype, **options)
+    report = make_store(config.data, config.encoder.name, device, dtype, dataset=dataset, **options)
     fabric.barrier()
     if rank == 0:
         print_summary(store_path(config.data.name, config.data.store, config.encoder.name), report)

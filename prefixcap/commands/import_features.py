@@ -56,10 +56,13 @@ def main(
     ] = None,
 ) -> None:
     """Write the store. Raises InputError as `import_features` does."""
-    from data_prep.interchange.importing import import_features
-    from prefixcap.encoders import load_encoder
+    from data_prep.interchange.importing import import_features, require_source
 
     split_sources = [_split_and_path(source, split) for source in sources]
+    for _, path in split_sources:
+        require_source(path)
+    from prefixcap.encoders import load_encoder  # imports torch: after the checks
+
     identity = load_encoder(encoder).identity
     written = import_features(split_sources, store, identity, captions or [], image_root, val_share, test_share)
     _print_summary(store, written)

@@ -31,9 +31,6 @@ def main(
     device: Device = "auto",
 ) -> None:
     """Print the tokens nearest to the prefix of each image, and draw them if asked to."""
-    from prefixcap import interpretation
-    from prefixcap.captioner import load
-    from prefixcap.utils.hardware import usable_device
     from prefixcap.utils.images import open_image
     from prefixcap.utils.plotting import require_matplotlib, save_figure
 
@@ -44,6 +41,10 @@ def main(
         if len(images) > MAX_DRAWN:
             raise InputError(f"--out draws {MAX_DRAWN} images at most, not {len(images)}: give fewer images at a time")
     opened = [open_image(image) for image in images]
+    from prefixcap import interpretation  # imports torch: after the checks
+    from prefixcap.captioner import load
+    from prefixcap.utils.hardware import usable_device
+
     captioner = load(ckpt, usable_device(device))
     embeddings = captioner.embed(opened)
     captions, nearest = captioner.caption(embeddings), interpretation.interpret(captioner, embeddings, count)

@@ -96,6 +96,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.M
 
 def test_one_line_for_mistakes(tmp_path: Path, run: Run) -> None:
     (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.npy").touch()
     for source, message in [
         (tmp_path / "none.pkl", "there is no "),
         (tmp_path / "a.txt", "none of the forms that can be imported: clip-retrieval's"),

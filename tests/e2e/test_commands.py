@@ -168,6 +168,7 @@ def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake:
     assert "choose one of cross_entropy, scst" in mistake("train", f"ckpt={best}", "model.objective=rl")
 
 
+@pytest.mark.slow
 def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
     image = next((Path(world[1].partition("=")[2]) / "images").iterdir())
     checkpoint = str(trained / "checkpoints" / "best.ckpt")

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.e2e.conftest import Script
 
 
+@pytest.mark.slow
 def test_making_the_store_changes_no_weights(script: Script, folder: Path) -> None:
     def weights(run: str) -> dict[str, Tensor]:
         script("train", "data=demo", f"run_dir={run}", "batch_size=50", "val_max_tokens=2", "+trainer.max_steps=4")

@@ -28,6 +28,7 @@ def val_ciders(run: Path) -> list[float]:
         return [float(row["val_cider"]) for row in csv.DictReader(file) if row["val_cider"]]
 
 
+@pytest.mark.slow
 def test_the_ablation_of_the_prefix_length(train: Train, folder: Path) -> None:
     printed = train(
         "--multirun", "experiment=prefix_length", "model.mapper.prefix_length=1,2", "trainer.max_epochs=1",

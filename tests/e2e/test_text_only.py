@@ -69,6 +69,7 @@ def test_a_decap_of_its_own_learns_from_nothing(script: Script, folder: Path) ->
     evaluate(script, "ckpt=scratch/checkpoints/best.ckpt", "decode=greedy", "out=own")
 
 
+@pytest.mark.slow
 def test_printed_commands_run_as_they_stand(
     script: Script, folder: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

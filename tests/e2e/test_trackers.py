@@ -97,6 +97,7 @@ def wandb_records(file: Path) -> list[Any]:
     return records
 
 
+@pytest.mark.slow
 def test_all_trackers_at_once_and_again_when_the_run_goes_on(script: Script, folder: Path, asked: list[str]) -> None:
     options = ["model=mlp", "model.lm_tuning=frozen", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
     options += ["optimizer.warmup_steps=2", "+trainer.enable_progress_bar=false", "val_max_tokens=12", "run_dir=runs/a"]

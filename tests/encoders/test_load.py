@@ -26,6 +26,7 @@ def test_an_unusable_device_is_told(device: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_back_ends_are_imported_only_when_used() -> None:
     heavy = "{'clip', 'torchvision', 'transformers'}"
     code = f"import sys, prefixcap.encoders; print(sorted({heavy} & set(sys.modules)))"

@@ -88,6 +88,7 @@ def test_each_java_class_has_a_source() -> None:
     assert {file.stem.partition("$")[0] for file in ASSETS.glob("*.class")} == sources
 
 
+@pytest.mark.slow
 @needs_java
 @needs_corenlp
 def test_scores_of_two_processes_at_once_are_those_of_the_java_tool(

@@ -164,6 +164,7 @@ def test_requests_in_a_row_are_answered_in_order(address: str) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"404", b"200", b"400"]
 
 
+@pytest.mark.slow
 def test_random_requests_leave_the_server_well(captioner: Captioner, caplog: pytest.LogCaptureFixture) -> None:
     draw = random.Random(0)
     chunks = b"5\r\n--x\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
