@@ -132,7 +132,7 @@ PLACES = [
 
 @pytest.mark.parametrize(
     ("options", "ends"),
-    slow_after(3, [
+    slow_after(2, [
         (PLAIN, [(5, "backward", KILL), (-1, "save", KILL)]),
         (SMALL, [(1, "backward", TERM), (5, "backward", CTRL_C), (11, "validation", TERM), (13, "end", TERM)]),
         (TWO, [(1, "backward", TERM), (4, "backward", KILL)]),

@@ -80,6 +80,7 @@ def test_names_that_a_machine_has_for_itself_are_known(address: str, host: str) 
     assert asked(address, get(host=host))[0] == 200
 
 
+@pytest.mark.slow
 def test_names_that_are_given(captioner: Captioner) -> None:
     with served(captioner, access=Access(["Captions.example.org", "192.0.2.7", "fe80::1"])) as address:
         for host in ("captions.example.org:8080", "CAPTIONS.EXAMPLE.ORG.", "192.0.2.7", "[FE80::1]:7860", "localhost"):

@@ -72,6 +72,7 @@ def captions(page: Page, cards: int) -> list[list[str]]:
     return [card.locator(texts).all_text_contents() for card in page.locator(".card").all()]
 
 
+@pytest.mark.slow
 def test_ten_photographs_are_captioned_as_by_the_captioner(
     visit: Visit, captioner: Captioner, pictures: list[Path]
 ) -> None:
@@ -345,6 +346,7 @@ def test_the_page_works_below_a_path_of_a_proxy(
         page.close()
 
 
+@pytest.mark.slow
 def test_sampled_captions_come_by_similarity_unless_the_visitor_wants_otherwise(
     visit: Visit, pictures: list[Path]
 ) -> None:

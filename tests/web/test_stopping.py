@@ -95,6 +95,7 @@ def test_what_has_begun_is_answered_and_all_else_told_to_come_again(folder: Path
         assert (code, printed, complaints) == (0, ["stopped"], "")
 
 
+@pytest.mark.slow
 def test_a_request_of_which_a_part_has_begun_is_finished(folder: Path) -> None:
     with process(folder, seconds=1.0) as (server, address), ThreadPoolExecutor(60) as pool:
         first = pool.submit(ask, address)

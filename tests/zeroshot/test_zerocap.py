@@ -259,6 +259,7 @@ def test_an_encoder_that_is_not_causal(world: World, watch: list[Watched], sigli
         assert_equals_plain(encoder, world.lm, embedding, QUICK, watch)
 
 
+@pytest.mark.slow
 def test_images_together_and_alone(world: World) -> None:
     zerocap = ZeroCap(world.encoder, world.lm, beams=3, iterations=2, candidates=60, end_factor=1e4, end_from=1)
     together = zerocap.candidates(world.embeddings[8:15])
