@@ -113,12 +113,13 @@ class PrefixLM(nn.Module):
 
         Args:
             batch: images and captions, see `prefixcap.packing`.
-            weights: (T,) float32, of the target tokens; None: all 1.
+            weights: (T,) float32, by which those of the batch are multiplied; None: all 1.
 
         Returns:
             The weighted sum over target tokens, in nats.
         """
         head = self.language_model.head
+        weights = batch.weights if weights is None else batch.weights * weights
         return token_cross_entropy(self.states(batch), head.weight, head.bias, batch.targets, weights)
 
     def check_shape(self, embeddings: Tensor) -> None:

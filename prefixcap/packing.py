@@ -15,10 +15,11 @@ vectors and tokens; the last token of a caption is only predicted), R rows, L po
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,9 +28,35 @@ _ROW = 128  # rough length of a row: attention costs its square, and short rows 
 _MULTIPLE = 8  # a row's length is a multiple of this, for GPU kernels
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """The sizes of a batch's tensors. Batches of one shape can be read by one CUDA graph.
+
+    Attributes:
+        images: I.
+        rows: R.
+        length: L, positions of a row.
+        input_ids: tokens that are read, N - C.
+        targets: T, tokens that are predicted.
+    """
+
+    images: int
+    rows: int
+    length: int
+    input_ids: int
+    targets: int
+
+    def holds(self, other: "BatchShape") -> bool:
+        """Whether a batch of the other shape can be padded to this one."""
+        return all(own >= others for own, others in zip(astuple(self), astuple(other), strict=True))
+
+
 @dataclass
 class Batch:
     """Images and their captions, packed into R rows of L positions.
+
+    A batch that is padded to a `BatchShape` has images, inputs and targets beyond those of its captions; the inputs
+    among them have the position R * L, behind the last row.
 
     Attributes:
         embeddings: (I, dim) or (I, patches, dim), as the encoder returned them.
@@ -41,6 +68,7 @@ class Batch:
         position_ids: (R, L) position from the beginning of the image's prefix, the same for all its captions.
         targets: (T,) token ids to predict: those of all captions, T = N; and C start tokens if these are predicted.
         logit_index: (T,) the flattened position whose logits predict each target.
+        weights: (T,) float32 of each target in the loss: 1, or 0 for those that only pad the batch to a shape.
         caption_rows: row of each caption in its split.
         image_rows: row of each image in its split.
     """
@@ -53,8 +81,56 @@ class Batch:
     position_ids: Tensor
     targets: Tensor
     logit_index: Tensor
+    weights: Tensor
     caption_rows: list[int]
     image_rows: list[int]
+
+    @property
+    def shape(self) -> BatchShape:
+        """The sizes of its tensors."""
+        rows, length = self.images.shape
+        return BatchShape(len(self.embeddings), rows, length, len(self.input_ids), len(self.targets))
+
+    def padded(self, shape: BatchShape) -> "Batch":
+        """The batch padded to a shape; losses and gradients stay the same.
+
+        Raises:
+            ValueError: the batch is larger than the shape.
+
+        Examples:
+            >>> batch = pack(torch.randn(2, 512), [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], prefix_length=2)
+            >>> batch.padded(BatchShape(images=3, rows=1, length=16, input_ids=6, targets=10)).weights
+            tensor([1., 1., 1., 1., 1., 1., 1., 1., 0., 0.])
+        """
+        own = self.shape
+        if not shape.holds(own):
+            raise ValueError(f"a batch of {own} cannot be padded to {shape}")
+        images, rows, length = shape.images - own.images, shape.rows - own.rows, shape.length - own.length
+        input_ids, targets = shape.input_ids - own.input_ids, shape.targets - own.targets
+
+        def moved(index: Tensor) -> Tensor:  # flattened positions, where rows are longer
+            return index // own.length * shape.length + index % own.length
+
+        prefix_index, token_index = self.input_index.tensor_split([len(self.input_index) - own.input_ids])
+        prefix_length, behind = len(prefix_index) // max(own.images, 1), shape.rows * shape.length
+        return Batch(
+            torch.cat((self.embeddings, self.embeddings.new_zeros(images, *self.embeddings.shape[1:]))),
+            input_ids=F.pad(self.input_ids, (0, input_ids)),
+            input_index=torch.cat(
+                (
+                    F.pad(moved(prefix_index), (0, images * prefix_length), value=behind),
+                    F.pad(moved(token_index), (0, input_ids), value=behind),
+                )
+            ),
+            images=F.pad(self.images, (0, length, 0, rows), value=_PADDING),
+            captions=F.pad(self.captions, (0, length, 0, rows), value=_PREFIX),
+            position_ids=F.pad(self.position_ids, (0, length, 0, rows)),
+            targets=F.pad(self.targets, (0, targets)),
+            logit_index=F.pad(moved(self.logit_index), (0, targets)),
+            weights=F.pad(self.weights, (0, targets)),
+            caption_rows=self.caption_rows,
+            image_rows=self.image_rows,
+        )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies asynchronously; called by DataLoader."""
@@ -161,6 +237,7 @@ def pack(
         position_ids=torch.from_numpy(position_ids.reshape(rows, length)),
         targets=torch.from_numpy(targets),
         logit_index=torch.from_numpy(logit_index),
+        weights=torch.ones(len(targets)),
         caption_rows=list(caption_rows),
         image_rows=list(image_rows),
     )

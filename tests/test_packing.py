@@ -10,7 +10,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 from prefixcap.losses import token_cross_entropy
-from prefixcap.packing import pack
+from prefixcap.packing import BatchShape, pack
 from tests.conftest import IDENTITY, plain_loss, small_captioner
 from tests.decoding import random_lm
 
@@ -70,6 +70,27 @@ def test_grouped_captions_have_the_losses_and_gradients_of_ungrouped_ones() -> N
         found.append([loss.detach(), *(weight.grad for weight in captioner.parameters())])
     for grouped, ungrouped in zip(*found, strict=True):
         torch.testing.assert_close(grouped, ungrouped, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+def test_a_padded_batch_has_the_losses_and_gradients_of_the_batch(kind: str) -> None:
+    captioner = with_model(random_lm(kind, 0))
+    embeddings = torch.randn(10, 16)
+    batch = pack(embeddings, some_captions(40), OWNERS, 4)
+    own = batch.shape
+    shape = BatchShape(own.images + 3, own.rows + 2, own.length + 16, own.input_ids + 5, own.targets + 7)
+    found = []
+    for one in (batch, batch.padded(own), batch.padded(shape)):
+        captioner.zero_grad()
+        loss = captioner.loss(one) / one.weights.sum()
+        loss.backward()
+        found.append([loss.detach(), *(w.grad.clone() for w in captioner.parameters() if w.grad is not None)])
+    assert batch.padded(shape).shape == shape and len(found[0]) > 10
+    for values in zip(*found, strict=True):
+        for other in values[1:]:
+            torch.testing.assert_close(other, values[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot be padded"):
+        batch.padded(BatchShape(own.images, own.rows, own.length, own.input_ids, own.targets - 1))
 
 
 def test_a_batch_has_each_token_once_and_little_padding() -> None:

@@ -181,9 +181,10 @@ class LanguageModel(nn.Module):
         """
         tokens = self.embed(batch.input_ids)  # (N - C, dim)
         inputs = torch.cat((prefix.to(tokens.dtype).flatten(0, 1), tokens))  # (I * P + N - C, dim)
-        # Scatter the inputs to their positions; padding is 0.
+        # Scatter the inputs to their positions; padding is 0. Those that pad a batch to a shape go behind the last row.
         rows, length = batch.images.shape
-        embeddings = inputs.new_zeros(rows * length, inputs.shape[1]).index_copy(0, batch.input_index, inputs)
+        scattered = inputs.new_zeros(rows * length + 1, inputs.shape[1]).index_copy(0, batch.input_index, inputs)
+        embeddings = scattered[:-1]  # (R * L, dim)
         hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.position_ids, batch.attention_mask())
         return hidden.flatten(0, 1).index_select(0, batch.logit_index)
 

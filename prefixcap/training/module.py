@@ -125,7 +125,8 @@ class CaptionTraining(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         batch = self.objective.prepare(batch, self.with_noise(batch))
         states = self.captioner.states(batch)  # (T, H)
-        total = self.objective(states, batch).sum()
+        losses = self.objective(states, batch)  # (T,), or their weighted sum ()
+        total = (losses * batch.weights).sum() if losses.ndim else losses
         loss = self._normalize_per_token(total, batch)
         return {"loss": loss, **self.objective.metrics(all_reduce_mean(total.detach() / self._tokens[-1]))}
 
@@ -142,8 +143,7 @@ class CaptionTraining(L.LightningModule):
         Gradients are averaged over processes, so the sum is divided by the mean of their token counts. Of the batches
         that are accumulated only the first is known yet: `on_before_optimizer_step` does the rest.
         """
-        tokens = torch.full((), float(len(batch.targets)), device=self.device)
-        self._tokens.append(all_reduce_mean(tokens))
+        self._tokens.append(all_reduce_mean(batch.weights.sum()))
         return total / self._tokens[0]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -60,7 +60,8 @@ class Objective:
                 learned, come last.
 
         Returns:
-            (T,) losses, or their sum (). Training divides the sum by the number of target tokens of the step.
+            (T,) losses, which training multiplies by `batch.weights`; or their sum (), already weighted. Training
+            divides the sum by the sum of the weights of the step, the number of its target tokens.
         """
         raise NotImplementedError
 

@@ -28,5 +28,6 @@ class CrossEntropy(Objective):
     def __call__(self, states: Tensor, batch: Batch) -> Tensor:
         """(T, H) last hidden states -> the sum () over target tokens if fused, else (T,)."""
         head = self.captioner.language_model.head
-        loss = token_cross_entropy if self.fused else plain_cross_entropy
-        return loss(states, head.weight, head.bias, batch.targets)
+        if self.fused:
+            return token_cross_entropy(states, head.weight, head.bias, batch.targets, batch.weights)
+        return plain_cross_entropy(states, head.weight, head.bias, batch.targets)
