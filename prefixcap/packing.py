@@ -16,6 +16,7 @@ vectors and tokens; the last token of a caption is only predicted), R rows, L po
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 _PADDING, _PREFIX = -1, -1  # in place of an image's number, and of a caption's
 _ROW = 128  # rough length of a row: attention costs its square, and short rows leave more padding
-_MULTIPLE = 8  # a row's length is a multiple of this, for GPU kernels
+MULTIPLE = 8  # a row's length is a multiple of this, for GPU kernels
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,145 @@ class Batch:
         return (causal & same_image & same_caption_or_prefix).unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the images and captions of a batch lie in its rows. It follows from their lengths, without any tensor.
+
+    Attributes:
+        prefix_length: P.
+        sizes: (I,) positions that each image takes.
+        image_start: (I,) the flattened position where each begins.
+        lengths: (C,) tokens of each caption.
+        owner: (C,) the image of each caption.
+        caption_start: (C,) the flattened position of the first token of each.
+        shape: the sizes of the batch's tensors.
+        padded: the shape that the batch is to be padded to; None: it stays as it is.
+    """
+
+    prefix_length: int
+    sizes: NDArray[np.int64]
+    image_start: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    caption_start: NDArray[np.int64]
+    shape: BatchShape
+    padded: BatchShape | None
+
+
+def lay_out(
+    lengths: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    num_images: int,
+    prefix_length: int,
+    start_learned: bool = False,
+    shapes: Sequence[BatchShape] = (),
+) -> Layout:
+    """Distribute images over rows.
+
+    Args:
+        lengths: (C,) tokens of each caption.
+        owner: (C,) the image of each caption, ascending.
+        num_images: I.
+        prefix_length: P.
+        start_learned: start tokens are predicted, too, one for each caption.
+        shapes: see `pack`.
+    """
+    # An image takes a position for each prefix vector and each token that is read.
+    num_inputs = lengths - 1  # (C,) of each caption: its last token is only predicted
+    sizes = prefix_length + np.bincount(owner, num_inputs, num_images).astype(np.int64)  # (I,)
+    input_ids, targets = int(num_inputs.sum()), int(lengths.sum()) + start_learned * len(lengths)
+
+    # Rows: those of the first shape that holds the batch, or about as long as `_ROW`.
+    for padded in shapes:
+        if padded.holds(BatchShape(num_images, 0, 0, input_ids, targets)):
+            row, column = assign_rows(sizes, padded.rows)  # (I,) where each image starts
+            if int((column + sizes).max()) <= padded.length:
+                shape = BatchShape(num_images, padded.rows, padded.length, input_ids, targets)
+                break
+    else:
+        padded = None
+        row, column = assign_rows(sizes, -(-int(sizes.sum()) // max(_ROW, int(sizes.max()))))
+        length = -(-int((column + sizes).max()) // MULTIPLE) * MULTIPLE  # rounded up
+        shape = BatchShape(num_images, int(row.max()) + 1, length, input_ids, targets)
+    image_start = row * shape.length + column  # (I,) in the flattened positions
+
+    # Captions: each starts behind the prefix and the earlier captions of its image.
+    inputs_before = np.cumsum(num_inputs) - num_inputs  # (C,) in the batch
+    inputs_before -= inputs_before[np.searchsorted(owner, owner)]  # less those before the image's first caption
+    caption_start = image_start[owner] + prefix_length + inputs_before  # (C,)
+    return Layout(prefix_length, sizes, image_start, lengths, owner, caption_start, shape, padded)
+
+
+def fill(
+    layout: Layout,
+    embeddings: Tensor,
+    tokens: Tensor,
+    token_start: NDArray[np.int64],
+    start_token: int | None = None,
+    caption_rows: Sequence[int] = (),
+    image_rows: Sequence[int] = (),
+) -> Batch:
+    """The batch of a layout, on the device of the tokens. Nothing waits for a GPU.
+
+    Args:
+        layout: of the batch.
+        embeddings: see `pack`.
+        tokens: (any,) token ids, those of each caption one after another.
+        token_start: (C,) where each caption begins among them.
+        start_token: see `pack`.
+        caption_rows: see `Batch`.
+        image_rows: see `Batch`.
+    """
+    num_images, prefix_length, num_inputs = layout.shape.images, layout.prefix_length, layout.shape.input_ids
+    num_captions, positions = len(layout.lengths), layout.shape.rows * layout.shape.length
+    before = np.cumsum(layout.lengths) - layout.lengths  # (C,) tokens of earlier captions
+    of_captions = np.concatenate((layout.owner, layout.caption_start, token_start, before, layout.lengths))
+    numbers = to_device(np.concatenate((layout.image_start, of_captions)), tokens.device)  # (I + 5 * C,) in one copy
+    image_start, table = numbers[:num_images], numbers[num_images:].view(5, num_captions)  # (I,), (5, C)
+    owner, lengths = table[0], table[4]  # (C,)
+    arange = partial(torch.arange, device=tokens.device)
+
+    # Targets: a token is predicted from the position before it; the first of a caption from the last prefix vector.
+    caption = torch.repeat_interleave(lengths, output_size=num_inputs + num_captions)  # (N,) of each token
+    image, first_position, first_token, before_caption, _ = table.index_select(1, caption)  # (N,) each
+    offset = arange(len(caption)) - before_caption  # (N,) from 0 in each caption
+    targets = tokens[first_token + offset].long()  # (N,)
+    logit_index = torch.where(offset == 0, image_start[image] + prefix_length, first_position + offset) - 1  # (N,)
+    if start_token is not None:  # and the start token, once for each caption, from the vector before it
+        logit_index = torch.cat((logit_index, image_start[owner] + prefix_length - 2))
+        targets = torch.cat((targets, targets.new_full((num_captions,), start_token)))
+
+    # Inputs: all prefix vectors, then all tokens but the last of each caption.
+    caption = torch.repeat_interleave(lengths - 1, output_size=num_inputs)  # (N - C,)
+    image, first_position, first_token, before_caption, _ = table.index_select(1, caption)  # (N - C,) each
+    offset = arange(num_inputs) - (before_caption - caption)  # (N - C,), without the last token of earlier captions
+    prefix_index = image_start.unsqueeze(1) + arange(prefix_length)  # (I, P)
+    token_index = first_position + offset  # (N - C,)
+    input_index = torch.cat((prefix_index.flatten(), token_index))  # (I * P + N - C,)
+
+    # What is at each of the R * L positions.
+    of_prefix = arange(num_images).repeat_interleave(prefix_length)  # (I * P,)
+    images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, torch.cat((of_prefix, image)))
+    captions = input_index.new_full((positions,), _PREFIX).index_copy_(0, token_index, caption)
+    offsets = torch.cat((arange(prefix_length).repeat(num_images), prefix_length + offset))  # (I * P + N - C,)
+    position_ids = input_index.new_zeros(positions).index_copy_(0, input_index, offsets)
+    rows = (layout.shape.rows, layout.shape.length)
+    batch = Batch(
+        embeddings,
+        input_ids=tokens[first_token + offset].long(),
+        input_index=input_index,
+        images=images.view(rows),
+        captions=captions.view(rows),
+        position_ids=position_ids.view(rows),
+        targets=targets,
+        logit_index=logit_index,
+        weights=torch.ones(len(targets), device=tokens.device),
+        caption_rows=list(caption_rows),
+        image_rows=list(image_rows),
+    )
+    return batch if layout.padded is None else batch.padded(layout.padded)
+
+
 def pack(
     embeddings: Tensor,
     tokens: Sequence[Sequence[int] | NDArray[np.integer]],
@@ -163,6 +303,7 @@ def pack(
     caption_rows: Sequence[int] = (),
     image_rows: Sequence[int] = (),
     start_token: int | None = None,
+    shapes: Sequence[BatchShape] = (),
 ) -> Batch:
     """Pack captions of images into rows.
 
@@ -175,6 +316,7 @@ def pack(
         image_rows: see `Batch`.
         start_token: id of the token that ends every prefix, if it is to be predicted too, once for each caption, as in
             MacCap's released code; None: only the captions are predicted.
+        shapes: the batch is padded to the first of these that holds it; if none does, it stays as it is.
 
     Examples:
         >>> batch = pack(torch.randn(2, 512), [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], prefix_length=2)
@@ -186,74 +328,30 @@ def pack(
         tensor([1, 2, 3, 1, 4, 6, 7, 8])
     """
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))  # (C,)
-    owner = np.asarray(image_of_caption, np.int64)  # (C,)
-    all_tokens = np.concatenate([np.empty(0, np.int64), *tokens], dtype=np.int64, casting="unsafe")  # (N,)
-
-    # Rows: an image takes a position for each prefix vector and each token that is read.
-    num_inputs = lengths - 1  # (C,) of each caption: its last token is only predicted
-    sizes = prefix_length + np.bincount(owner, num_inputs, len(embeddings)).astype(np.int64)  # (I,)
-    row, column = _assign_rows(sizes)  # (I,) where each image starts
-    rows, length = int(row.max()) + 1, int((column + sizes).max())
-    length = -(-length // _MULTIPLE) * _MULTIPLE  # rounded up
-    image_start = row * length + column  # (I,) in the flattened positions
-
-    # Captions: each starts behind the prefix and the earlier captions of its image.
-    inputs_before = np.cumsum(num_inputs) - num_inputs  # (C,) in the batch
-    inputs_before -= inputs_before[np.searchsorted(owner, owner)]  # less those before the image's first caption
-    caption_start = image_start[owner] + prefix_length + inputs_before  # (C,)
-
-    # Tokens: the offset of each in its caption, and its flattened position.
-    caption = np.repeat(np.arange(len(lengths)), lengths)  # (N,) the caption of each token
-    offset = np.arange(len(all_tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # (N,) from 0
-    position = caption_start[caption] + offset  # (N,)
-
-    # Targets: a token is predicted from the position before it; the first of a caption from the last prefix vector.
-    logit_index = np.where(offset == 0, image_start[owner[caption]] + prefix_length - 1, position - 1)  # (N,)
-    targets = all_tokens
-    if start_token is not None:  # and the start token, once for each caption, from the vector before it
-        logit_index = np.concatenate((logit_index, image_start[owner] + prefix_length - 2))
-        targets = np.concatenate((all_tokens, np.full(len(owner), start_token)))
-
-    # Inputs: all prefix vectors, then all tokens but the last of each caption.
-    is_input = offset < num_inputs[caption]  # (N,)
-    prefix_index = (image_start[:, None] + np.arange(prefix_length)).ravel()  # (I * P,)
-    token_index = position[is_input]  # (N - C,)
-
-    # What is at each of the R * L positions.
-    images = np.full(rows * length, _PADDING)
-    captions = np.full(rows * length, _PREFIX)
-    position_ids = np.zeros(rows * length, np.int64)
-    images[prefix_index] = np.repeat(np.arange(len(embeddings)), prefix_length)
-    images[token_index] = owner[caption[is_input]]
-    captions[token_index] = caption[is_input]
-    position_ids[prefix_index] = np.tile(np.arange(prefix_length), len(embeddings))
-    position_ids[token_index] = prefix_length + offset[is_input]
-    return Batch(
-        embeddings,
-        input_ids=torch.from_numpy(all_tokens[is_input]),
-        input_index=torch.from_numpy(np.concatenate((prefix_index, token_index))),
-        images=torch.from_numpy(images.reshape(rows, length)),
-        captions=torch.from_numpy(captions.reshape(rows, length)),
-        position_ids=torch.from_numpy(position_ids.reshape(rows, length)),
-        targets=torch.from_numpy(targets),
-        logit_index=torch.from_numpy(logit_index),
-        weights=torch.ones(len(targets)),
-        caption_rows=list(caption_rows),
-        image_rows=list(image_rows),
-    )
+    flat = np.concatenate([np.empty(0, np.int64), *tokens], dtype=np.int64, casting="unsafe")  # (N,)
+    owner, learned = np.asarray(image_of_caption, np.int64), start_token is not None
+    layout = lay_out(lengths, owner, len(embeddings), prefix_length, learned, shapes)
+    first_token = np.cumsum(lengths) - lengths  # (C,)
+    return fill(layout, embeddings, torch.from_numpy(flat), first_token, start_token, caption_rows, image_rows)
 
 
-def _assign_rows(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def to_device(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    """A copy on the device, which a GPU makes from page-locked memory while the program goes on."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def assign_rows(sizes: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Distribute images over rows of about the same length, the largest first, each to the emptiest row.
 
     Args:
         sizes: (I,) positions that each image takes.
+        count: R.
 
     Returns:
         (I,) the row of each image, and (I,) the position in the row where it starts.
     """
     row, column = np.empty_like(sizes), np.empty_like(sizes)
-    count = -(-int(sizes.sum()) // max(_ROW, int(sizes.max())))
     filled = [(0, number) for number in range(count)]  # a heap of (positions filled, row)
     for image in np.argsort(-sizes, kind="stable").tolist():
         start, number = filled[0]

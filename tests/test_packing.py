@@ -1,8 +1,13 @@
 """Batches, and losses in them, beside captions that are read one at a time."""
 
+import math
+from itertools import chain
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from prefixcap import losses
@@ -10,7 +15,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
 from prefixcap.losses import token_cross_entropy
-from prefixcap.packing import BatchShape, pack
+from prefixcap.packing import BatchShape, fill, lay_out, pack
 from tests.conftest import IDENTITY, plain_loss, small_captioner
 from tests.decoding import random_lm
 
@@ -91,6 +96,71 @@ def test_a_padded_batch_has_the_losses_and_gradients_of_the_batch(kind: str) -> 
             torch.testing.assert_close(other, values[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be padded"):
         batch.padded(BatchShape(own.images, own.rows, own.length, own.input_ids, own.targets - 1))
+
+
+@pytest.mark.parametrize("start_token", [None, 7])
+def test_a_batch_is_that_of_a_plain_loop(start_token: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefixcap.packing._ROW", 40)
+    captions, prefix = some_captions(99), 3
+    batch = pack(torch.zeros(10, 2), captions, OWNERS, prefix, start_token=start_token)
+    sizes = [prefix + sum(len(c) - 1 for o, c in zip(OWNERS, captions, strict=True) if o == i) for i in range(10)]
+    rows: list[list[int]] = [[] for _ in range(math.ceil(sum(sizes) / 40))]  # the images of each, in order
+    for image in sorted(range(10), key=lambda image: -sizes[image]):
+        min(rows, key=lambda row: sum(sizes[each] for each in row)).append(image)
+    length = math.ceil(max(sum(sizes[each] for each in row) for row in rows) / 8) * 8
+    images, at, offsets = (torch.full((len(rows), length), fill) for fill in (-1, -1, 0))
+    prefix_index: dict[int, list[int]] = {}
+    token_index: dict[int, list[int]] = {}
+    logit_index: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        column = 0
+        for image in row:
+            images[number, column : column + sizes[image]] = image
+            prefix_index[image] = [number * length + column + place for place in range(prefix)]
+            offsets[number, column : column + prefix] = torch.arange(prefix)
+            column += prefix
+            for caption in [c for c, owner in enumerate(OWNERS) if owner == image]:
+                read = len(captions[caption]) - 1
+                at[number, column : column + read] = caption
+                offsets[number, column : column + read] = prefix + torch.arange(read)
+                token_index[caption] = [number * length + column + place for place in range(read)]
+                logit_index[caption] = [prefix_index[image][-1], *token_index[caption]]
+                column += read
+    assert torch.equal(batch.images, images) and torch.equal(batch.captions, at)
+    assert torch.equal(batch.position_ids, offsets)
+    inputs = [prefix_index[image] for image in range(10)] + [token_index[caption] for caption in range(len(captions))]
+    assert batch.input_index.tolist() == list(chain(*inputs))
+    starts = [] if start_token is None else [prefix_index[owner][-2] for owner in OWNERS]
+    assert batch.logit_index.tolist() == [*chain(*(logit_index[caption] for caption in range(len(captions)))), *starts]
+    assert batch.input_ids.tolist() == [token for caption in captions for token in caption[:-1]]
+    assert batch.targets.tolist() == [*chain(*captions), *[start_token] * len(starts)]
+    assert batch.weights.tolist() == [1.0] * len(batch.targets)
+
+
+def test_a_batch_is_made_on_a_gpu_without_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake tensor has no values: to ask for one, as what depends on data or waits does, is an error."""
+    captions = some_captions(40)
+    lengths, owner = np.array(list(map(len, captions))), np.array(OWNERS)
+    usual = pack(torch.zeros(10, 2), captions, OWNERS, 3, start_token=7)
+    own = usual.shape
+    shape = BatchShape(own.images + 1, own.rows + 1, own.length, own.input_ids + 5, own.targets + 5)
+    padded = usual.padded(shape)
+    with FakeTensorMode():
+        cuda = torch.device("cuda")
+        monkeypatch.setattr(
+            "prefixcap.packing.to_device",
+            lambda numbers, device: torch.empty(numbers.shape, dtype=torch.int64, device=device),
+        )
+        embeddings, tokens = torch.empty(10, 2, device=cuda), torch.empty(999, dtype=torch.int32, device=cuda)
+        for shapes, expected in (((), usual), ((shape,), padded)):
+            layout = lay_out(lengths, owner, 10, 3, True, shapes)
+            batch = fill(layout, embeddings, tokens, np.cumsum(lengths) - lengths, 7)
+            assert batch.shape == (shape if shapes else own)
+            for name, value in vars(batch).items():
+                if isinstance(value, torch.Tensor):
+                    other = getattr(expected, name)
+                    assert value.device.type == "cuda", name
+                    assert (value.shape, value.dtype) == (other.shape, other.dtype), name
 
 
 def test_a_batch_has_each_token_once_and_little_padding() -> None:

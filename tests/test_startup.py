@@ -34,6 +34,7 @@ MISTAKES = {
     "a value out of range": [
         "train model.mapper.prefix_length=0", "train lm.dtype=float3", "train model.mapper.name=lstm",
         "train model=capdec model.noise.variance=-1", "train model.learns_from=sounds",
+        "train data.on_device=2",
         "eval captions=a.json decode.beams=0", "eval captions=a.json decode.method=best",
         "eval method=zerocap method.beams=0", "caption photo.jpg --ckpt here.pt --set beams=two",
     ],

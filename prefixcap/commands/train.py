@@ -47,6 +47,8 @@ def main(config: DictConfig) -> float | None:
     run_dir = Path(config.run_dir)
     if config.find not in (None, "learning_rate", "batch_size"):
         raise InputError(f"find must be learning_rate or batch_size, not {config.find!r}")
+    if config.data.on_device not in ("auto", True, False):
+        raise InputError(f"data.on_device must be auto, true or false, not {config.data.on_device!r}")
     check_objective(config.model.objective, objective_options(config))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
@@ -74,6 +76,7 @@ def main(config: DictConfig) -> float | None:
     data = CaptionData(
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
         config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
+        config.data.on_device,
     )  # fmt: skip
     training = CaptionTraining(
         captioner, data.val_split, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",

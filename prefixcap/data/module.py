@@ -1,87 +1,32 @@
 """Batches of features and caption tokens from a feature store."""
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 
 from prefixcap.captioner import Captioner
+from prefixcap.data.dataset import CaptionDataset
+from prefixcap.data.device import DeviceCopy, features_bytes
+from prefixcap.data.shapes import choose_shapes
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.data.tokens import CaptionTokens, Tokens
 from prefixcap.errors import InputError, OptionError
 from prefixcap.features import Feature
-from prefixcap.packing import Batch, pack
+from prefixcap.packing import Batch
 from prefixcap.store import FeatureStore, StoreSplit
+from prefixcap.utils.hardware import free_memory_bytes
 
-_TRIED = 64  # texts whose tokens are counted to estimate the longest
-
-
-class CaptionDataset(Dataset[Batch]):
-    """One split, from which batches are drawn: of captions, each with its image, or of images, each with its captions.
-
-    If the features are those of captions, each caption stands in for its image; an image is represented by its first
-    caption.
-
-    Args:
-        split: features and captions.
-        features: the feature that the mapper reads, by its name in the store.
-        tokens: token ids of the captions.
-        prefix_length: vectors that the language model reads before a caption.
-        by_image: an item is an image with all of its captions, not a caption with its image.
-        start_token: a start token that is learned, too, see `pack`.
-    """
-
-    def __init__(
-        self,
-        split: StoreSplit,
-        features: str,
-        tokens: CaptionTokens,
-        prefix_length: int,
-        by_image: bool,
-        start_token: int | None = None,
-    ) -> None:
-        self.split, self.features = split, split.feature(features)
-        self.from_captions = features.startswith("captions/")
-        self.tokens, self.prefix_length, self.start_token = tokens, prefix_length, start_token
-        self.ends: NDArray[np.int64] | None = None  # by_image: (images,) the row after an image's last caption
-        if by_image:
-            self.ends = np.cumsum(np.bincount(split.caption_images[:], minlength=len(split)))
-
-    def __len__(self) -> int:
-        return len(self.split.captions if self.ends is None else self.ends)
-
-    def longest(self) -> tuple[int, int]:
-        """The item with the most positions in a row, and how many: among those with the most bytes of text."""
-        if self.ends is None:
-            items = self.split.longest_captions()[:_TRIED]
-        else:
-            sizes = np.bincount(self.split.caption_images[:], self.split.caption_sizes(), len(self))
-            items = np.argsort(sizes)[-_TRIED:]
-        positions = [len(self.__getitems__([item]).input_index) for item in items.tolist()]
-        return int(items[np.argmax(positions)]), max(positions)
-
-    def __getitems__(self, items: list[int]) -> Batch:
-        """The batch of these items. A DataLoader calls it with all items of a batch at once."""
-        if self.ends is None:
-            captions = np.array(items)
-            images, image_of_caption = self.split.caption_images[captions], np.arange(len(items))
-            rows = captions if self.from_captions else images
-        else:
-            images = np.array(items)
-            counts = self.ends[images] - np.where(images > 0, self.ends[images - 1], 0)
-            image_of_caption = np.repeat(np.arange(len(items)), counts)
-            captions = np.repeat(self.ends[images] - np.cumsum(counts), counts) + np.arange(counts.sum())
-            # An image without captions gets any row: it has no targets, so that nothing is learned from it.
-            rows = np.minimum(self.ends[images] - counts, len(self.features) - 1) if self.from_captions else images
-        features = torch.from_numpy(self.features[rows]).float()
-        tokens = self.tokens[captions]
-        rows_in_split = captions.tolist(), images.tolist()
-        return pack(features, tokens, image_of_caption, self.prefix_length, *rows_in_split, self.start_token)
+_DRAWN_BATCHES, _DRAWN_CAPTIONS = 256, 100_000  # at most, to choose the shapes of batches by
+_DEVICE_SHARE = 4  # the training data take at most this part of a device's free memory
 
 
 class CaptionData(L.LightningDataModule):
@@ -106,6 +51,12 @@ class CaptionData(L.LightningDataModule):
         released_tokens: read training captions as MacCap's released code does: their start token is learned, too, if
             the captioner reads one; those longer than `max_caption_tokens` are cut without an end token, and shorter
             ones padded, and padding is learned like other tokens. Validation captions are not changed.
+        on_device: copy the training data to the device that trains, and make training batches there, without worker
+            processes; "auto": on a GPU, where they fit in a quarter of its free memory. The batches are the same.
+
+    Attributes:
+        fixed_shapes: pad training batches to at most four shapes, which CUDA graphs need; a rare larger one keeps its
+            own. It is read when the first batch is drawn.
 
     Raises:
         InputError: there is no such store; it was made by another encoder; it has no split "train" or "val", or not the
@@ -125,6 +76,7 @@ class CaptionData(L.LightningDataModule):
         keep_tokens: bool = True,
         from_text: bool = False,
         released_tokens: bool = False,
+        on_device: Literal["auto"] | bool = "auto",
     ) -> None:
         super().__init__()
         if from_text and group_captions:
@@ -135,6 +87,9 @@ class CaptionData(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
+        self.on_device = on_device
+        self.fixed_shapes = False
+        self._copy: DeviceCopy | None = None
         self._before: dict[str, Any] = {}  # the `state_dict` of the run that is resumed
         self.group_captions = group_captions
         self.prefix_length = captioner.prefix_length
@@ -188,16 +143,16 @@ class CaptionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Captions, or images with all their captions, in random order; an epoch's last batch may be smaller."""
-        dataset: Dataset[Batch] = self._dataset(
-            self.train_split, self.train_tokens, self.group_captions, self.learned_start
-        )
-        size = self.batch_size
+        dataset = self._dataset(self.train_split, self.train_tokens, self.group_captions, self.learned_start)
+        size, items = self.batch_size, range(len(dataset))
         if self.group_captions:
-            captioned = np.unique(self.train_split.caption_images[:])
-            size = max(1, round(size * len(captioned) / len(self.train_split.captions)))
-            dataset = Subset(dataset, captioned)  # type: ignore[arg-type]  # an array is indexed as a list is
+            items = np.unique(self.train_split.caption_images[:])  # type: ignore[assignment]  # is indexed like a range
+            size = max(1, round(size * len(items) / len(self.train_split.captions)))
+        dataset.copy = self._device_copy(dataset)
         taken = lambda: size * self._batches_taken()  # noqa: E731
-        return self._loader(dataset, size, ShuffledSampler(len(dataset), self.seed, taken))  # type: ignore[arg-type]
+        loader = self._loader(Subset(dataset, items), size, ShuffledSampler(len(items), self.seed, taken))
+        loader.begin = partial(self._fix_shapes, dataset, items, size)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Images in the store's order."""
@@ -215,28 +170,65 @@ class CaptionData(L.LightningDataModule):
         self._before = {}
         return taken
 
+    def _fix_shapes(self, dataset: CaptionDataset, items: Sequence[int], size: int) -> None:
+        """Choose the shapes of training batches, if they are to have few."""
+        if self.fixed_shapes and not dataset.shapes:
+            drawn = islice(self._draws(items, size), min(_DRAWN_BATCHES, -(-_DRAWN_CAPTIONS // self.batch_size)))
+            dataset.shapes = choose_shapes([dataset.layout(batch) for batch in drawn])
+
+    def _draws(self, items: Sequence[int], size: int) -> Iterator[list[int]]:
+        """Training batches as they are drawn from the first epoch on, without the smaller ones at an epoch's end."""
+        sampler = ShuffledSampler(len(items), self.seed)
+        for epoch in count():
+            sampler.set_epoch(epoch)
+            for batch in BatchSampler(sampler, size, drop_last=size < len(items)):
+                yield [items[place] for place in batch]
+
+    def _device_copy(self, dataset: CaptionDataset) -> DeviceCopy | None:
+        """The training data on the device that trains, if they are to be there."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if not self.on_device or (self.on_device == "auto" and device.type != "cuda"):
+            return None
+        if self._copy is None:
+            if problem := _why_not_on(device, dataset):
+                if self.on_device == "auto":
+                    rank_zero_info(f"the training data are read from files: {problem}")
+                    return None
+                raise OptionError(f"the training data cannot be copied to the device: {problem}", on_device=False)
+            self._copy = DeviceCopy(dataset.features, dataset.tokens, device)
+        return self._copy
+
     def _dataset(
         self, split: StoreSplit, tokens: CaptionTokens, by_image: bool, start_token: int | None = None
     ) -> CaptionDataset:
         return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token)
 
-    def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> "_Loader":
+        in_place = sampler is not None and self._copy is not None  # batches are made on the device
+        num_workers = 0 if in_place else self.num_workers
         return _Loader(
             dataset,
             size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             collate_fn=_identity,  # `CaptionDataset.__getitems__` returns a batch
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available() and not in_place,
+            persistent_workers=num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # torch's global one is that of dropout
         )
 
 
 class _Loader(DataLoader[Batch]):
-    """Begins when the first batch is drawn: only then does the sampler know the epoch, and where to begin in it."""
+    """Begins when the first batch is drawn: only then does the sampler know the epoch, and where to begin in it.
+
+    Attributes:
+        begin: called before, and before worker processes get the data set.
+    """
+
+    begin: Callable[[], None] = staticmethod(lambda: None)
 
     def __iter__(self) -> Any:
+        self.begin()
         yield from super().__iter__()
 
 
@@ -252,6 +244,17 @@ def require_match(store: FeatureStore, captioner: Captioner) -> None:
             f"the embeddings of {store.location} have unit length, but the captioner reads unscaled ones",
             normalize_embeddings=True,
         )
+
+
+def _why_not_on(device: torch.device, dataset: CaptionDataset) -> str | None:
+    """Why a data set cannot be copied to a device; None: it can."""
+    tokens = dataset.tokens.most
+    if tokens is None:
+        return "their captions are tokenized as they are drawn (keep_tokens)"
+    size, free = features_bytes(dataset.features) + 4 * tokens, free_memory_bytes(device)
+    if size * _DEVICE_SHARE <= free:
+        return None
+    return f"they take {size / 1e9:.1f} GB, more than a quarter of the {free / 1e9:.1f} GB that are free on {device}"
 
 
 def _identity(batch: Any) -> Any:

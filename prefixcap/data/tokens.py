@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 16  # captions that are tokenized together
 _VERSION = 2  # of the way captions are tokenized: files of another version are not used
+_OF_ANOTHER = "the tokens kept beside the store are of another tokenizer: delete its folder tokens"
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -67,21 +68,48 @@ class CaptionTokens:
 
     def __getitem__(self, captions: NDArray[np.int64]) -> list[Tokens]:
         """The token ids of each of these captions, which are rows of the split."""
-        rows: list[Tokens]
+        tokens, lengths = self.flat(captions)
+        return list(np.split(tokens, np.cumsum(lengths)[:-1])) if len(lengths) else []
+
+    def flat(self, captions: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+        """The token ids of C captions, which are rows of the split.
+
+        Returns:
+            (N,) the ids, one caption after another, and (C,) the length of each.
+        """
         if self._stored is None:
-            rows = list(tokenize_captions(self.tokenizer, self.split.captions[captions]))
+            rows = tokenize_captions(self.tokenizer, self.split.captions[captions])
+            every: NDArray[np.integer] = np.concatenate([np.empty(0, np.int64), *rows], dtype=np.int64)
+            ends = np.cumsum(list(map(len, rows)), dtype=np.int64)
+            starts = np.concatenate(([0], ends))[:-1]
         else:
-            tokens, ends = self._stored
-            starts = np.where(captions > 0, ends[captions - 1], 0)
-            stored = [tokens[start:end] for start, end in zip(starts, ends[captions], strict=True)]
-            if not all(len(row) and row.max() < self._vocabulary for row in stored):
-                raise InputError("the tokens kept beside the store are of another tokenizer: delete its folder tokens")
-            rows = list(stored)
-        if self.max_tokens is None:
-            return rows
+            every, all_ends = self._stored
+            starts, ends = np.where(captions > 0, all_ends[captions - 1], 0), all_ends[captions]
+            if len(captions) and not (starts.min() >= 0 and (starts < ends).all() and ends.max() <= len(every)):
+                raise InputError(_OF_ANOTHER)
+        lengths = ends - starts  # (C,)
+        kept = lengths if self.max_tokens is None else np.minimum(lengths, self.max_tokens)
+        last = np.cumsum(kept)  # (C,) the place behind each caption's last token
+        offset = np.arange(last[-1] if len(last) else 0) - np.repeat(last - kept, kept)  # (N,) in its caption
+        index = np.repeat(starts, kept) + offset  # (N,)
+        if not self.released:
+            index[last - 1] = ends - 1  # the end token, also where the caption is cut
+        tokens = every[index]
+        if self._stored is not None and len(tokens) and tokens.max() >= self._vocabulary:
+            raise InputError(_OF_ANOTHER)
         if self.released:
-            return [_padded(row, self.max_tokens, self.pad_token_id) for row in rows]
-        return [[*row[: self.max_tokens - 1], row[-1]] if len(row) > self.max_tokens else row for row in rows]
+            assert self.max_tokens is not None
+            padded = np.full((len(captions), self.max_tokens), self.pad_token_id, np.int64)
+            padded[np.arange(self.max_tokens) < kept[:, None]] = tokens
+            return padded.ravel(), np.full(len(captions), self.max_tokens)
+        return tokens, kept
+
+    @property
+    def most(self) -> int | None:
+        """Most tokens that all captions have together; None if they are not kept."""
+        if self._stored is None:
+            return None
+        return len(self.split.captions) * self.max_tokens if self.released and self.max_tokens else len(self._stored[0])
 
     def _check_lengths(self, context: int, captioner: Captioner) -> None:
         room = context - captioner.prefix_length
@@ -96,10 +124,6 @@ class CaptionTokens:
                     f"model '{captioner.language_model.name}' takes {room}: shorten it, or cut with "
                     f"max_caption_tokens={room}"
                 )
-
-
-def _padded(tokens: Tokens, length: int, pad_token_id: int) -> Tokens:
-    return [*tokens[:length], *[pad_token_id] * (length - len(tokens))]
 
 
 def _stored_tokens(

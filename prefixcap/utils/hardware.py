@@ -37,6 +37,13 @@ def memory_bytes() -> int:
     return min(sizes)
 
 
+def free_memory_bytes(device: "torch.device") -> int:
+    """The memory of a GPU that is free, in bytes; of another device, all memory of the machine."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
+
+
 def usable_device(device: "str | torch.device") -> "torch.device":
     """The device, after trying it: better now than after a download; "auto": a GPU, if there is one.
 

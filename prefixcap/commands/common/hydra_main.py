@@ -42,6 +42,7 @@ OPTIONS = {
     "gradient_checkpointing": "lm.gradient_checkpointing",
     "heads": "model.mapper.heads",
     "normalize_embeddings": "model.normalize_embeddings",
+    "on_device": "data.on_device",
     "reward": "scst.reward",
     "start_token": "model.start_token",
     "tuning": "model.lm_tuning",

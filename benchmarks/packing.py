@@ -1,0 +1,127 @@
+"""Batches of captions: how long one takes to make, and how much of it is padding, beside the published recipe's.
+
+Captions as long as those of a data set (words and signs, and the end), each with an image of its own or together with
+those of its image. The published recipe: a row for each caption, padded to 40 tokens behind its prefix. Ours: `pack`,
+plain and with the shapes that `choose_shapes` finds for 256 batches; padding is measured on 1,000 others. Embeddings
+are read before, and tokens are in memory. Times are the least of several turns, on one thread.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prefixcap.data.shapes import choose_shapes
+from prefixcap.packing import BatchShape, Layout, lay_out, pack
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+FILES = {"COCO": "captions/coco_karpathy_val.json", "Flickr8k": "flickr8k/captions.json"}
+LONGEST, PREFIX, DIM = 40, 10, 512
+
+Lengths = list[NDArray[np.int64]]  # of the captions of each image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=FILES, nargs="+", default=list(FILES))
+    parser.add_argument("--captions", type=int, nargs="+", default=[40, 320, 1280], help="of a batch")
+    parser.add_argument("--turns", type=int, default=100)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'':33} ms a batch: published   ours  padded   padding of positions: published  ours  padded   of targets")
+    for data in given.data:
+        images = lengths_of(SHARED / FILES[data])
+        for together in (False, True):
+            items = images if together else [own[place, None] for own in images for place in range(len(own))]
+            for captions in given.captions:
+                size = max(1, round(captions * len(items) / sum(map(len, items))))
+                name = f"{data}, {captions} captions, {'together' if together else 'alone'}"
+                print(f"{name:33} {measure(items, size, given.turns)}", flush=True)
+
+
+def lengths_of(file: Path) -> Lengths:
+    """The lengths of each image's captions."""
+    content = json.loads(file.read_text())
+    images = list(content["train"].values()) if "train" in content else [image["captions"] for image in content]
+    return [
+        np.array([len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in captions]).clip(max=LONGEST)
+        for captions in images
+    ]
+
+
+def drawn(items: Lengths, size: int) -> Iterator[Lengths]:
+    """Batches of images, in the random order of one epoch after another."""
+    generator = np.random.default_rng(0)
+    while True:
+        order = generator.permutation(len(items))
+        for start in range(0, len(items) - size + 1, size):
+            yield [items[image] for image in order[start : start + size]]
+
+
+def measure(items: Lengths, size: int, turns: int) -> str:
+    batches = drawn(items, size)
+
+    def laid(shapes: Sequence[BatchShape]) -> Layout:
+        own = next(batches)
+        return lay_out(
+            np.concatenate(own), np.repeat(np.arange(size), list(map(len, own))), size, PREFIX, False, shapes
+        )
+
+    shapes = choose_shapes([laid([]) for _ in range(256)])
+    padded, plain = [laid(shapes) for _ in range(1000)], [laid([]) for _ in range(1000)]
+    unpadded = sum(own.padded is None for own in padded)
+    targets = sum(own.shape.targets for own in padded) / sum((own.padded or own.shape).targets for own in padded)
+    of_published = [(own.lengths + PREFIX).mean() / (LONGEST + PREFIX) for own in plain]
+
+    layout, generator = laid([]), np.random.default_rng(0)
+    rows = [generator.integers(1, 50_000, length).astype(np.uint16) for length in layout.lengths]
+    embeddings, captions, images = torch.randn(size, DIM), list(range(len(rows))), list(range(size))
+    made: list[Callable[[], object]] = [
+        lambda: published(rows),
+        lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images),
+        lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images, shapes=shapes),
+    ]
+    took = [least_ms(make, turns) for make in made]
+    return (
+        f"            {took[0]:9.2f} {took[1]:6.2f} {took[2]:7.2f}                         "
+        f"{1 - np.mean(of_published):9.1%} {padding(plain):5.1%} {padding(padded):7.1%}   {1 - targets:10.1%}"
+        f"   {len(shapes)} shapes, {unpadded} of 1,000 batches fit none"
+    )
+
+
+def padding(layouts: list[Layout]) -> float:
+    """The share of positions that no prefix and no token takes."""
+    taken = sum(int(own.sizes.sum()) for own in layouts)
+    return 1 - taken / sum(own.shape.rows * own.shape.length for own in layouts)
+
+
+def published(rows: list[NDArray[np.uint16]]) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of a batch of ClipCap's train.py: each caption padded by itself, then stacked."""
+    tokens, masks = [], []
+    for row in rows:
+        padded = torch.cat((torch.from_numpy(row.astype(np.int64)), torch.full((LONGEST - len(row),), -1)))
+        mask = padded.ge(0)
+        padded[~mask] = 0
+        tokens.append(padded)
+        masks.append(torch.cat((torch.ones(PREFIX), mask.float())))
+    return torch.stack(tokens), torch.stack(masks)
+
+
+def least_ms(make: Callable[[], object], turns: int) -> float:
+    took = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        make()
+        took.append(time.perf_counter() - start)
+    return 1e3 * min(took)
+
+
+if __name__ == "__main__":
+    main()
