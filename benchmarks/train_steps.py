@@ -29,6 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from prefixcap.captioner import Captioner
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.language.low_precision import cast_frozen_layers
 from prefixcap.mappers import build_mapper
 from prefixcap.packing import pack
 
@@ -146,6 +147,8 @@ def ours(
     language_model = LanguageModel(gpt2(), tokenizer, "random", tuning)  # type: ignore[arg-type]
     options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
     captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), options).to(device).train()
+    if precision != torch.float32:
+        cast_frozen_layers(language_model.model, precision)
     if compiled:
         language_model.compile_training("default")
     optimizer = AdamW([weight for weight in captioner.parameters() if weight.requires_grad], lr=2e-5, fused=True)

@@ -29,7 +29,15 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
     from prefixcap.captioner import Captioner
     from prefixcap.checkpoints.files import load_weights
-    from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+    from prefixcap.commands.common.automatic import choose_grouping, choose_precision
+    from prefixcap.commands.common.trainer import (
+        fit,
+        half_batch,
+        make_trainer,
+        open_loggers,
+        rank_zero_print,
+        used_device,
+    )
     from prefixcap.data import CaptionData
     from prefixcap.language import load_language_model
     from prefixcap.language.lora import Lora
@@ -38,6 +46,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.training.checkpoints import best_and_last
     from prefixcap.training.finders import find_batch_size, find_learning_rate
     from prefixcap.training.nan_guard import FiniteLoss
+    from prefixcap.training.throughput import Throughput
 
 
 def main(config: DictConfig) -> float | None:
@@ -49,6 +58,8 @@ def main(config: DictConfig) -> float | None:
         raise InputError(f"find must be learning_rate or batch_size, not {config.find!r}")
     if config.data.on_device not in ("auto", True, False):
         raise InputError(f"data.on_device must be auto, true or false, not {config.data.on_device!r}")
+    if config.data.group_captions not in (True, False, "auto"):
+        raise InputError(f"data.group_captions must be true, false or auto, not {config.data.group_captions!r}")
     check_objective(config.model.objective, objective_options(config))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
@@ -57,6 +68,7 @@ def main(config: DictConfig) -> float | None:
     with naming(missing_language_model, config.lm.name):
         store = open_store(config.data, config.encoder.name, reads)
     require_encoder_name(store, config.encoder.name)
+    choices = [choose_precision(config), choose_grouping(config, store.split("train"))]
     seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
@@ -87,7 +99,8 @@ def main(config: DictConfig) -> float | None:
     monitor = monitored(config, data.val_split)
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps, monitor)
     chosen = instantiate(monitoring(config.callbacks, monitor)).values()
-    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), *chosen]
+    throughput = Throughput()
+    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), throughput, *chosen]
     trainer = make_trainer(config, loggers, callbacks)
     if config.find:
         rank_zero_print(run_finder(config.find, trainer, training, data, run_dir))
@@ -95,8 +108,11 @@ def main(config: DictConfig) -> float | None:
     rank_zero_only(keep_config)(config)
     trained, frozen = trainable_parameters(captioner)
     rank_zero_print(f"training {trained / 1e6:.1f}M parameters ({frozen / 1e6:.1f}M frozen) in {run_dir}")
+    rank_zero_print(f"on {used_device(trainer)}: {', '.join(choices)}")
     how_to_continue = f"continue with {command('train')} ckpt={last_checkpoint.path}"
     fit(trainer, training, data, config.ckpt, how_to_continue, memory_saving_overrides(config))
+    if throughput.captions_per_second is not None:
+        rank_zero_print(f"{throughput.captions_per_second:,.0f} captions a second, without validation")
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopped_epoch:
         rank_zero_print(f"ended after epoch {stopping.stopped_epoch + 1}: {stopping.monitor} no longer improved")

@@ -18,7 +18,15 @@ from prefixcap.utils.options import check_options
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     from lightning.pytorch import seed_everything
 
-    from prefixcap.commands.common.trainer import fit, half_batch, make_trainer, open_loggers, rank_zero_print
+    from prefixcap.commands.common.automatic import choose_precision
+    from prefixcap.commands.common.trainer import (
+        fit,
+        half_batch,
+        make_trainer,
+        open_loggers,
+        rank_zero_print,
+        used_device,
+    )
     from prefixcap.language import load_language_model
     from prefixcap.training.checkpoints import LastCheckpoint
     from prefixcap.zeroshot.caption_lm import BestFolder, CaptionLMTraining, CaptionTexts, Texts
@@ -26,9 +34,10 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
 def main(config: DictConfig) -> None:
     run_dir = Path(config.run_dir)
-    checkpoint = unfinished(config, run_dir)
     if not reads_sentences(config.data):
         require_store(config.data, config.encoder.name)
+    precision = choose_precision(config)
+    checkpoint = unfinished(config, run_dir)
     loggers = open_loggers(config, checkpoint)
     lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
     del lm["lora"]
@@ -44,6 +53,7 @@ def main(config: DictConfig) -> None:
     last = LastCheckpoint(run_dir / "checkpoints" / "last.ckpt", config.checkpoint_every_n_steps)
     trainer = make_trainer(config, loggers, [best, last])
     rank_zero_print(f"fine-tuning {language_model.name} on {len(data.captions['train']):,} captions in {run_dir}")
+    rank_zero_print(f"on {used_device(trainer)}: {precision}")
     fit(trainer, training, data, checkpoint, "the same command continues from there", half_batch(config))
     if not math.isfinite(best.loss):
         raise InputError(

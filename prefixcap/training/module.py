@@ -25,6 +25,7 @@ from prefixcap.noise import Noise
 from prefixcap.packing import Batch
 from prefixcap.store import StoreSplit
 from prefixcap.training.distributed import FSDP2Strategy, all_gather_objects, all_reduce_mean, local_shard, unsharded
+from prefixcap.training.low_precision import LowPrecisionWeights
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.objectives import CrossEntropy, Objective
 from prefixcap.training.optimizer import adamw
@@ -101,7 +102,7 @@ class CaptionTraining(L.LightningModule):
         self._tokens: list[Tensor] = []  # target tokens of each batch of the step, the mean over processes
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [MetricsLog()]
+        return [MetricsLog(), LowPrecisionWeights(self.captioner.language_model)]
 
     def on_fit_start(self) -> None:
         if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.accumulate_grad_batches > 1:

@@ -44,6 +44,20 @@ def free_memory_bytes(device: "torch.device") -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU that Lightning's accelerator "gpu" trains on; None: there is none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def gpu_has_bfloat16() -> bool:
+    """Whether that GPU multiplies matrices in bfloat16: those of compute capability 8.0 (2020) and later."""
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def usable_device(device: "str | torch.device") -> "torch.device":
     """The device, after trying it: better now than after a download; "auto": a GPU, if there is one.
 

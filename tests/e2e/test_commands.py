@@ -61,6 +61,8 @@ def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         fresh=True,
     )  # fmt: skip
     assert re.search(r"training [\d.]+M parameters \([\d.]+M frozen\)", printed)
+    assert "\non CPU: 32-true, captions drawn one by one\n" in printed
+    assert re.search(r"\n[\d,]+ captions a second, without validation\n", printed)
     assert f"python eval.py ckpt={folder}/checkpoints/best.ckpt" in printed.splitlines()[-1]
     return folder
 
@@ -68,10 +70,12 @@ def trained(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_of_a_run(trained: Path) -> None:
     """Slow because it is the first that needs the run: a store is built, and a fresh interpreter trains two epochs."""
     assert {"best.ckpt", "last.ckpt"} == {file.name for file in (trained / "checkpoints").iterdir()}
-    assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["lm_tuning"] == "frozen"
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["lm_tuning"] == "frozen"
+    assert (config["trainer"]["precision"], config["data"]["group_captions"]) == ("32-true", False)  # not auto
     with (trained / "metrics.csv").open() as file:
         columns = csv.DictReader(file).fieldnames
-    assert {"train_loss", "val_loss", "val_cider", "step", "epoch"} <= set(columns or [])
+    assert {"train_loss", "val_loss", "val_cider", "step", "epoch", "captions_per_second"} <= set(columns or [])
     assert len(list((trained / "samples").glob("*.json"))) == len(list((trained / "samples").glob("*.html"))) == 2
     assert (trained / "curves.png").exists()
     assert list((trained / "tensorboard").glob("events.out.tfevents.*"))

@@ -21,7 +21,7 @@ from prefixcap.training.checkpoints import AtomicCheckpointIO, RandomState, Stop
 from prefixcap.training.curves import Curves
 from prefixcap.training.loggers import Trackers, finish, resume_options, run_exists
 from prefixcap.training.min_steps import ReachMinSteps
-from prefixcap.utils.hardware import out_of_memory
+from prefixcap.utils.hardware import gpu_name, out_of_memory
 from prefixcap.utils.plotting import require_matplotlib
 
 rank_zero_print = rank_zero_only(print)  # only the first of several processes prints
@@ -76,6 +76,13 @@ def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Seque
         default_root_dir=config.run_dir,
     )
     return trainer
+
+
+def used_device(trainer: L.Trainer) -> str:
+    """What a trainer trains on, for people."""
+    device = trainer.strategy.root_device.type
+    name = (gpu_name() if device == "cuda" else None) or device.upper()
+    return name if trainer.world_size == 1 else f"{trainer.world_size} times {name}"
 
 
 def fit(
