@@ -160,7 +160,7 @@ class Captioner(PrefixLM):
                     features, computed = self._encode(images[batch], by_similarity or divide)
                     compared = computed if given is None else given[batch]  # (batch, dim)
                     inputs = sampling.inputs(features, compared if divide else None, count, generator)
-                    prefix = self.append_tokens(self.prefix(inputs), prompt_ids)
+                    prefix = self.append_tokens(self.prefix(inputs), torch.tensor(prompt_ids, dtype=torch.long))
                     input_ids = decode_tokens(
                         self.language_model, prefix, decode, sampling.decoded_per_row(count), **options
                     )

@@ -76,6 +76,9 @@ class PrefixLM(nn.Module):
         self.encoder_identity = encoder
         self.normalize_embeddings = normalize_embeddings
         self.start_token = start_token
+        # In the model's memory: a GPU would wait for a copy from the host in each step, and could not capture it.
+        self._start: Tensor
+        self.register_buffer("_start", torch.tensor([language_model.start_token]), persistent=False)
         self.trained_on = trained_on or {}
         self.source: Path | None = None
 
@@ -97,11 +100,11 @@ class PrefixLM(nn.Module):
         if self.normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
         prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
-        return self.append_tokens(prefix, [self.language_model.start_token]) if self.start_token else prefix
+        return self.append_tokens(prefix, self._start) if self.start_token else prefix
 
-    def append_tokens(self, prefix: Tensor, input_ids: list[int]) -> Tensor:
-        """(B, P, E) prefix followed by N tokens -> (B, P + N, E), in the language model's precision."""
-        tokens = self.language_model.embed(torch.tensor(input_ids, dtype=torch.long, device=prefix.device))  # (N, E)
+    def append_tokens(self, prefix: Tensor, input_ids: Tensor) -> Tensor:
+        """(B, P, E) prefix followed by (N,) tokens -> (B, P + N, E), in the language model's precision."""
+        tokens = self.language_model.embed(input_ids.to(prefix.device))  # (N, E)
         return torch.cat((prefix.to(tokens.dtype), tokens.expand(len(prefix), -1, -1)), dim=1)
 
     def states(self, batch: Batch) -> Tensor:

@@ -92,6 +92,23 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
+def assert_equal(one: Any, other: Any, place: str) -> None:
+    """Equal bit for bit, all the way down."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for name in one:
+            assert_equal(one[name], other[name], f"{place}/{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{place}/{number}")
+    else:
+        assert one == other, place
+
+
 def small_lm(tuning: Tuning = "frozen", seed: int = 0) -> LanguageModel:
     """A GPT-2 with random weights and the small world's tokenizer."""
     tokenizer = load_tokenizer("demo")

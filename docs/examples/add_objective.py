@@ -23,6 +23,8 @@ class LabelSmoothing(Objective):
         smoothing: the share, between 0 and 1; 0 is cross-entropy.
     """
 
+    capturable = True  # it computes with tensors alone
+
     def __init__(self, captioner: Captioner, data: CaptionData | None = None, smoothing: Proportion = 0.1) -> None:
         super().__init__(captioner, data)
         self.smoothing = smoothing

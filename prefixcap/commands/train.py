@@ -44,6 +44,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.noise import Noise, read_offset
     from prefixcap.training import CaptionTraining, trainable_parameters
     from prefixcap.training.checkpoints import best_and_last
+    from prefixcap.training.cuda_graphs import CapturedTraining
     from prefixcap.training.finders import find_batch_size, find_learning_rate
     from prefixcap.training.nan_guard import FiniteLoss
     from prefixcap.training.throughput import Throughput
@@ -60,6 +61,8 @@ def main(config: DictConfig) -> float | None:
         raise InputError(f"data.on_device must be auto, true or false, not {config.data.on_device!r}")
     if config.data.group_captions not in (True, False, "auto"):
         raise InputError(f"data.group_captions must be true, false or auto, not {config.data.group_captions!r}")
+    if config.cuda_graphs not in ("auto", True, False):
+        raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
@@ -99,8 +102,8 @@ def main(config: DictConfig) -> float | None:
     monitor = monitored(config, data.val_split)
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps, monitor)
     chosen = instantiate(monitoring(config.callbacks, monitor)).values()
-    throughput = Throughput()
-    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), throughput, *chosen]
+    throughput, captured = Throughput(), CapturedTraining(False if config.find else config.cuda_graphs)
+    callbacks = [best, last_checkpoint, FiniteLoss(config.nonfinite_loss), captured, throughput, *chosen]
     trainer = make_trainer(config, loggers, callbacks)
     if config.find:
         rank_zero_print(run_finder(config.find, trainer, training, data, run_dir))

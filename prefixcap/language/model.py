@@ -108,6 +108,7 @@ class LanguageModel(nn.Module):
         if self.lora is not None:
             add_adapters(model, self.lora)
         self._backbone = self._backbone_eager
+        self.compiled_into_cuda_graphs = False
         self._keeps_keys_and_values = keeps_keys_and_values(model)
         self._without_token: Tensor | None
         self.register_buffer("_without_token", ids_without_token(model, tokenizer), persistent=False)
@@ -233,6 +234,7 @@ class LanguageModel(nn.Module):
         if mode not in modes:
             raise InputError(f"unknown compile '{mode}': choose one of {', '.join(modes)}")
         self._backbone = torch.compile(self._backbone_eager, dynamic=True, mode=mode)
+        self.compiled_into_cuda_graphs = torch._inductor.list_mode_options(mode).get("triton.cudagraphs", False)
 
     @property
     def head(self) -> nn.Linear:

@@ -90,6 +90,11 @@ def checkpoint_layers(model: "PreTrainedModel") -> None:
         layer.forward = partial(_checkpointed, layer.forward)
 
 
+def has_checkpointed_layers(model: "PreTrainedModel") -> bool:
+    """Whether `checkpoint_layers` was called with the model."""
+    return any(getattr(module.forward, "func", None) is _checkpointed for module in model.modules())
+
+
 def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
     from transformers import Cache
 

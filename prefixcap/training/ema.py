@@ -36,6 +36,7 @@ class AveragedWeights(Callback):
         ] = {}  # by parameter name: the average or, while that is in the model, the weights
         self._average_in_model = False
         self._step = 0
+        self._weights: dict[str, Tensor] = {}  # those in the model: to find them anew in each step takes long
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
@@ -45,7 +46,7 @@ class AveragedWeights(Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step, self._weights = trainer.global_step, trained_weights(pl_module)
         self._other = {name: weight.to(pl_module.device) for name, weight in self._other.items()}
         self._put(pl_module, average=False)
 
@@ -55,10 +56,9 @@ class AveragedWeights(Callback):
         if trainer.global_step == self._step:
             return  # the gradients of a step are still being summed
         self._step = trainer.global_step
-        weights = trained_weights(pl_module)
         if not self._other:
-            self._other = {name: weight.clone() for name, weight in weights.items()}
-        self._average(list(self._other.values()), list(weights.values()), 0)
+            self._other = {name: weight.clone() for name, weight in self._weights.items()}
+        self._average(list(self._other.values()), list(self._weights.values()), 0)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._put(pl_module, average=True)

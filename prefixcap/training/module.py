@@ -105,6 +105,8 @@ class CaptionTraining(L.LightningModule):
         return [MetricsLog(), LowPrecisionWeights(self.captioner.language_model)]
 
     def on_fit_start(self) -> None:
+        if self.noise is not None and self.noise.offset is not None:
+            self.noise = replace(self.noise, offset=self.noise.offset.to(self.device))
         if isinstance(self.trainer.strategy, DeepSpeedStrategy) and self.trainer.accumulate_grad_batches > 1:
             raise OptionError(
                 "DeepSpeed sums gradients of batches by itself, so that captions of small ones would count more "
@@ -124,12 +126,16 @@ class CaptionTraining(L.LightningModule):
         self._reading_checked = True
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        total, tokens = self.total_loss(batch)
+        loss = self._normalize_per_token(total, tokens)
+        return {"loss": loss, **self.objective.metrics(all_reduce_mean(total.detach() / self._tokens[-1]))}
+
+    def total_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The objective's sum () over the target tokens of a batch, and their number ()."""
         batch = self.objective.prepare(batch, self.with_noise(batch))
         states = self.captioner.states(batch)  # (T, H)
         losses = self.objective(states, batch)  # (T,), or their weighted sum ()
-        total = (losses * batch.weights).sum() if losses.ndim else losses
-        loss = self._normalize_per_token(total, batch)
-        return {"loss": loss, **self.objective.metrics(all_reduce_mean(total.detach() / self._tokens[-1]))}
+        return (losses * batch.weights).sum() if losses.ndim else losses, batch.weights.sum()
 
     def with_noise(self, batch: Batch, seed: int | None = None) -> Batch:
         """The batch with noise on its (B, D) embeddings, drawn from torch's global generator or one with `seed`."""
@@ -138,13 +144,13 @@ class CaptionTraining(L.LightningModule):
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         return replace(batch, embeddings=self.noise(batch.embeddings, generator))
 
-    def _normalize_per_token(self, total: Tensor, batch: Batch) -> Tensor:
+    def _normalize_per_token(self, total: Tensor, tokens: Tensor) -> Tensor:
         """A batch's sum over target tokens, divided so that each token of the step has the same weight in the gradient.
 
         Gradients are averaged over processes, so the sum is divided by the mean of their token counts. Of the batches
         that are accumulated only the first is known yet: `on_before_optimizer_step` does the rest.
         """
-        self._tokens.append(all_reduce_mean(batch.weights.sum()))
+        self._tokens.append(all_reduce_mean(tokens))
         return total / self._tokens[0]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -61,7 +61,7 @@ class FiniteLoss(Callback):
         self._skipped = 0
         self._captions: list[int] = []
         self._images: list[int] = []
-        self._loss_nonfinite: Tensor | None = None
+        self._loss: Tensor | None = None  # the sum over the batches of the step
         self._pending: _Step | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -75,23 +75,25 @@ class FiniteLoss(Callback):
         self._images += batch.image_rows
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        nonfinite = ~loss.detach().isfinite()  # ()
-        self._loss_nonfinite = nonfinite if self._loss_nonfinite is None else self._loss_nonfinite | nonfinite
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        assert self._loss_nonfinite is not None
-        loss_nonfinite = self._loss_nonfinite.float()
-        step_nonfinite = loss_nonfinite.clone()
+        assert self._loss is not None
+        norm = torch.zeros_like(self._loss)
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             weights = (weight for group in optimizer.param_groups for weight in group["params"])
             norm = get_total_norm([local_shard(weight.grad) for weight in weights if weight.grad is not None])
-            step_nonfinite = torch.maximum(step_nonfinite, (~norm.isfinite()).to(step_nonfinite))
+        loss_nonfinite, step_nonfinite = nonfinite(self._loss, norm)
         step_nonfinite = all_reduce_max(step_nonfinite)  # all processes leave out the same steps
         optimizer.found_inf = step_nonfinite  # type: ignore[attr-defined]
+        self._loss = None
+        self.watch(trainer, torch.stack((loss_nonfinite, step_nonfinite)))
+
+    def watch(self, trainer: L.Trainer, nonfinite: Tensor) -> None:
+        """Report on the step before this one, and keep (2,) of `nonfinite` to report on this one later."""
         self._report(trainer)
-        nonfinite = AsyncValue(torch.stack((loss_nonfinite, step_nonfinite)))
-        self._pending = _Step(trainer.global_step + 1, self._captions, self._images, nonfinite)
-        self._captions, self._images, self._loss_nonfinite = [], [], None
+        self._pending = _Step(trainer.global_step + 1, self._captions, self._images, AsyncValue(nonfinite))
+        self._captions, self._images = [], []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._report(trainer)
@@ -122,6 +124,23 @@ class FiniteLoss(Callback):
                 "learning_rate"
             )
         warnings.warn(f"{problem}; the step is left out", stacklevel=2)
+
+
+def nonfinite(loss: Tensor, norm: Tensor) -> Tensor:
+    """What is NaN or infinite in a step, without waiting for a GPU.
+
+    Args:
+        loss: () of the step.
+        norm: () of its gradient.
+
+    Returns:
+        (2,) float32, 1.0 if NaN or infinite: the loss; the loss or the gradient.
+
+    Examples:
+        >>> nonfinite(torch.tensor(2.0), torch.tensor(torch.inf))
+        tensor([0., 1.])
+    """
+    return (~torch.stack((loss, loss + norm)).isfinite()).float()
 
 
 def _describe_captions(step: _Step, data: CaptionData) -> str:

@@ -29,30 +29,15 @@ from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import Batch
 from prefixcap.training import CaptionTraining, nan_guard
 from prefixcap.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, RandomState, best_and_last
+from prefixcap.training.cuda_graphs import CapturedTraining
 from prefixcap.training.nan_guard import FiniteLoss
 from prefixcap.training.objectives import CrossEntropy, Objective
-from tests.conftest import ROOT, run_script, slow_after, small_captioner
+from tests.conftest import ROOT, assert_equal, run_script, slow_after, small_captioner
 from tests.processes import free_port, start
+from tests.training.test_captured import capture_on_cpu
 from tests.training.test_training import make_store
 
 DEMO = EncoderIdentity("demo", "0" * 64, "none", 16)
-
-
-def assert_equal(one: Any, other: Any, place: str) -> None:
-    """Equal bit for bit, all the way down."""
-    assert type(one) is type(other), place
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for name in one:
-            assert_equal(one[name], other[name], f"{place}/{name}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{place}/{number}")
-    else:
-        assert one == other, place
 
 
 class Kill(L.Callback):
@@ -106,6 +91,8 @@ def train(
             os.kill(os.getpid(), number)
 
         torch.save = half if last.exists() else save
+    if options["captured"]:
+        capture_on_cpu()
     data = CaptionData(store, captioner, **options["data"])
     training = CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2, max_tokens=3)
     trainer = L.Trainer(
@@ -113,14 +100,16 @@ def train(
         gradient_clip_val=1.0, accelerator="cpu", deterministic=True, plugins=[AtomicCheckpointIO()],
         devices=options["processes"], strategy="ddp" if options["processes"] > 1 else "auto",
         accumulate_grad_batches=options["accumulate"], default_root_dir=run,
-        callbacks=[*best_and_last(run, 2), RandomState(), FiniteLoss(), Kill(run, batch, place, number)],
+        callbacks=[*best_and_last(run, 2), RandomState(), FiniteLoss(), CapturedTraining(options["captured"]),
+                   Kill(run, batch, place, number)],
     )  # fmt: skip
     trainer.fit(training, data, ckpt_path=last if last.exists() else None, weights_only=True)
 
 
-PLAIN: dict[str, Any] = {"data": {"batch_size": 3}, "accumulate": 1, "processes": 1}
+PLAIN: dict[str, Any] = {"data": {"batch_size": 3}, "accumulate": 1, "processes": 1, "captured": False}
 GROUPED = PLAIN | {"data": {"batch_size": 3, "num_workers": 2, "group_captions": True}, "accumulate": 2}
 SMALL = PLAIN | {"data": {"batch_size": 2}}  # two batches of validation
+CAPTURED = SMALL | {"captured": True}
 TWO = SMALL | {"processes": 2}
 KILL, TERM, CTRL_C = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 PLACES = [
@@ -132,14 +121,16 @@ PLACES = [
 
 @pytest.mark.parametrize(
     ("options", "ends"),
-    slow_after(2, [
+    slow_after(3, [
+        (CAPTURED, [(4, "end", KILL), (11, "validation", TERM)]),
         (PLAIN, [(5, "backward", KILL), (-1, "save", KILL)]),
         (SMALL, [(1, "backward", TERM), (5, "backward", CTRL_C), (11, "validation", TERM), (13, "end", TERM)]),
         (TWO, [(1, "backward", TERM), (4, "backward", KILL)]),
         (PLAIN, [(batch, place, KILL) for batch, place in sorted(random.Random(0).sample(PLACES, 3))]),
         (GROUPED, [(4, "backward", KILL), (8, "backward", TERM)]),
     ]),
-    ids=["while a checkpoint is written", "by signals", "two processes", "anywhere", "workers and summed gradients"],
+    ids=["captured steps", "while a checkpoint is written", "by signals", "two processes", "anywhere",
+         "workers and summed gradients"],
 )  # fmt: skip
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     options: dict[str, Any], ends: list[tuple[int, str, int]], tmp_path: Path
@@ -181,11 +172,14 @@ def poisoned(tmp_path: Path, images: slice) -> Path:
     return store
 
 
-def fit(data: CaptionData, captioner: Captioner, run: Path, choice: str, epochs: int = 1, accumulate: int = 1) -> None:
+def fit(
+    data: CaptionData, captioner: Captioner, run: Path, choice: str, *more: L.Callback, epochs: int = 1,
+    accumulate: int = 1,
+) -> None:  # fmt: skip
     trainer = L.Trainer(
         max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         gradient_clip_val=1.0, accelerator="cpu", default_root_dir=run, accumulate_grad_batches=accumulate,
-        limit_val_batches=0, callbacks=[LastCheckpoint(run / "last.ckpt", 1), FiniteLoss(choice)],
+        limit_val_batches=0, callbacks=[LastCheckpoint(run / "last.ckpt", 1), FiniteLoss(choice), *more],
     )  # fmt: skip
     trainer.fit(CaptionTraining(captioner, data.val_split, 1e-2, warmup_steps=2), data)
 
@@ -220,14 +214,18 @@ def test_within_an_epoch_a_run_goes_on_with_the_same_batches_alone(tmp_path: Pat
     go_on(2, tmp_path / "last.ckpt")  # from the next epoch on
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(
+    captured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture_on_cpu(monkeypatch.setattr)
     captioner = small_captioner("frozen", "mlp")
     data = CaptionData(poisoned(tmp_path, slice(4, 5)), captioner, batch_size=3)
     batches = list(data.train_dataloader())
     step, batch = next((number, batch) for number, batch in enumerate(batches, 1) if 4 in batch.image_rows)
     captions = ", ".join(map(str, sorted(batch.caption_rows)))
     with pytest.raises(InputError) as stopped:
-        fit(data, captioner, tmp_path, "stop")
+        fit(data, captioner, tmp_path, "stop", CapturedTraining(captured))
     named = f"captions {captions} of split 'train'; the embedding of image 4 is, too"
     assert str(stopped.value).startswith(f"the loss is NaN or infinite in step {step}: {named}")
     assert "nonfinite_loss=skip" in str(stopped.value)
@@ -243,15 +241,18 @@ def with_infinite_loss(objective: CrossEntropy, states: torch.Tensor, batch: Bat
     return loss + (torch.inf if 4 in batch.image_rows else 0)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("poison", ["embedding", "loss"])
+@pytest.mark.parametrize(
+    ("poison", "accumulate", "captured"),
+    [("embedding", 1, False), ("embedding", 1, True), ("embedding", 2, False), ("loss", 1, False), ("loss", 2, False)],
+)
 def test_skipped_steps_change_nothing(
-    poison: str, accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    poison: str, accumulate: int, captured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights are those of a plain loop without the poisoned steps.
 
     An infinite number added to the loss has no gradient, so that only the loss shows it.
     """
+    capture_on_cpu(monkeypatch.setattr)
     store = poisoned(tmp_path, slice(4, 5)) if poison == "embedding" else make_store(tmp_path / "store")
     captioner, plain = small_captioner("frozen", "mlp"), small_captioner("frozen", "mlp")
     data = CaptionData(store, captioner, batch_size=3)
@@ -259,7 +260,7 @@ def test_skipped_steps_change_nothing(
     if poison == "loss":
         monkeypatch.setattr(CrossEntropy, "__call__", with_infinite_loss)
     with pytest.warns(UserWarning, match="is NaN or infinite.*the step is left out"):
-        fit(data, captioner, tmp_path, "skip", accumulate=accumulate)
+        fit(data, captioner, tmp_path, "skip", CapturedTraining(captured), accumulate=accumulate)
 
     optimizer = torch.optim.AdamW(plain.mapper.parameters(), lr=0.0, weight_decay=0.01)
     total = len(batches) // accumulate

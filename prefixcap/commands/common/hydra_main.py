@@ -38,6 +38,7 @@ from prefixcap.utils.options import declared_options
 # What an option that corrects a mistake is called on the command line, by its name in Python.
 OPTIONS = {
     "accumulate_grad_batches": "trainer.accumulate_grad_batches",
+    "cuda_graphs": "cuda_graphs",
     "dtype": "lm.dtype",
     "gradient_checkpointing": "lm.gradient_checkpointing",
     "heads": "model.mapper.heads",

@@ -24,6 +24,9 @@ class Objective:
         fewest_steps: with fewer steps of training, a warning says that little is learned.
         max_positions: if `prepare` changes the captions, the most positions of an image: its prefix and all of its
             captions, without the last token of each.
+        capturable: whether a CUDA graph may replay the objective: it only computes with tensors on the batch's device,
+            reads no value of one in Python, and gives all of them shapes that follow from the batch's. Moreover
+            `caption_rows` and `image_rows` are those of another batch then.
 
     Examples:
         The focal loss (Lin et al. 2017): tokens that are predicted well count less.
@@ -38,6 +41,7 @@ class Objective:
 
     fewest_steps = 100  # a mapper with random weights has learned next to nothing by then
     max_positions = 0
+    capturable = False
 
     def __init__(self, captioner: Captioner, data: CaptionData | None = None) -> None:
         self.captioner, self.data = captioner, data

@@ -21,6 +21,8 @@ class CrossEntropy(Objective):
         fused: compute the loss without the logits of all tokens at once: equal up to rounding, in less memory.
     """
 
+    capturable = True
+
     def __init__(self, captioner: Captioner, data: CaptionData | None = None, fused: bool = True) -> None:
         super().__init__(captioner, data)
         self.fused = fused
