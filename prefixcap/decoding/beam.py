@@ -7,8 +7,8 @@ search has ended leaves the batch. With several groups it is the diverse beam se
 of beams search separately, and a token is penalized for every beam of an earlier group that chose it at the same step
 (Hamming diversity).
 
-Shapes: B images still being searched, W beams of an image in a group, V vocabulary, T tokens generated so far, C
-candidates of an image at a step.
+Shapes: B images, G groups of beams of an image, W beams of a group, V vocabulary, M most tokens of a caption, C
+candidates of a group at a step.
 """
 
 import itertools
@@ -16,12 +16,12 @@ import math
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor
 
-from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.captured import run
 from prefixcap.decoding.rules import GenerationLimits
+from prefixcap.decoding.search import Search, write
 from prefixcap.errors import InputError, OptionError
 from prefixcap.language import LanguageModel
 from prefixcap.utils.options import Count
@@ -75,39 +75,10 @@ def beam(
     if beams % groups:
         raise InputError(f"beams must be a multiple of groups={groups}, not {beams}")
     require_beams(num_captions, beams, groups)
-    eos, batch = language_model.eos_token_id, len(prefix)
-    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
-    logits = language_model.step(prefix, cache)  # (batch, V)
-    searches = [_Search(logits, beams // groups, limits.max_tokens, length_penalty, eos) for _ in range(groups)]
-    # The logits that each search continues from, and the row of the cache where its beams begin. Before the first token
-    # all searches share the rows of the prefix.
-    group_logits, first_rows = [logits] * groups, [0] * groups
-    for length in range(1, limits.max_tokens + 1):
-        # (batch, V) how many beams of an image chose each token at this step, in the groups so far.
-        times_chosen = logits.new_zeros(batch, logits.shape[-1]) if groups > 1 else None
-        rows = []
-        for search, logits_of_group, first_row in zip(searches, group_logits, first_rows, strict=True):
-            if not len(search.images):
-                continue
-            log_probs = limits.apply(search.tokens.flatten(0, 1), logits_of_group.log_softmax(-1), eos)  # (B * W, V)
-            log_probs = log_probs.view(*search.scores.shape, -1)  # (B, W, V)
-            if times_chosen is not None:
-                log_probs = log_probs - diversity * times_chosen[search.images].unsqueeze(1)
-            images, tokens, parents = search.advance(log_probs, length)
-            rows.append(first_row + parents)
-            if times_chosen is not None:
-                times_chosen.index_put_((images, tokens), times_chosen.new_ones(()), accumulate=True)
-        cache_rows = torch.cat(rows)
-        if not len(cache_rows):
-            break
-        # Each beam takes over the keys and values of the beam that it extends, and the model reads the new tokens of
-        # all groups together.
-        cache.select(cache_rows)
-        newest = torch.cat([search.tokens[..., -1].flatten() for search in searches])  # (beams of all groups,)
-        logits = language_model.step(language_model.embed(newest.unsqueeze(1)), cache)
-        sizes = [search.scores.numel() for search in searches]
-        group_logits, first_rows = list(torch.split(logits, sizes)), [0, *itertools.accumulate(sizes[:-1])]
-    return [_merge_groups([search.finished[image] for search in searches])[:num_captions] for image in range(batch)]
+    eos, device = language_model.eos_token_id, prefix.device
+    search = _BeamSearch(len(prefix), groups, beams // groups, limits, eos, device, length_penalty, diversity)
+    run(language_model, prefix, search)
+    return [_merge_groups(groups)[:num_captions] for groups in search.captions()]
 
 
 def require_beams(captions: int, beams: int, groups: int = 1) -> None:
@@ -117,89 +88,111 @@ def require_beams(captions: int, beams: int, groups: int = 1) -> None:
         raise OptionError(f"captions must lie between 1 and beams={beams}, not {captions}", beams=enough)
 
 
-class _Search:
-    """The search of one group of beams, for all images of a batch.
+class _BeamSearch(Search):
+    """Searches of B images with G groups of W beams each; arguments as of `Search` and `beam`.
 
     Attributes:
-        images: (B,) the images that are still being searched, as rows of the batch.
-        scores: (B, W) sums of log-probabilities of the unfinished captions, descending.
-        tokens: (B, W, T) their tokens.
-        finished: for each image of the batch whose search has ended, the score and the tokens of its captions, the best
-            first.
+        searching: (B, G) bool, the groups whose search has not ended.
+        scores: (B, G, W) sums of log-probabilities of the unfinished captions, descending; `_NEVER`: there is none.
+        finished_scores: (B, G, W) final scores of the best finished captions so far, descending.
+        finished_tokens: (B, G, W, M) their tokens, padded with end tokens.
     """
 
-    def __init__(self, logits: Tensor, beams: int, max_tokens: int, length_penalty: float, eos: int) -> None:
-        batch, device = len(logits), logits.device
-        self.beams, self.max_tokens, self.length_penalty, self.eos = beams, max_tokens, length_penalty, eos
-        self.images = torch.arange(batch, device=device)
-        self.scores = torch.zeros(batch, 1, device=device)  # one empty beam of each image
-        self.tokens = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
-        self.finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
-        # The best finished captions of each image so far, padded with end tokens, and their final scores, descending.
-        self._finished_scores = torch.full((batch, beams), _NEVER, device=device)  # (B, beams)
-        self._finished_tokens = torch.full((batch, beams, max_tokens), eos, device=device)  # (B, beams, max_tokens)
+    def __init__(
+        self,
+        images: int,
+        groups: int,
+        beams: int,
+        limits: GenerationLimits,
+        end: int,
+        device: torch.device,
+        length_penalty: float,
+        diversity: float,
+    ) -> None:
+        super().__init__(images, (groups, beams), limits, end, device)
+        self.groups, self.beams, self.length_penalty, self.diversity = groups, beams, length_penalty, diversity
+        self.searching = torch.ones(images, groups, dtype=torch.bool, device=device)
+        self.scores = torch.full((images, groups, beams), _NEVER, device=device)
+        self.scores[..., 0] = 0  # one empty caption
+        self.finished_scores = torch.full_like(self.scores, _NEVER)
+        self.finished_tokens = torch.full_like(self.tokens, end)
 
-    def advance(self, log_probs: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Extend the beams by one token.
+    def unread(self) -> Tensor:
+        return self.searching.repeat_interleave(self.beams, dim=1)
 
-        Args:
-            log_probs: (B, W, V) of the next token.
-            length: T + 1, tokens of a caption with this one.
+    def advance(self, logits: Tensor) -> Tensor:
+        log_probs = self.allowed(logits.log_softmax(-1)).view(len(self.images), -1, logits.shape[1])
+        self.length += 1
+        # (B, V) how many beams of an image chose each token at this step, in the groups so far.
+        times_chosen = torch.zeros_like(log_probs[:, 0]) if self.groups > 1 else None
+        parents = []
+        for group in range(self.groups):
+            start = group * self.beams
+            own = log_probs if log_probs.shape[1] == 1 else log_probs[:, start : start + self.beams]  # (B, 1 or W, V)
+            if times_chosen is not None:
+                own = own - self.diversity * times_chosen.unsqueeze(1)
+            parent, token, is_chosen = self._advance_group(group, own)
+            parents.append(start + parent)
+            if times_chosen is not None:
+                times_chosen.scatter_add_(1, token, is_chosen.to(times_chosen.dtype))
+        self.running.copy_(self.searching.any(1))
+        return torch.cat(parents, dim=1)
+
+    def _advance_group(self, group: int, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Extend the beams of a group by one token, given (B, W, V) log-probabilities, or (B, 1, V) of all.
 
         Returns:
-            The image and the chosen token of every new beam, each (B * new W,); and, for the beams of images whose
-            search continues, the row of the flattened (B * W, V) `log_probs` that each of them extends.
+            The beam that each new beam extends and the token that it adds, and whether it does, each (B, W).
         """
-        width, vocabulary = log_probs.shape[1:]
+        searching, scores, tokens = self.searching[:, group], self.scores[:, group], self.tokens[:, group]
+        finished_scores, finished_tokens = self.finished_scores[:, group], self.finished_tokens[:, group]
+        vocabulary, length_factor = log_probs.shape[-1], self.length.double() ** self.length_penalty
         # Candidates: the best C pairs of beam and token. C is twice the number of beams, so that enough are left to
         # continue even if half of them end with this token. The best C of all are among the best C of each beam.
-        count = min(2 * self.beams, width * vocabulary)
-        best_of_beam, token_of_beam = log_probs.topk(min(count, vocabulary))  # (B, W, at most C)
-        scores, best = (self.scores.unsqueeze(-1) + best_of_beam).flatten(1).topk(count)  # (B, C)
+        count = min(2 * self.beams, self.beams * vocabulary)
+        best_of_beam, token_of_beam = log_probs.topk(min(count, vocabulary))  # (B, 1 or W, at most C)
+        token_of_beam = token_of_beam.expand(-1, self.beams, -1)
+        candidate_scores, best = (scores.unsqueeze(-1) + best_of_beam).flatten(1).topk(count)  # (B, C)
         parent = best // token_of_beam.shape[-1]  # (B, C) the beam that a candidate extends
         token = token_of_beam.flatten(1).gather(1, best)  # (B, C)
-        candidates = torch.cat((_gather_rows(self.tokens, parent), token.unsqueeze(-1)), dim=-1)  # (B, C, T + 1)
+        candidates = _gather_rows(tokens, parent).index_copy(2, (self.length - 1).view(1), token.unsqueeze(-1))
 
         # Finished captions: only the best candidates, as many as there are beams, may end here.
-        ends, is_last = token == self.eos, length == self.max_tokens
+        ends, is_last = token == self.end, self.is_last()
         may_end = (ends | is_last) & (torch.arange(count, device=ends.device) < self.beams)
-        final_scores = torch.where(may_end, scores / length**self.length_penalty, _NEVER)
-        padded = F.pad(candidates, (0, self.max_tokens - length), value=self.eos)  # (B, C, max_tokens)
+        final_scores = torch.where(may_end, candidate_scores / length_factor, _NEVER)
         # They compete with those that finished earlier for the places of the best.
-        self._finished_scores, best = torch.cat((self._finished_scores, final_scores), dim=1).topk(self.beams)
-        self._finished_tokens = _gather_rows(torch.cat((self._finished_tokens, padded), dim=1), best)
+        best_scores, best = torch.cat((finished_scores, final_scores), dim=1).topk(self.beams)
+        write(finished_tokens, searching, _gather_rows(torch.cat((finished_tokens, candidates), dim=1), best))
+        write(finished_scores, searching, best_scores)
 
         # New beams: the best candidates that do not end.
-        self.scores, kept = torch.where(ends, _NEVER, scores).topk(min(self.beams, count))  # (B, new W)
-        self.tokens, parent, token = _gather_rows(candidates, kept), parent.gather(1, kept), token.gather(1, kept)
-        images = self.images.repeat_interleave(kept.shape[1])
+        new_scores, kept = torch.where(ends, _NEVER, candidate_scores).topk(self.beams)  # (B, W)
+        parent, token = parent.gather(1, kept), token.gather(1, kept)
+        write(tokens, searching, _gather_rows(candidates, kept))
+        write(scores, searching, new_scores)
+        is_chosen = searching.unsqueeze(1) & (new_scores > _NEVER)
 
         # A search continues while its best beam could still displace the worst finished caption.
-        reachable = self.scores[:, 0] / length**self.length_penalty  # (B,)
-        continues = (self._finished_scores[:, -1] <= _NEVER) | (reachable > self._finished_scores[:, -1])
-        continues &= (self.scores[:, 0] > _NEVER) & (not is_last)
-        rows = torch.arange(len(continues), device=continues.device).unsqueeze(1) * width + parent  # (B, new W)
-        if not continues.all():
-            self._close(continues)
-        return images, token.flatten(), rows[continues].flatten()
+        reachable = scores[:, 0] / length_factor  # (B,)
+        searching &= (finished_scores[:, -1] <= _NEVER) | (reachable > finished_scores[:, -1])
+        searching &= (scores[:, 0] > _NEVER) & ~is_last
+        return parent, token, is_chosen
 
-    def _close(self, continues: Tensor) -> None:
-        """Store the captions of the images whose search has ended, and drop these images. `continues`: (B,) bool."""
-        ended = ~continues
-        for image, scores, captions in zip(
-            self.images[ended].tolist(),
-            self._finished_scores[ended].tolist(),
-            self._finished_tokens[ended].tolist(),
-            strict=True,
-        ):
-            self.finished[image] = [
-                (score, tokens[: tokens.index(self.eos)] if self.eos in tokens else tokens)
-                for score, tokens in zip(scores, captions, strict=True)
-                if score > _NEVER
+    def captions(self) -> list[list[list[tuple[float, list[int]]]]]:
+        """For each image and group the scores and tokens of the finished captions, the best first."""
+        scores, tokens = self.in_order(self.finished_scores).tolist(), self.in_order(self.finished_tokens).tolist()
+        return [
+            [
+                [
+                    (score, caption[: caption.index(self.end)] if self.end in caption else caption)
+                    for score, caption in zip(*group, strict=True)
+                    if score > _NEVER
+                ]
+                for group in zip(*image, strict=True)
             ]
-        self.images, self.scores, self.tokens = self.images[continues], self.scores[continues], self.tokens[continues]
-        self._finished_scores = self._finished_scores[continues]
-        self._finished_tokens = self._finished_tokens[continues]
+            for image in zip(scores, tokens, strict=True)
+        ]
 
 
 def _merge_groups(groups: list[list[tuple[float, list[int]]]]) -> list[list[int]]:

@@ -1,6 +1,6 @@
-"""A key/value cache for decoders that repeat and drop rows at every step.
+"""Key/value caches for decoders that repeat and drop rows at every step.
 
-Shapes: R rows (captions being decoded), H heads, N new positions, L positions in all, D width of a head.
+Shapes: R rows (captions being decoded), H heads, N new positions, L positions in all, D width of a head, S slots.
 """
 
 from typing import Any
@@ -25,7 +25,9 @@ class KeyValueCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows, in this order: (R',) row numbers, each any number of times."""
-        self.batch_select_indices(rows)
+        count = self.layers[0].keys.shape[1]
+        if len(rows) != count or not torch.equal(rows, torch.arange(count, device=rows.device)):
+            self.batch_select_indices(rows)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -61,3 +63,57 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         selected = buffer.new_empty(self.max_length, len(rows), *buffer.shape[2:])
         torch.index_select(buffer[: self.length], 1, rows, out=selected[: self.length])
         return selected
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """A transformers cache of tensors that never move or change their size, for steps that are captured.
+
+    Keys and values of a position of a row lie in a slot. A table says which slots each row reads, so that rows are
+    repeated, reordered and dropped without copying what lies there. The model reads one token of each row at a time.
+
+    Args:
+        prefix: the cache of a model that has read a batch, which says what its layers keep.
+        slots: S.
+    """
+
+    def __init__(self, prefix: KeyValueCache, slots: int) -> None:
+        super().__init__(layers=[_Slots(layer, slots) for layer in prefix.layers])
+
+    def fill(self, prefix: KeyValueCache) -> None:
+        """Put all (L, R) positions of a full cache into the first slots: all rows at the first position, and so on."""
+        for layer, read in zip(self.layers, prefix.layers, strict=True):
+            layer.keys[: read.keys.shape[:2].numel()] = read.keys.flatten(0, 1)
+            layer.values[: read.values.shape[:2].numel()] = read.values.flatten(0, 1)
+
+    def place(self, newest: Tensor, table: Tensor) -> None:
+        """Before the model reads: (R,) the slots of the tokens that it reads, and (R, L) those that each row attends
+        to."""
+        for layer in self.layers:
+            layer.newest, layer.table = newest, table
+
+
+class _Slots(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, (S, H, D)."""
+
+    newest: Tensor
+    table: Tensor
+
+    def __init__(self, like: _Layer, slots: int) -> None:
+        super().__init__()
+        self.keys = like.keys.new_zeros(slots, *like.keys.shape[2:])
+        self.values = like.values.new_zeros(slots, *like.values.shape[2:])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the (R, H, 1, D) keys and values of a token of each row -> those of all positions, each (R, H, L, D)."""
+        self.keys.index_copy_(0, self.newest, key_states.squeeze(2))
+        self.values.index_copy_(0, self.newest, value_states.squeeze(2))
+        return self._read(self.keys), self._read(self.values)
+
+    def _read(self, slots: Tensor) -> Tensor:
+        rows, length = self.table.shape
+        # By an index, not index_select: CUDA then copies vectors.
+        return slots[self.table.flatten()].view(rows, length, *slots.shape[1:]).transpose(1, 2)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return 0  # models are told positions and mask

@@ -4,8 +4,7 @@ They return the same tokens as that code, which reads the entire sequence again 
 They differ from the usual searches: a caption ends with a full stop, which is kept, and a beam that has ended keeps its
 place among the beams.
 
-Shapes: B images still being searched, W beams of an image, V vocabulary, T tokens generated so far, R beams that have
-not ended, of all images.
+Shapes: B images, W beams of an image, V vocabulary, M most tokens of a caption.
 """
 
 import math
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from prefixcap.decoding.beam import require_beams
-from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.captured import run
 from prefixcap.decoding.rules import GenerationLimits
+from prefixcap.decoding.search import Search, write
 from prefixcap.decoding.stepwise import argmax_token, generate
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
@@ -60,60 +60,69 @@ def clipcap(
     """
     require_beams(num_captions, beams)
     stop_token = _stop_token(language_model, stop)
-    finished: list[list[list[int]]] = [[] for _ in prefix]
-    images = torch.arange(len(prefix), device=prefix.device)  # (B,) those with a beam that has not ended
-    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
-    log_probs = _log_probs(language_model, prefix, cache)  # (B, V)
-    if beams > log_probs.shape[1]:
-        raise InputError(f"beams must lie between 1 and {log_probs.shape[1]}, the size of the vocabulary, not {beams}")
-    # The first token of each beam: the likeliest ones.
-    scores, token = limits.apply(images.new_empty(len(images), 0), log_probs, stop_token).topk(beams)  # (B, W)
-    tokens = token.unsqueeze(-1)  # (B, W, T)
-    lengths = torch.ones_like(scores)  # (B, W) tokens of each beam, up to its stop
-    stopped = token == stop_token
-    rows = images.unsqueeze(1).expand(-1, beams)  # (B, W) the row of the cache that each beam continues
-    for length in range(1, limits.max_tokens + 1):
-        # Images whose beams have all ended leave the batch.
-        closed = stopped.all(dim=1) | (length == limits.max_tokens)
-        if closed.any():
-            for image, means, captions_of_image, ends in zip(
-                *(values[closed].tolist() for values in (images, scores / lengths, tokens, lengths)), strict=True
-            ):
-                order = sorted(range(beams), key=means.__getitem__, reverse=True)
-                possible = [beam for beam in order if means[beam] > -math.inf]
-                finished[image] = [captions_of_image[beam][: int(ends[beam])] for beam in possible[:num_captions]]
-            if closed.all():
-                break
-            images, scores, tokens, lengths, stopped, rows = (
-                values[~closed] for values in (images, scores, tokens, lengths, stopped, rows)
-            )
-        # The language model reads the newest token of the beams that have not ended.
-        running = ~stopped  # (B, W), R of them true
-        cache.select(rows[running])
-        log_probs = _log_probs(language_model, language_model.embed(tokens[running][:, -1:]), cache)  # (R, V)
+    search = _ClipCapSearch(len(prefix), (beams,), limits, stop_token, prefix.device)
+    run(language_model, prefix, search)
+    return [captions[:num_captions] for captions in search.captions()]
+
+
+class _ClipCapSearch(Search):
+    """Searches of B images with W beams each; arguments as of `Search`.
+
+    Attributes:
+        scores: (B, W) sums of log-probabilities.
+        lengths: (B, W) tokens of each beam, up to its stop.
+        stopped: (B, W) bool, the beams that have ended.
+    """
+
+    def __init__(self, images: int, rows: tuple[int], limits: GenerationLimits, end: int, device: torch.device) -> None:
+        super().__init__(images, rows, limits, end, device)
+        self.scores = torch.full((images, *rows), -math.inf, device=device)
+        self.scores[:, 0] = 0  # one empty beam
+        self.lengths = torch.zeros_like(self.scores)
+        self.stopped = torch.zeros_like(self.scores, dtype=torch.bool)
+
+    def unread(self) -> Tensor:
+        return self.running.unsqueeze(1) & ~self.stopped
+
+    def advance(self, logits: Tensor) -> Tensor:
+        beams, vocabulary = self.scores.shape[1], logits.shape[1]
+        if beams > vocabulary:
+            raise InputError(f"beams must lie between 1 and {vocabulary}, the size of the vocabulary, not {beams}")
         # The W best continuations of all beams are among the W best of each.
-        best_of_beam, token_of_beam = limits.apply(tokens[running], log_probs, stop_token).topk(beams)  # (R, W)
+        best_of_beam, token_of_beam = self.allowed(logits.log_softmax(-1)).topk(beams)  # (B * W or B, W)
+        best_of_beam = best_of_beam.view(len(self.images), -1, beams)  # (B, W or 1, W)
+        token_of_beam = token_of_beam.view(best_of_beam.shape).expand(-1, beams, -1)  # (B, W, W)
         # Candidates: W continuations of each beam by their mean log-probability. A beam that has ended has one, token 0
         # at no cost.
-        lengths = lengths + running
-        means = torch.full((*stopped.shape, beams), -torch.inf, device=scores.device)  # (B, W, W)
-        means[..., 0] = scores / lengths
-        means[running] = (scores[running].unsqueeze(1) + best_of_beam) / lengths[running].unsqueeze(1)
-        candidates = token_of_beam.new_zeros(means.shape).masked_scatter(running.unsqueeze(-1), token_of_beam)
+        stopped = self.stopped.unsqueeze(2)  # (B, W, 1)
+        lengths = self.lengths + ~self.stopped  # (B, W)
+        is_first = torch.arange(beams, device=stopped.device) == 0  # (W,) of a beam's candidates
+        costs = torch.where(stopped, torch.where(is_first, 0.0, -math.inf), best_of_beam)  # (B, W, W)
+        means = (self.scores.unsqueeze(2) + costs) / lengths.unsqueeze(2)
+        candidates = token_of_beam.masked_fill(stopped, 0)
         # New beams: the best W of an image's W * W candidates.
         means, best = means.flatten(1).topk(beams)  # (B, W)
         parent = best // beams  # (B, W) the beam that each new beam extends
         token = candidates.flatten(1).gather(1, best)
         lengths = lengths.gather(1, parent)
-        scores = means * lengths
-        tokens = torch.cat((tokens.gather(1, parent.unsqueeze(-1).expand_as(tokens)), token.unsqueeze(-1)), dim=-1)
-        stopped = stopped.gather(1, parent) | (token == stop_token)
-        # The cache has R rows now: number them by beam, and take those of the parents.
-        row_of_beam = torch.zeros_like(parent).masked_scatter(
-            running, torch.arange(len(token_of_beam), device=parent.device)
-        )
-        rows = row_of_beam.gather(1, parent)
-    return finished
+        tokens = self.tokens.gather(1, parent.unsqueeze(-1).expand_as(self.tokens))
+        write(self.tokens, self.running, tokens.index_copy(2, self.length.view(1), token.unsqueeze(-1)))
+        write(self.scores, self.running, means * lengths)
+        write(self.lengths, self.running, lengths)
+        write(self.stopped, self.running, self.stopped.gather(1, parent) | (token == self.end))
+        self.length += 1
+        self.running &= ~self.stopped.all(1) & ~self.is_last()
+        return parent
+
+    def captions(self) -> list[list[list[int]]]:
+        """The captions of each image that are possible, by descending mean log-probability."""
+        means, order = self.in_order(self.scores / self.lengths).sort(descending=True, stable=True)  # (B, W)
+        tokens, lengths = self.in_order(self.tokens), self.in_order(self.lengths).long()
+        tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))  # (B, W, M)
+        return [
+            [caption[:length] for mean, caption, length in zip(*beams, strict=True) if mean > -math.inf]
+            for beams in zip(means.tolist(), tokens.tolist(), lengths.gather(1, order).tolist(), strict=True)
+        ]
 
 
 @torch.inference_mode()
@@ -134,10 +143,6 @@ def clipcap_greedy(
     """
     stop_token = _stop_token(language_model, stop)
     return [[caption] for caption in generate(language_model, prefix, limits, argmax_token, stop_token)]
-
-
-def _log_probs(language_model: LanguageModel, embeddings: Tensor, cache: KeyValueCache) -> Tensor:
-    return language_model.step(embeddings, cache).log_softmax(-1)
 
 
 def _stop_token(language_model: LanguageModel, stop: str) -> int:

@@ -59,32 +59,60 @@ class GenerationLimits:
                 f"language model '{language_model.name}' ({context}): {advice}"
             )
 
-    def apply(self, tokens: "Tensor", scores: "Tensor", eos_token_id: int) -> "Tensor":
-        """Apply the limits to the scores of the next token.
+    def apply(
+        self, tokens: "Tensor", scores: "Tensor", eos_token_id: int, length: "Tensor | int | None" = None
+    ) -> "Tensor":
+        """Apply the limits to the scores of the next token, without asking the host.
 
         Args:
-            tokens: (rows, length) generated so far.
+            tokens: (rows, at least length) generated so far, and anything behind.
             scores: (rows, vocabulary) logits or log-probabilities.
             eos_token_id: the end token.
+            length: () tokens generated so far; None: all.
 
         Returns:
             (rows, vocabulary) scores, -inf for tokens that are not allowed.
         """
-        from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+        import torch
 
+        length = tokens.shape[1] if length is None else length
         if self.repetition_penalty != 1.0:
-            scores = RepetitionPenaltyLogitsProcessor(self.repetition_penalty)(tokens, scores)
-        if self.no_repeat_ngram:
-            scores = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)(tokens, scores)
-        if tokens.shape[1] < self.min_tokens:
-            scores = scores.clone()
-            scores[:, eos_token_id] = -float("inf")
+            position = torch.arange(tokens.shape[1], device=tokens.device)  # (tokens,)
+            occurs = _marked(tokens, (position < length).expand_as(tokens), scores)
+            penalty = self.repetition_penalty
+            scores = torch.where(occurs, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        size = self.no_repeat_ngram
+        if 0 < size <= tokens.shape[1]:
+            ngrams = tokens.unfold(1, size, 1)  # (rows, n-grams, size)
+            # The next token would end an n-gram: which n-grams begin as this one does?
+            begun = torch.arange(size - 1, device=tokens.device) + (length - size + 1)
+            same = (ngrams[..., :-1] == tokens[:, begun.clamp(min=0)].unsqueeze(1)).all(-1)  # (rows, n-grams)
+            position = torch.arange(ngrams.shape[1], device=tokens.device)  # of the first token of each n-gram
+            repeated = _marked(ngrams[..., -1], same & (position + size <= length), scores)
+            scores = scores.masked_fill(repeated, -float("inf"))
+        if self.min_tokens:
+            is_end = torch.arange(scores.shape[1], device=scores.device) == eos_token_id  # (vocabulary,)
+            scores = scores.masked_fill(is_end & (length < self.min_tokens), -float("inf"))
         return scores
+
+    @property
+    def may_rule_out_all(self) -> bool:
+        """Whether a caption may come to where no token is allowed."""
+        return bool(self.no_repeat_ngram and self.min_tokens)
 
     def check_choice(self, scores: "Tensor") -> None:
         """Raise InputError if a row of (rows, vocabulary) scores allows no token at all."""
-        if self.no_repeat_ngram and self.min_tokens and not scores.isfinite().any(-1).all():
+        if self.may_rule_out_all and not scores.isfinite().any(-1).all():
             raise InputError(
                 f"no_repeat_ngram={self.no_repeat_ngram} and min_tokens={self.min_tokens} leave no possible token: "
                 "lower min_tokens"
             )
+
+
+def _marked(tokens: "Tensor", where: "Tensor", scores: "Tensor") -> "Tensor":
+    """(rows, vocabulary) bool, as `scores`: the tokens among the (rows, n) `tokens` where (rows, n) `where` is true."""
+    import torch
+
+    rows, vocabulary = scores.shape
+    marked = torch.zeros(rows, vocabulary + 1, dtype=torch.bool, device=scores.device)  # the last column: the others
+    return marked.scatter_(1, tokens.where(where, vocabulary), True)[:, :vocabulary]

@@ -1,6 +1,6 @@
 """Greedy decoding and nucleus sampling: one token after another, the likeliest one or a random one.
 
-Shapes: R captions that have not ended, V vocabulary, T tokens generated so far.
+Shapes: R captions that have not ended, V vocabulary, M most tokens of a caption.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from prefixcap import renamed
-from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.captured import run
 from prefixcap.decoding.rules import GenerationLimits
+from prefixcap.decoding.search import Search, write
 from prefixcap.language import LanguageModel
 from prefixcap.utils.options import Count
 
@@ -84,24 +85,12 @@ def nucleus(
         >>> first == again
         True
     """
-    from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
-
-    warpers = LogitsProcessorList()
-    warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    count = len(prefix) * num_captions
     # All random numbers are drawn at once, one for each caption and step, so that none depends on the batches.
-    uniform = torch.rand(len(prefix) * num_captions, limits.max_tokens, generator=generator).to(prefix.device)
-
-    def sample(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        # Inverse transform sampling: the first token whose cumulative probability exceeds a uniform number.
-        cumulative = warpers(None, divide(logits, temperature)).softmax(-1).cumsum(-1)  # (R, V)
-        threshold = uniform[rows, step, None] * cumulative[:, -1:]  # (R, 1)
-        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-
+    uniform = torch.rand(count, limits.max_tokens, generator=generator).to(prefix.device)
     eos = language_model.eos_token_id
-    generated = [
-        _strip_end(caption, eos) for caption in generate(language_model, prefix, limits, sample, eos, num_captions)
-    ]
+    search = _Nucleus(count, limits, eos, uniform, top_p, top_k, temperature)
+    generated = [_strip_end(caption, eos) for caption in _generated(language_model, prefix, search)]
     return [generated[first : first + num_captions] for first in range(0, len(generated), num_captions)]
 
 
@@ -137,33 +126,92 @@ def generate(
     Returns:
         batch * captions lists of token ids, those of an image next to each other.
     """
-    cache = KeyValueCache(prefix.shape[1] + limits.max_tokens)
     count, device = len(prefix) * captions, prefix.device
-    generated: list[list[int]] = [[] for _ in range(count)]
-    logits = language_model.step(prefix, cache)  # (batch, V)
-    if captions > 1:  # a row for each caption
-        image_of_caption = torch.arange(len(prefix), device=device).repeat_interleave(captions)
-        cache.select(image_of_caption)
-        logits = logits[image_of_caption]
-    running = torch.arange(count, device=device)  # (R,) the captions that have not ended
-    tokens = torch.empty(count, 0, dtype=torch.long, device=device)  # (R, T)
-    for step in range(limits.max_tokens):
-        allowed = limits.apply(tokens, logits, end)
-        limits.check_choice(allowed)
-        chosen = choose(allowed, running, step)  # (R,)
-        tokens = torch.cat((tokens, chosen.unsqueeze(1)), dim=1)
-        # Captions that end here leave the batch.
-        ended = (chosen == end) | (step + 1 == limits.max_tokens)
-        if ended.any():
-            for number, caption in zip(running[ended].tolist(), tokens[ended].tolist(), strict=True):
-                generated[number] = caption
-            if ended.all():
-                break
-            rows = (~ended).nonzero().squeeze(1)
-            cache.select(rows)
-            running, tokens, chosen = running[rows], tokens[rows], chosen[rows]
-        logits = language_model.step(language_model.embed(chosen).unsqueeze(1), cache)
-    return generated
+    is_greedy = choose is argmax_token
+    search = _Stepwise(count, limits, end, device) if is_greedy else _Chosen(count, limits, end, device, choose)
+    return _generated(language_model, prefix, search)
+
+
+def _generated(language_model: LanguageModel, prefix: Tensor, search: "_Stepwise") -> list[list[int]]:
+    """The captions of a search, each with the token that ends it."""
+    run(language_model, prefix, search)
+    captions, lengths = search.in_order(search.tokens.squeeze(1)), search.in_order(search.lengths)
+    return [tokens[:length] for tokens, length in zip(captions.tolist(), lengths.tolist(), strict=True)]
+
+
+class _Stepwise(Search):
+    """Captions of which each goes on with its likeliest token, in a row of its own. Arguments as of `Search`.
+
+    Attributes:
+        lengths: (R,) tokens of each caption.
+    """
+
+    def __init__(self, captions: int, limits: GenerationLimits, end: int, device: torch.device) -> None:
+        super().__init__(captions, (1,), limits, end, device)
+        self.lengths = torch.zeros_like(self.images)
+        self.capturable = not limits.may_rule_out_all
+
+    def advance(self, logits: Tensor) -> Tensor:
+        allowed = self.allowed(logits)
+        self.limits.check_choice(allowed)
+        chosen = self.choose(allowed)  # (R,)
+        tokens = self.tokens.index_copy(2, self.length.view(1), chosen.view(-1, 1, 1))
+        write(self.tokens, self.running, tokens)
+        self.length += 1
+        write(self.lengths, self.running, self.length)
+        self.running &= (chosen != self.end) & ~self.is_last()
+        return torch.zeros_like(chosen).unsqueeze(1)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """(R, V) logits -> (R,) the next tokens."""
+        return logits.argmax(-1)
+
+
+class _Chosen(_Stepwise):
+    """Captions of which each goes on with the token that a function chooses, see `generate`."""
+
+    def __init__(
+        self,
+        captions: int,
+        limits: GenerationLimits,
+        end: int,
+        device: torch.device,
+        function: Callable[[Tensor, Tensor, int], Tensor],
+    ) -> None:
+        super().__init__(captions, limits, end, device)
+        self.function, self.capturable = function, False
+
+    def choose(self, logits: Tensor) -> Tensor:
+        return self.function(logits, self.images, int(self.length))
+
+
+class _Nucleus(_Stepwise):
+    """Captions of which each goes on with a token drawn at random: (R, M) `uniform` numbers, and the options of
+    `nucleus`."""
+
+    def __init__(
+        self,
+        captions: int,
+        limits: GenerationLimits,
+        end: int,
+        uniform: Tensor,
+        top_p: float,
+        top_k: int,
+        temperature: float,
+    ) -> None:
+        super().__init__(captions, limits, end, uniform.device)
+        self.uniform, self.top_p, self.top_k, self.temperature = uniform, top_p, top_k, temperature
+
+    def choose(self, logits: Tensor) -> Tensor:
+        from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+        warpers = LogitsProcessorList()
+        warpers += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        warpers += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+        # Inverse transform sampling: the first token whose cumulative probability exceeds a uniform number.
+        cumulative = warpers(None, divide(logits, self.temperature)).softmax(-1).cumsum(-1)  # (R, V)
+        threshold = self.uniform.index_select(1, self.length.view(1)) * cumulative[:, -1:]  # (R, 1)
+        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def _strip_end(caption: list[int], end: int) -> list[int]:

@@ -73,12 +73,33 @@ def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
     return takes_cache and not model._is_stateful and set(layer_types) <= _ATTENTION
 
 
+def takes_positions(model: "PreTrainedModel") -> bool:
+    """Whether a model reads tokens at the positions that it is told."""
+    config = model.config.get_text_config(decoder=True)
+    is_told = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return is_told and not getattr(config, "alibi", False)
+
+
+def capture_problem(language_model: "LanguageModel") -> str | None:
+    """Why a step of decoding cannot be captured in a CUDA graph, as far as the configuration says; None: it can."""
+    model = language_model.model
+    attention = model.config._attn_implementation
+    if language_model.quantization is not None:
+        return f"its weights are quantized ({language_model.quantization})"
+    if not takes_positions(model):
+        return "it computes its positions itself"
+    if attention not in ("sdpa", "eager"):
+        return f"attention '{attention}' takes no mask for each row, only 'sdpa' and 'eager' do"
+    if not model._can_compile_fullgraph:
+        return f"transformers cannot run {type(model).__name__} without the host"
+    return None
+
+
 def check_trainable(language_model: "LanguageModel") -> None:
     """See `LanguageModel.check_trainable`."""
     model, name = language_model.model, language_model.name
     config: Any = model.config.get_text_config(decoder=True)
-    takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    if not takes_positions or getattr(config, "alibi", False):
+    if not takes_positions(model):
         raise InputError(
             f"language model '{name}' computes its positions itself, and training must set them: take another, {ADVICE}"
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def attention_masks(
-    config: "PretrainedConfig", attention_mask: Tensor, position_ids: Tensor
+    config: "PretrainedConfig", attention_mask: Tensor, position_ids: Tensor, query_position_ids: Tensor | None = None
 ) -> Tensor | dict[str, Tensor]:
     """The mask of a model's layers; or one for each type of layer, if they differ.
 
@@ -24,21 +24,23 @@ def attention_masks(
         config: of the model; `layer_types`, `sliding_window` and `attention_chunk_size`, as transformers reads them.
         attention_mask: (R, 1, L, L) bool, the positions (last dimension) that each position may attend to.
         position_ids: (R, L) position in its own text.
+        query_position_ids: (R, N), if only N positions attend, with an `attention_mask` of (R, 1, N, L); None: all do.
 
     Returns:
-        (R, 1, L, L) bool; or a dictionary of these by type of layer, as models with several types take it.
+        (R, 1, L or N, L) bool; or a dictionary of these by type of layer, as models with several types take it.
     """
     text: Any = config.get_text_config(decoder=True)
     length = attention_mask.shape[-1]
+    queries = (position_ids if query_position_ids is None else query_position_ids).unsqueeze(2)  # (R, L or N, 1)
     window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
     masks = {"full_attention": attention_mask}
     if window and window < length:  # a longer window covers every text
         # How far each position (last dimension) is behind.
-        behind = position_ids.unsqueeze(2) - position_ids.unsqueeze(1)  # (R, L, L)
+        behind = queries - position_ids.unsqueeze(1)  # (R, L or N, L)
         masks["sliding_attention"] = attention_mask & (behind < window).unsqueeze(1)
     if chunk and chunk < length:
-        chunks = position_ids // chunk  # (R, L)
-        masks["chunked_attention"] = attention_mask & (chunks.unsqueeze(2) == chunks.unsqueeze(1)).unsqueeze(1)
+        same_chunk = queries // chunk == position_ids.unsqueeze(1) // chunk  # (R, L or N, L)
+        masks["chunked_attention"] = attention_mask & same_chunk.unsqueeze(1)
     # Without `layer_types` all layers are of one type, as in transformers.
     only = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
     types = dict.fromkeys(getattr(text, "layer_types", None) or [only])

@@ -62,6 +62,7 @@ class LanguageModel(nn.Module):
         quantization: "8bit" or "4bit" if its linear layers are quantized, otherwise None.
         dim: width of its word embeddings.
         context: the most positions that it can read; None: unlimited.
+        cuda_graphs: whether decoding on a GPU uses CUDA graphs; set to False where it cannot.
         eos_token_id: id of the token that ends every caption.
 
     Raises:
@@ -107,6 +108,7 @@ class LanguageModel(nn.Module):
         self.lora = (lora or Lora()) if tuning == "lora" else None
         if self.lora is not None:
             add_adapters(model, self.lora)
+        self.cuda_graphs = True
         self._backbone = self._backbone_eager
         self.compiled_into_cuda_graphs = False
         self._keeps_keys_and_values = keeps_keys_and_values(model)
@@ -201,9 +203,14 @@ class LanguageModel(nn.Module):
             (rows, length, width)
         """
         masks = attention_masks(self.model.config, attention_mask, position_ids)
+        return self._backbone(embeddings, position_ids, self._as_attention_takes_them(masks, embeddings.dtype))
+
+    def _as_attention_takes_them(
+        self, masks: Tensor | dict[str, Tensor], dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
         if self.model.config._attn_implementation == "eager":  # takes a mask as numbers that are added
-            masks = tree_map(partial(as_addend, dtype=embeddings.dtype), masks)
-        return self._backbone(embeddings, position_ids, masks)
+            masks = tree_map(partial(as_addend, dtype=dtype), masks)
+        return masks
 
     def _backbone_eager(self, embeddings: Tensor, position_ids: Tensor, masks: Tensor | dict[str, Tensor]) -> Tensor:
         states: Tensor = self.model.base_model(
@@ -256,6 +263,32 @@ class LanguageModel(nn.Module):
             InputError: the model has no key/value cache, as e.g. state-space models.
         """
         return self.mask_unknown_ids(self._forward_cached(embeddings, cache).logits[:, -1].float())
+
+    def step_at(self, embeddings: Tensor, cache: "Cache", position: Tensor, is_read: Tensor) -> Tensor:
+        """Read one more token in each row, at a position that only the device knows, and predict the next.
+
+        Args:
+            embeddings: (batch, 1, dim).
+            cache: of fixed size: `update` returns the keys and values of all its positions.
+            position: () of the tokens.
+            is_read: (positions,) bool, those of the cache to attend to.
+
+        Returns:
+            (batch, vocabulary) float32 logits.
+        """
+        positions = torch.arange(len(is_read), device=is_read.device).unsqueeze(0)  # (1, positions)
+        position_ids = position.view(1, 1)
+        attention_mask = is_read.expand(len(embeddings), 1, 1, -1)  # (batch, 1, 1, positions)
+        masks = attention_masks(self.model.config, attention_mask, positions, position_ids)
+        output = self.model(
+            inputs_embeds=embeddings,
+            past_key_values=cache,
+            attention_mask=self._as_attention_takes_them(masks, embeddings.dtype),
+            position_ids=position_ids.expand(len(embeddings), 1),
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        return self.mask_unknown_ids(output.logits[:, -1].float())
 
     def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
         """Like `step`, and also the (batch, length, width) last hidden states of `embeddings`, float32."""

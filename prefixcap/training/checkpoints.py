@@ -18,8 +18,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from prefixcap.errors import InputError
 from prefixcap.packing import Batch
-from prefixcap.training.async_values import AsyncValue
 from prefixcap.training.distributed import all_gather_objects, all_reduce_max
+from prefixcap.utils.async_values import AsyncValue
 from prefixcap.utils.files import atomic_write
 from prefixcap.utils.hardware import out_of_memory
 

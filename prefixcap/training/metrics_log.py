@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from prefixcap.packing import Batch
-from prefixcap.training.async_values import AsyncValue
+from prefixcap.utils.async_values import AsyncValue
 
 
 class MetricsLog(Callback):

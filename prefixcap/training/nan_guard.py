@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError, listed
 from prefixcap.packing import Batch
-from prefixcap.training.async_values import AsyncValue
 from prefixcap.training.distributed import all_reduce_max, local_shard
+from prefixcap.utils.async_values import AsyncValue
 
 MOST_SKIPPED = 100  # steps in a row after which training stops
 
