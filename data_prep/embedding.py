@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,9 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from data_prep.device_loading import DeviceReader
+from data_prep.fast_decode import SCALED, choose_reader, cosines, describe_cosines
 from data_prep.features import Features
 from data_prep.loading import PixelReader, Pixels, in_threads
 from data_prep.records import Dataset, Sample, Skipped
+from prefixcap import renamed
 from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
@@ -94,12 +98,13 @@ def embed(
     regions: int = 10,
     batch_size: int | None = None,
     num_workers: int | None = None,
-    jpeg_scaling: bool = False,
+    fast_decode: bool = False,
     piece_size: int = 1000,
     max_skipped: float = 0.01,
     task: int = 0,
     tasks: int = 1,
     progress: bool = True,
+    jpeg_scaling: bool | None = None,
 ) -> EmbedReport:
     """Embed the images of a data set, or their captions, into a feature store, piece by piece.
 
@@ -115,13 +120,14 @@ def embed(
         regions: the number of sub-regions of an image, if they are among the features.
         batch_size: images encoded together; None: as in the run that began the store, or else a good size that fits.
         num_workers: processes that decode images; 0: the threads that encode them decode them; None: a good number.
-        jpeg_scaling: let the decoder of JPEG images halve their size, once or more, while they stay larger than the
-            encoder's input: faster, but the pixels differ slightly from the encoder's own preprocessing.
+        fast_decode: decode JPEG images faster, to pixels that differ slightly from the encoder's own preprocessing:
+            large ones at half of their size or less, at least twice the encoder's input; on a GPU by nvJPEG.
         piece_size: images in a piece: the most that an interruption can lose.
         max_skipped: stop when more than this share of the images so far, and more than ten, cannot be embedded.
         task: which share of the work this process does, from 0.
         tasks: the number of processes that share the work. The last one to end completes the store.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr; before it, how near fast decoding comes to the encoder's preprocessing.
+        jpeg_scaling: the old name of `fast_decode`.
 
     Returns:
         What was written and skipped.
@@ -134,13 +140,22 @@ def embed(
     check_value("num_workers", num_workers, Annotated[int, Ge(0)] | None)
     check_value("tasks", tasks, Positive)
     check_value("task", task, Annotated[int, Interval(ge=0, lt=tasks)])
+    if jpeg_scaling is not None:
+        renamed.warn("the argument 'jpeg_scaling' of embed", "fast_decode")
+        fast_decode = fast_decode or jpeg_scaling
     chosen = Features(features, encoder, store_dtype, regions)
+    if num_workers is None:
+        num_workers = min(16, cpu_count() - 1) if encoder.device.type != "cpu" else 0
+    reader = choose_reader(encoder, SCALED * chosen.image_size if fast_decode else None, num_workers)
     settings: dict[str, str | int | bool] = {
         "features": ",".join(feature.option for feature in chosen.chosen),
         "stored_in": str(store_dtype).removeprefix("torch."),
         "computed_in": str(encoder.dtype).removeprefix("torch."),
-        "jpeg_scaling": jpeg_scaling,
     }
+    if fast_decode:
+        settings["fast_decode"] = "nvjpeg" if isinstance(reader, DeviceReader) else "scaled"
+    else:
+        settings["jpeg_scaling"] = False  # as version 0.1 recorded it: its stores go on
     if Feature.REGIONS in chosen.chosen:
         settings["regions"] = regions
     job = _fingerprint(dataset, encoder, [piece_size, settings])
@@ -153,9 +168,8 @@ def embed(
         batch_size = batch_size or int(writer.made_with.get("batch_size", 0)) or chosen.largest_batch()
         writer.made_with = {**settings, "batch_size": batch_size}
         with _progress_bar(dataset, todo, task, tasks, disable=not progress) as bar:
-            if num_workers is None:
-                num_workers = min(16, cpu_count() - 1) if encoder.device.type != "cpu" else 0
-            reader = PixelReader(encoder.preprocess, chosen.image_size if jpeg_scaling else None)
+            if fast_decode and dataset.has_images and progress:
+                bar.write(describe_cosines(cosines(dataset, encoder, reader, num_workers)), sys.stderr)
             encode = partial(_encode_batches, features=chosen, reader=reader, num_workers=num_workers)
             written = _embed_shards(dataset, todo, chosen, encode, writer, batch_size, piece_size, max_skipped, bar)
     if missing := len(writer.missing()):
@@ -261,8 +275,7 @@ def _encode_batches(
         for batch in batches:
             yield Encoded(list(range(len(batch))), {}, {})
     elif num_workers:
-        pin_memory = features.encoder.device.type == "cuda"
-        yield from each(encode, reader.in_processes(batches, num_workers, pin_memory))
+        yield from each(encode, reader.in_processes(batches, num_workers, features.encoder.device))
     else:
         yield from each(lambda samples: encode(reader.read(samples)), batches)
 

@@ -39,7 +39,7 @@ class Pixels:
         return Pixels(self.positions, self.images.pin_memory(), self.reasons)
 
 
-class PixelReader(Dataset[Pixels]):
+class PixelReader(Dataset[Any]):
     """Reads the images of samples, a batch at a time.
 
     Args:
@@ -52,33 +52,43 @@ class PixelReader(Dataset[Pixels]):
 
     def read(self, samples: list[Sample]) -> Pixels:
         """Read one batch."""
-        results = [self._pixels(sample) for sample in samples]
-        pixels = {position: image for position, image in enumerate(results) if not isinstance(image, str)}
-        reasons = {position: reason for position, reason in enumerate(results) if isinstance(reason, str)}
-        stacked = torch.from_numpy(np.stack(list(pixels.values()))) if pixels else torch.empty(0)
-        return Pixels(list(pixels), stacked, reasons)
+        results, reasons = read_each(samples, self.read_one)
+        stacked = torch.from_numpy(np.stack(list(results.values()))) if results else torch.empty(0)
+        return Pixels(list(results), stacked, reasons)
 
-    __getitems__ = read  # as `DataLoader` asks for a batch
+    def read_one(self, sample: Sample) -> NDArray[np.uint8]:
+        """(3, height, width) of one image."""
+        return self.preprocess(sample.open(self.scaled_size)).numpy()
 
-    def _pixels(self, sample: Sample) -> NDArray[np.uint8] | str:
-        """(3, height, width), or why the image cannot be read."""
-        try:
-            return self.preprocess(sample.open(self.scaled_size)).numpy()
-        except InputError as error:
-            return str(error).removeprefix(f"{sample.where}: ")
+    def __getitems__(self, samples: Any) -> Any:
+        """Read one batch, as `DataLoader` asks for it."""
+        return self.read(samples)
 
-    def in_processes(self, batches: Iterable[list[Sample]], num_workers: int, pin_memory: bool) -> Iterable[Pixels]:
-        """The pixels of each batch, read ahead by so many processes."""
+    def in_processes(self, batches: Iterable[list[Sample]], num_workers: int, device: torch.device) -> Iterable[Pixels]:
+        """The pixels of each batch, read ahead by so many processes, for an encoder on `device`."""
         return DataLoader(
             self,
             batch_sampler=batches,  # lists of samples, which `__getitems__` takes in place of their indices
             num_workers=num_workers,
-            collate_fn=_unchanged,
-            pin_memory=pin_memory,
+            collate_fn=unchanged,
+            pin_memory=device.type == "cuda",
         )
 
 
-def _unchanged(batch: Any) -> Any:
+def read_each(samples: list[Sample], read: Callable[[Sample], T]) -> tuple[dict[int, T], dict[int, str]]:
+    """By position, `read(sample)`; and why each of the others cannot be read."""
+    results: dict[int, T] = {}
+    reasons: dict[int, str] = {}
+    for position, sample in enumerate(samples):
+        try:
+            results[position] = read(sample)
+        except InputError as error:
+            reasons[position] = str(error).removeprefix(f"{sample.where}: ")
+    return results, reasons
+
+
+def unchanged(batch: Any) -> Any:
+    """The batch as it is: `DataLoader` pickles this function."""
     return batch
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +85,14 @@ class Sample:
         if isinstance(self.where, Path):
             return open_image(self.where, scaled_size)
         return decode_image(io.BytesIO(self.where.read()), scaled_size)
+
+    def read(self) -> bytes | None:
+        """Its file, as it is; None if it cannot be read, of which `open` tells the reason."""
+        with suppress(OSError, InputError):
+            if isinstance(self.where, Path):
+                return self.where.read_bytes() if self.where.is_file() else None
+            return self.where.read() if self.where else None
+        return None
 
 
 class Shard(Protocol):

@@ -1,6 +1,7 @@
 """`prefixcap embed`: embed the images or sentences of a data set once, into a feature store; see conf/embed.yaml."""
 
 import datetime
+import sys
 import warnings
 
 from omegaconf import DictConfig
@@ -8,18 +9,31 @@ from PIL import Image
 
 from data_prep.stores import make_store, print_summary, read_checked, store_path
 from prefixcap.commands.common.hydra_main import run
+from prefixcap.renamed import REMOVED_IN
 from prefixcap.utils.deferred import deferred_imports
 
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
 
-OPTIONS = ("features", "store_dtype", "batch_size", "num_workers", "jpeg_scaling", "max_skipped", "regions")
+OPTIONS = (
+    "features",
+    "store_dtype",
+    "batch_size",
+    "num_workers",
+    "fast_decode",
+    "jpeg_scaling",
+    "max_skipped",
+    "regions",
+)
 
 
 def main(config: DictConfig) -> None:
     """Make the store, or finish it. Raises InputError as `make_store` does."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are skipped, with the reason
+    if config.jpeg_scaling is not None:
+        print(f"jpeg_scaling= is called fast_decode= now; the old name goes in {REMOVED_IN}", file=sys.stderr)
+        config.fast_decode = config.jpeg_scaling
     # Read first, in each process: mistakes show before Lightning is imported.
     dataset = read_checked(config.data, "float32" if config.dtype == "auto" else config.dtype, config.store_dtype)
     fabric = _launch(**config.trainer)

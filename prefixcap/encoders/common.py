@@ -29,7 +29,9 @@ def normalized(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]
     pixels = pixels.to(device, non_blocking=True)
     if pixels.is_floating_point():
         return pixels
-    scale = [torch.tensor(values, device=device)[:, None, None] for values in (mean, deviation)]
+    pinned = device.type == "cuda"  # so that nothing waits until the GPU has done its earlier work
+    values = torch.tensor([mean, deviation], pin_memory=pinned).to(device, non_blocking=True)
+    scale = values[:, :, None, None]
     return pixels.float().div_(255).sub_(scale[0]).div_(scale[1])
 
 

@@ -1,8 +1,11 @@
 """The command line of the offline step: a mistake ends in one line that says what to do."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
+
+from tests.conftest import run_script
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,10 @@ import pytest
 )
 def test_one_line(options: list[str], message: str, mistake: Callable[..., str]) -> None:
     assert mistake("data_prep.embed", *options).startswith(message)
+
+
+def test_the_old_name_of_an_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["embed", "jpeg_scaling=true", "data=folder", "data.root=."])
+    with pytest.raises(SystemExit):
+        run_script("data_prep.embed")
+    assert capsys.readouterr().err.startswith("jpeg_scaling= is called fast_decode= now; the old name goes in 0.4\n")

@@ -114,7 +114,7 @@ def test_stored_in_full_precision(data: Dataset, encoder: Encoder, tmp_path: Pat
         np.testing.assert_allclose(found[:], expected.numpy(), rtol=1e-5, atol=1e-5)  # float16 would be off by 1e-3
 
 
-@pytest.mark.parametrize("change", ["features", "dtype", "store_dtype", "jpeg_scaling"])
+@pytest.mark.parametrize("change", ["features", "dtype", "store_dtype", "fast_decode"])
 def test_what_is_computed_otherwise_is_another_job(
     data: Dataset, encoder: Encoder, tmp_path: Path, change: str
 ) -> None:
@@ -123,7 +123,7 @@ def test_what_is_computed_otherwise_is_another_job(
     features = ["image", "regions"] if change == "features" else ["image"]
     store_dtype = torch.float32 if change == "store_dtype" else torch.float16
     with pytest.raises(InputError, match="another job"):
-        embed(data, other, tmp_path / "store", features, store_dtype, jpeg_scaling=change == "jpeg_scaling")
+        embed(data, other, tmp_path / "store", features, store_dtype, fast_decode=change == "fast_decode")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,13 @@ def test_scaled_decoding_gives_nearly_the_same(data: Dataset, encoder: Encoder, 
     rows = []
     for scaling in (False, True):
         store = tmp_path / f"store{scaling}"
-        embed(data, encoder, store, jpeg_scaling=scaling)
+        embed(data, encoder, store, fast_decode=scaling)
         rows.append(FeatureStore(store).split("train").embeddings[0].astype(np.float32))
     assert not np.array_equal(*rows)
-    assert rows[0] @ rows[1] / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1]) > 0.99
+    assert rows[0] @ rows[1] / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1]) > 0.999
+
+
+def test_the_old_name_of_fast_decode(data: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="'jpeg_scaling' of embed is called fast_decode now"):
+        embed(data, encoder, tmp_path / "store", jpeg_scaling=True)
+    assert FeatureStore(tmp_path / "store").made_with["fast_decode"] == "scaled"

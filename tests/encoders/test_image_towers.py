@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.export import Dim
 
+from data_prep.resizing import is_resizable, is_supported, resize_and_crop
 from prefixcap.encoders import load_encoder
 from prefixcap.sharing.caption_example import read_pixels
 from tests.encoders.conftest import SIZE
@@ -38,6 +39,21 @@ def test_an_image_by_its_geometry_alone(name: str, tmp_path: Path) -> None:
             str(tmp_path / "image.png"), geometry.resize, geometry.resample, crop, geometry.crop_rounds_down
         )
         np.testing.assert_array_equal(pixels[0], encoder.preprocess(image).numpy(), err_msg=f"{width} x {height}")
+
+
+def test_a_device_resizes_to_the_same_pixels(name: str) -> None:
+    encoder = load_encoder(name)
+    assert is_supported(encoder.geometry)
+    numbers = np.random.default_rng(0)
+    sizes = [(32, 32), (33, 32), (35, 32), (32, 37), (53, 37), (97, 151), (200, 240), (53, 37), (240, 240)]
+    assert all(is_resizable(*size, encoder.geometry) for size in sizes)
+    images = [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    images[-1] = 255 * (images[-1] > 127).astype(np.uint8)  # where rounding and overshooting matter most
+    resized = resize_and_crop([torch.from_numpy(image) for image in images], encoder.geometry)
+    expected = torch.stack([encoder.preprocess(Image.fromarray(image)) for image in images])
+    assert torch.equal(resized, expected)
+    once_more = [image.permute(1, 2, 0) for image in expected]
+    assert torch.equal(resize_and_crop(once_more, encoder.geometry), expected)
 
 
 def test_a_traced_tower_gives_the_embeddings_of_any_batch(name: str, pixels: Tensor) -> None:
