@@ -69,10 +69,12 @@ def test_the_padded_copy_of_a_frozen_head_follows_the_head() -> None:
     assert same(head)
     head.data = torch.randn(WORDS, 32)  # as by a move to another device
     assert same(head)
-    assert "_frozen" not in vars(copy.deepcopy(head)) and len(losses._frozen) == 1
+    assert "_frozen" not in vars(copy.deepcopy(head))
+    gc.collect()  # what other tests left
+    before = len(losses._frozen)
     del head
     gc.collect()
-    assert len(losses._frozen) == 0
+    assert len(losses._frozen) == before - 1
 
 
 @pytest.mark.parametrize(("tokens", "device", "sizes"), [

@@ -103,7 +103,8 @@ def fit(run: Run, processes: int, store: Path, folder: Path) -> None:
             captioner, data.val_split, 1e-3, warmup_steps=2, max_tokens=10, samples=folder / "samples"
         )
         trainer = instantiate(
-            config, accelerator="cpu", devices=processes, max_epochs=2, limit_train_batches=STEPS * accumulated,
+            config, accelerator="cpu", precision="32-true", devices=processes, max_epochs=2,
+            limit_train_batches=STEPS * accumulated,
             accumulate_grad_batches=accumulated, gradient_clip_val=config.gradient_clip_val if run.clipped else None,
             logger=False, enable_progress_bar=False, plugins=[AtomicCheckpointIO()],
             callbacks=[
