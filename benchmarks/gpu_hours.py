@@ -1,72 +1,200 @@
-"""How many GPU hours the runs of the papers take, estimated from their sizes: `python benchmarks/gpu_hours.py`.
+"""How long runs take on a GPU, computed from measured rates: tables of docs/use/gpus.md and docs/reproduce/index.md.
 
 A token costs 6 floating-point operations for each parameter that is trained (2 forward, 4 backward) and 4 for each that
 is frozen, as gradients pass through it to the prefix. Tokens are those of the prefix and of the caption, for batches
-have no padding. A GPU is taken to compute OPERATIONS of these a second in bfloat16, a sixth of what an A100 is sold
-for, and no step to be quicker than LEAST. No run was made; validation, evaluation and downloads come on top.
+have next to no padding. A step takes some time for each transformer layer, whatever the batch: that in which its
+kernels are launched; and the time of its operations, which overlaps with the launching unless the step is captured.
+Measured are only the numbers in MEASURED, and the rates of DATA; all others follow. Validation, evaluation and
+downloads come on top.
 """
 
 from dataclasses import dataclass
 
-OPERATIONS = 50e12  # a second
-LEAST = 0.035  # seconds a step; an H200 took 0.028 to 0.039 for 40 captions with GPT-2 small (train_steps.py)
-CAPTION = 14  # tokens: some eleven words, one of them in two pieces, the full stop, and the end
+CARD = "H200"
+MEASURED = {  # ms a step of (a), ClipCap's frozen GPT-2 small and transformer mapper, with 40, 320 and 1,280 captions
+    "published recipe, fp32": ("56", "341", "1,285"),
+    "published recipe, TF32": ("63", "135", "512"),
+    "ours, launched one by one": ("60 to 73", "53 to 99", "96 to 106"),
+    "ours, captured (prototype)": ("6.3", "21", "72"),
+}
+COUNTED = 8.46e9  # operations a caption of ours in these steps, five captions to an image, by `train_steps.py`
+LAYERS = 20  # of GPT-2 small and the mapper
+READ = 997  # photographs embedded a second, with 16 cores
+DECODED = 2505  # captions a second: beam search, 5 beams, 12 tokens, 250 images together, bf16
 
-COCO, COCO_TEXT, FLICKR30K_TEXT, CC3M = 566_747, 566_747, 144_998, 3_302_783  # captions to train on
-GPT2, OPT = 124.4e6, 1315.8e6  # parameters
+LAUNCHED_LAYER, LAUNCHED_RATE = 0.060 / LAYERS, 1280 * COUNTED / 0.100  # seconds; operations a second
+CAPTURED_LAYER, CAPTURED_RATE = 0.0042 / LAYERS, (1280 - 40) * COUNTED / (0.072 - 0.0063)
+
+CAPTION = 14  # tokens: some eleven words, one of them in two pieces, the full stop, and the end
+COCO, FLICKR30K, CC3M, CC12M = 566_747, 144_998, 3_302_783, 12_423_374  # captions to train on
+PHOTOGRAPHS = {"COCO": 123_287, "Conceptual Captions 3M": 3_302_783, "Conceptual Captions 12M": 12_423_374}
+NVLINK, PCIE, ETHERNET = 300e9, 20e9, 10e9  # bytes a second of an all-reduce, assumed
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """Attributes:
+    parameters: their number.
+    work: that number, each multiplied by the positions that it reads.
+    """
+
+    parameters: float
+    work: float
 
 
 @dataclass(frozen=True)
 class Run:
     """Attributes:
     name: of the experiment, and what is changed.
-    trained, frozen: parameters.
+    mapper: None: only the language model is trained, on captions alone.
+    lm: parameters of the language model.
+    tuned: it is trained, too.
+    layers: transformer layers of both.
     captions: seen in all epochs, or steps times the batch.
     prefix: its length.
-    batch: captions a step.
+    batch: captions a step, of one GPU.
     """
 
     name: str
-    trained: float
-    frozen: float
+    mapper: Mapper | None
+    lm: float
+    tuned: bool
+    layers: int
     captions: int
     prefix: int
     batch: int
 
     @property
-    def hours(self) -> float:
-        """Of one GPU."""
-        operations = (6 * self.trained + 4 * self.frozen) * (self.prefix + CAPTION) * self.captions
-        return max(operations / OPERATIONS, LEAST * self.captions / self.batch) / 3600
+    def trained(self) -> float:
+        """Parameters."""
+        return (self.mapper.parameters if self.mapper else 0) + self.lm * self.tuned
+
+    @property
+    def operations(self) -> float:
+        """A step."""
+        mapper = 6 * self.mapper.work if self.mapper else 0
+        return self.batch * ((6 if self.tuned else 4) * self.lm * (self.prefix + CAPTION) + mapper)
+
+    def hours(self, captured: bool = True, gpus: int = 1) -> float:
+        """Of each of these GPUs; several launch their steps one by one, and exchange gradients over NVLink."""
+        if captured and gpus == 1:
+            seconds = CAPTURED_LAYER * self.layers + self.operations / CAPTURED_RATE
+        else:
+            seconds = max(LAUNCHED_LAYER * self.layers, self.operations / LAUNCHED_RATE)
+        exchanged = all_reduce_seconds(self.trained, gpus, NVLINK)
+        return (seconds + exchanged) * self.captions / self.batch / gpus / 3600
 
 
+def all_reduce_seconds(parameters: float, gpus: int, rate: float) -> float:
+    """For fp32 gradients in a ring: each GPU sends, and receives, nearly twice their bytes."""
+    return 2 * (gpus - 1) / gpus * 4 * parameters / rate
+
+
+TRANSFORMER = Mapper(
+    41.74e6, 20 * 37.8e6 + 3.9e6
+)  # eight layers read the 10 + 10 vectors, a linear layer the embedding
+LONG_TRANSFORMER = Mapper(57.6e6, 80 * 37.8e6 + 19.7e6)
+MLP = Mapper(31.5e6, 31.5e6)
+MACCAP = Mapper(5.8e6, 32 * 5.8e6)
+LINEAR = Mapper(1.6e6, 1.6e6)
+GPT2, OPT = 124.44e6, 1315.8e6
+
+SYSTEMS = {  # COCO in ten epochs
+    "(a) ClipCap, frozen GPT-2": Run("clipcap_coco_transformer", TRANSFORMER, GPT2, False, 20, 10 * COCO, 10, 40),
+    "(b) ClipCap, tuned GPT-2": Run("clipcap_coco_mlp_gpt2_tuning", MLP, GPT2, True, 12, 10 * COCO, 10, 40),
+    "CapDec, tuned GPT-2": Run("capdec", LONG_TRANSFORMER, GPT2, True, 20, 10 * COCO, 40, 34),
+    "DeCap, own language model": Run("decap", Mapper(0.4e6, 0.4e6), 67.7e6, True, 4, 10 * COCO, 1, 128),
+    "CapDec and DeCap, frozen OPT-1.3B": Run("capdec_frozen", LINEAR, OPT, False, 24, 10 * COCO, 1, 128),
+    "MacCap, frozen OPT-1.3B": Run("maccap", MACCAP, OPT, False, 25, 10 * COCO, 32, 128),
+}  # fmt: skip
 RUNS = [
-    Run("clipcap_coco_transformer", 41.7e6, GPT2, 10 * COCO, 10, 40),
-    Run("clipcap_coco_mlp_gpt2_tuning", 155.9e6, 0, 10 * COCO, 10, 40),
-    Run("clipcap_coco_transformer_gpt2_tuning", 166.2e6, 0, 10 * COCO, 10, 40),
-    Run("clipcap_coco_mlp", 31.5e6, GPT2, 10 * COCO, 10, 40),
-    Run("clipcap_conceptual_mlp_gpt2_tuning", 155.9e6, 0, 10 * CC3M, 10, 40),
-    Run("clip_gpt2_web", 182.0e6, 0, 12 * 5 * 80_000, 40, 40),
-    Run("maccap", 5.8e6, OPT, 8 * COCO_TEXT, 32, 128),
-    Run("maccap data=cc3m_text trainer.max_epochs=4", 5.8e6, OPT, 4 * CC3M, 32, 128),
-    Run("maccap data=flickr30k_text", 5.8e6, OPT, 8 * FLICKR30K_TEXT, 32, 128),
-    Run("capdec_frozen, decap_frozen", 1.6e6, OPT, 8 * COCO_TEXT, 1, 128),
-    Run("capdec_frozen, decap_frozen data=cc3m_text trainer.max_epochs=4", 1.6e6, OPT, 4 * CC3M, 1, 128),
-    Run("capdec_frozen, decap_frozen data=flickr30k_text", 1.6e6, OPT, 8 * FLICKR30K_TEXT, 1, 128),
-    Run("capdec", 182.0e6, 0, 10 * COCO_TEXT, 40, 34),
-    Run("decap", 68e6, 0, 10 * COCO_TEXT, 1, 128),
-    Run("train-lm data=coco lm=gpt2", GPT2, 0, 20_000 * 128, 0, 128),
+    SYSTEMS["(a) ClipCap, frozen GPT-2"],
+    SYSTEMS["(b) ClipCap, tuned GPT-2"],
+    Run("clipcap_coco_transformer_gpt2_tuning", TRANSFORMER, GPT2, True, 20, 10 * COCO, 10, 40),
+    Run("clipcap_coco_mlp", MLP, GPT2, False, 12, 10 * COCO, 10, 40),
+    Run("clipcap_conceptual_mlp_gpt2_tuning", MLP, GPT2, True, 12, 10 * CC3M, 10, 40),
+    Run("clip_gpt2_web", LONG_TRANSFORMER, GPT2, True, 20, 12 * 5 * 80_000, 40, 40),
+    Run("maccap", MACCAP, OPT, False, 25, 8 * COCO, 32, 128),
+    Run("maccap data=cc3m_text trainer.max_epochs=4", MACCAP, OPT, False, 25, 4 * CC3M, 32, 128),
+    Run("maccap data=flickr30k_text", MACCAP, OPT, False, 25, 8 * FLICKR30K, 32, 128),
+    Run("capdec_frozen, decap_frozen", LINEAR, OPT, False, 24, 8 * COCO, 1, 128),
+    Run("capdec_frozen, decap_frozen data=cc3m_text trainer.max_epochs=4", LINEAR, OPT, False, 24, 4 * CC3M, 1, 128),
+    Run("capdec_frozen, decap_frozen data=flickr30k_text", LINEAR, OPT, False, 24, 8 * FLICKR30K, 1, 128),
+    SYSTEMS["CapDec, tuned GPT-2"],
+    SYSTEMS["DeCap, own language model"],
+    Run("train-lm data=coco lm=gpt2", None, GPT2, True, 12, 20_000 * 128, 0, 128),
 ]
 
 
 def table() -> str:
-    """The runs as a table in Markdown."""
-    lines = ["| run | trained | frozen | captions | tokens | GPU hours |", "|---|---:|---:|---:|---:|---:|"]
+    """The runs of the papers, in Markdown."""
+    lines = [
+        "| run | trained | frozen | captions | tokens | one by one | captured |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for run in RUNS:
-        counts = f"{run.trained / 1e6:.1f}M | {run.frozen / 1e6:,.0f}M | {run.captions / 1e6:.1f}M"
-        lines.append(f"| `{run.name}` | {counts} | {run.prefix + CAPTION} | {run.hours:.1f} |")
+        counts = f"{run.trained / 1e6:.1f}M | {run.lm * (not run.tuned) / 1e6:,.0f}M | {run.captions / 1e6:.1f}M"
+        hours = f"{run.hours(captured=False):.1f} | {run.hours():.1f}"
+        lines.append(f"| `{run.name}` | {counts} | {run.prefix + CAPTION} | {hours} |")
     return "\n".join(lines)
 
 
+def measured_table() -> str:
+    """Steps as measured, and COCO's ten epochs with them."""
+    lines = [
+        "| (a), ms a step | 40 captions | 320 | 1,280 | ten epochs of COCO, 40 a step |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for way, times in MEASURED.items():
+        hours = [float(ms) / 1e3 * 10 * COCO / 40 / 3600 for ms in times[0].split(" to ")]
+        lines.append(f"| {way} | {' | '.join(times)} | {' to '.join(duration(hour) for hour in hours)} |")
+    return "\n".join(lines)
+
+
+def systems_table() -> str:
+    """Ten epochs of each data set, on one GPU and on eight."""
+    sets = {"COCO": COCO, "CC3M": CC3M, "CC12M": CC12M}
+    lines = [f"| system, captions a step | {' | '.join(f'{name}, 1 GPU | 8' for name in sets)} |"]
+    lines.append("|---|" + "---:|" * 2 * len(sets))
+    for name, run in SYSTEMS.items():
+        for batch in (run.batch, *((320,) if run.batch == 40 else ())):
+            runs = [Run(**vars(run) | {"captions": 10 * captions, "batch": batch}) for captions in sets.values()]
+            cells = [duration(one.hours(gpus=gpus)) for one in runs for gpus in (1, 8)]
+            lines.append(f"| {name}, {batch} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def images_table() -> str:
+    """Embedding and captioning the photographs."""
+    lines = [
+        "| photographs | embedding, 1 GPU and 16 cores | 8 and 128 | captioning, 1 GPU | 8 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, images in PHOTOGRAPHS.items():
+        cells = [duration(images / rate / gpus / 3600) for rate in (READ, DECODED) for gpus in (1, 8)]
+        lines.append(f"| {name}, {images:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def exchange_table() -> str:
+    """What a step of several GPUs adds."""
+    lines = ["| trained | all-reduced a step | 8 GPUs, NVLink | 8 GPUs, PCIe 4 | 64 GPUs, 100 Gb Ethernet |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name in list(SYSTEMS)[:3]:
+        trained = SYSTEMS[name].trained
+        added = [all_reduce_seconds(trained, *to) for to in ((8, NVLINK), (8, PCIE), (64, ETHERNET))]
+        cells = " | ".join(f"{1e3 * seconds:.1f} ms" for seconds in added)
+        lines.append(f"| {name}: {trained / 1e6:.0f}M | {4 * trained / 1e6:.0f} MB | {cells} |")
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    """Seconds, minutes or hours, to two digits or more."""
+    minutes = 60 * hours
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h" if hours < 100 else f"{hours:.0f} h"
+
+
 if __name__ == "__main__":
-    print(table())
+    print("\n\n".join((measured_table(), systems_table(), images_table(), exchange_table(), table())))

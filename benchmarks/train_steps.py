@@ -9,6 +9,7 @@ of a step's matrix products, and the rate at which it does them as a share of th
 """
 
 import argparse
+import itertools
 import json
 import re
 import time
@@ -31,7 +32,7 @@ from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.language.low_precision import cast_frozen_layers
 from prefixcap.mappers import build_mapper
-from prefixcap.packing import pack
+from prefixcap.packing import Batch, pack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH, LONGEST, PREFIX, DIM = 40, 40, 10, 512
@@ -110,25 +111,25 @@ def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
     return 2 * size**3 / min(took)
 
 
-def plain_recipe(tuning: str, device: torch.device) -> Step:
+def plain_recipe(tuning: str, device: torch.device, size: int = BATCH, config: GPT2Config | None = None) -> Step:
     """A step of ClipCap's train.py: `ClipCaptionPrefix` (frozen) or `ClipCaptionModel`, with transformers' GPT-2."""
-    model = gpt2().to(device).train(tuning == "full")
+    model = gpt2(config).to(device).train(tuning == "full")
     mapper = build_mapper(MAPPERS[tuning], DIM, model.config.n_embd, prefix_length=PREFIX).to(device)
     parameters = [*mapper.parameters(), *(model.parameters() if tuning == "full" else ())]
     optimizer = AdamW(parameters, lr=2e-5)
-    batches = captions()
+    batches = captions(size)
 
     def step() -> Tensor:
         model.zero_grad()
         mapper.zero_grad()
-        tokens = torch.zeros(BATCH, LONGEST, dtype=torch.long)
+        tokens = torch.zeros(size, LONGEST, dtype=torch.long)
         rows = [row for image in next(batches) for row in image]
         for place, row in enumerate(rows):
             tokens[place, : len(row)] = torch.from_numpy(row)
         tokens = tokens.to(device)
-        mask = torch.cat((torch.ones(BATCH, PREFIX, device=device), (tokens > 0).float()), dim=1)
+        mask = torch.cat((torch.ones(size, PREFIX, device=device), (tokens > 0).float()), dim=1)
         words = model.transformer.wte(tokens)
-        prefix = mapper(torch.randn(BATCH, DIM, device=device))
+        prefix = mapper(torch.randn(size, DIM, device=device))
         logits = model(inputs_embeds=torch.cat((prefix, words), dim=1), attention_mask=mask).logits[:, PREFIX - 1 : -1]
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.flatten(), ignore_index=0)
         loss.backward()
@@ -143,25 +144,29 @@ def ours(
     tuning: str, device: torch.device, precision: torch.dtype, grouped: bool = True, compiled: bool = False
 ) -> Step:
     """A step of `prefixcap.training`, without Lightning around it."""
-    tokenizer = load_language_model("demo").tokenizer
-    language_model = LanguageModel(gpt2(), tokenizer, "random", tuning)  # type: ignore[arg-type]
-    options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
-    captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), options).to(device).train()
+    captioner = random_captioner(tuning).to(device).train()
     if precision != torch.float32:
-        cast_frozen_layers(language_model.model, precision)
+        cast_frozen_layers(captioner.language_model.model, precision)
     if compiled:
-        language_model.compile_training("default")
+        captioner.language_model.compile_training("default")
+    return eager_step(captioner, precision, packed(device, grouped=grouped))
+
+
+def random_captioner(tuning: str, config: GPT2Config | None = None) -> Captioner:
+    """A captioner with random weights over GPT-2."""
+    tokenizer = load_language_model("demo").tokenizer
+    language_model = LanguageModel(gpt2(config), tokenizer, "random", tuning)  # type: ignore[arg-type]
+    options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
+    return Captioner(language_model, EncoderIdentity("random", "", "", DIM), options)
+
+
+def eager_step(captioner: Captioner, precision: torch.dtype, batches: Iterator[Batch]) -> Step:
+    """A step on the next batch, launched from Python operation by operation."""
     optimizer = AdamW([weight for weight in captioner.parameters() if weight.requires_grad], lr=2e-5, fused=True)
-    batches = captions()
 
     def step() -> Tensor:
-        images = next(batches)
-        rows = [row for image in images for row in image]
-        owners = np.repeat(np.arange(len(images)), [len(image) for image in images])
-        if not grouped:
-            owners = np.arange(len(rows))
-        batch = pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX).to(device)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        batch = next(batches)
+        with torch.autocast(captioner.device.type, precision, enabled=precision != torch.float32):
             loss = captioner.loss(batch) / len(batch.targets)
         loss.backward()
         nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
@@ -172,19 +177,43 @@ def ours(
     return step
 
 
-def gpt2() -> GPT2LMHeadModel:
+def packed(device: torch.device, size: int = BATCH, grouped: bool = True) -> Iterator[Batch]:
+    """Batches of random tokens, packed as they are drawn: the captions of an image together, or alone."""
+    for images in captions(size):
+        rows = [row for image in images for row in image]
+        owners = np.repeat(np.arange(len(images)), [len(image) for image in images])
+        if not grouped:
+            owners = np.arange(len(rows))
+        yield pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX).to(device)
+
+
+def gpt2(config: GPT2Config | None = None) -> GPT2LMHeadModel:
+    """GPT-2 small, or another of its kind, with random weights."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config())
+    return GPT2LMHeadModel(config or GPT2Config())
 
 
-def captions() -> Iterator[list[list[np.ndarray]]]:
-    """Batches of random tokens, of 8 images with 5 captions each, as long as COCO's (words and signs, and the end)."""
-    images = json.loads((SHARED / "captions" / "coco_karpathy_val.json").read_text())
+def captions(size: int = BATCH) -> Iterator[list[list[np.ndarray]]]:
+    """Batches of random tokens, of images with 5 captions each, as long as COCO's (words and signs, and the end)."""
     generator = np.random.default_rng(0)
-    for start in range(0, len(images), 8):
-        texts = [image["captions"][:5] for image in images[start : start + 8]]
+    images = itertools.cycle(coco_captions())
+    while True:
+        texts = [next(images) for _ in range(size // 5)]
         lengths = [[len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in image] for image in texts]
         yield [[generator.integers(1, 50_000, min(length, LONGEST)) for length in image] for image in lengths]
+
+
+def coco_captions() -> list[list[str]]:
+    """Five captions of each image: COCO's, of Karpathy's validation split; without them, random words of such lengths.
+
+    COCO's captions have 7 words or more: 7 + Gamma(2, 1.7) has their quartiles, and their 99% within a word.
+    """
+    file = SHARED / "captions" / "coco_karpathy_val.json"
+    if file.exists():
+        return [image["captions"][:5] for image in json.loads(file.read_text())]
+    generator = np.random.default_rng(0)
+    words = 7 + generator.gamma(2, 1.7, (5000, 5)).round().astype(int)
+    return [[" ".join(f"w{word}" for word in generator.integers(0, 9000, n)) + "." for n in image] for image in words]
 
 
 def print_peak_memory(name: str, kind: Callable[..., Step], tuning: str, device: torch.device) -> None:

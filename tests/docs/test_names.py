@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from benchmarks.gpu_hours import RUNS, table
+from benchmarks import gpu_hours
 from prefixcap.commands import COMMANDS, load
 from prefixcap.commands.compare_systems import PUBLISHED
 from tests.conftest import ROOT
@@ -85,13 +85,18 @@ def test_calls_are_understood(call: str, monkeypatch: pytest.MonkeyPatch) -> Non
         load(name).make_context(name, options)
 
 
-def test_the_papers_hours_are_those_of_the_script() -> None:
+def test_hours_are_those_of_the_script() -> None:
     text = (ROOT / "docs" / "reproduce" / "index.md").read_text(encoding="utf-8")
-    assert table() in text
-    hours = {f"{run.hours:.1f}" for run in RUNS}
+    assert gpu_hours.table() in text
+    hours = {f"{run.hours():.1f}" for run in gpu_hours.RUNS}
     for page in (ROOT / "docs" / "reproduce").glob("*.md"):
         for number in re.findall(r"(\d+\.\d) GPU hours", page.read_text(encoding="utf-8")):
             assert number in hours | {"1.3"}, f"{page.name}: {number}"  # that is 5,000 times 0.93 seconds
+    text = (ROOT / "docs" / "use" / "gpus.md").read_text(encoding="utf-8")
+    for name in ("measured_table", "systems_table", "images_table", "exchange_table"):
+        assert getattr(gpu_hours, name)() in text, name
+    for number in (gpu_hours.CARD, f"{gpu_hours.READ} photographs", f"{gpu_hours.DECODED:,} captions a second"):
+        assert number in text, number
 
 
 def test_published_numbers_are_those_of_compare_systems() -> None:
