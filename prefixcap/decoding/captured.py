@@ -31,6 +31,7 @@ from prefixcap.decoding.search import Search, run_eagerly
 from prefixcap.language import LanguageModel
 from prefixcap.language.checks import capture_problem
 from prefixcap.utils.async_values import AsyncValue
+from prefixcap.utils.cuda_graphs import CudaGraphs
 
 _POSITIONS = 16  # attention reads a multiple of so many
 _ROWS = 128  # smaller batches are no faster: the GPU has too little to do
@@ -43,21 +44,7 @@ class Recorder(Protocol):
         """What does the same again, to the same tensors. Nothing is done yet."""
 
 
-class _CudaGraphs:
-    """Captures CUDA graphs that share their memory: none keeps a result there, and only one runs at a time."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            function()
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-
-RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": _CudaGraphs}
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraphs}
 """What captures on a type of device. Elsewhere all searches are eager."""
 
 
@@ -80,7 +67,7 @@ def run(language_model: LanguageModel, prefix: Tensor, search: Search) -> None:
     try:
         if kept.program is None or len(kept.program.prefix) < len(prefix):
             kept.program = None  # gives its memory back first
-            kept.program = Program(prefix, search, recorder())
+            kept.program = Program(prefix, search, recorder(prefix.device))
         kept.program.run(language_model, prefix, search)
     finally:
         kept.lock.release()

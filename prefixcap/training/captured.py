@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from prefixcap.packing import Batch, BatchShape
 from prefixcap.training.module import CaptionTraining
 from prefixcap.training.nan_guard import nonfinite
+from prefixcap.utils.cuda_graphs import CudaGraphs
 
 MOST_SHAPES = 8  # each takes seconds to capture, and memory
 _WARM_UPS = 3  # runs before a capture, in which libraries set themselves up and compiled layers are compiled
@@ -45,40 +46,6 @@ class StepResult:
         return StepResult(outputs, self.norm.clone(), self.nonfinite.clone())
 
 
-class CudaGraphs:
-    """What only a GPU can do: warm up and capture, on a stream of its own. All graphs share their memory, as only one
-    runs at a time (see "CUDA graphs" in PyTorch's notes on CUDA)."""
-
-    def __init__(self) -> None:
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-
-    def warm_up(self, step: Callable[[], StepResult]) -> StepResult:
-        """Run a step as it will be captured."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            result = step()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return result
-
-    def capture(self, step: Callable[[], StepResult]) -> Callable[[], StepResult]:
-        """A function that repeats the step; its result is always in the same memory."""
-        graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
-        state = generator.clone_state()
-        try:
-            # Only this thread's calls are checked: another may be pinning the next batch.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                result = step()
-        except RuntimeError:
-            generator.graphsafe_set_state(state)  # in older versions of PyTorch it still waits for the capture's end
-            raise
-
-        def replay() -> StepResult:
-            graph.replay()
-            return result
-
-        return replay
-
-
 class CaptureError(Exception):
     """A step could not be captured. The weights are as they were before."""
 
@@ -94,7 +61,7 @@ class CapturedStep:
         graphs: where steps are captured.
     """
 
-    def __init__(self, trainer: L.Trainer, graphs: CudaGraphs) -> None:
+    def __init__(self, trainer: L.Trainer, graphs: CudaGraphs[StepResult]) -> None:
         assert isinstance(trainer.lightning_module, CaptionTraining)
         self._module, self._precision, self._graphs = trainer.lightning_module, trainer.precision_plugin, graphs
         self._optimizer: Optimizer = trainer.optimizers[0]

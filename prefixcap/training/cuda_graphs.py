@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from prefixcap.errors import OptionError
 from prefixcap.language.quantization import has_checkpointed_layers
-from prefixcap.training.captured import CapturedStep, CaptureError, CudaGraphs, StepResult
+from prefixcap.training.captured import CapturedStep, CaptureError, StepResult
 from prefixcap.training.module import CaptionTraining
 from prefixcap.training.nan_guard import FiniteLoss
+from prefixcap.utils.cuda_graphs import CudaGraphs
 
 rank_zero_print = rank_zero_only(print)
 
@@ -55,9 +56,13 @@ class CapturedTraining(Callback):
         if data is not None:
             data.fixed_shapes = True
         loop = trainer.fit_loop.epoch_loop
-        loop.automatic_optimization = _CapturedOptimization(
-            loop.automatic_optimization, CapturedStep(trainer, CudaGraphs())
-        )
+        step = CapturedStep(trainer, CudaGraphs(trainer.strategy.root_device))
+        loop.automatic_optimization = _CapturedOptimization(loop.automatic_optimization, step)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+        if isinstance(optimization, _CapturedOptimization):
+            optimization.step = None  # gives the memory of its graphs back
 
 
 def obstacle(trainer: L.Trainer, module: L.LightningModule) -> str | None:
@@ -92,15 +97,15 @@ class _CapturedOptimization(_AutomaticOptimization):
     def __init__(self, before: _AutomaticOptimization, step: CapturedStep) -> None:
         super().__init__(before.trainer)
         self.optim_progress = before.optim_progress
-        self._step: CapturedStep | None = step
+        self.step: CapturedStep | None = step
 
     def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> dict[str, Any]:
-        if self._step is not None and not self._skip_backward:
+        if self.step is not None and not self._skip_backward:
             try:
-                return self._count(self._step(kwargs["batch"]))
+                return self._count(self.step(kwargs["batch"]))
             except CaptureError as error:
                 warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
-                self._step = None
+                self.step = None
         return super().run(optimizer, batch_idx, kwargs)
 
     def _count(self, result: StepResult) -> dict[str, Any]:

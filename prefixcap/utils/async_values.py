@@ -15,7 +15,7 @@ class AsyncValue:
 
     def __init__(self, value: Tensor) -> None:
         self._value = value.detach().to("cpu", non_blocking=True)  # into pinned memory
-        self._copied = torch.cuda.current_stream().record_event() if value.is_cuda else None
+        self._copied = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
 
     def get(self) -> Any:
         """Its content, as from `Tensor.tolist`."""

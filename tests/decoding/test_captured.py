@@ -83,7 +83,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     """Captures on the CPU too, in many sizes; the tapes of every program."""
     made: list[Tape] = []
 
-    def tape() -> Tape:
+    def tape(device: torch.device) -> Tape:
+        assert device.type == "cpu"
         made.append(Tape())
         return made[-1]
 
@@ -216,6 +217,9 @@ def test_a_single_batch_and_a_decoder_that_asks_the_host_are_eager(tapes: list[T
 
 def test_a_failed_capture_is_told_and_decoding_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails:
+        def __init__(self, device: torch.device) -> None:
+            pass
+
         def capture(self, function: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
 

@@ -30,12 +30,13 @@ from prefixcap.language.quantization import checkpoint_layers
 from prefixcap.noise import Noise
 from prefixcap.packing import pack
 from prefixcap.training import CaptionTraining, cuda_graphs
-from prefixcap.training.captured import CapturedStep, CudaGraphs, StepResult
+from prefixcap.training.captured import CapturedStep, StepResult
 from prefixcap.training.checkpoints import RandomState, best_and_last
 from prefixcap.training.cuda_graphs import CapturedTraining
 from prefixcap.training.ema import AveragedWeights
 from prefixcap.training.nan_guard import FiniteLoss
 from prefixcap.training.objectives import SelfCritical
+from prefixcap.utils.cuda_graphs import CudaGraphs
 from tests.conftest import IDENTITY, assert_equal, small_captioner, small_lm
 from tests.training.test_training import make_store
 
@@ -44,27 +45,27 @@ TRANSFORMER = {"name": "transformer", "prefix_length": 4, "clip_length": 3, "lay
 QUERY = {"name": "query", "prefix_length": 4, "layers": 1, "heads": 2, "width": 8}
 
 
-class Rerun(CudaGraphs):
+class Rerun(CudaGraphs[StepResult]):
     """In place of a GPU's graphs."""
 
     replayed = 0  # training steps
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         Rerun.replayed = 0
 
-    def warm_up(self, step: Callable[[], StepResult]) -> StepResult:
-        return step()
+    def warm_up(self, function: Callable[[], StepResult]) -> StepResult:
+        return function()
 
-    def capture(self, step: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def capture(self, function: Callable[[], StepResult]) -> Callable[[], StepResult]:
         def replay() -> StepResult:
             Rerun.replayed += 1
-            return step()
+            return function()
 
         Rerun.replayed -= 1  # the replay by which a capture is checked
         return replay
 
 
-def capture_on_cpu(patch: Callable[[object, str, Any], None] = setattr, graphs: type[CudaGraphs] = Rerun) -> None:
+def capture_on_cpu(patch: Callable[[object, str, Any], None] = setattr, graphs: type[Rerun] = Rerun) -> None:
     """Let `CapturedTraining` go its way without a GPU."""
     patch(cuda_graphs, "CudaGraphs", graphs)
     patch(cuda_graphs, "obstacle", lambda *_: None)
@@ -191,6 +192,10 @@ def test_captured_steps_train_as_lightnings_do(precision: str, tmp_path: Path, m
     )
     assert captured == eager and len(eager) == before.global_step == after.global_step == 68
     assert Rerun.replayed == 68
+    optimization = after.fit_loop.epoch_loop.automatic_optimization
+    assert (
+        isinstance(optimization, cuda_graphs._CapturedOptimization) and optimization.step is None
+    )  # its memory is free
     for name in ("best.ckpt", "last.ckpt"):
         one, other = (torch.load(tmp_path / run / name, weights_only=True) for run in ("eager", "captured"))
         for checkpoint in (one, other):  # what the other callbacks keep has the folder's name in it
@@ -225,16 +230,16 @@ def test_a_learning_rate_is_rounded_at_most(tmp_path: Path, monkeypatch: pytest.
 class Refused(Rerun):
     """A GPU that refuses to capture; or one that computes something else."""
 
-    def capture(self, step: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def capture(self, function: Callable[[], StepResult]) -> Callable[[], StepResult]:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
 class Wrong(Rerun):
     """A graph that computes something else."""
 
-    def capture(self, step: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def capture(self, function: Callable[[], StepResult]) -> Callable[[], StepResult]:
         def replay() -> StepResult:
-            result = step()
+            result = function()
             result.outputs["loss"] = 1.1 * result.outputs["loss"]
             return result
 
@@ -243,7 +248,7 @@ class Wrong(Rerun):
 
 @pytest.mark.parametrize(("graphs", "reason"), [(Refused, "operation not permitted"), (Wrong, "has the loss")])
 def test_training_goes_on_without_graphs_that_fail_and_says_why(
-    graphs: type[CudaGraphs], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graphs: type[Rerun], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "store")
     eager, _ = train(store, tmp_path / "eager", False)
