@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,10 +50,17 @@ def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor | str
         return []
     from torchvision.io import decode_jpeg  # here, as few runs need it
 
+    stream = _stream(device)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.cuda.stream(stream):
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 recommends torchcodec
-            return [image.permute(1, 2, 0) for image in decode_jpeg(files, mode="RGB", device=device)]
+            images = decode_jpeg(files, mode="RGB", device=device)
+        if stream is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for image in images:
+                image.record_stream(current)
+        return [image.permute(1, 2, 0) for image in images]
     except RuntimeError:  # of one of them, and none is returned
         if len(files) > 1:
             return [decoded for file in files for decoded in decode_jpegs([file], device)]
@@ -60,3 +68,10 @@ def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor | str
         return [torch.from_numpy(np.array(decode_image(io.BytesIO(files[0].numpy().tobytes())))).to(device)]
     except InputError as error:
         return [str(error)]
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream whose memory a GPU decodes to: torchvision does not wait for what works on the current one, and would
+    write to memory that was given back there but is still to be read."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -36,6 +36,12 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray((np.asarray(small.resize((width, height))) + noise).clip(0, 255).astype(np.uint8))
 
 
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Images of many kinds; a missing one, a text, and half a file."""
@@ -53,9 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     photograph(2000, 1500, 25).save(folder / "25.jpg")  # too large for the device
     photograph(60, 90, 26).save(folder / "26.jpg")  # to be enlarged
     (folder / "27.jpg").write_text("no image")
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
-    (folder / "28.jpg").write_bytes(buffer.getvalue()[:2000])
+    (folder / "28.jpg").write_bytes(jpeg(image)[:2000])
     names = [*sorted(file.name for file in folder.iterdir()), "missing.jpg"]
     records = [ImageRecord(number, name, "train", ("a picture",)) for number, name in enumerate(names)]
     return dataset_from_files(records, [], folder, "pictures", shard_size=17)
@@ -142,6 +146,23 @@ def test_a_file_that_the_device_fails_at_is_decoded_by_pillow(data: Dataset, mon
     assert isinstance(second, str) and second.startswith("cannot be read: image file is truncated")
     with Image.open(data.image_root / "02.jpg") as image:
         np.testing.assert_array_equal(third, np.asarray(image))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_decodes_to_no_memory_that_it_still_has_to_read(data: Dataset) -> None:
+    """The images of one batch are given back while the GPU, which is busy, has not yet read them."""
+    device = torch.device("cuda", 0)
+    dark, bright = (
+        torch.frombuffer(bytearray(jpeg(Image.new("RGB", (400, 300), (value,) * 3))), dtype=torch.uint8)
+        for value in (10, 240)
+    )
+    torch.cuda.synchronize()
+    images = decode_jpegs([dark] * 8, device)
+    torch.cuda._sleep(1 << 30)  # cycles, about half a second
+    read = torch.stack([image for image in images if isinstance(image, torch.Tensor)]).float().mean()
+    del images
+    later = decode_jpegs([bright] * 8, device)
+    assert read.item() == pytest.approx(10, abs=3) and len(later) == 8
 
 
 def test_readers(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
