@@ -135,7 +135,8 @@ class CaptionTraining(L.LightningModule):
         batch = self.objective.prepare(batch, self.with_noise(batch))
         states = self.captioner.states(batch)  # (T, H)
         losses = self.objective(states, batch)  # (T,), or their weighted sum ()
-        return (losses * batch.weights).sum() if losses.ndim else losses, batch.weights.sum()
+        tokens = batch.weights.sum(dtype=torch.float32)  # with precision bf16-true, bfloat16 would round it
+        return (losses * batch.weights).sum() if losses.ndim else losses, tokens
 
     def with_noise(self, batch: Batch, seed: int | None = None) -> Batch:
         """The batch with noise on its (B, D) embeddings, drawn from torch's global generator or one with `seed`."""

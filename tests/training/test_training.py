@@ -1,6 +1,7 @@
 """Batches, the schedule, and runs of the Lightning module on a store of random embeddings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 import prefixcap
 from prefixcap.captioner import Captioner
@@ -16,6 +18,7 @@ from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 from prefixcap.noise import Noise
+from prefixcap.packing import pack
 from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.training import CaptionTraining
 from prefixcap.training.checkpoints import LastCheckpoint, RandomState, best_and_last
@@ -41,6 +44,15 @@ def make_store(
     writer.write_piece(0, 0, 1, images, {"images/embedding": embeddings}, [])
     join(path)
     return path
+
+
+def test_tokens_are_counted_in_float32_whatever_the_precision_of_a_batch() -> None:
+    """bfloat16, to which Lightning casts batches with bf16-true, has no 501."""
+    captioner = small_captioner()
+    batch = pack(torch.randn(1, 16), [[5, 0]] * 250 + [[0]], [0] * 251, captioner.prefix_length)
+    half = HalfPrecision("bf16-true").convert_input(batch)
+    _, tokens = CaptionTraining(captioner, None).total_loss(replace(batch, weights=half.weights))  # type: ignore[arg-type]
+    assert half.weights.dtype == torch.bfloat16 and tokens.item() == 501
 
 
 def test_a_caption_beyond_the_context_is_named_or_cut(tmp_path: Path) -> None:
