@@ -100,7 +100,8 @@ class _CapturedOptimization(_AutomaticOptimization):
         self.step: CapturedStep | None = step
 
     def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> dict[str, Any]:
-        if self.step is not None and not self._skip_backward:
+        summed = self.trainer.accumulate_grad_batches > 1  # a callback may change that between epochs
+        if self.step is not None and not self._skip_backward and not summed:
             try:
                 return self._count(self.step(kwargs["batch"]))
             except CaptureError as error:

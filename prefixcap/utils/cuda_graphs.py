@@ -2,33 +2,35 @@
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
-_CAPTURING = threading.Lock()  # of all threads only one may capture at a time
+_CAPTURING = threading.Lock()  # of all threads only one may capture at a time, or use the streams of captures
 
 
 class CudaGraphs(Generic[T]):
-    """Captures on a stream of its own. All graphs share their memory, as only one runs at a time (see "CUDA graphs" in
-    PyTorch's notes on CUDA).
+    """Captures on a stream that nothing else uses. Its graphs share their memory, as only one runs at a time (see "CUDA
+    graphs" in PyTorch's notes on CUDA).
 
     Args:
         device: the GPU, which need not be the current one.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), _stream(device)
 
     def warm_up(self, function: Callable[[], T]) -> T:
         """Run a function as it will be captured."""
         current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = function()
-        current.wait_stream(self._stream)
+        with _CAPTURING:
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                result = function()
+            current.wait_stream(self._stream)
         return result
 
     def capture(self, function: Callable[[], T]) -> Callable[[], T]:
@@ -51,3 +53,9 @@ class CudaGraphs(Generic[T]):
             return result
 
         return replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each GPU, as cuBLAS keeps memory for each stream that it was used on."""
+    return torch.cuda.Stream(device)

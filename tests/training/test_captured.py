@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -266,6 +267,17 @@ def test_beyond_some_shapes_steps_run_as_they_are(tmp_path: Path, monkeypatch: p
     with pytest.warns(UserWarning, match="CUDA graphs for 1 shapes of batches only"):
         other, _ = train(store, tmp_path / "other", True)
     assert other == captured
+
+
+def test_while_gradients_are_summed_steps_are_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from some epoch on with `GradientAccumulationScheduler`."""
+    monkeypatch.setattr(_AutomaticOptimization, "run", lambda *_: {"loss": "Lightning's"})
+    trainer, step = Mock(accumulate_grad_batches=2, callbacks=[]), Mock(return_value=Mock(outputs={"loss": "captured"}))
+    optimization = cuda_graphs._CapturedOptimization(Mock(trainer=trainer), step)
+    arguments: Any = (Mock(), 0, {"batch": Mock()})
+    assert optimization.run(*arguments) == {"loss": "Lightning's"} and not step.called
+    trainer.accumulate_grad_batches = 1
+    assert optimization.run(*arguments) == {"loss": "captured"} and step.called
 
 
 def test_what_forbids_graphs_is_named(tmp_path: Path) -> None:
