@@ -160,7 +160,7 @@ class Losses(L.Callback):
 
 
 def train(
-    store: Path, run: Path, captured: bool, precision: Any = "32-true", rate: float = 2**-7, accelerator: str = "cpu"
+    store: Path, run: Path, captured: bool, precision: Any = "32-true", rate: float = 2**-7, **options: Any
 ) -> tuple[list[float], L.Trainer]:
     """68 steps of a small captioner with dropout and noise, averaged weights, and validations.
 
@@ -172,7 +172,7 @@ def train(
     data.fixed_shapes = True  # also without graphs: noise and dropout of padded batches are other random numbers
     trainer = L.Trainer(
         max_epochs=17, check_val_every_n_epoch=5, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, gradient_clip_val=1.0, accelerator=accelerator, precision=precision,
+        num_sanity_val_steps=0, gradient_clip_val=1.0, precision=precision, **{"accelerator": "cpu"} | options,
         log_every_n_steps=2, logger=CSVLogger(run, "", ""), default_root_dir=run,
         callbacks=[*best_and_last(run, monitor="val_loss"), RandomState(), FiniteLoss(), AveragedWeights(0.7),
                    LearningRateMonitor("step"), losses, CapturedTraining("auto" if captured else False)],
@@ -207,17 +207,19 @@ def test_captured_steps_train_as_lightnings_do(precision: str, tmp_path: Path, m
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("bf16-mixed", 1e-3)])
 def test_graphs_of_a_gpu_compute_the_same(
-    precision: str, tolerance: float, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    precision: str, tolerance: float, exact: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     store = make_store(tmp_path / "store")
+    options: dict[str, Any] = {"accelerator": "gpu", "deterministic": exact}
     eager, captured, again = (
-        train(store, tmp_path / str(number), number > 0, precision, accelerator="gpu")[0] for number in range(3)
+        train(store, tmp_path / str(number), number > 0, precision, **options)[0] for number in range(3)
     )
     assert not any("CUDA graphs:" in str(warning.message) for warning in recwarn)  # that none could be captured
     np.testing.assert_allclose(captured, eager, rtol=tolerance)
-    assert captured == again
+    assert captured == again or not exact  # a GPU adds up the gradients of embeddings in any order
 
 
 def test_a_learning_rate_is_rounded_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
