@@ -9,6 +9,7 @@ token. On a GPU also our searches without CUDA graphs, and the memory that each 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from prefixcap.decoding import decode
 from prefixcap.language import LanguageModel, load_language_model
 
 PREFIX, BEAMS, NEW_TOKENS = 10, 5, 12
+
+Way = Callable[[Tensor], list[list[int]]]  # (B, P, E) prefixes -> the best caption of each
 
 
 def main() -> None:
@@ -38,38 +41,10 @@ def main() -> None:
 def compare(images: int, looped: int, batch: int, turns: int, dtype: torch.dtype, device: torch.device) -> None:
     """Print captions a second, ratios, and on a GPU the peak memory, of all ways to decode so many images."""
     on_gpu = device.type == "cuda"
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval().to(device, dtype)
-    lm = LanguageModel(model, load_language_model("demo").tokenizer, "GPT-2 small, random")
-    lm._without_token = None  # all 50,257 words may be chosen, not only those of the small tokenizer
+    lm = random_lm(dtype, device)
     prefixes = torch.randn(images, PREFIX, lm.dim).to(device, dtype)
-    batches = torch.split(prefixes, batch)
-    attention = torch.ones(batch, PREFIX, dtype=torch.long, device=device)
-    limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.eos_token_id, "pad_token_id": lm.eos_token_id}
-
-    def ours(method: str, cuda_graphs: bool = True) -> list[list[int]]:
-        lm.cuda_graphs = cuda_graphs
-        batches_captions = [decode(lm, batch, method, beams=BEAMS, max_tokens=NEW_TOKENS) for batch in batches]
-        return [captions[0] for batch_captions in batches_captions for captions in batch_captions]
-
-    def generate() -> list[list[int]]:
-        batches_captions = [
-            model.generate(inputs_embeds=batch, attention_mask=attention[: len(batch)], num_beams=BEAMS, **limits)
-            for batch in batches
-        ]
-        return [caption for batch_captions in batches_captions for caption in batch_captions.tolist()]
-
-    def loop() -> list[list[int]]:
-        return [published(lm, prefix.unsqueeze(0)) for prefix in prefixes[:looped]]
-
-    ways: dict[str, Callable[[], list[list[int]]]] = {
-        "clipcap": lambda: ours("clipcap"),
-        "published loop": loop,
-        "beam": lambda: ours("beam"),
-        "generate": generate,
-    }
-    if on_gpu:
-        ways |= {"clipcap, eager": lambda: ours("clipcap", False), "beam, eager": lambda: ours("beam", False)}
+    ways: dict[str, Way] = {"published loop": partial(published, lm), **ways_of_decoding(lm)}
+    batches = {name: prefixes.split(batch) for name in ways} | {"published loop": prefixes[:looped].split(1)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     captions: dict[str, list[list[int]]] = {}
     peaks = dict.fromkeys(ways, "")
@@ -78,7 +53,7 @@ def compare(images: int, looped: int, batch: int, turns: int, dtype: torch.dtype
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            captions[name] = way()
+            captions[name] = [caption for some in batches[name] for caption in way(some)]
             if on_gpu:
                 torch.cuda.synchronize()
             speeds[name].append(len(captions[name]) / (time.perf_counter() - start))
@@ -97,9 +72,39 @@ def compare(images: int, looped: int, batch: int, turns: int, dtype: torch.dtype
         print(f"ratio           {np.median(ratios):9.2f} {text}  ({', '.join(f'{value:.2f}' for value in ratios)})")
 
 
+def random_lm(dtype: torch.dtype, device: torch.device, config: GPT2Config | None = None) -> LanguageModel:
+    """GPT-2 small, or another of its kind, with random weights."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config or GPT2Config()).eval().to(device, dtype)
+    lm = LanguageModel(model, load_language_model("demo").tokenizer, "GPT-2 small, random")
+    lm._without_token = None  # all 50,257 words may be chosen, not only those of the small tokenizer
+    return lm
+
+
+def ways_of_decoding(lm: LanguageModel) -> dict[str, Way]:
+    """Beam search by transformers and ours; on a GPU ours also without CUDA graphs."""
+
+    def generate(prefix: Tensor) -> list[list[int]]:
+        attention = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+        limits = {"max_new_tokens": NEW_TOKENS, "eos_token_id": lm.eos_token_id, "pad_token_id": lm.eos_token_id}
+        found: Tensor = lm.model.generate(inputs_embeds=prefix, attention_mask=attention, num_beams=BEAMS, **limits)
+        return found.tolist()
+
+    def ours(method: str, cuda_graphs: bool, prefix: Tensor) -> list[list[int]]:
+        lm.cuda_graphs = cuda_graphs
+        return [captions[0] for captions in decode(lm, prefix, method, beams=BEAMS, max_tokens=NEW_TOKENS)]
+
+    ways: dict[str, Way] = {"generate": generate}
+    for method in ("beam", "clipcap"):
+        if lm.model.device.type == "cuda":
+            ways[f"{method}, eager"] = partial(ours, method, False)
+        ways[method] = partial(ours, method, True)
+    return ways
+
+
 @torch.inference_mode()
-def published(lm: LanguageModel, prefix: Tensor) -> list[int]:
-    """The best caption of one (1, length, dim) prefix, as ClipCap's code finds it."""
+def published(lm: LanguageModel, prefix: Tensor) -> list[list[int]]:
+    """The best caption of one (1, length, dim) prefix, as ClipCap's code finds it, in a list."""
     stop = lm.tokenizer.encode(".", add_special_tokens=False)[0]
     scores = tokens = None
     lengths = torch.ones(BEAMS, device=prefix.device)
@@ -125,7 +130,7 @@ def published(lm: LanguageModel, prefix: Tensor) -> list[int]:
             break
     assert scores is not None and tokens is not None
     best = int((scores / lengths).argmax())
-    return [int(token) for token in tokens[best, : int(lengths[best])]]
+    return [[int(token) for token in tokens[best, : int(lengths[best])]]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a GPU reaches, in one run: training, `prefixcap train` itself, equality, embedding, decoding, packing.
+"""What a GPU reaches, in one run: training, `prefixcap train` itself, equality, decoding, embedding, packing.
 
     python benchmarks/gpu.py --out figures      # under six minutes on one H100 or H200
     python benchmarks/gpu.py --tiny             # tiny models on a CPU, to see that every section works
@@ -29,14 +29,17 @@ from pathlib import Path
 
 Row = dict[str, str | float]
 
-SECTIONS = {  # the module that has a function of this name, and the seconds it may take
-    "training": ("gpu_training", 100),
-    "command": ("gpu_command", 110),
-    "equality": ("gpu_command", 70),
-    "embedding": ("gpu_inference", 65),
-    "decoding": ("gpu_inference", 45),
-    "packing": ("gpu_inference", 15),
+SECTIONS = {  # the module that has a function of this name, and the seconds it may take; the least important last
+    "training": ("gpu_training", 75),
+    "command": ("gpu_command", 105),
+    "equality": ("gpu_command", 50),
+    "decoding": ("gpu_inference", 25),
+    "embedding": ("gpu_inference", 35),
+    "loss": ("gpu_training", 8),
+    "packing": ("gpu_inference", 8),
+    "compiled": ("gpu_training", 34),
 }
+START = 20  # seconds in which all of them import what they need, at the same time
 PACKAGES = ("torch", "lightning", "transformers", "triton", "numpy")
 
 
@@ -56,6 +59,16 @@ class Setting:
     folder: Path
     seconds: float
 
+    @property
+    def batch(self) -> int:
+        """Captions of a training step, as in the paper."""
+        return 5 if self.tiny else 40
+
+    @property
+    def captured(self) -> str:
+        """What steps are called that are captured on a GPU; on a CPU nothing can be."""
+        return "re-run, no graph" if self.device == "cpu" else "captured"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,12 +77,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder for gpu.json and gpu.md")
     parser.add_argument("--slower", type=float, default=1, help="multiplies the seconds that sections may take")
     given = parser.parse_args()
+    if given.tiny:
+        os.environ["TRITON_INTERPRET"] = "1"  # processes read it when they import Triton
     started, machine, tables = time.monotonic(), describe_machine(), dict[str, list[Row]]()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder, contextlib.ExitStack() as stack:
-        setting = Setting("cpu" if given.tiny else "cuda", given.tiny, Path(folder), 0.01 if given.tiny else 0.5)
-        sections = {name: start(name, setting) for name in given.sections}  # all import what they need meanwhile
+        setting = Setting("cpu" if given.tiny else "cuda", given.tiny, Path(folder), 0.01 if given.tiny else 0.3)
+        sections = {name: start(name, setting) for name in given.sections}
         for process, _ in sections.values():
             stack.callback(end, process)
+        for _, connection in sections.values():
+            connection.poll(max(0, started + START * given.slower - time.monotonic()))
         for name, (process, connection) in sections.items():
             print(f"\n{name}", flush=True)
             tables[name] = []
@@ -99,10 +116,11 @@ def start(name: str, setting: Setting) -> tuple[BaseProcess, Connection]:
 
 
 def measure(name: str, setting: Setting, connection: Connection) -> None:
-    """In that process: send the rows of a section, and None behind the last."""
+    """In that process: send an empty row once it can begin, then those of the section, and None behind the last."""
     os.setsid()  # so that it can be ended with the processes it started
     try:
         section = getattr(importlib.import_module(SECTIONS[name][0]), name)
+        connection.send({})
         connection.recv()
         for row in section(setting):
             connection.send(row)
@@ -121,7 +139,8 @@ def rows_of(connection: Connection, seconds: float) -> Iterator[Row]:
         while connection.poll(max(0.0, deadline - time.monotonic())):
             if (row := connection.recv()) is None:
                 return
-            yield row
+            if row:
+                yield row
         yield {"failed": f"ended after {seconds:.0f} s"}
     except (EOFError, OSError):
         yield {"failed": "its process ended"}

@@ -35,21 +35,27 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=100)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'':33} ms a batch: published   ours  padded   padding of positions: published  ours  padded   of targets")
     for data in given.data:
         images = lengths_of(SHARED / FILES[data])
         for together in (False, True):
             items = images if together else [own[place, None] for own in images for place in range(len(own))]
             for captions in given.captions:
                 size = max(1, round(captions * len(items) / sum(map(len, items))))
-                name = f"{data}, {captions} captions, {'together' if together else 'alone'}"
-                print(f"{name:33} {measure(items, size, given.turns)}", flush=True)
+                print(f"{data}, {captions} captions, {'together' if together else 'alone'}")
+                for what, figure in measure(items, size, given.turns).items():
+                    print(f"    {what:45} {figure:{'8.1%' if 'share' in what else '8.2f'}}", flush=True)
 
 
 def lengths_of(file: Path) -> Lengths:
-    """The lengths of each image's captions."""
+    """The lengths of each image's captions in a file."""
     content = json.loads(file.read_text())
-    images = list(content["train"].values()) if "train" in content else [image["captions"] for image in content]
+    return lengths_of_texts(
+        list(content["train"].values()) if "train" in content else [image["captions"] for image in content]
+    )
+
+
+def lengths_of_texts(images: list[list[str]]) -> Lengths:
+    """The lengths of each image's captions."""
     return [
         np.array([len(re.findall(r"\w+|[^\w\s]", text)) + 1 for text in captions]).clip(max=LONGEST)
         for captions in images
@@ -65,7 +71,8 @@ def drawn(items: Lengths, size: int) -> Iterator[Lengths]:
             yield [items[image] for image in order[start : start + size]]
 
 
-def measure(items: Lengths, size: int, turns: int) -> str:
+def measure(items: Lengths, size: int, turns: int, number: int = 1000) -> dict[str, float]:
+    """The figures of batches of so many items; padding is that of `number` batches."""
     batches = drawn(items, size)
 
     def laid(shapes: Sequence[BatchShape]) -> Layout:
@@ -75,25 +82,26 @@ def measure(items: Lengths, size: int, turns: int) -> str:
         )
 
     shapes = choose_shapes([laid([]) for _ in range(256)])
-    padded, plain = [laid(shapes) for _ in range(1000)], [laid([]) for _ in range(1000)]
-    unpadded = sum(own.padded is None for own in padded)
+    padded, plain = [laid(shapes) for _ in range(number)], [laid([]) for _ in range(number)]
     targets = sum(own.shape.targets for own in padded) / sum((own.padded or own.shape).targets for own in padded)
     of_published = [(own.lengths + PREFIX).mean() / (LONGEST + PREFIX) for own in plain]
 
     layout, generator = laid([]), np.random.default_rng(0)
     rows = [generator.integers(1, 50_000, length).astype(np.uint16) for length in layout.lengths]
     embeddings, captions, images = torch.randn(size, DIM), list(range(len(rows))), list(range(size))
-    made: list[Callable[[], object]] = [
-        lambda: published(rows),
-        lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images),
-        lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images, shapes=shapes),
-    ]
-    took = [least_ms(make, turns) for make in made]
-    return (
-        f"            {took[0]:9.2f} {took[1]:6.2f} {took[2]:7.2f}                         "
-        f"{1 - np.mean(of_published):9.1%} {padding(plain):5.1%} {padding(padded):7.1%}   {1 - targets:10.1%}"
-        f"   {len(shapes)} shapes, {unpadded} of 1,000 batches fit none"
-    )
+    return {
+        "ms, published": least_ms(lambda: published(rows), turns),
+        "ms, ours": least_ms(lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images), turns),
+        "ms, fixed shapes": least_ms(
+            lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images, shapes=shapes), turns
+        ),
+        "share of padding, published": float(1 - np.mean(of_published)),
+        "share of padding, ours": padding(plain),
+        "share of padding, fixed shapes": padding(padded),
+        "share of targets that are padding": 1 - targets,
+        "shapes": len(shapes),
+        f"of {number:,} batches, those that fit no shape": sum(own.padded is None for own in padded),
+    }
 
 
 def padding(layouts: list[Layout]) -> float:

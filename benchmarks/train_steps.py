@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.language.low_precision import cast_frozen_layers
 from prefixcap.mappers import build_mapper
-from prefixcap.packing import Batch, pack
+from prefixcap.packing import Batch, BatchShape, pack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BATCH, LONGEST, PREFIX, DIM = 40, 40, 10, 512
@@ -113,7 +113,7 @@ def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
 
 def plain_recipe(tuning: str, device: torch.device, size: int = BATCH, config: GPT2Config | None = None) -> Step:
     """A step of ClipCap's train.py: `ClipCaptionPrefix` (frozen) or `ClipCaptionModel`, with transformers' GPT-2."""
-    model = gpt2(config).to(device).train(tuning == "full")
+    model = gpt2(config, device).train(tuning == "full")
     mapper = build_mapper(MAPPERS[tuning], DIM, model.config.n_embd, prefix_length=PREFIX).to(device)
     parameters = [*mapper.parameters(), *(model.parameters() if tuning == "full" else ())]
     optimizer = AdamW(parameters, lr=2e-5)
@@ -144,20 +144,26 @@ def ours(
     tuning: str, device: torch.device, precision: torch.dtype, grouped: bool = True, compiled: bool = False
 ) -> Step:
     """A step of `prefixcap.training`, without Lightning around it."""
-    captioner = random_captioner(tuning).to(device).train()
-    if precision != torch.float32:
-        cast_frozen_layers(captioner.language_model.model, precision)
+    captioner = random_captioner(tuning, None, device, precision)
     if compiled:
         captioner.language_model.compile_training("default")
     return eager_step(captioner, precision, packed(device, grouped=grouped))
 
 
-def random_captioner(tuning: str, config: GPT2Config | None = None) -> Captioner:
-    """A captioner with random weights over GPT-2."""
+def random_captioner(
+    tuning: str,
+    config: GPT2Config | None = None,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+) -> Captioner:
+    """A captioner with random weights over GPT-2, to be trained; frozen layers are in the precision of training."""
     tokenizer = load_language_model("demo").tokenizer
-    language_model = LanguageModel(gpt2(config), tokenizer, "random", tuning)  # type: ignore[arg-type]
+    language_model = LanguageModel(gpt2(config, device), tokenizer, "random", tuning)  # type: ignore[arg-type]
     options = {"name": MAPPERS[tuning], "prefix_length": PREFIX}
-    return Captioner(language_model, EncoderIdentity("random", "", "", DIM), options)
+    captioner = Captioner(language_model, EncoderIdentity("random", "", "", DIM), options).to(device).train()
+    if precision != torch.float32:
+        cast_frozen_layers(language_model.model, precision)
+    return captioner
 
 
 def eager_step(captioner: Captioner, precision: torch.dtype, batches: Iterator[Batch]) -> Step:
@@ -177,20 +183,26 @@ def eager_step(captioner: Captioner, precision: torch.dtype, batches: Iterator[B
     return step
 
 
-def packed(device: torch.device, size: int = BATCH, grouped: bool = True) -> Iterator[Batch]:
+def packed(
+    device: torch.device, size: int = BATCH, grouped: bool = True, shapes: Sequence[BatchShape] = ()
+) -> Iterator[Batch]:
     """Batches of random tokens, packed as they are drawn: the captions of an image together, or alone."""
     for images in captions(size):
-        rows = [row for image in images for row in image]
-        owners = np.repeat(np.arange(len(images)), [len(image) for image in images])
-        if not grouped:
-            owners = np.arange(len(rows))
-        yield pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX).to(device)
+        rows, owners = [row for image in images for row in image], owners_of(images, grouped)
+        yield pack(torch.randn(int(owners[-1]) + 1, DIM), rows, owners, PREFIX, shapes=shapes).to(device)
 
 
-def gpt2(config: GPT2Config | None = None) -> GPT2LMHeadModel:
+def owners_of(images: list[list[np.ndarray]], grouped: bool) -> np.ndarray:
+    """(C,) the image of each caption."""
+    counts = [len(image) for image in images]
+    return np.repeat(np.arange(len(images)), counts) if grouped else np.arange(sum(counts))
+
+
+def gpt2(config: GPT2Config | None = None, device: torch.device | str = "cpu") -> GPT2LMHeadModel:
     """GPT-2 small, or another of its kind, with random weights."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(config or GPT2Config())
+    with torch.device(device):
+        return GPT2LMHeadModel(config or GPT2Config())
 
 
 def captions(size: int = BATCH) -> Iterator[list[list[np.ndarray]]]:

@@ -24,7 +24,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sections", [["training", "decoding", "packing", "embedding"], ["command"], ["equality"]])
+@pytest.mark.parametrize(
+    "sections", [["training", "decoding", "embedding", "loss", "packing"], ["command"], ["equality"], ["compiled"]]
+)
 def test_every_section_works(sections: list[str], tmp_path: Path) -> None:
     """Slow because each section imports everything anew, and `command` and `equality` train several times."""
     words = [sys.executable, "benchmarks/gpu.py", "--tiny", "--slower", "10", "--out", str(tmp_path), "--sections"]
@@ -40,6 +42,7 @@ def test_every_section_works(sections: list[str], tmp_path: Path) -> None:
 def test_a_section_that_fails_or_takes_too_long_keeps_its_rows(gpu: ModuleType) -> None:
     for last, told in ((None, None), ("hang", "ended after 0 s"), ("close", "its process ended")):
         own, other = multiprocessing.Pipe()
+        other.send({})  # that it can begin
         other.send({"ms": 1.0})
         if last is None:
             other.send(None)
