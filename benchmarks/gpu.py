@@ -1,6 +1,6 @@
-"""What a GPU reaches, in one run: training, `prefixcap train` itself, equality, decoding, embedding, packing.
+"""What a GPU reaches, in one run: training, `prefixcap train` itself, equality, decoding, embedding, and their parts.
 
-    python benchmarks/gpu.py --out figures      # under six minutes on one H100 or H200
+    python benchmarks/gpu.py --out figures      # six minutes on one H100 or H200
     python benchmarks/gpu.py --tiny             # tiny models on a CPU, to see that every section works
 
 Each section runs in a process of its own, which ends when its time is over: neither an error nor a section that takes

@@ -70,8 +70,8 @@ def command(setting: Setting) -> Iterator[Row]:
                     row: Row = {"captions": kind, "what": f"a step, from {seen[0][0]:,} to {done:,}", "ms": 1e3 * took}
                     yield row | {"over the bare step": took / bare, "captions/s": setting.batch / took}
         training.finish()
-        for reason in training.told("CUDA graphs"):
-            yield {"captions": kind, "what": reason}
+        for printed in (*training.told("CUDA graphs"), *training.told("captions a second")):
+            yield {"captions": kind, "what": printed}
         what = f"ClipCap's COCO run: {EPOCHS * EPOCH:,} steps, {EPOCHS} validations"
         whole = start + EPOCHS * (EPOCH * took + validation)
         yield {"captions": kind, "what": what, "minutes": whole / 60}

@@ -52,6 +52,10 @@ def test_a_section_that_fails_or_takes_too_long_keeps_its_rows(gpu: ModuleType) 
         assert rows == [{"ms": 1.0}] + ([{"failed": told}] if told else [])
 
 
+def test_all_sections_end_within_six_minutes(gpu: ModuleType) -> None:
+    assert gpu.START + sum(seconds for _, seconds in gpu.SECTIONS.values()) <= 360
+
+
 def test_rows_of_different_columns_are_one_table(gpu: ModuleType) -> None:
     printed = gpu.report(
         {"GPU": "none"}, {"training": [{"kind": "ours", "ms": 6.314}, {"kind": "recipe", "s": 1285.4}]}
