@@ -105,7 +105,7 @@ def equality(setting: Setting) -> Iterator[Row]:
         time.sleep(0.01)
     killed.process.kill()
     killed.process.wait()
-    at = torch.load(killed.last, weights_only=False)["global_step"]
+    at = torch.load(killed.last, weights_only=True)["global_step"]
     again = Training(killed.run_dir, f"ckpt={killed.last}")
     for run in (*runs.values(), again):
         run.finish()
@@ -163,7 +163,7 @@ class Training:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Those that were trained, at the end."""
-        weights: dict[str, torch.Tensor] = torch.load(self.last, weights_only=False)["state_dict"]
+        weights: dict[str, torch.Tensor] = torch.load(self.last, weights_only=True)["state_dict"]
         return weights
 
 

@@ -37,7 +37,8 @@ from prefixcap.data.shapes import choose_shapes
 from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import BatchShape, lay_out
 from prefixcap.training import CaptionTraining
-from prefixcap.training.captured import CapturedStep, CaptureError, CudaGraphs, StepResult
+from prefixcap.training.captured import CapturedStep, CaptureError, StepResult
+from prefixcap.utils.cuda_graphs import CudaGraphs
 
 TINY = GPT2Config(n_embd=64, n_layer=2, n_head=4)
 PREPARED = 8  # batches
@@ -151,13 +152,13 @@ def captured(
         gradient_clip_val=1.0,
         strategy=SimpleNamespace(root_device=device),
     )
-    step = CapturedStep(trainer, Rerun() if device.type == "cpu" else CudaGraphs())
+    step = CapturedStep(trainer, Rerun() if device.type == "cpu" else CudaGraphs(device))
     padded = packed(device, size, grouped, fixed_shapes(size, grouped))
     batches = itertools.cycle(list(itertools.islice(padded, PREPARED)))
     return lambda: step(next(batches)).outputs["loss"]
 
 
-class Rerun(CudaGraphs):
+class Rerun(CudaGraphs[StepResult]):
     """In place of graphs, which a CPU does not have."""
 
     def __init__(self) -> None: ...

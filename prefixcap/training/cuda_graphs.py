@@ -58,6 +58,7 @@ class CapturedTraining(Callback):
         loop = trainer.fit_loop.epoch_loop
         step = CapturedStep(trainer, CudaGraphs(trainer.strategy.root_device))
         loop.automatic_optimization = _CapturedOptimization(loop.automatic_optimization, step)
+        rank_zero_print("training steps are captured in CUDA graphs")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         optimization = trainer.fit_loop.epoch_loop.automatic_optimization
