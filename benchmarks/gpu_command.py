@@ -99,24 +99,25 @@ def equality(setting: Setting) -> Iterator[Row]:
         for precision in precisions
         for kind, graphs in kinds.items()
     }
-    more = [*options, "trainer.precision=bf16-mixed", kinds["captured"], f"checkpoint_every_n_steps={steps // 5}"]
-    killed = Training(setting.folder / "killed", *more)
+    exact = [*options, "trainer.precision=bf16-mixed", kinds["captured"], "trainer.deterministic=true"]
+    whole = Training(setting.folder / "whole", *exact)
+    killed = Training(setting.folder / "killed", *exact, f"checkpoint_every_n_steps={steps // 5}")
     while killed.process.poll() is None and not killed.last.exists():
         time.sleep(0.01)
     killed.process.kill()
     killed.process.wait()
     at = torch.load(killed.last, weights_only=True)["global_step"]
     again = Training(killed.run_dir, f"ckpt={killed.last}")
-    for run in (*runs.values(), again):
+    for run in (*runs.values(), whole, again):
         run.finish()
-        for reason in run.told("CUDA graphs"):  # there are none, and so nothing was compared
+        for reason in run.told("CUDA graphs:"):  # there are none, and so nothing was compared
             yield {"what": reason, "figure": 1, "allowed": 0}
     for precision, allowed in precisions.items():
         one, other = runs[precision, "captured"].losses(), runs[precision, "eager"].losses()
         what = f"losses of {len(one)} steps, {setting.captured}, {precision}: largest relative difference"
         yield {"what": what, "figure": float(np.max(np.abs(one / other - 1))), "allowed": allowed}
-    whole, weights = runs["bf16-mixed", "captured"].weights(), again.weights()
-    different = sum(not weight.equal(weights[name]) for name, weight in whole.items())
+    weights = again.weights()
+    different = sum(not weight.equal(weights[name]) for name, weight in whole.weights().items())
     yield {"what": f"weights that differ after a kill at step {at}", "figure": different, "allowed": 0}
     last = tested.communicate()[0].strip().splitlines()[-1]
     yield {"what": f"tests of captured steps on a GPU: {last}", "figure": tested.returncode, "allowed": 0}

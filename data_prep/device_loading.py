@@ -4,10 +4,12 @@ small JPEG. The pixels are those of the encoder's `preprocess`, unless the GPU d
 
 import itertools
 import math
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,11 @@ from data_prep.loading import PixelReader, Pixels, read_each, unchanged
 from data_prep.records import Sample
 from data_prep.resizing import is_resizable, resize_and_crop
 from prefixcap.encoders.protocol import ImageGeometry
+from prefixcap.errors import OptionError
 
 CHUNK = 8  # images that a process reads at a time: few, so that all processes work on the first batch
 AHEAD = 4  # chunks that each process reads ahead
+SHARED_MEMORY = Path("/dev/shm")  # of Linux, where a container has 64 MB unless told otherwise
 ROOM = CHUNK * 640 * 480 * 3  # bytes for the images of a chunk; what has no room is resized where it is read
 
 
@@ -53,9 +57,13 @@ class SharedSlots:
 
     Attributes:
         memory: (count, size) uint8.
+
+    Raises:
+        InputError: there is not so much shared memory.
     """
 
     def __init__(self, count: int, size: int, device: torch.device) -> None:
+        require_shared_memory(count * size)
         storage = torch.UntypedStorage._new_shared(count * size)
         self.memory = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, size)
         self.device = device
@@ -89,6 +97,15 @@ class SharedSlots:
             self._stream.synchronize()
             runtime: Any = torch.cuda.cudart()
             torch.cuda.check_error(runtime.cudaHostUnregister(self.memory.data_ptr()))
+
+
+def require_shared_memory(size: int) -> None:
+    """Raise InputError unless so many bytes are free: whoever writes to more is killed without a word."""
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < size:
+        raise OptionError(
+            f"the processes that read images need {size / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has "
+            f"{free / 1e6:,.0f} MB free (docker run --shm-size=1g gives a container more)", num_workers=0,
+        )  # fmt: skip
 
 
 class DeviceReader(PixelReader):

@@ -61,13 +61,16 @@ def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor | str
             for image in images:
                 image.record_stream(current)
         return [image.permute(1, 2, 0) for image in images]
-    except RuntimeError:  # of one of them, and none is returned
+    except RuntimeError as error:  # of one of them, and none is returned
         if len(files) > 1:
             return [decoded for file in files for decoded in decode_jpegs([file], device)]
+        refused = str(error).partition("\n")[0]
     try:
-        return [torch.from_numpy(np.array(decode_image(io.BytesIO(files[0].numpy().tobytes())))).to(device)]
+        image = torch.from_numpy(np.array(decode_image(io.BytesIO(files[0].numpy().tobytes())))).to(device)
     except InputError as error:
         return [str(error)]
+    warnings.warn(f"Pillow decodes what the fast decoder refuses, one image at a time ({refused})", stacklevel=2)
+    return [image]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,15 @@ def test_slots_are_written_to_again_and_again(data: Dataset, encoder: Encoder, m
         assert torch.equal(found.images, images)
 
 
+def test_too_little_shared_memory_is_told(data: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux kills who writes to memory that is not there."""
+    free = shutil.disk_usage("/dev/shm").free
+    monkeypatch.setattr(device_loading, "ROOM", free)
+    reader = DeviceReader(encoder.preprocess, None, GEOMETRY)
+    with pytest.raises(InputError, match=r"shared memory, and /dev/shm has .* MB free .*: set num_workers=0"):
+        next(reader.in_processes([samples(data)], 2, CPU))
+
+
 def with_device_reader(monkeypatch: pytest.MonkeyPatch, decode: bool = False) -> None:
     """Let `embed` read as for a GPU."""
     monkeypatch.setattr(
@@ -140,7 +150,8 @@ def test_a_file_that_the_device_fails_at_is_decoded_by_pillow(data: Dataset, mon
 
     unusual = files[1]
     monkeypatch.setattr("torchvision.io.decode_jpeg", fail_at_some)
-    first, second, third = decode_jpegs([files[0], damaged, unusual], CPU)
+    with pytest.warns(UserWarning, match=r"Pillow decodes .* \(nvjpegDecode failed\)"):
+        first, second, third = decode_jpegs([files[0], damaged, unusual], CPU)
     assert calls == [3, 1, 1, 1]
     assert isinstance(first, torch.Tensor) and first.shape == (5, 6, 3)
     assert isinstance(second, str) and second.startswith("cannot be read: image file is truncated")
