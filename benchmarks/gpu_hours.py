@@ -46,7 +46,7 @@ class Mapper:
 class Run:
     """Attributes:
     name: of the experiment, and what is changed.
-    mapper: None: only the language model is trained, on captions alone.
+    mapper: None if there is none: a language model that is trained on captions, without images.
     lm: parameters of the language model.
     tuned: it is trained, too.
     layers: transformer layers of both.

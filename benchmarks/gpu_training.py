@@ -62,6 +62,7 @@ def training(setting: Setting) -> Iterator[Row]:
         for kind, build in builders.items():
             torch.set_float32_matmul_precision("highest" if kind == "published recipe" else "high")
             row: Row = {"system": NAMES[tuning], "captions": size, "kind": kind}
+            step: Step | None = None
             try:
                 step = build(tuning, device, size, config)
                 took = seconds_a_step(step, setting.seconds, PREPARED if "ours" in kind else 2)
@@ -75,7 +76,7 @@ def training(setting: Setting) -> Iterator[Row]:
             except (torch.OutOfMemoryError, CaptureError) as error:
                 row["ms a step"] = f"{type(error).__name__}: {error}".partition("\n")[0]
             yield row
-            step = None  # type: ignore[assignment]
+            step = None  # frees its memory
             gc.collect()
             torch.cuda.empty_cache()
 

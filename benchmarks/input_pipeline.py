@@ -159,11 +159,11 @@ def batches(store: Path, size: int, workers: int, pause: float = 0.0) -> Iterato
     data = CaptionData(store, random_captioner("frozen", TINY), size, workers, max_caption_tokens=13)
     loader = data.train_dataloader()
     made: Any = loader.dataset
-    of_items = made.__getitems__
+    make_batch = made.__getitems__
 
     def slowed(items: list[int]) -> Batch:
         time.sleep(pause)
-        batch: Batch = of_items(items)
+        batch: Batch = make_batch(items)
         return batch
 
     made.__getitems__ = slowed

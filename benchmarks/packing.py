@@ -84,7 +84,7 @@ def measure(items: Lengths, size: int, turns: int, number: int = 1000) -> dict[s
     shapes = choose_shapes([laid([]) for _ in range(256)])
     padded, plain = [laid(shapes) for _ in range(number)], [laid([]) for _ in range(number)]
     targets = sum(own.shape.targets for own in padded) / sum((own.padded or own.shape).targets for own in padded)
-    of_published = [(own.lengths + PREFIX).mean() / (LONGEST + PREFIX) for own in plain]
+    published_shares = [(own.lengths + PREFIX).mean() / (LONGEST + PREFIX) for own in plain]
 
     layout, generator = laid([]), np.random.default_rng(0)
     rows = [generator.integers(1, 50_000, length).astype(np.uint16) for length in layout.lengths]
@@ -95,7 +95,7 @@ def measure(items: Lengths, size: int, turns: int, number: int = 1000) -> dict[s
         "ms, fixed shapes": least_ms(
             lambda: pack(embeddings, rows, layout.owner, PREFIX, captions, images, shapes=shapes), turns
         ),
-        "share of padding, published": float(1 - np.mean(of_published)),
+        "share of padding, published": float(1 - np.mean(published_shares)),
         "share of padding, ours": padding(plain),
         "share of padding, fixed shapes": padding(padded),
         "share of targets that are padding": 1 - targets,

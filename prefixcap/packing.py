@@ -248,8 +248,8 @@ def fill(
     num_images, prefix_length, num_inputs = layout.shape.images, layout.prefix_length, layout.shape.input_ids
     num_captions, positions = len(layout.lengths), layout.shape.rows * layout.shape.length
     before = np.cumsum(layout.lengths) - layout.lengths  # (C,) tokens of earlier captions
-    of_captions = np.concatenate((layout.owner, layout.caption_start, token_start, before, layout.lengths))
-    numbers = to_device(np.concatenate((layout.image_start, of_captions)), tokens.device)  # (I + 5 * C,) in one copy
+    caption_table = np.concatenate((layout.owner, layout.caption_start, token_start, before, layout.lengths))
+    numbers = to_device(np.concatenate((layout.image_start, caption_table)), tokens.device)  # (I + 5 * C,) in one copy
     image_start, table = numbers[:num_images], numbers[num_images:].view(5, num_captions)  # (I,), (5, C)
     owner, lengths = table[0], table[4]  # (C,)
     arange = partial(torch.arange, device=tokens.device)
@@ -273,8 +273,8 @@ def fill(
     input_index = torch.cat((prefix_index.flatten(), token_index))  # (I * P + N - C,)
 
     # What is at each of the R * L positions.
-    of_prefix = arange(num_images).repeat_interleave(prefix_length)  # (I * P,)
-    images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, torch.cat((of_prefix, image)))
+    prefix_image = arange(num_images).repeat_interleave(prefix_length)  # (I * P,)
+    images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, torch.cat((prefix_image, image)))
     captions = input_index.new_full((positions,), _PREFIX).index_copy_(0, token_index, caption)
     offsets = torch.cat((arange(prefix_length).repeat(num_images), prefix_length + offset))  # (I * P + N - C,)
     position_ids = input_index.new_zeros(positions).index_copy_(0, input_index, offsets)

@@ -157,7 +157,7 @@ class Program:
         is_read = torch.arange(positions, device=newest.device) <= position  # (L,)
         embeddings = language_model.embed(newest.view(-1, 1))  # (B * W, 1, dim)
         parents = search.advance(language_model.step_at(embeddings, self._cache, position, is_read))  # (B, W)
-        # Each row goes on from the slots of the row that it extends: keys and values stay where they are.
+        # Each row takes over the slot numbers of the row that it extends: keys and values are not moved.
         slots.copy_(slots.gather(1, parents.unsqueeze(-1).expand_as(slots)))
 
     def _do(self, language_model: LanguageModel, key: Hashable, function: Callable[[], None]) -> None:

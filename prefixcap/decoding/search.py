@@ -38,7 +38,7 @@ class Search(ABC):
         running: (B,) bool, those that have not ended. The state of the others stays as it is.
         tokens: (B, *rows, M)
         width: W
-        capturable: whether `advance` leaves the host alone.
+        capturable: whether `advance` runs without waiting for values on the host.
     """
 
     def __init__(

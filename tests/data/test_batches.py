@@ -87,8 +87,8 @@ def test_batches_of_few_shapes_have_the_losses_and_gradients_of_the_usual_ones(k
         shapes.add(other.shape)
         values = [losses_and_gradients(batch) for batch in (one, other)]
         assert len(values[0]) > 10 and len(other.weights) >= int(other.weights.sum()) == len(one.targets)
-        for plain, found in zip(*values, strict=True):
-            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        for unpadded, padded in zip(*values, strict=True):
+            torch.testing.assert_close(padded, unpadded, rtol=1e-5, atol=1e-5)
     assert len(shapes) <= 4
     again = CaptionData(store, captioner, 6, num_workers=1, **KINDS[kind])
     again.fixed_shapes = True
