@@ -42,6 +42,7 @@ DATA = {  # captions and images
 STEPS = {40: 0.0063, 1280: 0.072}  # seconds of a captured step of ClipCap (a) by captions (docs/use/gpus.md)
 WORKERS, AHEAD = 8, 2  # processes for each GPU, and batches that each makes ahead
 COLD, PAUSE = 200, 0.05  # rows; seconds
+TIMED = 100  # batches that are timed, of images with five captions each
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=320, help="captions of a batch that is measured")
     parser.add_argument("--folder", type=Path, help="for the store, on the disk to measure")
     arguments = parser.parse_args()
+    if 5 * arguments.images < TIMED * arguments.batch:
+        fewest = TIMED * arguments.batch // 5
+        parser.error(f"{TIMED} batches of {arguments.batch} captions are timed: --images must be at least {fewest}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="input-pipeline-", dir=arguments.folder) as folder:
         store, size = Path(folder) / "store", arguments.batch
@@ -183,7 +187,7 @@ def measure(store: Path, size: int) -> Costs:
     read = (bytes_read() - before) / COLD
     embeddings[:].sum()  # now all is in the page cache
     drawn, seconds = batches(store, size, 0), []
-    for _ in range(100):
+    for _ in range(TIMED):
         start = time.perf_counter()
         next(drawn)
         seconds.append(time.perf_counter() - start)
