@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from prefixcap.commands.common.steps import call, slug, train_once, write_tables
+from prefixcap.commands.common.steps import call, markdown, slug, train_once, write_csv
 from prefixcap.errors import InputError
-from prefixcap.utils.files import read_json
+from prefixcap.utils.files import atomic_write_text, read_json
 
 RIGHT = "right attributes"  # of the small world: the share of captions in which every word is true
 METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -169,7 +169,9 @@ def main(
     plan = Comparison(source, target, train or [], evaluate or [], folder)
     scores = {name: [score(SYSTEMS[name], name, plan, seed) for seed in seeds] for name in systems}
     rows = table(scores, PUBLISHED.get((source, target), {}))
-    text = write_tables(folder, rows)
+    text = markdown(rows)
+    atomic_write_text(folder / "table.md", text)
+    write_csv(folder / "table.csv", rows)
     print(f"\n{source} to {target}, {len(seeds)} seeds\n\n{text}\nwritten to {folder}/table.md and .csv")
 
 

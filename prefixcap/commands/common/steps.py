@@ -15,18 +15,18 @@ from prefixcap.errors import InputError
 from prefixcap.utils.files import as_cell, atomic_write_text, read_json
 from prefixcap.utils.hardware import describe_machine
 
-TRAINING = "training.json"
+TIMING = "timing.json"
 
 
 @dataclass
-class Training:
-    """How long a run was trained, and on what; kept in its folder.
+class Timing:
+    """How long a step took, and on what; kept in its folder.
 
     Attributes:
-        sessions: when each process started and ended, in seconds since 1970; of one that was killed, when it wrote the
-            last checkpoint, as what it did afterwards was lost.
+        sessions: when each process started and ended, in seconds since 1970; of one that was killed, when it last kept
+            a part of its work, as what it did afterwards was lost.
         machine: that of the last session.
-        finished: whether the training ended by itself.
+        finished: whether the last process ended by itself.
     """
 
     sessions: list[list[float]] = field(default_factory=list)
@@ -35,21 +35,44 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """All sessions together, with start-up and validation."""
+        """All sessions together, with start-up."""
         return sum(end - start for start, end in self.sessions)
 
     @classmethod
-    def read(cls, run: Path) -> "Training":
-        """What is known of the run in a folder: nothing if there is none."""
-        file = run / TRAINING
+    def read(cls, folder: Path) -> "Timing":
+        """What is known of the step in a folder. Raises InputError if the file is damaged."""
+        file = folder / TIMING
         return cls(**read_json(file)) if file.exists() else cls()
 
-    def write(self, run: Path) -> None:
-        """Keep it in the folder of the run. Raises InputError if it cannot be written."""
-        atomic_write_text(run / TRAINING, json.dumps(asdict(self)) + "\n")
+
+def run_once(folder: Path, command: str, options: Sequence[str], progress: Path) -> Timing:
+    """Run a command that writes into a folder, unless it has finished before.
+
+    Args:
+        folder: of the step.
+        command: a command of `prefixcap`.
+        options: of the command.
+        progress: the file in which it keeps what is done.
+
+    Raises:
+        InputError: the command failed, or the folder cannot be written to.
+    """
+    timing = Timing.read(folder)
+    if timing.finished:
+        return timing
+    if timing.sessions and progress.exists():
+        timing.sessions[-1][1] = max(timing.sessions[-1][1], progress.stat().st_mtime)
+    start = time.time()
+    timing.machine = describe_machine()
+    timing.sessions.append([start, start])
+    atomic_write_text(folder / TIMING, json.dumps(asdict(timing)) + "\n")
+    call(command, *options)
+    timing.sessions[-1][1], timing.finished = time.time(), True
+    atomic_write_text(folder / TIMING, json.dumps(asdict(timing)) + "\n")
+    return timing
 
 
-def train_once(run: Path, *options: str, command: str = "train") -> Training:
+def train_once(run: Path, *options: str, command: str = "train") -> Timing:
     """Train in a folder, unless that was done; a training that was stopped continues from its last checkpoint.
 
     Args:
@@ -60,21 +83,10 @@ def train_once(run: Path, *options: str, command: str = "train") -> Training:
     Raises:
         InputError: the training failed, or the folder cannot be written to.
     """
-    training, last = Training.read(run), run / "checkpoints" / "last.ckpt"
-    if training.finished:
-        return training
-    if last.exists() and training.sessions:
-        training.sessions[-1][1] = max(training.sessions[-1][1], last.stat().st_mtime)
-    start = time.time()
-    training.machine = describe_machine()
-    training.sessions.append([start, start])
-    training.write(run)
-    # train-lm continues by itself when it is given the same options again
-    continued = last.exists() and command == "train"
-    call(command, *([f"ckpt={last}"] if continued else [*options, f"run_dir={run}"]))
-    training.sessions[-1][1], training.finished = time.time(), True
-    training.write(run)
-    return training
+    last = run / "checkpoints" / "last.ckpt"
+    if last.exists() and command == "train":  # train-lm continues when it is given the same options again
+        return run_once(run, command, [f"ckpt={last}"], last)
+    return run_once(run, command, [*options, f"run_dir={run}"], last)
 
 
 def call(command: str, *options: str) -> None:
@@ -89,13 +101,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name)
 
 
-def write_tables(folder: Path, rows: Sequence[Sequence[str]]) -> str:
-    """Write rows, the first of which is the head, to `table.md` and `table.csv`; return the Markdown."""
-    text, lines = markdown(rows), io.StringIO()
-    atomic_write_text(folder / "table.md", text)
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write rows, the first of which is the head, as CSV. Raises InputError if the file cannot be written."""
+    lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(map(as_cell, row) for row in rows)
-    atomic_write_text(folder / "table.csv", lines.getvalue())
-    return text
+    atomic_write_text(path, lines.getvalue())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
