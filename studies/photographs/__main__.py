@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from prefixcap.errors import InputError
-from studies.photographs.rows import ROWS
+from studies.photographs.rows import METRICS, ROWS
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", default=list(ROWS), help="these rows alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="of what is trained (default: 0; text only: 0 1 2)")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=METRICS, help="of the table (default: all that can be computed here)"
+    )
     parser.add_argument("--pairs", action="store_true", help="also test the papers' orderings, by paired bootstrap")
     parser.add_argument("--data", type=Path, default=DATA, help="the shared data (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/photographs"), help="of the runs and tables")
@@ -47,10 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Compute the rows, and print the table as it stands after each."""
-    from studies.photographs.study import Study  # imports torch: after the options are checked
+    from studies.photographs.study import Study, available  # imports torch: after the options are checked
 
     seeds = tuple(given.seeds) if given.seeds else None
-    study = Study(given.data, given.folder, seeds, tuple(given.train), tuple(given.evaluate))
+    options = {"train": tuple(given.train), "evaluate": tuple(given.evaluate)}
+    study = Study(given.data, given.folder, seeds, **options, metrics=tuple(given.metrics or available()))
     study.make_inputs(given.only)
     for number, name in enumerate(given.only, start=1):
         study.evaluations(name)

@@ -22,8 +22,9 @@ from prefixcap.metrics.metric import Score, Statistics, mean
 from prefixcap.metrics.significance import confidence_interval, paired_test
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import atomic_write_text, read_json
+from studies.photographs.rows import METRICS as METRICS_OF_TABLE
 
-METRIC = {"BLEU-4": "BLEU", "METEOR": "METEOR", "CIDEr": "CIDEr", "SPICE": "SPICE"}
+METRIC = dict(zip(("BLEU-4", "METEOR", "CIDEr", "SPICE"), METRICS_OF_TABLE, strict=True))
 """The metric of each score in the table."""
 SIMILARITY = "similarity"
 COLUMNS = (*METRIC, SIMILARITY)
@@ -80,14 +81,14 @@ def difference(first: Sequence[Path], second: Sequence[Path], column: str) -> tu
         KeyError: one of the rows has no such score.
         InputError: they have different numbers of images.
     """
-    both = []
+    both: list[Statistics] = []
     for folders in (first, second):
         parts = [statistics(folder, column) for folder in folders]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             raise KeyError(column)
         both.append(over_seeds(known))
-    test = paired_test(score_of(column), *both)
+    test = paired_test(score_of(column), both[0], both[1])
     low, high = test.interval[0].tolist()
     return Value(float(test.difference[0]), low, high), float(test.p_value[0])
 

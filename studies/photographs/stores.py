@@ -19,7 +19,7 @@ from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.utils.files import read_json
 
 COCO_FILES = ("coco_karpathy_val.json", "coco_karpathy_test.json")
-COCO_VAL = 500  # images whose captions choose the checkpoint of a captioner that learns from COCO's
+COCO_VAL = 0.05  # share of the images whose captions choose the checkpoint of a captioner that learns from COCO's
 AT_ONCE = 8192  # rows through a head
 
 
@@ -39,7 +39,9 @@ def make_flickr8k(store: Path, data: Path, encoder: Encoder) -> None:
     for file in (captions, images, texts):
         require(file)
         job.update(file.read_bytes())
-    writer = StoreWriter(store, encoder.identity, f"features in {data}", data / "test_images", job.hexdigest(), shards=1)
+    writer = StoreWriter(
+        store, encoder.identity, f"features in {data}", data / "test_images", job.hexdigest(), shards=1
+    )
     if writer.finished():
         return
     records = list(flickr8k_records(data))
@@ -92,11 +94,11 @@ def make_coco(store: Path, data: Path, encoder: Encoder) -> None:
 
 def coco_records(data: Path) -> list[ImageRecord]:
     """The images of Karpathy's val and test splits, without files: some drawn at random as "val", the rest "train"."""
-    entries = [(file, entry) for file in COCO_FILES for entry in read_json(require(data / file))]
-    drawn = set(np.random.default_rng(0).permutation(len(entries))[:COCO_VAL].tolist())
+    entries = [entry for file in COCO_FILES for entry in read_json(require(data / file))]
+    drawn = set(np.random.default_rng(0).permutation(len(entries))[: round(COCO_VAL * len(entries))].tolist())
     return [
         ImageRecord(number, "", "val" if number in drawn else "train", tuple(map(clean_caption, entry["captions"])))
-        for number, (_, entry) in enumerate(entries)
+        for number, entry in enumerate(entries)
     ]
 
 

@@ -20,8 +20,8 @@ from studies.photographs.stores import make_coco, make_flickr8k, training_captio
 
 HEAD = ["", "captioner", *COLUMNS, "distinct", "training, s", "captioning, s", "on"]
 NOTES = """
-±: half of a 95% confidence interval, by bootstrap over images; of several seeds the mean. Similarity: the mean cosine of
-photograph and caption in the encoder's space. Distinct: different captions. Seconds include start-up, validation and
+±: half of a 95% confidence interval, by bootstrap over images; of several seeds the mean. Similarity: the mean cosine
+of photograph and caption in the encoder's space. Distinct: different captions. Seconds include start-up, validation and
 scoring. People: each caption against the other four of its photograph.
 """
 
@@ -36,6 +36,7 @@ class Study:
         seeds: of what is trained; None: those of each row.
         train: further options of every training.
         evaluate: further options of every evaluation.
+        metrics: of the table; evaluations that lack one are scored again.
 
     Raises:
         InputError: the folder holds a study with other options.
@@ -46,6 +47,7 @@ class Study:
     seeds: tuple[int, ...] | None = None
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = tuple(METRIC.values())
 
     def __post_init__(self) -> None:
         file, options = self.folder / "options.json", {"train": [*self.train], "evaluate": [*self.evaluate]}
@@ -93,7 +95,7 @@ class Study:
     def evaluated(self, name: str, seed: int) -> Path:
         """Train and evaluate a row, unless that was done; return the folder of the evaluation."""
         row, run, folder = ROWS[name], self.run(name, seed), self.folder / "eval" / f"{name}-{seed}"
-        metrics, out = f"metrics=[{','.join(available())}]", f"out={folder}"
+        metrics, out = f"metrics=[{','.join(self.metrics)}]", f"out={folder}"
         if row.same_as and row.images_of:
             captions = read_json(self.evaluated(row.same_as, seed) / "captions.json")
             wanted = {entry["image_id"] for entry in read_json(self.evaluated(row.images_of, seed) / "captions.json")}
@@ -107,7 +109,7 @@ class Study:
             options += [option.replace("RUN", str(run)) for option in row.evaluate]
             options += [*IMAGES, *self.evaluate, metrics, out]
             run_once(folder, "eval", options, folder / "written.jsonl")
-        if any(column not in read_json(folder / "metrics.json") for column in METRIC if METRIC[column] in available()):
+        if any(column not in read_json(folder / "metrics.json") for column in METRIC if METRIC[column] in self.metrics):
             call("eval", f"captions={folder / 'captions.json'}", *IMAGES, metrics, "subset=true", out)
         write_similarity(folder, FeatureStore(FLICKR8K), self.encoder)
         return folder
@@ -201,8 +203,9 @@ def csv_head() -> list[str]:
 
 def csv_cells(values: dict[str, Value]) -> list[str]:
     """The cells of the scores; empty where there is none."""
+    known = [values.get(column) for column in COLUMNS]
     return [
-        f"{number:.6f}" if column in values else ""
-        for column in COLUMNS
-        for number in ((v := values.get(column, Value(0, 0, 0))).score, v.low, v.high)
+        "" if value is None else f"{number:.6f}"
+        for value in known
+        for number in ((value.score, value.low, value.high) if value else (0.0, 0.0, 0.0))
     ]
