@@ -1,7 +1,7 @@
 """Captions of photographs under free licences, as the README shows them: `python docs/photographs.py` writes them anew.
 
-The photographs are those of the table in `docs/photographs/README.md`, which says how they were chosen. They are captioned
-by the captioner that comes with the package, or by another, as in `python docs/photographs.py best.ckpt`.
+The photographs are those of the table in `docs/photographs/README.md`, which says how they were chosen. They are
+captioned by the captioner that comes with the package, or by another, as in `python docs/photographs.py best.ckpt`.
 """
 
 import html
