@@ -10,6 +10,7 @@ from pathlib import Path
 from prefixcap.commands.common.steps import Timing, call, markdown, run_once, train_once, write_csv
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
+from prefixcap.metrics import METRICS
 from prefixcap.metrics.spice_setup import is_set_up
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import atomic_write_text, read_json
@@ -21,8 +22,8 @@ from studies.photographs.stores import make_coco, make_flickr8k, training_captio
 HEAD = ["", "captioner", *COLUMNS, "distinct", "training, s", "captioning, s", "on"]
 NOTES = """
 ±: half of a 95% confidence interval, by bootstrap over images; of several seeds the mean. Similarity: the mean cosine
-of photograph and caption in the encoder's space. Distinct: different captions. Seconds include start-up, validation and
-scoring. People: each caption against the other four of its photograph.
+of photograph and caption in the encoder's space. Distinct: different captions. Seconds include start-up, and
+validation. People: each caption against the other four of its photograph.
 """
 
 
@@ -107,7 +108,8 @@ class Study:
                 self.trained(name, seed)
             options = [f"ckpt={best(run)}"] if row.train and row.command == "train" else []
             options += [option.replace("RUN", str(run)) for option in row.evaluate]
-            options += [*IMAGES, *self.evaluate, metrics, out]
+            quick = [metric for metric in self.metrics if not METRICS[metric].runs_java]  # the rest is not timed
+            options += [*IMAGES, *self.evaluate, f"metrics=[{','.join(quick)}]", out]
             run_once(folder, "eval", options, folder / "written.jsonl")
         if any(column not in read_json(folder / "metrics.json") for column in METRIC if METRIC[column] in self.metrics):
             call("eval", f"captions={folder / 'captions.json'}", *IMAGES, metrics, "subset=true", out)
@@ -120,7 +122,8 @@ class Study:
 
     def write_table(self, names: Sequence[str]) -> str:
         """Write `table.md` and `table.csv` of the rows; return the Markdown."""
-        rows, cells = [HEAD], [csv_head()]
+        rows: list[list[str]] = [HEAD]
+        cells: list[list[str | float]] = [[*csv_head()]]
         complete = next((name for name in names if is_complete(self.evaluations(name)[0])), None)
         if complete:
             self._add(rows, cells, ["", "people"], people(self.evaluations(complete)[0], FeatureStore(FLICKR8K)), None)
@@ -139,16 +142,21 @@ class Study:
         return text
 
     def _add(
-        self, rows: list[list[str]], cells: list[list[str]], head: list[str], scores: Scores, name: str | None
+        self,
+        rows: list[list[str]],
+        cells: list[list[str | float]],
+        head: list[str],
+        scores: Scores,
+        name: str | None,
     ) -> None:
         """Add a row to the Markdown and to the CSV."""
         training, captioning, machine = self.timings(name) if name else (None, None, "")
         seconds = ["-" if time is None else f"{time:,.0f}" for time in (training, captioning)]
         values = [str(scores.values[column]) if column in scores.values else "-" for column in COLUMNS]
         rows.append([*head, *values, f"{scores.distinct:,.0f}", *seconds, machine or "-"])
-        exact = ["" if time is None else f"{time:.1f}" for time in (training, captioning)]
+        exact = ["" if time is None else round(time, 1) for time in (training, captioning)]
         seeds = json.dumps(scores.seeds) if scores.seeds else ""
-        cells.append([*head, *csv_cells(scores.values), f"{scores.distinct:.1f}", *exact, machine, seeds])
+        cells.append([*head, *csv_cells(scores.values), round(scores.distinct, 1), *exact, machine, seeds])
 
     def timings(self, name: str) -> tuple[float | None, float, str]:
         """Seconds of training and of captioning, the mean over seeds, and the machine."""
@@ -162,7 +170,7 @@ class Study:
     def write_pairs(self, names: Sequence[str]) -> str:
         """Write `pairs.md` and `pairs.csv`: tests of the orderings of the papers; return the Markdown."""
         rows = [["first", "second", *(f"{column}: first - second, p" for column in ("BLEU-4", "CIDEr", "similarity"))]]
-        cells = [["first", "second", "score", "difference", "low", "high", "p"]]
+        cells: list[list[str | float]] = [["first", "second", "score", "difference", "low", "high", "p"]]
         for first, second in PAIRS:
             if first not in names or second not in names:
                 continue
@@ -170,8 +178,8 @@ class Study:
             for column in ("BLEU-4", "CIDEr", "similarity"):
                 value, p_value = difference(self.evaluations(first), self.evaluations(second), column)
                 rows[-1].append(f"{value.score:+.3f} ± {(value.high - value.low) / 2:.3f}, {p_value:.3f}")
-                exact = (value.score, value.low, value.high, p_value)
-                cells.append([first, second, column, *(f"{number:.4f}" for number in exact)])
+                numbers = (value.score, value.low, value.high, p_value)
+                cells.append([first, second, column, *(round(number, 6) for number in numbers)])
         text = markdown(rows)
         atomic_write_text(self.folder / "pairs.md", text)
         write_csv(self.folder / "pairs.csv", cells)
@@ -201,11 +209,11 @@ def csv_head() -> list[str]:
     return ["part", "captioner", *scores, "distinct", "training seconds", "captioning seconds", "machine", "by seed"]
 
 
-def csv_cells(values: dict[str, Value]) -> list[str]:
+def csv_cells(values: dict[str, Value]) -> list[str | float]:
     """The cells of the scores; empty where there is none."""
     known = [values.get(column) for column in COLUMNS]
     return [
-        "" if value is None else f"{number:.6f}"
+        "" if value is None else round(number, 6)
         for value in known
         for number in ((value.score, value.low, value.high) if value else (0.0, 0.0, 0.0))
     ]

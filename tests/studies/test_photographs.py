@@ -73,19 +73,8 @@ def test_the_table_says_what_the_evaluations_say(
     """Over 20 s on a busy machine: it opens both networks of the encoder, trains, and evaluates three times."""
     monkeypatch.chdir(data.parent)
     few = ["trainer.max_epochs=1", "lm.scratch={n_layer: 1}", "val_max_tokens=8", "+trainer.enable_progress_bar=false"]
-    options = [
-        "--only",
-        "clipre",
-        "baseline",
-        "decap",
-        "--seeds",
-        "1",
-        "--data",
-        str(data),
-        "--metrics",
-        "BLEU",
-        "CIDEr",
-    ]
+    options = ["--only", "clipre", "baseline", "decap", "--seeds", "1", "--data", str(data)]
+    options += ["--metrics", "BLEU", "CIDEr"]
     options += ["--pairs", "--train", *few, "--evaluate", "decode.max_tokens=8"]
     main(options)
     printed = capsys.readouterr().out

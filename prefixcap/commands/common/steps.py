@@ -101,7 +101,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name)
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+def write_csv(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
     """Write rows, the first of which is the head, as CSV. Raises InputError if the file cannot be written."""
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(map(as_cell, row) for row in rows)
