@@ -108,7 +108,7 @@ class Study:
                 self.trained(name, seed)
             options = [f"ckpt={best(run)}"] if row.train and row.command == "train" else []
             options += [option.replace("RUN", str(run)) for option in row.evaluate]
-            quick = [metric for metric in self.metrics if not METRICS[metric].runs_java]  # the rest is not timed
+            quick = [metric for metric in self.metrics if not METRICS[metric].runs_java] or ["BLEU"]
             options += [*IMAGES, *self.evaluate, f"metrics=[{','.join(quick)}]", out]
             run_once(folder, "eval", options, folder / "written.jsonl")
         if any(column not in read_json(folder / "metrics.json") for column in METRIC if METRIC[column] in self.metrics):
