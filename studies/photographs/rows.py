@@ -9,7 +9,6 @@ from typing import Literal
 
 FLICKR8K, COCO = Path("stores/flickr8k-photo"), Path("stores/coco_text-photo")
 SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
-INPUTS = (FLICKR8K, COCO, SMALL, SMOLLM2)
 
 IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
 SEEDS = (0, 1, 2)
@@ -32,7 +31,7 @@ class Row:
         start: the row from whose best checkpoint self-critical training starts.
         same_as: score the captions of this row, and nothing else, ...
         images_of: ... for the images that this row captions.
-        needs: those of `INPUTS` that it reads, besides Flickr8k.
+        needs: the store of COCO's captions and the language models that it reads.
         seeds: random seeds, unless --seeds gives others; one where nothing is random.
     """
 
@@ -46,11 +45,6 @@ class Row:
     images_of: str | None = None
     needs: tuple[Path, ...] = ()
     seeds: tuple[int, ...] = (0,)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether anything is trained, so that a seed changes the captions."""
-        return bool(self.train)
 
 
 def supervised() -> dict[str, Row]:

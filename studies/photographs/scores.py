@@ -9,6 +9,7 @@ Shapes: n images; s seeds; k statistics of an image, see `prefixcap.metrics.Metr
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,9 @@ class Scores:
     distinct: float
 
 
-def read_scores(folders: Sequence[Path]) -> Scores:
-    """The scores of a row from the folders of its evaluations, all of the same images."""
+@cache
+def read_scores(folders: tuple[Path, ...]) -> Scores:
+    """The scores of a row from the folders of its evaluations, all of the same images; kept, as intervals take long."""
     values: dict[str, Value] = {}
     seeds: dict[str, list[float]] = {}
     for column in COLUMNS:
@@ -74,11 +76,12 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(values, seeds, float(distinct))
 
 
-def difference(first: Sequence[Path], second: Sequence[Path], column: str) -> tuple[Value, float]:
+def difference(first: Sequence[Path], second: Sequence[Path], column: str) -> tuple[Value, float] | None:
     """The first row's score minus the second's, with its interval, and the p-value; by their folders.
 
+    None: one of the rows has no such score.
+
     Raises:
-        KeyError: one of the rows has no such score.
         InputError: they have different numbers of images.
     """
     both: list[Statistics] = []
@@ -86,7 +89,7 @@ def difference(first: Sequence[Path], second: Sequence[Path], column: str) -> tu
         parts = [statistics(folder, column) for folder in folders]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
-            raise KeyError(column)
+            return None
         both.append(over_seeds(known))
     test = paired_test(score_of(column), both[0], both[1])
     low, high = test.interval[0].tolist()

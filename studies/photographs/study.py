@@ -116,9 +116,9 @@ class Study:
         write_similarity(folder, FeatureStore(FLICKR8K), self.encoder)
         return folder
 
-    def evaluations(self, name: str) -> list[Path]:
+    def evaluations(self, name: str) -> tuple[Path, ...]:
         """The folders of a row's evaluations, one for each seed."""
-        return [self.evaluated(name, seed) for seed in self.seeds_of(ROWS[name])]
+        return tuple(self.evaluated(name, seed) for seed in self.seeds_of(ROWS[name]))
 
     def write_table(self, names: Sequence[str]) -> str:
         """Write `table.md` and `table.csv` of the rows; return the Markdown."""
@@ -176,7 +176,11 @@ class Study:
                 continue
             rows.append([first, second])
             for column in ("BLEU-4", "CIDEr", "similarity"):
-                value, p_value = difference(self.evaluations(first), self.evaluations(second), column)
+                tested = difference(self.evaluations(first), self.evaluations(second), column)
+                if tested is None:
+                    rows[-1].append("-")
+                    continue
+                value, p_value = tested
                 rows[-1].append(f"{value.score:+.3f} ± {(value.high - value.low) / 2:.3f}, {p_value:.3f}")
                 numbers = (value.score, value.low, value.high, p_value)
                 cells.append([first, second, column, *(round(number, 6) for number in numbers)])

@@ -118,17 +118,19 @@ def test_scores_are_the_mean_of_seeds(tmp_path: Path) -> None:
         evaluations.append(evaluate(captions, references, ["BLEU", "CIDEr"]))
         folders.append(tmp_path / str(seed))
         evaluations[-1].write(folders[-1], "test")
-    scores, single = read_scores(folders[:2]), read_scores(folders[:1])
+    scores, single = read_scores((*folders[:2],)), read_scores((folders[0],))
     for name in ("BLEU-4", "CIDEr"):
         corpus = [evaluation.scores.corpus[name] for evaluation in evaluations]
         assert scores.values[name].score == pytest.approx(np.mean(corpus[:2]))
         assert scores.seeds[name] == pytest.approx(corpus[:2])
         bounds = (single.values[name].low, single.values[name].high)
         assert bounds == pytest.approx(evaluations[0].intervals[name])
-        value, _ = difference(folders[:2], folders[2:], name)
-        assert value.score == pytest.approx(np.mean(corpus[:2]) - np.mean(corpus[2:]))
+        tested = difference(folders[:2], folders[2:], name)
+        assert tested is not None and tested[0].score == pytest.approx(np.mean(corpus[:2]) - np.mean(corpus[2:]))
     one, other = (evaluation.scores.statistics["CIDEr"] for evaluation in evaluations[:2])
-    value, p_value = difference(folders[:1], folders[1:2], "CIDEr")
+    tested = difference(folders[:1], folders[1:2], "CIDEr")
+    assert tested is not None and difference(folders[:1], folders[1:2], "METEOR") is None
+    value, p_value = tested
     expected = paired_test(METRICS["CIDEr"].score, one, other)
     assert (value.low, value.high) == pytest.approx(tuple(expected.interval[0]))
     assert p_value == pytest.approx(expected.p_value[0])
