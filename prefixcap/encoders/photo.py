@@ -143,11 +143,13 @@ class Head(nn.Module):
         super().__init__()
         hidden, features = weights["up.weight"].shape
         dim = len(weights["skip.weight"])
-        self.norm = nn.LayerNorm(features)
-        self.up, self.down, self.skip = nn.Linear(features, hidden), nn.Linear(hidden, dim), nn.Linear(features, dim)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
-        self.load_state_dict({"mean": self.mean, "std": self.std, **weights})
+        with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+            self.norm, self.up = nn.LayerNorm(features), nn.Linear(features, hidden)
+            self.down, self.skip = nn.Linear(hidden, dim), nn.Linear(features, dim)
+            self.register_buffer("mean", torch.empty(features))
+            self.register_buffer("std", torch.empty(features))
+        unchanged = {"mean": torch.zeros(features), "std": torch.ones(features)}
+        self.load_state_dict({**unchanged, **weights}, assign=True)
 
     def forward(self, features: Tensor) -> Tensor:
         features = (features - self.mean) / self.std
@@ -220,7 +222,7 @@ def _efficientnet(file: Path) -> nn.Module:
     """EfficientNet-Lite2 without its classifier: (batch, 3, 260, 260) -> (batch, 1280, 9, 9)."""
     from timm.models.efficientnet import tf_efficientnet_lite2
 
-    with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+    with torch.device("meta"):  # as in Head
         network = tf_efficientnet_lite2(pretrained=False, num_classes=0, global_pool="")
     blocks = [(stage, number) for stage, blocks in enumerate(network.blocks) for number in range(len(blocks))]
     published: dict[str, Tensor] = open_weights(file)
