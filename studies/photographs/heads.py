@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = read_splits(given.data)
     images = splits["train"].images
     mean, std = images.mean(dim=0), images.std(dim=0) + 1e-3
-    split = Split((images - mean) / std, splits["train"].captions)
-    pair = train(split, given.epochs, given.batch, given.each, given.learning_rate, given.scale, given.seed)
+    standardised = Split((images - mean) / std, splits["train"].captions)
+    pair = train(standardised, given.epochs, given.batch, given.each, given.learning_rate, given.scale, given.seed)
     write_heads(given.out, pair, mean, std)
     print(f"{given.out}, {given.out.stat().st_size / 1e6:.1f} MB, after {time.perf_counter() - start:.0f} s")
     for name, file in {"written": given.out, "in the package": HEADS}.items():
@@ -177,7 +177,8 @@ def clip_loss(scores: Tensor) -> Tensor:
     right = scores[own].unflatten(0, (len(scores), -1))  # (images, captions of each)
     wrong = scores.masked_fill(own, -torch.inf).logsumexp(dim=1, keepdim=True)
     to_text = (torch.logaddexp(wrong, right) - right).mean()
-    return (to_text + F.cross_entropy(scores.T, image_of)) / 2
+    loss: Tensor = (to_text + F.cross_entropy(scores.T, image_of)) / 2
+    return loss
 
 
 @torch.inference_mode()
