@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=2, help="captions of each photograph in a batch")
     parser.add_argument("--batch", type=int, default=500, help="photographs")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--scale", type=float, default=20.0, help="of cosines in the softmax, at the start; learned")
+    parser.add_argument("--scale", type=float, default=15.0, help="of cosines in the softmax, at the start; learned")
     parser.add_argument("--seed", type=int, default=0, help="of weights, dropout and order")
     given = parser.parse_args(arguments)
     start = time.perf_counter()
