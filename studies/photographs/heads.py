@@ -10,8 +10,8 @@ random, and while one is compared with the captions of other photographs, the ot
 the heads overfit, hence dropout on features and hidden layers, weight decay, and an exponential moving average of the
 weights. It is written in float16, with the mean and the standard deviation of the image features in float32.
 
-Features and captions are those of shared/data/flickr8k. Retrieval is printed of validation and test, beside that of the
-heads in the package: Recall@1, 5 and 10 of the photographs of a split among all their captions and back, and the mean
+Features and captions are those of shared/data/flickr8k. Retrieval is printed of validation and test, beside that of
+other heads: Recall@1, 5 and 10 of the photographs of a split among all their captions and back, and the mean
 cosine of a photograph and its own captions. Options were chosen on the validation split (docs/methods/photographs.md).
 """
 
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED / "flickr8k", help="features, captions.json")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--beside", type=Path, default=HEADS, help="heads to compare with (default: the package's)")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--each", type=int, default=2, help="captions of each photograph in a batch")
     parser.add_argument("--batch", type=int, default=500, help="photographs")
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pair = train(standardised, given.epochs, given.batch, given.each, given.learning_rate, given.scale, given.seed)
     write_heads(given.out, pair, mean, std)
     print(f"{given.out}, {given.out.stat().st_size / 1e6:.1f} MB, after {time.perf_counter() - start:.0f} s")
-    for name, file in {"written": given.out, "in the package": HEADS}.items():
+    for name, file in {"written": given.out, "beside": given.beside}.items():
         for split in ("val", "test"):
             report(f"{name}, {split}", recalls(splits[split], read_heads(file)))
 
