@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_packages_and_the_configuration(wheel: zipfile.ZipFi
 
 
 def test_the_sdist_holds_what_the_tests_need(sdist: Path) -> None:
-    expected = set().union(*(files_below(ROOT / name) for name in (*PACKAGES, "conf", "tests", "benchmarks")))
+    expected = set().union(*(files_below(ROOT / name) for name in (*PACKAGES, "conf", "tests", "benchmarks", "studies")))
     expected |= {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "train.py", "eval.py"}
     assert not {name for name in expected if not (sdist / name).is_file()}
 
