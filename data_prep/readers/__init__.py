@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from data_prep.readers.coco import read_coco
 from data_prep.readers.demo import read_demo, read_other_demo
+from data_prep.readers.flickr8k import read_flickr8k, read_flickr8k_text
 from data_prep.readers.folder import read_folder
 from data_prep.readers.img2dataset import read_img2dataset
 from data_prep.readers.karpathy import read_karpathy
@@ -20,6 +21,8 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "coco": read_coco,
     "demo": read_demo,
     "demo_other": read_other_demo,
+    "flickr8k": read_flickr8k,
+    "flickr8k_text": read_flickr8k_text,
     "folder": read_folder,
     "img2dataset": read_img2dataset,
     "karpathy": read_karpathy,

@@ -58,7 +58,7 @@ class Columns:
         return Row(where, image, captions, values[self.split] if self.split is not None else None)
 
 
-def read_rows(path: Path, with_image: bool = True) -> Iterator[Row]:
+def read_rows(path: Path, with_image: bool = True, commas_in_captions: bool = False) -> Iterator[Row]:
     """The rows of a table, or of a `.jsonl` or `.json` file.
 
     Args:
@@ -69,6 +69,8 @@ def read_rows(path: Path, with_image: bool = True) -> Iterator[Row]:
             header has them. `.jsonl`: an object a line with such keys. `.json`: a list of such objects, or an object
             with captions by the names of images.
         with_image: whether an image column is required; False: only captions are read, from a column of that name.
+        commas_in_captions: whether all that follows the first delimiter is the caption where a table has two columns,
+            even without quotation marks.
 
     Raises:
         InputError: the file cannot be read, lacks a column, or has a row that tells that a quote is missing.
@@ -79,7 +81,7 @@ def read_rows(path: Path, with_image: bool = True) -> Iterator[Row]:
     elif suffix == ".json":
         yield from _json_rows(path, with_image)
     elif suffix in TABLES:
-        yield from _table_rows(path, with_image)
+        yield from _table_rows(path, with_image, commas_in_captions)
     else:
         raise InputError(f"{path} must be a .csv, .tsv or .jsonl file, or one of .txt, .token and .json")
 
@@ -125,7 +127,7 @@ class Form:
     has_header: bool = True
 
 
-def _table_rows(path: Path, with_image: bool) -> Iterator[Row]:
+def _table_rows(path: Path, with_image: bool, commas_in_captions: bool) -> Iterator[Row]:
     text = read_text(path)
     form = _form_of(path, text.lstrip("\r\n").partition("\n")[0], with_image)
     reader = csv.reader(
@@ -144,6 +146,8 @@ def _table_rows(path: Path, with_image: bool) -> Iterator[Row]:
         for cells in rows:
             line = reader.line_num
             where = f"{path}, line {line}"
+            if commas_in_captions and len(cells) > len(form.names) == 2 and form.columns.captions == form.names[1:]:
+                cells = [cells[0], form.delimiter.join(cells[1:])]
             if len(cells) == len(form.names):
                 yield form.columns.row(where, dict(zip(form.names, cells, strict=True)), _in_cell)
                 continue

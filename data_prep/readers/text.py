@@ -65,8 +65,6 @@ def read_text(
         [(0, 'A red star.'), (1, 'A blue circle.')]
     """
     check_shares(val_share, 0.0)
-    if max_words is not None and (not isinstance(max_words, int) or max_words < 1):
-        raise InputError(f"max_words must be an integer of at least 1, or null, not {max_words!r}")
     rules = SentenceRules(split_name(split), val_share, max_words)
     patterns = [files] if isinstance(files, str | Path) else list(files)
     paths = list(dict.fromkeys(path for pattern in patterns for path in _matching(Path(pattern))))
@@ -99,12 +97,19 @@ class SentenceRules:
 
     Attributes:
         complete: no other sentences follow, so at least one must go to "val" if that has a share.
+
+    Raises:
+        InputError: `max_words` is no such number.
     """
 
     split: str
     val_share: float
     max_words: int | None
     complete: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_words is not None and (not isinstance(self.max_words, int) or self.max_words < 1):
+            raise InputError(f"max_words must be an integer of at least 1, or null, not {self.max_words!r}")
 
     def apply(self, file: str, sentences: Iterable[Sentence]) -> tuple[list[ImageRecord], list[Skipped]]:
         """The records of sentences of a file, and what is left out."""

@@ -327,7 +327,7 @@ JUNK = [b'"', b"\n", b"\r", b"\0", b"\xff", b",", b";", b"|", b"\t", b"[", b"{",
 def damaged(text: str, draw: random.Random) -> bytes:
     data = bytearray(text.encode())
     for _ in range(draw.choice([1, 2, 5])):
-        place = draw.randrange(len(data))
+        place = draw.randrange(len(data) or 1)
         junk = draw.choice(
             [b'"', b"\n", b"\r", b"\0", b"\xff", b",", b";", b"|", b"\t", b"[", b"{", b"\\", b"../", b"nan"]
         )
