@@ -28,7 +28,7 @@ LAYERS = [  # from the top down
     ["checkpoints", "textonly", "pipeline"],
     ["model", "decoding", "sampling", "reranking", "metrics"],
     ["mappers", "language", "encoders", "noise", "store"],
-    ["packing", "losses", "weights", "features", "demo", "version"],
+    ["packing", "losses", "weights", "features", "demo", "photos", "version"],
     ["utils"],
     ["errors", "renamed"],
 ]

@@ -1,15 +1,19 @@
 """The model card of a shared captioner: what it is, how it was trained, its scores, and how to load it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, Field
 
 import prefixcap
+from prefixcap.errors import InputError
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import read_json, read_text
+from prefixcap.utils.validation import validate
 
 TRAINING = {
     "objective": "model.objective",
@@ -68,6 +72,51 @@ def _scores(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
         last_word = file.parent.name.rpartition("-")[2]  # the checkpoint, if it is not "best"
         if (last_word if last_word in others else "best") == checkpoint:
             scores[file.parent.name] = read_json(file)
+    return scores
+
+
+class _Metric(BaseModel):
+    name: str
+    value: float
+
+
+class _Evaluation(BaseModel):
+    """A result on the hub's cards; other keys are not read."""
+
+    class Dataset(BaseModel):
+        name: str
+
+    dataset: Dataset
+    metrics: list[_Metric]
+
+
+class _Card(BaseModel):
+    class Model(BaseModel):
+        results: list[_Evaluation] = []
+
+    models: Annotated[list[Model], Field(alias="model-index")] = []
+
+
+def scores_on_card(card: Path) -> dict[str, dict[str, float]]:
+    """The scores in a model card's front matter, by evaluation and metric; none if it has no front matter.
+
+    Raises:
+        InputError: it is no YAML, or the scores are not as the hub has them.
+    """
+    parts = re.split(r"^---[ \t]*$", read_text(card), maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    remedy = "correct or remove the card"
+    try:
+        content = yaml.safe_load(parts[1]) or {}
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{card}: its beginning is no YAML ({' '.join(str(error).split())[:200]}): {remedy}"
+        ) from error
+    scores: dict[str, dict[str, float]] = {}
+    for model in validate(_Card, content, card, remedy).models:
+        for result in model.results:
+            scores.setdefault(result.dataset.name, {}).update({metric.name: metric.value for metric in result.metrics})
     return scores
 
 
