@@ -1,0 +1,1 @@
+"""Studies: what is measured, trained and made once, from data that the package does not hold."""

@@ -1,0 +1,1 @@
+"""Real photographs: the heads of the encoder, every family of methods measured, and the captioner of the package."""
