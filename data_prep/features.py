@@ -23,8 +23,8 @@ class Features:
 
     Args:
         chosen: options of `Feature`: "image" (the global embedding), "patches" (patch embeddings, and the class token's
-            attention over them) and "regions" (sub-region features), which need a ViT, and "caption" (the embedding of
-            each caption).
+            attention over them if there is one) and "regions" (sub-region features), which need a ViT, and "caption"
+            (the embedding of each caption).
         encoder: the encoder to use.
         dtype: of the features in the store.
         regions: the number of sub-regions of an image. They are in the order of the class token's attention, so the
@@ -81,7 +81,9 @@ class Features:
         if Feature.IMAGE in self.chosen:
             columns[Feature.IMAGE] = patches.embedding
         if Feature.PATCHES in self.chosen:
-            columns |= {Feature.PATCHES: patches.patches, "images/attention": patches.attention}
+            columns[Feature.PATCHES] = patches.patches
+            if patches.attention is not None:
+                columns["images/attention"] = patches.attention
         if Feature.REGIONS in self.chosen:
             columns[Feature.REGIONS] = aggregate_regions(patches, self.regions)
         return columns

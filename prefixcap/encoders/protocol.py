@@ -14,23 +14,24 @@ from prefixcap.features import EncoderIdentity
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """The patches of a batch of images, as a ViT encodes them.
+    """The patches of a batch of images, as a ViT encodes them, or the places of a CNN's last feature map.
 
     Patches are in row-major order from the top left.
 
     Attributes:
         embedding: (batch, dim) global embeddings, as `Encoder.encode_images` returns them.
-        patches: (batch, patches, dim) patch embeddings of the last layer, projected into the joint space.
+        patches: (batch, patches, dim) embeddings of the last layer, projected into the joint space.
         attention: (batch, patches) the class token's attention over the patches in the last layer, averaged
             over the heads; it sums to one minus the class token's attention to itself. A SigLIP has a pooling probe in
-            place of the class token, whose attention sums to one.
+            place of the class token, whose attention sums to one. None for a CNN, which has no attention.
         patch_attention: (batch, patches, 1 + patches) each patch's attention over the class token and all patches in
-            the last layer, averaged over the heads; rows sum to one. None for a SigLIP, which has no class token.
+            the last layer, averaged over the heads; rows sum to one. None for a SigLIP and a CNN, which have no class
+            token.
     """
 
     embedding: Tensor
     patches: Tensor
-    attention: Tensor
+    attention: Tensor | None
     patch_attention: Tensor | None
 
 
@@ -83,7 +84,7 @@ class Encoder(Protocol):
         """(batch, 3, height, width) pixels, uint8 or normalised -> patch features.
 
         Raises:
-            InputError: the image tower is no ViT.
+            InputError: the encoder has no patches, as a CLIP with a ResNet.
         """
         ...
 
@@ -93,7 +94,7 @@ class Encoder(Protocol):
 
     @property
     def text_tower(self) -> TextTower | None:
-        """Its text transformer, for keys and values of shared beginnings; None if it is not causal (SigLIP)."""
+        """Its text transformer, for keys and values of shared beginnings; None if it is not causal (SigLIP, MiniLM)."""
         ...
 
 

@@ -29,8 +29,11 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
     Raises:
         InputError: there is no class token, or there are fewer patches than regions.
     """
-    if features.patch_attention is None:
-        raise InputError("region features need an image tower with a class token: take a CLIP ViT, e.g. clip:ViT-B/32")
+    if features.attention is None or features.patch_attention is None:
+        raise InputError(
+            "region features need an image tower with a class token, which SigLIP and CNNs do not have: take a CLIP "
+            "ViT, e.g. clip:ViT-B/32, or the whole image in place of its regions"
+        )
     if regions > features.patches.shape[1]:
         raise InputError(
             f"regions must be at most {features.patches.shape[1]}, the patches of the encoder, not {regions}"

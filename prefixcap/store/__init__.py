@@ -16,8 +16,8 @@ Every file is written atomically. A part or piece holds
 and the features that were asked for, float16 or float32, as the encoder computed them (`prefixcap.features.Feature`):
 
     images/embedding                (images, dim)
-    images/patches                  (images, patches, dim) of a ViT's last layer, in the joint space
-    images/attention                (images, patches) the class token's attention in that layer
+    images/patches                  (images, patches, dim) of the last layer of a ViT or a CNN, in the joint space
+    images/attention                (images, patches) the class token's attention in that layer; a CNN has none
     images/regions                  (images, 10, dim) sub-region features (MacCap, equations 10 to 13)
     captions/embedding              (captions, dim)
 

@@ -16,7 +16,7 @@ class Continuations:
     So everything behind the last space of the context is tokenized again, and only unchanged tokens are shared.
 
     Args:
-        encoder: computes the embeddings. If it does not read texts causally (SigLIP), each text is encoded in full.
+        encoder: computes the embeddings. If it does not read texts causally (SigLIP, "photo"), each is encoded in full.
 
     Examples:
         >>> from prefixcap.encoders import load_encoder
