@@ -97,7 +97,9 @@ def bundle(
         photos.write_digests(temporary)
         size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
         if size > MOST_BYTES:
-            raise InputError(f"the captioner takes {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}: train less")
+            raise InputError(
+                f"the captioner takes {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:g}: take a smaller model"
+            )
         again = prefixcap.load(temporary).caption(embeddings)
     same = np.mean([before == after for before, after in zip(captions, again, strict=True)])
     return (
