@@ -81,6 +81,7 @@ def bundle(
         raise InputError(f"the captioner reads encoder '{captioner.encoder_identity.name}', not 'photo'")
     if lm.tuning != "full":
         raise InputError(f"the language model is {lm.tuning}: give a captioner that was trained with lm tuning full")
+    evaluations = {file.parent.name: read_json(file) for file in scores}
     opened = FeatureStore(store) if store else open_training_store(captioner.trained_on, str(captioner.source))
     opened.require_encoder(captioner.encoder_identity)
     embeddings = torch.from_numpy(opened.split("val").embeddings[:]).float()  # (images, dim)
@@ -89,7 +90,7 @@ def bundle(
     cosines = [row[0] for row in captioner.similarities(embeddings, [[caption] for caption in captions])]
     captioner.low_similarity = round(float(np.percentile(cosines, PERCENTILE)), 3)
     lm.name = f"{lm.model.config.model_type}, {lm.model.config.num_hidden_layers} layers of {lm.dim}"  # not a path here
-    card = model_card(captioner, {file.parent.name: read_json(file) for file in scores}, notes, len(embeddings))
+    card = model_card(captioner, evaluations, notes, len(embeddings))
     with atomic_write_folder(out) as temporary:
         temporary.mkdir(parents=True)
         (temporary / CARD).write_text(card, encoding="utf-8")  # which is kept

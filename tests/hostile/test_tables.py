@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import random
 import unicodedata
@@ -99,10 +100,12 @@ def test_other_delimiters_ends_and_columns(photos: Path) -> None:
 def test_what_prefixcap_caption_writes_can_be_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     images = [Row(f"photos/{image}", list(texts)) for image, texts in FOUND.items()]
-    for form, name in (("csv", "captions.csv"), ("json", "a.json"), ("jsonl", "a.jsonl"), ("text", "a.txt")):
+    scored = [row._replace(similarities=[0.5, -0.1][: len(row.captions)], low_similarity=0.25) for row in images]
+    forms = (("csv", "captions.csv"), ("json", "a.json"), ("jsonl", "a.jsonl"), ("text", "a.txt"))
+    for (form, name), rows in itertools.product(forms, (scored, images)):
         file = io.BytesIO()
         output = Stream(file, form, can_rewrite=False)  # type: ignore[arg-type]
-        output.add(images)
+        output.add(rows)
         output.close()
         (photos.parent / name).write_bytes(file.getvalue())
         assert captions(read_folder("photos", name)) == FOUND, form

@@ -100,10 +100,10 @@ def test_what_cannot_come_with_the_package(run: Path, monkeypatch: pytest.Monkey
         return str(stopped.value.code)
 
     monkeypatch.setattr(bundle, "MOST_BYTES", 100_000)
-    assert "more than 0.1 MB" in refused("--ckpt", ckpt)
+    assert "MB, more than 0.1: take a smaller" in refused("--ckpt", ckpt)
     assert "there is no checkpoint" in refused("--ckpt", "none.ckpt")
     assert "cannot read none.json" in refused("--ckpt", ckpt, "--scores", "none.json")
-    assert "error: none" in refused("--ckpt", ckpt, "--store", "none")
+    assert "error: there is no feature store at none" in refused("--ckpt", ckpt, "--store", "none")
     other = Captioner(small_lm("full"), load_encoder("demo").identity, {"name": "mlp", "prefix_length": 4})
     checkpoint(other, Path("other.ckpt"))
     assert "reads encoder 'demo', not 'photo'" in refused("--ckpt", "other.ckpt")
