@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -77,7 +78,10 @@ class PhotoEncoder:
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         require_packages(name)
         files = {file: _verified(name, *file) for file in DIGESTS}
-        weights = load_file(HEADS)
+        try:
+            weights = load_file(HEADS)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"encoder {name!r}: {HEADS} is damaged ({error}): install prefixcap again") from error
         image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
         # The networks' files are known by their digests; the names that timm and transformers give weights may change.
         heads = weights_digest(nn.ModuleList([image_head, text_head]))
@@ -143,11 +147,13 @@ class Head(nn.Module):
         super().__init__()
         hidden, features = weights["up.weight"].shape
         dim = len(weights["skip.weight"])
-        self.norm = nn.LayerNorm(features)
-        self.up, self.down, self.skip = nn.Linear(features, hidden), nn.Linear(hidden, dim), nn.Linear(features, dim)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
-        self.load_state_dict({"mean": self.mean, "std": self.std, **weights})
+        with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+            self.norm, self.up = nn.LayerNorm(features), nn.Linear(features, hidden)
+            self.down, self.skip = nn.Linear(hidden, dim), nn.Linear(features, dim)
+            self.register_buffer("mean", torch.empty(features))
+            self.register_buffer("std", torch.empty(features))
+        unchanged = {"mean": torch.zeros(features), "std": torch.ones(features)}
+        self.load_state_dict({**unchanged, **weights}, assign=True)
 
     def forward(self, features: Tensor) -> Tensor:
         features = (features - self.mean) / self.std
@@ -220,7 +226,7 @@ def _efficientnet(file: Path) -> nn.Module:
     """EfficientNet-Lite2 without its classifier: (batch, 3, 260, 260) -> (batch, 1280, 9, 9)."""
     from timm.models.efficientnet import tf_efficientnet_lite2
 
-    with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+    with torch.device("meta"):  # as in Head
         network = tf_efficientnet_lite2(pretrained=False, num_classes=0, global_pool="")
     blocks = [(stage, number) for stage, blocks in enumerate(network.blocks) for number in range(len(blocks))]
     published: dict[str, Tensor] = open_weights(file)

