@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -77,7 +78,10 @@ class PhotoEncoder:
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         require_packages(name)
         files = {file: _verified(name, *file) for file in DIGESTS}
-        weights = load_file(HEADS)
+        try:
+            weights = load_file(HEADS)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"encoder {name!r}: {HEADS} is damaged ({error}): install prefixcap again") from error
         image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
         # The networks' files are known by their digests; the names that timm and transformers give weights may change.
         heads = weights_digest(nn.ModuleList([image_head, text_head]))
