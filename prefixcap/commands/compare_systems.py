@@ -5,11 +5,7 @@ seed, by `train` and `eval`; finished steps are skipped. Prints a table beside t
 (Qiu et al. 2024, Tables 2 and 3), and writes it to table.md and table.csv.
 """
 
-import csv
-import io
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +14,9 @@ from typing import Annotated
 
 import typer
 
+from prefixcap.commands.common.steps import call, markdown, slug, train_once, write_csv
 from prefixcap.errors import InputError
-from prefixcap.utils.files import as_cell, atomic_write_text, read_json
+from prefixcap.utils.files import atomic_write_text, read_json
 
 RIGHT = "right attributes"  # of the small world: the share of captions in which every word is true
 METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -174,9 +171,7 @@ def main(
     rows = table(scores, PUBLISHED.get((source, target), {}))
     text = markdown(rows)
     atomic_write_text(folder / "table.md", text)
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(map(as_cell, row) for row in rows)
-    atomic_write_text(folder / "table.csv", lines.getvalue())
+    write_csv(folder / "table.csv", rows)
     print(f"\n{source} to {target}, {len(seeds)} seeds\n\n{text}\nwritten to {folder}/table.md and .csv")
 
 
@@ -200,12 +195,8 @@ def score(system: System, name: str, plan: Comparison, seed: int) -> dict[str, f
     run = plan.folder / slug("-".join([learner, *system.train, str(seed)]).replace("model.", ""))
     last, evaluation = run / "checkpoints" / "last.ckpt", run / "eval" / slug(f"{plan.target}-{name}")
     if not (evaluation / "metrics.json").exists():
-        if not last.exists():
-            chosen = ("model" if plan.source.startswith("demo") else "experiment") + f"={learner}"
-            options = [*system.train, *plan.train, f"seed={seed}", f"run_dir={run}"]
-            call("train", chosen, f"data={plan.source}", *options)
-        elif not (run / "eval").exists():
-            call("train", f"ckpt={last}")  # continues an interrupted run, and leaves a finished one as it is
+        chosen = ("model" if plan.source.startswith("demo") else "experiment") + f"={learner}"
+        train_once(run, chosen, f"data={plan.source}", *system.train, *plan.train, f"seed={seed}")
         description = read_checkpoint(last)["prefixcap"]
         location = description["trained_on"]["store"]
         if f"data.store={location}" not in plan.train:
@@ -218,18 +209,6 @@ def score(system: System, name: str, plan: Comparison, seed: int) -> dict[str, f
     if RIGHT in metrics:
         metrics[RIGHT] = metrics[RIGHT]["overall"]
     return dict(metrics)
-
-
-def slug(name: str) -> str:
-    """A name as a folder that an option can name without quotes."""
-    return re.sub(r"[^\w.]+", "-", name)
-
-
-def call(script: str, *options: str) -> None:
-    """Run another command. Raises InputError if it fails; it has said why."""
-    print(f"\n$ prefixcap {script} {' '.join(options)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "prefixcap", script, *options]).returncode:
-        raise InputError(f"{script} failed: correct that and run the same command again, which continues from here")
 
 
 def table(scores: dict[str, list[dict[str, float]]], published: dict[str, tuple[float | None, ...]]) -> list[list[str]]:
@@ -251,13 +230,3 @@ def mean_with_range(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A Markdown table with aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"

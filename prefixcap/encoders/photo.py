@@ -78,11 +78,7 @@ class PhotoEncoder:
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         require_packages(name)
         files = {file: _verified(name, *file) for file in DIGESTS}
-        try:
-            weights = load_file(HEADS)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"encoder {name!r}: {HEADS} is damaged ({error}): install prefixcap again") from error
-        image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
+        image_head, text_head = load_heads()
         # The networks' files are known by their digests; the names that timm and transformers give weights may change.
         heads = weights_digest(nn.ModuleList([image_head, text_head]))
         digest = hashlib.sha256(" ".join([DIGESTS[EFFICIENTNET], DIGESTS[MINILM], heads]).encode())
@@ -159,6 +155,25 @@ class Head(nn.Module):
         features = (features - self.mean) / self.std
         embedding: Tensor = self.skip(features) + self.down(F.gelu(self.up(self.norm(features))))
         return embedding
+
+
+def load_heads() -> tuple[Head, Head]:
+    """The heads of images and of texts, in float32: for features that were computed before.
+
+    Raises:
+        InputError: the file of the heads is damaged.
+
+    Examples:
+        >>> image_head, text_head = load_heads()
+        >>> image_head(torch.ones(2, 1280)).shape, text_head(torch.ones(2, 384)).shape
+        (torch.Size([2, 512]), torch.Size([2, 512]))
+    """
+    try:
+        weights = load_file(HEADS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"encoder 'photo': {HEADS} is damaged ({error}): install prefixcap again") from error
+    image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
+    return image_head, text_head
 
 
 class _ImageTower(nn.Module):

@@ -74,8 +74,8 @@ def paired_test(
 
     Args:
         score: of the one scorer that made both statistics.
-        statistics_a: (images, k) of the first captioner.
-        statistics_b: (images, k) of the second, for the same images in the same order.
+        statistics_a: (images, k) of the first captioner; or (images, …), of which the score takes the sums.
+        statistics_b: likewise of the second, for the same images in the same order.
         samples: how many to draw.
         level: of confidence, between 0 and 1.
         seed: of the draw.
@@ -90,7 +90,9 @@ def paired_test(
         )
     _check(len(statistics_a), samples, level)
     counts = _counts(len(statistics_a), samples, seed)
-    differences = np.concatenate([score(part @ statistics_a) - score(part @ statistics_b) for part in counts])
+    differences = np.concatenate(
+        [score(np.tensordot(part, statistics_a, 1)) - score(np.tensordot(part, statistics_b, 1)) for part in counts]
+    )
     lost = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
     return PairedTest(
         difference=score(statistics_a.sum(axis=0)) - score(statistics_b.sum(axis=0)),

@@ -2,6 +2,8 @@
 
 import math
 import os
+import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,21 @@ def gpu_has_bfloat16() -> bool:
     import torch
 
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def describe_machine() -> str:
+    """The processor that models run on by default, in words, to stand beside a time: "NVIDIA H100 80GB HBM3", or
+    "Intel(R) Xeon(R) CPU @ 2.20GHz, 2 CPUs, 1 thread", where threads are those that torch uses.
+    """
+    import torch
+
+    if gpu := gpu_name():
+        return gpu
+    file = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)", file.read_text() if file.is_file() else "", re.MULTILINE)
+    name = names[0].strip() if names else platform.processor() or platform.machine()
+    cpus, threads = cpu_count(), torch.get_num_threads()
+    return f"{name}, {cpus} CPU{'s' * (cpus > 1)}, {threads} thread{'s' * (threads > 1)}"
 
 
 def usable_device(device: "str | torch.device") -> "torch.device":

@@ -141,3 +141,21 @@ def test_mistakes_are_told_in_one_line(call: Callable[[], Any], message: str) ->
     with pytest.raises(InputError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_captions_of_several_seeds_are_resampled_together() -> None:
+    """The score of a captioner is the mean over its seeds; images are drawn, seeds are not."""
+    generator = np.random.default_rng(5)
+    a, b = (np.stack([captioner(generator, 40, skill) for _ in range(3)], axis=1) for skill in (0.7, 0.6))
+
+    def over_seeds(totals: Array) -> Array:
+        return precision_and_length(totals).mean(axis=-2)
+
+    test = paired_test(over_seeds, a, b, samples=300)
+    drawn = np.concatenate(list(significance._counts(40, 300, 0)))
+    differences = [
+        np.mean([precision_and_length(counts @ a[:, seed]) for seed in range(3)], axis=0)
+        - np.mean([precision_and_length(counts @ b[:, seed]) for seed in range(3)], axis=0)
+        for counts in drawn
+    ]
+    assert test.interval == pytest.approx(np.quantile(differences, [0.025, 0.975], axis=0).T)

@@ -1,0 +1,148 @@
+"""The rows of the table as data: how each captioner is trained, and how it is evaluated.
+
+In options, RUN stands for the folder of the row's own run. The recipes are `conf/experiment/flickr8k_*.yaml`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+FLICKR8K, COCO = Path("stores/flickr8k-photo"), Path("stores/coco_text-photo")
+SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
+
+IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
+SEEDS = (0, 1, 2)
+
+METRICS = ("BLEU", "METEOR", "CIDEr", "SPICE")
+
+Part = Literal["supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a row of the table is computed.
+
+    Attributes:
+        part: of the table.
+        label: its name in it.
+        train: options of the training; rows with the same options share a run. Empty: nothing is trained.
+        evaluate: options of `eval`, besides those of the images and the metrics.
+        command: what trains: train; or train-lm, a language model.
+        start: the row from whose best checkpoint self-critical training starts.
+        same_as: score the captions of this row, and nothing else, ...
+        images_of: ... for the images that this row captions.
+        needs: the store of COCO's captions and the language models that it reads.
+        seeds: random seeds, unless --seeds gives others; one where nothing is random.
+    """
+
+    part: Part
+    label: str
+    train: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()
+    command: Literal["train", "train-lm"] = "train"
+    start: str | None = None
+    same_as: str | None = None
+    images_of: str | None = None
+    needs: tuple[Path, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+
+def supervised() -> dict[str, Row]:
+    """Captioners that learn from photographs with captions."""
+
+    def row(label: str, experiment: str, lm: Path) -> Row:
+        return Row("supervised", label, (f"experiment=flickr8k_{experiment}",), needs=(lm,))
+
+    scst = ("model.objective=scst", "optimizer.learning_rate=1e-5", "trainer.max_epochs=4")
+    return {
+        "mlp": row("MLP, language model from scratch", "mlp", SMALL),
+        "transformer": row("transformer, language model from scratch", "transformer", SMALL),
+        "smollm2-frozen": row("MLP, SmolLM2 frozen", "smollm2_frozen", SMOLLM2),
+        "smollm2-lora": row("MLP, SmolLM2 with adapters", "smollm2_lora", SMOLLM2),
+        "smollm2-full": row("MLP, SmolLM2 tuned", "smollm2_full", SMOLLM2),
+        "scst": Row("supervised", "MLP, then self-critical training", scst, start="mlp", needs=(SMALL,)),
+    }
+
+
+def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]:
+    """Captioners that learn from captions alone; the same ones whichever captions these are."""
+    from_text = (f"data={data}", f"data.store={store}")
+    memory = f"memory={store}"
+
+    def row(label: str, experiment: str, *evaluate: str, train: tuple[str, ...] = ()) -> Row:
+        options = (f"experiment=flickr8k_{experiment}", *from_text, *train)
+        return Row(part, label, options, evaluate, needs=(store, SMALL), seeds=SEEDS)
+
+    maccap = ("decode=maccap", "regions=0")
+    without_noise = ("model.noise.variance=0.0",)
+    rows = {
+        "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
+        "baseline": row("Baseline: no noise", "baseline"),
+        "capdec": row("CapDec: noise", "capdec"),
+        "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
+        "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
+        "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
+        "maccap-without-noise": row(
+            "MacCap without noise", "maccap", *maccap, "decode.rerank=1", "decode.noise=0", train=without_noise
+        ),
+    }
+    return {prefix + name: row for name, row in rows.items()}
+
+
+def zero_shot() -> dict[str, Row]:
+    """What needs no training with images or their embeddings, on 100 photographs."""
+
+    def row(label: str, *evaluate: str, train: tuple[str, ...] = (), needs: tuple[Path, ...] = (SMOLLM2,)) -> Row:
+        command: Literal["train", "train-lm"] = "train-lm" if train else "train"
+        options = ("method.encoder=photo", "limit=100", *evaluate)
+        return Row("zero-shot", label, train, options, command, needs=needs)
+
+    smollm2, prompt = f"method.lm={SMOLLM2}", "method.prompt=Image of a"
+    fewer = "method.candidates=128"  # MiniLM reads each anew: of 512, a photograph takes minutes
+    captions = (
+        "data=flickr8k", f"data.store={FLICKR8K}", "encoder=photo", "lm=small",
+        "optimizer.learning_rate=1e-3", "trainer.max_steps=940", "trainer.val_check_interval=235",
+    )  # fmt: skip
+    of_captions = "method.lm=RUN/language_model"
+    return {
+        "language-model": row("language model alone", "method=magic", smollm2, prompt, "method.beta=0.0"),
+        "magic": row("MAGIC", "method=magic", smollm2, prompt),
+        "zerocap": row("ZeroCap", "method=zerocap", smollm2, fewer),
+        "arithmetic": row("ZeroCap as for arithmetic", "method=zerocap_arithmetic", smollm2, fewer),
+        "captions-model": row(
+            "language model of captions alone", "method=magic", of_captions, "method.beta=0.0",
+            train=captions, needs=(SMALL,),
+        ),
+        "captions-magic": row(
+            "MAGIC, language model of captions", "method=magic", of_captions, train=captions, needs=(SMALL,)
+        ),
+        "clipre-100": Row(
+            "zero-shot", "CLIPRe, the same photographs", same_as="clipre", images_of="language-model", needs=(SMOLLM2,)
+        ),
+    }  # fmt: skip
+
+
+ROWS: dict[str, Row] = {
+    **supervised(),
+    **text_only("text only, of Flickr8k", "", "flickr8k", FLICKR8K),
+    **text_only("text only, of COCO", "coco-", "coco_text", COCO),
+    **zero_shot(),
+}
+
+PAIRS = [
+    (prefix + first, prefix + second)
+    for prefix in ("", "coco-")
+    for first, second in (
+        ("capdec", "baseline"),  # noise over none
+        ("maccap-one", "maccap-without-noise"),
+        ("maccap", "capdec"),
+        ("decap", "baseline"),  # a projection over none
+    )
+]
+"""Which row the papers find better than which."""
+
+PUBLISHED: dict[str, dict[str, float]] = {
+    "Karpathy and Fei-Fei 2015": {"BLEU-4": 0.160, "METEOR": 0.167, "CIDEr": 0.318},
+    "Xu et al. 2015, hard attention": {"BLEU-4": 0.213, "METEOR": 0.203},
+}
+"""Published scores on the same 1,000 test photographs, 0 to 1."""

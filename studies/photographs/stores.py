@@ -1,0 +1,120 @@
+"""The feature stores of the study, from the shared data: no photograph is read, as their features are there already."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_prep.embedding import embed
+from data_prep.readers.inputs import clean_caption
+from data_prep.records import Dataset, FileShard
+from prefixcap.encoders import Encoder
+from prefixcap.encoders.photo import Head, load_heads
+from prefixcap.errors import InputError
+from prefixcap.features import Feature
+from prefixcap.store import ImageRecord, StoreWriter, join
+from prefixcap.utils.files import read_json
+
+COCO_FILES = ("coco_karpathy_val.json", "coco_karpathy_test.json")
+COCO_VAL = 0.05  # share of the images whose captions choose the checkpoint of a captioner that learns from COCO's
+AT_ONCE = 8192  # rows through a head
+
+
+def make_flickr8k(store: Path, data: Path, encoder: Encoder) -> None:
+    """The photographs of Flickr8k and their captions, as the encoder embeds them, unless the store is complete.
+
+    Args:
+        store: the folder to write.
+        data: the folder `flickr8k` of the shared data.
+        encoder: `load_encoder("photo")`, whose heads are applied to the features of its two networks.
+
+    Raises:
+        InputError: a file is missing or has another number of rows, or the store is one of other data or heads.
+    """
+    captions, images, texts = (data / name for name in ("captions.json", "image_features.npy", "caption_features.npy"))
+    job = hashlib.sha256(encoder.identity.digest.encode())
+    for file in (captions, images, texts):
+        require(file)
+        job.update(file.read_bytes())
+    writer = StoreWriter(
+        store, encoder.identity, f"features in {data}", data / "test_images", job.hexdigest(), shards=1
+    )
+    if writer.finished():
+        return
+    records = list(flickr8k_records(data))
+    image_head, text_head = load_heads()
+    columns = {
+        Feature.IMAGE.value: through(image_head, images, len(records)),
+        Feature.CAPTION.value: through(text_head, texts, sum(len(record.captions) for record in records)),
+    }
+    writer.write_piece(0, 0, 1, records, columns, [])
+    join(store)
+
+
+def flickr8k_records(data: Path) -> Iterator[ImageRecord]:
+    """The images in the order of the rows of their features; only those of the test split are there as files."""
+    for split, images in read_json(data / "captions.json").items():
+        for name, captions in images.items():
+            file = name if (data / "test_images" / name).is_file() else ""
+            yield ImageRecord(name, file, split, tuple(map(clean_caption, captions)))
+
+
+@torch.inference_mode()
+def through(head: Head, file: Path, rows: int) -> NDArray[np.float16]:
+    """(rows, features) in a file -> (rows, dim), by a head. Raises InputError if the file has another number."""
+    features = np.load(file, mmap_mode="r", allow_pickle=False)
+    if len(features) != rows:
+        raise InputError(f"{file} has {len(features):,} rows for {rows:,}: give the file that belongs to captions.json")
+    parts = [
+        head(torch.from_numpy(np.array(features[start : start + AT_ONCE], np.float32))).half().numpy()
+        for start in range(0, rows, AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def make_coco(store: Path, data: Path, encoder: Encoder) -> None:
+    """COCO's captions without images, embedded by the encoder, unless the store is complete.
+
+    Args:
+        store: the folder to write.
+        data: the folder `captions` of the shared data.
+        encoder: `load_encoder("photo")`.
+
+    Raises:
+        InputError: a file is missing, or the store is one of other data or of another encoder.
+    """
+    records = coco_records(data)
+    shards = [FileShard(records[first : first + 1000], data) for first in range(0, len(records), 1000)]
+    dataset = Dataset(shards, [], data, f"captions in {data}", has_images=False)
+    embed(dataset, encoder, store, features=[Feature.CAPTION.option])
+
+
+def coco_records(data: Path) -> list[ImageRecord]:
+    """The images of Karpathy's val and test splits, without files: some drawn at random as "val", the rest "train"."""
+    entries = [entry for file in COCO_FILES for entry in read_json(require(data / file))]
+    drawn = set(np.random.default_rng(0).permutation(len(entries))[: round(COCO_VAL * len(entries))].tolist())
+    return [
+        ImageRecord(number, "", "val" if number in drawn else "train", tuple(map(clean_caption, entry["captions"])))
+        for number, entry in enumerate(entries)
+    ]
+
+
+def training_captions(data: Path) -> Iterator[str]:
+    """The captions that a tokenizer may learn from: those of Flickr8k's and of COCO's images to train on.
+
+    Args:
+        data: the shared data.
+    """
+    for record in (*flickr8k_records(data / "flickr8k"), *coco_records(data / "captions")):
+        if record.split == "train":
+            yield from record.captions
+
+
+def require(file: Path) -> Path:
+    """The file, if it exists. Raises InputError otherwise."""
+    if not file.is_file():
+        raise InputError(f"there is no {file}: name the folder of the shared data with --data")
+    return file
