@@ -17,7 +17,7 @@ from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_clipcap
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.files import captioner_state_dict, read_file, require_checkpoint
-from prefixcap.checkpoints.paths import file_with_weights, is_hub_name
+from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
@@ -25,7 +25,7 @@ from prefixcap.encoders.inputs import Images, as_embeddings, check_finite, check
 from prefixcap.encoders.missing import missing_encoder
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity, Feature
-from prefixcap.language import LanguageModel, rebuild_language_model
+from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
 from prefixcap.model import PrefixLM
 from prefixcap.pipeline import own_options
 from prefixcap.sampling import Sampling
@@ -86,10 +86,8 @@ class Captioner(PrefixLM):
         rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
         if wrong := {"count", "by_similarity"} & options.keys():
             raise InputError(f"caption returns one caption for each image and takes no {min(wrong)}: call candidates")
-        candidates = self.candidates(
-            images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options
-        )
-        return [captions[0] for captions in candidates]
+        texts = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)
+        return [captions[0] for captions in texts]
 
     def candidates(
         self,
@@ -278,9 +276,10 @@ class Captioner(PrefixLM):
             description["normalize_embeddings"],
             description["trained_on"],
             description.get("start_token", False),  # an older one does not say
+            description.get("low_similarity"),
         )
 
-    def save_pretrained(self, folder: str | Path, license: str = "unknown") -> None:
+    def save_pretrained(self, folder: str | Path, license: str = "unknown", dtype: Dtype | None = None) -> None:
         """Write weights as safetensors, a configuration as JSON, and a model card to a folder, which is created.
 
         Arguments and errors are those of `prefixcap.checkpoints.pretrained.save`.
@@ -289,7 +288,7 @@ class Captioner(PrefixLM):
             >>> load("best.ckpt").save_pretrained("my-captioner")
             >>> captioner = Captioner.from_pretrained("my-captioner")
         """
-        pretrained.save(self, Path(folder), license)
+        pretrained.save(self, Path(folder), license, dtype=dtype)
 
     def push_to_hub(self, name: str, license: str = "unknown", private: bool = False) -> str:
         """Upload what `save_pretrained` writes to the model hub, as e.g. "someone/captioner" -> its URL.
@@ -303,16 +302,16 @@ class Captioner(PrefixLM):
         """Load a captioner that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
         Args:
-            name: a folder; or, if there is no such folder, a name on the model hub, e.g. "someone/captioner".
+            name: a folder, or "photos", see `load`; if there is no such folder, a name on the model hub.
             revision: a branch, tag or commit on the hub.
 
         Raises:
             InputError: there is no captioner, one of its files is missing or damaged, or it cannot be downloaded.
         """
-        folder = pretrained.downloaded(str(name), revision) if is_hub_name(name) else Path(name)
+        folder = pretrained.downloaded(str(name), revision) if is_hub_name(name) else local_captioner(name)
         description, weights = pretrained.read_folder(folder)
         language_model = pretrained.load_own_language_model(folder, description["language_model"])
-        captioner = cls.build(description, language_model, weights, folder / pretrained.CONFIG)
+        captioner = cls.build(description, language_model, weights, folder / CONFIG)
         tuned = {k: v for k, v in captioner.checkpoint_state_dict().items() if k.startswith("language_model.")}
         captioner.load_checkpoint_state_dict(weights | tuned, folder / pretrained.MAPPER)
         captioner.source = folder
@@ -363,24 +362,24 @@ def load(
     """Load a captioner, in eval mode.
 
     Args:
-        path: a checkpoint (`*.ckpt`) of training, a folder that `save_pretrained` wrote, or weights (`*.pt`) that the
-            authors of ClipCap published; or a captioner's name on the model hub, e.g. "someone/captioner". Pickled code
-            in a file is never run.
+        path: "photos", the captioner of photographs that comes with the package; a checkpoint (`*.ckpt`) of training, a
+            folder that `save_pretrained` wrote, or weights (`*.pt`) that the authors of ClipCap published; or a name on
+            the model hub, e.g. "someone/captioner". Pickled code is never run. A folder named photos is "./photos".
         device: where to put it.
         tokenizer: only for ClipCap's weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
         normalize_embeddings: only for ClipCap's weights: whether to scale embeddings to unit length; None: as their
             authors do, for the transformer but not for the MLP.
 
     Raises:
-        InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, or it
-            is not ClipCap's and takes no such argument.
+        InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, it is
+            not ClipCap's and takes no such argument, or "photos" may mean a captioner in the working folder, too.
 
     Examples:
         >>> captioner = load("best.ckpt")  # also available as `prefixcap.load`
         >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
         2
     """
-    path = pretrained.downloaded(str(path)) if is_hub_name(path) else file_with_weights(Path(path))
+    path = pretrained.downloaded(str(path)) if is_hub_name(path) else local_captioner(path)
     content: Any = None if path.is_dir() else read_file(path)
     if is_clipcap(content):
         parts = read_clipcap(content, path, tokenizer or "gpt2", normalize_embeddings)

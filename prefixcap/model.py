@@ -36,6 +36,8 @@ class PrefixLM(nn.Module):
         trained_on: a description of the training data, kept in checkpoints (plain JSON values).
         start_token: end the prefix with the language model's start token, as frozen language models have always seen
             one before a text; MacCap's released code does so too.
+        low_similarity: the cosine of a caption and its image, by the encoder, below which the image is unlike those
+            that the captioner learned from; None: not known.
 
     Attributes:
         features: the feature of an image that the mapper reads.
@@ -62,6 +64,7 @@ class PrefixLM(nn.Module):
         normalize_embeddings: bool = False,
         trained_on: dict[str, Any] | None = None,
         start_token: bool = False,
+        low_similarity: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(start_token, bool):
@@ -80,6 +83,7 @@ class PrefixLM(nn.Module):
         self._start: Tensor
         self.register_buffer("_start", torch.tensor([language_model.start_token]), persistent=False)
         self.trained_on = trained_on or {}
+        self.low_similarity = low_similarity
         self.source: Path | None = None
 
     @property
@@ -138,7 +142,7 @@ class PrefixLM(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The contents of a checkpoint beside its weights, as plain JSON values, from which `Captioner.build` rebuilds
         the model."""
-        return {
+        description = {
             "format_version": FORMAT_VERSION,
             "mapper": self.mapper_options,
             "normalize_embeddings": self.normalize_embeddings,
@@ -147,6 +151,9 @@ class PrefixLM(nn.Module):
             "encoder": asdict(self.encoder_identity),
             "trained_on": self.trained_on,
         }
+        if self.low_similarity is not None:  # older versions of prefixcap read no description with this key
+            description["low_similarity"] = self.low_similarity
+        return description
 
     def checkpoint_state_dict(self) -> dict[str, Tensor]:
         """The weights of a checkpoint: all that cannot be loaded by the language model's name."""

@@ -96,6 +96,24 @@ def require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], so
             raise InputError(f"{source}: weight '{name}' is NaN or infinite: take an earlier checkpoint")
 
 
+def rounded(weights: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    """Weights in another dtype, e.g. "float16"; None: as they are. Integers stay.
+
+    Raises:
+        InputError: a weight is finite, and too large for the dtype.
+    """
+    if dtype is None:
+        return dict(weights)
+    narrow = {
+        name: weight.to(getattr(torch, dtype)) if weight.is_floating_point() else weight
+        for name, weight in weights.items()
+    }
+    for name, weight in narrow.items():
+        if not torch.equal(weight.isfinite(), weights[name].isfinite()):
+            raise InputError(f"weight '{name}' is too large for {dtype}: save it as it is")
+    return narrow
+
+
 def misfit(source: object, problem: str, name: str) -> InputError:
     """The error for a weight that a file lacks, or should not have."""
     return InputError(f"{source} {problem} weight '{name}': it is incomplete, or of another model")

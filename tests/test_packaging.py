@@ -71,11 +71,15 @@ def test_the_wheel_holds_the_packages_and_the_configuration(wheel: zipfile.ZipFi
     expected = set().union(*(files_below(ROOT / package) for package in PACKAGES))
     expected |= {f"prefixcap/{name}" for name in files_below(ROOT / "conf")}
     assert {"prefixcap/py.typed", "prefixcap/conf/train.yaml", "prefixcap/demo/assets/clip.pt"} <= expected
+    captioner = {f"prefixcap/photos/assets/captioner/{name}" for name in ("config.json", "README.md", "SHA256SUMS")}
+    assert captioner <= expected and "prefixcap/photos/assets/heads.safetensors" in expected
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
 def test_the_sdist_holds_what_the_tests_need(sdist: Path) -> None:
-    expected = set().union(*(files_below(ROOT / name) for name in (*PACKAGES, "conf", "tests", "benchmarks")))
+    expected = set().union(
+        *(files_below(ROOT / name) for name in (*PACKAGES, "conf", "tests", "benchmarks", "studies"))
+    )
     expected |= {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "train.py", "eval.py"}
     assert not {name for name in expected if not (sdist / name).is_file()}
 

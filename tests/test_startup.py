@@ -37,6 +37,7 @@ MISTAKES = {
         "train data.on_device=2",
         "eval captions=a.json decode.beams=0", "eval captions=a.json decode.method=best",
         "eval method=zerocap method.beams=0", "caption photo.jpg --ckpt here.pt --set beams=two",
+        "caption photo.jpg --similarity --format coco",
     ],
     "a missing file": [
         "train ckpt=none.ckpt", "train start=none.ckpt", "train data=coco", "train-lm data=coco lm=gpt2",
@@ -45,9 +46,9 @@ MISTAKES = {
         "vqa questions=none.json annotations=b train_annotations=c captions=d", "caption none.jpg --ckpt here.pt",
         "caption photo.jpg --ckpt none.ckpt", "serve --ckpt none.ckpt", "info none.ckpt", "export none.ckpt out",
         "interpret photo.jpg --ckpt none.ckpt", "interpret none.jpg --ckpt here.pt",
-        "arithmetic txt:'a' --ckpt none.ckpt", "embed data=coco", "embed data=folder data.root=none",
-        "import-features none.npy --store s --encoder demo", "verify nothing", "gap nothing",
-        "export-features nothing out",
+        "arithmetic txt:'a' --ckpt none.ckpt", "embed data=coco", "embed data=flickr8k",
+        "embed data=folder data.root=none", "import-features none.npy --store s --encoder demo", "verify nothing",
+        "gap nothing", "export-features nothing out", "caption none.jpg", "interpret none.jpg",
     ],
     "a wrong metric": ["eval captions=a.json metrics=[BLUE]", "eval ckpt=here.pt metrics=BLUE"],
 }  # fmt: skip

@@ -82,7 +82,7 @@ def read_flickr8k(
         ]
     elif unsplit := [name for name in texts if name not in splits]:
         skipped += [Skipped(name, f"{images}/{name}", "image is in no split file") for name in unsplit]
-        split_notes = [f"{len(unsplit):,} images with captions are in no split file and left out"]
+        split_notes = [f"images with captions that are in no split file are left out: {len(unsplit):,}"]
     records = []
     for name, split in splits.items():
         path = relative_file(root, str(Path(images) / name), str(file))

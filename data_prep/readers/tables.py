@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefixcap.errors import InputError
+from prefixcap.evaluation.caption_files import SIMILARITY
 from prefixcap.utils.files import parse_json, read_json, read_text
 from prefixcap.utils.images import IMAGE_SUFFIXES
 
@@ -168,8 +169,10 @@ def _form_of(path: Path, head: str, with_image: bool) -> Form:
     for delimiter in sorted(DELIMITERS, key=lambda sign: is_tsv and sign != "\t"):
         quoted = delimiter in QUOTED or head.startswith('"')
         names = _cells(head, delimiter, quoted)
-        if with_image and len(names) == 2 and _is_image(names[0]):
-            return Form(delimiter, quoted, ["image", "caption"], Columns("image", ["caption"], None), False)
+        scored = len(names) == 3 and SIMILARITY.fullmatch(names[2])  # by `prefixcap caption`
+        if with_image and (len(names) == 2 or scored) and _is_image(names[0]):
+            own = ["image", "caption", "similarity"][: len(names)]
+            return Form(delimiter, quoted, own, Columns("image", ["caption"], None), False)
         try:
             return Form(delimiter, quoted, names, find_columns(path, names, with_image))
         except InputError as error:

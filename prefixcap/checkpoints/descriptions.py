@@ -84,6 +84,7 @@ class Description(Strict):
     language_model: LanguageModelDescription
     encoder: EncoderDescription
     trained_on: TrainedOn
+    low_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None  # of the cosine; missing where it is not known
 
 
 def require_description(value: object, source: object) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """The model card of a shared captioner: what it is, how it was trained, its scores, and how to load it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, Field
 
 import prefixcap
+from prefixcap.errors import InputError
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import read_json, read_text
+from prefixcap.utils.validation import validate
 
 TRAINING = {
     "objective": "model.objective",
@@ -37,24 +41,24 @@ def model_card(captioner: PrefixLM, name: str, license: str) -> str:
     Raises:
         InputError: a file of the run cannot be read.
     """
-    run = _run_folder(captioner.source)
+    run = run_folder(captioner.source)
     scores = {} if run is None or captioner.source is None else _scores(run, captioner.source.stem)
     config = {} if run is None else yaml.safe_load(read_text(run / "config.yaml"))
     return CARD.format(
-        front_matter=_front_matter(captioner, name, license, scores),
+        front_matter=front_matter(captioner, name, license, scores),
         title=name.rpartition("/")[2],
         name=name,
-        parts=_table("part", "what", _parts(captioner)),
-        training=_training(captioner.trained_on, config),
+        parts=parts_table(captioner),
+        training=training_table(captioner.trained_on, config),
         scores="\n\n".join(
-            [*(_score_table(*item) for item in scores.items()), INTERVALS if scores else "None are known."]
+            [*(score_table(*item) for item in scores.items()), INTERVALS if scores else "None are known."]
         ),
         license=license,
         version=prefixcap.__version__,
     )
 
 
-def _run_folder(source: Path | None) -> Path | None:
+def run_folder(source: Path | None) -> Path | None:
     """The folder of the training run that wrote a checkpoint."""
     run = None if source is None else source.resolve().parent.parent
     return run if run is not None and (run / "config.yaml").is_file() else None
@@ -71,11 +75,57 @@ def _scores(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
     return scores
 
 
+class _Metric(BaseModel):
+    name: str
+    value: float
+
+
+class _Evaluation(BaseModel):
+    """A result on the hub's cards; other keys are not read."""
+
+    class Dataset(BaseModel):
+        name: str
+
+    dataset: Dataset
+    metrics: list[_Metric]
+
+
+class _Card(BaseModel):
+    class Model(BaseModel):
+        results: list[_Evaluation] = []
+
+    models: Annotated[list[Model], Field(alias="model-index")] = []
+
+
+def scores_on_card(card: Path) -> dict[str, dict[str, float]]:
+    """The scores in a model card's front matter, by evaluation and metric; none if it has no front matter.
+
+    Raises:
+        InputError: it is no YAML, or the scores are not as the hub has them.
+    """
+    parts = re.split(r"^---[ \t]*$", read_text(card), maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    remedy = "correct or remove the card"
+    try:
+        content = yaml.safe_load(parts[1]) or {}
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{card}: its beginning is no YAML ({' '.join(str(error).split())[:200]}): {remedy}"
+        ) from error
+    scores: dict[str, dict[str, float]] = {}
+    for model in validate(_Card, content, card, remedy).models:
+        for result in model.results:
+            scores.setdefault(result.dataset.name, {}).update({metric.name: metric.value for metric in result.metrics})
+    return scores
+
+
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
 
-def _front_matter(captioner: PrefixLM, name: str, license: str, scores: dict[str, dict[str, Any]]) -> str:
+def front_matter(captioner: PrefixLM, name: str, license: str, scores: Mapping[str, dict[str, Any]]) -> str:
+    """What the hub searches, as YAML; arguments as of `model_card`, and `metrics.json` by the evaluation's name."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -103,12 +153,13 @@ def _front_matter(captioner: PrefixLM, name: str, license: str, scores: dict[str
     ).to_yaml()
 
 
-def _parts(captioner: PrefixLM) -> dict[str, str]:
+def parts_table(captioner: PrefixLM) -> str:
+    """The encoder, the mapper and the language model of a captioner, as Markdown."""
     identity, lm = captioner.encoder_identity, captioner.language_model
     options = ", ".join(f"{key} {value}" for key, value in captioner.mapper_options.items() if key != "name")
     trained = sum(weight.numel() for weight in captioner.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in captioner.parameters()) - trained
-    return {
+    rows = {
         "image encoder": f"`{identity.name}`, which is not in these files",
         "digest of its weights": f"`{identity.digest}`" if identity.digest else "not known",
         "images": identity.preprocessing or "as this encoder has them",
@@ -118,6 +169,7 @@ def _parts(captioner: PrefixLM) -> dict[str, str]:
         "language model": f"`{lm.name}`, {TUNING[lm.tuning]}, {lm.quantization or lm.dtype}",
         "parameters": f"{trained / 1e6:.1f}M trained, {frozen / 1e6:.1f}M frozen",
     }
+    return _table("part", "what", rows)
 
 
 TUNING = {
@@ -127,7 +179,8 @@ TUNING = {
 }
 
 
-def _training(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
+def training_table(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
+    """The data and the settings of a run, from its `config.yaml`, as Markdown."""
     rows = {"data": str(trained_on.get("data", "not known"))}
     rows |= {f"images in {split}": f"{count:,}" for split, count in trained_on.get("images", {}).items()}
     for label, key_path in TRAINING.items():
@@ -139,7 +192,8 @@ def _training(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
     return _table("what", "value", rows)
 
 
-def _score_table(evaluation: str, metrics: dict[str, Any]) -> str:
+def score_table(evaluation: str, metrics: dict[str, Any]) -> str:
+    """The content of `metrics.json` of an evaluation of this name, as Markdown."""
     intervals, humans = metrics.get("intervals", {}), metrics.get("humans", {})
     lines = [f"**{evaluation}** (data and encoder, split, decoder)", "", "| | captions | 95% interval | people |"]
     lines.append("|---|---:|---:|---:|")

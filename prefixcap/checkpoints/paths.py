@@ -1,10 +1,12 @@
-"""Paths of captioners: a file, a folder, or a name on the model hub. No torch here: a wrong path is told at once."""
+"""Captioners by path or name: a file, a folder, "photos", a name on the hub. No torch: a wrong path is told at once."""
 
 import re
 from pathlib import Path
 
+from prefixcap import photos
 from prefixcap.errors import InputError
 
+CONFIG = "config.json"  # in a folder that `save_pretrained` wrote
 LANGUAGE_MODEL = "language_model"  # the folder of the language model, in a folder that `save_pretrained` wrote
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -31,6 +33,33 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def require_captioner(path: Path) -> Path:
-    """The path of a captioner, as `prefixcap.load` takes it. Raises InputError if nothing is there."""
-    return path if path.exists() or is_hub_name(path) else require_file(path)
+def require_captioner(name: str | Path) -> str | Path:
+    """The path or name of a captioner, as `prefixcap.load` takes it. Raises InputError if nothing is there."""
+    if is_bundled(name):
+        photos.require_captioner()
+    elif not Path(name).exists() and not is_hub_name(name):
+        require_file(Path(name))
+    return name
+
+
+def is_bundled(name: str | Path) -> bool:
+    """Whether this text is the name of the captioner that comes with the package. A `Path`, or "./photos", never is.
+
+    Raises:
+        InputError: it is, but there is a captioner at the path of that name, too.
+    """
+    if name != photos.NAME:  # as it is for any Path
+        return False
+    path = Path(name)
+    if path.is_file() or (path / CONFIG).is_file() or file_with_weights(path) != path:
+        raise InputError(
+            f"'{name}' is the name of the captioner that comes with the package, and there is one in this folder, too: "
+            f"give ./{name} for that, or {photos.CAPTIONER}"
+        )
+    return True
+
+
+def local_captioner(name: str | Path) -> Path:
+    """The file or folder of a captioner that is on this machine. Raises InputError as `is_bundled`, or if the captioner
+    that comes with the package is damaged."""
+    return photos.require_captioner() if is_bundled(name) else file_with_weights(Path(name))

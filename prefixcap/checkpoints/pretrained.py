@@ -11,22 +11,24 @@ import prefixcap
 from prefixcap import renamed
 from prefixcap.checkpoints.descriptions import require_description
 from prefixcap.checkpoints.model_card import model_card
-from prefixcap.checkpoints.paths import HUB_NAME, LANGUAGE_MODEL
+from prefixcap.checkpoints.paths import CONFIG, HUB_NAME, LANGUAGE_MODEL
 from prefixcap.encoders.common import first_line
 from prefixcap.errors import InputError
 from prefixcap.language.loading import load_saved_model
-from prefixcap.language.model import TEXTS, LanguageModel
+from prefixcap.language.model import TEXTS, Dtype, LanguageModel
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import atomic_write, atomic_write_folder, atomic_write_text, read_json, read_text
-from prefixcap.weights import REMEDY
+from prefixcap.weights import REMEDY, rounded
 
 __getattr__ = renamed.attributes(__name__)
 
-CONFIG, MAPPER, CARD = "config.json", "mapper.safetensors", "README.md"
+MAPPER, CARD = "mapper.safetensors", "README.md"
 WITHIN = f"./{LANGUAGE_MODEL}"  # name of a frozen language model that is only in this folder
 
 
-def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str | None = None) -> None:
+def save(
+    captioner: PrefixLM, folder: Path, license: str = "unknown", name: str | None = None, dtype: Dtype | None = None
+) -> None:
     """Write a captioner: `config.json`, `mapper.safetensors`, a model card, and its language model in
     `language_model/`, with adapters merged, so that transformers can load it. A frozen language model is only named,
     unless its name is a folder.
@@ -39,9 +41,12 @@ def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str 
         folder: created if necessary.
         license: of the weights, by its name on the hub, e.g. "mit"; for the card.
         name: of the captioner, for the card; None: the folder's name.
+        dtype: of the weights in the files, "float16" for half the size; None: as they are. Loaded, they have the
+            dtype of `captioner` again.
 
     Raises:
-        InputError: the folder cannot be written to, the disk is full, or adapters are on quantized layers.
+        InputError: the folder cannot be written to, the disk is full, adapters are on quantized layers, or a weight is
+            too large for the dtype.
     """
     from safetensors.torch import save_file
 
@@ -50,10 +55,11 @@ def save(captioner: PrefixLM, folder: Path, license: str = "unknown", name: str 
     own_folder = lm.tuning == "frozen" and lm.quantization is None and Path(lm.name).is_dir()
     if lm.tuning != "frozen" or own_folder:
         with atomic_write_folder(folder / LANGUAGE_MODEL) as temporary:
-            saved = lm.save_pretrained(temporary)
+            saved = lm.save_pretrained(temporary, dtype)
         description["language_model"] = saved | ({"name": WITHIN, "tuning": "frozen"} if own_folder else {})
     with atomic_write(folder / MAPPER) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in captioner.mapper.state_dict().items()}, temporary)
+        weights = rounded(captioner.mapper.state_dict(), dtype)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
     if not (folder / CARD).exists():
         kept = _card_beside(captioner.source)
         card = model_card(captioner, name or folder.resolve().name, license) if kept is None else read_text(kept)

@@ -123,7 +123,11 @@ def _hydra_command(command: Command) -> TyperCommand:
 app = typer.Typer(
     cls=Commands,
     help="Caption images by conditioning a language model on CLIP.",
-    epilog="""Train a first captioner, of the bundled small world, in a few minutes on a CPU; \
+    epilog="""Caption a photograph:
+
+  prefixcap caption my_photo.jpg
+
+Train a first captioner, of the bundled small world, in a few minutes on a CPU; \
 the last line names its checkpoint:
 
   prefixcap train

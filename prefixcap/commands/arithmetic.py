@@ -3,7 +3,6 @@
 Nothing is trained: CLIP steers a language model towards the sum of the embeddings, token by token.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ def main(
     ] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="How ZeroCap's caption begins.")] = "Image of a",
     ckpt: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PATH",
             help="A captioner: it describes the sum, too, and its encoder replaces --encoder.",

@@ -15,8 +15,8 @@ import typer
 
 from prefixcap.commands.common.decoders import SEED, CommandWithDecoders, complete_decoder
 from prefixcap.commands.common.inputs import find_images, read_ahead
-from prefixcap.commands.common.options import Checkpoint, Device
-from prefixcap.commands.common.outputs import Format, Row, open_output
+from prefixcap.commands.common.options import Checkpoint, Device, load_captioner
+from prefixcap.commands.common.outputs import WITHOUT_SIMILARITY, Format, Row, open_output
 from prefixcap.errors import InputError, spell_options
 from prefixcap.utils.files import no_space
 
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 5  # skipped images
 
-EXAMPLES = """One photograph:
+EXAMPLES = """One photograph, by the captioner that comes with the package:
+
+  prefixcap caption photo.jpg
+
+By another one:
 
   prefixcap caption photo.jpg --ckpt best.ckpt
 
@@ -54,7 +58,7 @@ def main(
             help="Image files, folders (with their subfolders), quoted patterns such as '*.jpg', URLs.",
         ),
     ],
-    ckpt: Checkpoint,
+    ckpt: Checkpoint = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch http and https URLs, each at most 50 MB and 30 s.")
     ] = False,
@@ -78,6 +82,14 @@ def main(
     count: Annotated[
         int, typer.Option(min=1, metavar="N", rich_help_panel=OUTPUT, help="Captions per image, best first.")
     ] = 1,
+    similarity: Annotated[
+        bool | None,
+        typer.Option(
+            "--similarity/--no-similarity", rich_help_panel=OUTPUT, show_default=False,
+            help="Add the cosine of caption and image, by the encoder (default: if the captioner knows which is low, "
+            "as photos does, and the format is text, json, jsonl or csv).",
+        ),
+    ] = None,
     decode: Annotated[
         str,
         typer.Option(
@@ -117,15 +129,20 @@ def main(
     """Write the captions, batch by batch."""
     if form == "coco" and count > 1:
         raise InputError(f"--format coco has one caption per image: omit --count {count}, or choose another --format")
+    if similarity and form in WITHOUT_SIMILARITY:
+        raise InputError(f"--format {form} has no similarities: omit --similarity, or choose another --format")
     # `--set beams=10 max_tokens=20`: the second word arrives among the inputs.
     images = find_images([word for word in inputs if not _is_setting(word)], allow_urls)
     options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs)])
     stop, skipped, written = Stop(), list[str](), 0
     try:
         with stop, open_output(form, out, images, overwrite) as output:
-            captioner = _load(ckpt, device, tokenizer)
+            warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
+            captioner = load_captioner(ckpt, device, tokenizer)
             options |= {"decode": decode, "prompt": prompt}
-            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped)
+            if similarity is None:
+                similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
+            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped, similarity)
             with closing(batches):
                 for rows in batches:
                     with stop.deferred():
@@ -159,6 +176,7 @@ def caption_batches(
     rerank: int,
     options: dict[str, Any],
     skipped: list[str],
+    similarity: bool = False,
 ) -> Generator[list[Row]]:
     """Caption images, batch by batch, while the next images are read.
 
@@ -171,6 +189,7 @@ def caption_batches(
             best.
         options: further arguments of `Captioner.candidates`.
         skipped: a list that "NAME: reason" is appended to for each image that cannot be read.
+        similarity: also give the cosines of captions and image.
 
     Raises:
         InputError: `Captioner.candidates` raises it, or a batch does not fit into memory.
@@ -191,22 +210,34 @@ def caption_batches(
             if names:
                 pixels = torch.stack([pixels for _, pixels in part if not isinstance(pixels, InputError)])
                 try:
-                    if rerank:
+                    embeddings, cosines = None, None
+                    if rerank or similarity:
                         features, embeddings = encode_for_reranking(encoder, pixels, captioner.features)
                     else:
-                        features, embeddings = encode_feature(encoder, pixels, captioner.features), None
+                        features = encode_feature(encoder, pixels, captioner.features)
                     with spell_options("--set {}".format, "give"):
                         captions = captioner.candidates(
                             features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
                             embeddings=embeddings, **options,
                         )  # fmt: skip
+                    captions = [candidates[:count] for candidates in captions]
+                    if similarity and embeddings is not None:
+                        cosines = captioner.similarities(embeddings, captions)
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
                     raise InputError(f"out of memory: give a smaller --batch-size than {batch_size}") from error
                 # On a terminal the bar makes room for the captions.
                 with tqdm.external_write_mode(sys.stdout) if sys.stderr.isatty() else nullcontext():
-                    yield [(name, candidates[:count]) for name, candidates in zip(names, captions, strict=True)]
+                    yield [
+                        Row(
+                            names[row],
+                            captions[row],
+                            None if cosines is None else cosines[row],
+                            captioner.low_similarity,
+                        )
+                        for row in range(len(names))
+                    ]
             bar.update(len(part))
 
 
@@ -236,14 +267,6 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
 
 def _is_setting(word: str) -> bool:
     return re.fullmatch(r"[a-z_]+=[^/]*", word) is not None and not Path(word).exists()
-
-
-def _load(path: Path, device: str, tokenizer: str | None) -> "Captioner":
-    from prefixcap.captioner import load
-    from prefixcap.utils.hardware import usable_device
-
-    warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
-    return load(path, usable_device(device), tokenizer)
 
 
 class Stop:

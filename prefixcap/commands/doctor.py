@@ -19,7 +19,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from prefixcap import photos
 from prefixcap.demo import ASSETS
+from prefixcap.errors import InputError
 from prefixcap.utils.files import user_cache
 
 DEVELOPER_EXTRAS = ("dev", "docs")
@@ -163,6 +165,11 @@ def _models() -> Iterator[Finding]:
         yield Finding(group, "demo", "ok", "the small world's CLIP and GPT-2, in the package")
     else:
         yield Finding(group, "demo", "broken", f"{ASSETS} lacks the small world's models: install prefixcap again")
+    try:
+        photos.require_captioner()
+        yield Finding(group, photos.NAME, "ok", f"{photos.CARD}, the captioner of photographs, in the package")
+    except InputError as error:
+        yield Finding(group, photos.NAME, "broken", str(error))
     clips = Path("~/.cache/clip").expanduser()
     for name, size in CLIPS.items():
         file = clips / f"{name.replace('/', '-')}.pt"

@@ -17,7 +17,7 @@ EXAMPLES = """  prefixcap export best.ckpt shared
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
     form: Annotated[
         Literal["safetensors", "onnx", "torch-export"],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefixcap.checkpoints.paths import LANGUAGE_MODEL, file_with_weights, is_hub_name, require_captioner
+from prefixcap.checkpoints.paths import LANGUAGE_MODEL, is_hub_name, local_captioner, require_captioner
 from prefixcap.commands.common.options import CAPTIONER, existing_captioner
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json, read_text
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """  prefixcap info runs/demo-transformer/2025-01-31_12-00-00/checkpoints/best.ckpt
 
-  prefixcap info coco_weights.pt --json"""
+  prefixcap info coco_weights.pt --json
+
+  prefixcap info photos"""
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the description, as text or as JSON."""
@@ -37,22 +39,22 @@ def main(
     print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else format_description(description))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """A description of a training checkpoint, a folder written by `save_pretrained`, or weights published by ClipCap.
+def describe(name: str | Path) -> dict[str, Any]:
+    """A description of a captioner, which is named as `prefixcap.load` takes it.
 
     Returns:
         Plain JSON values. `parameters` are {"trained": …, "frozen": …}; a number is None if the frozen language model
         is not on this machine. `family` is None if nothing says what the captioner was trained on.
 
     Raises:
-        InputError: the path is none of these, or is damaged.
+        InputError: there is none of that name, or it is damaged.
     """
-    path = require_captioner(path)
+    require_captioner(name)
     from prefixcap.checkpoints.clipcap_weights import is_clipcap
     from prefixcap.checkpoints.files import read_file
     from prefixcap.checkpoints.pretrained import downloaded
 
-    path = downloaded(str(path)) if is_hub_name(path) else file_with_weights(path)
+    path = downloaded(str(name)) if is_hub_name(name) else local_captioner(name)
     if path.is_dir():
         description = _describe_folder(path)
     else:
@@ -70,8 +72,8 @@ def format_description(description: Mapping[str, Any]) -> str:
     trained, frozen = description["parameters"].values()
     options = ", ".join(f"{name} {value}" for name, value in mapper.items() if name != "name")
     lm_parts = [lm["name"], lm["tuning"], *(str(lm[name]) for name in ("dtype", "quantization") if lm.get(name))]
-    trained_on, best = description["trained_on"], description.get("best_val_cider")
-    images = ", ".join(f"{split} {images:,}" for split, images in trained_on.get("images", {}).items())
+    trained_on, best, low = (description.get(name) for name in ("trained_on", "best_val_cider", "low_similarity"))
+    images = ", ".join(f"{split} {images:,}" for split, images in (trained_on or {}).get("images", {}).items())
     frozen_parameters = f"those of {lm['name']}, not on this machine," if frozen is None else f"{frozen / 1e6:,.1f}M"
     lines = {
         "is": f"{description['kind']}, {description['bytes'] / 1e6:,.1f} MB",
@@ -83,8 +85,10 @@ def format_description(description: Mapping[str, Any]) -> str:
         "language model": ", ".join(lm_parts),
         "parameters": f"{trained / 1e6:,.1f}M trained, {frozen_parameters} frozen",
         "trained on": trained_on and f"{trained_on.get('data')}: {images}",
+        "low similarity": low and f"below {low:.2f}: unlike the images it learned from",
         "trained until": description.get("step") and f"epoch {description['epoch'] + 1}, step {description['step']:,}",
         "best validation": best and f"CIDEr {best['val_cider']:.3f} in epoch {best['epoch'] + 1}",
+        "model card": description.get("card"),
     }
     text = [description["path"], *(f"  {name:16} {value}" for name, value in lines.items() if value)]
     if rows := description.get("evaluations"):
@@ -112,12 +116,20 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
-    from prefixcap.checkpoints.pretrained import read_folder
+    from prefixcap.checkpoints.model_card import scores_on_card
+    from prefixcap.checkpoints.pretrained import CARD, read_folder
 
     description, weights = read_folder(folder)
     lm_parameters = sum(map(_count_in, (folder / LANGUAGE_MODEL).glob("*.safetensors")))
     described = _described(description, _count(weights), lm_parameters)
-    return {"kind": "folder of save_pretrained", "family": None, **described}
+    card = folder / CARD
+    return {
+        "kind": "folder of save_pretrained",
+        "family": None,
+        **described,
+        "card": str(card) if card.is_file() else None,
+        "evaluations": scores_on_card(card) if card.is_file() else {},
+    }
 
 
 def _describe_published(content: dict[str, Any], path: Path) -> dict[str, Any]:

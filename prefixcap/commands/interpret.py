@@ -10,19 +10,21 @@ from typing import Annotated
 
 import typer
 
-from prefixcap.commands.common.options import Checkpoint, Device
+from prefixcap.commands.common.options import Checkpoint, Device, load_captioner
 from prefixcap.errors import InputError
 
 MAX_DRAWN = 20  # images in one picture
 
-EXAMPLES = """  prefixcap interpret photo.jpg --ckpt best.ckpt
+EXAMPLES = """  prefixcap interpret photo.jpg
+
+  prefixcap interpret photo.jpg --ckpt best.ckpt
 
   prefixcap interpret a.jpg b.jpg --ckpt best.ckpt --count 3 --out prefixes.png"""
 
 
 def main(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
-    ckpt: Checkpoint,
+    ckpt: Checkpoint = None,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens per prefix vector, nearest first.")] = 1,
     out: Annotated[
         Path | None,
@@ -42,10 +44,8 @@ def main(
             raise InputError(f"--out draws {MAX_DRAWN} images at most, not {len(images)}: give fewer images at a time")
     opened = [open_image(image) for image in images]
     from prefixcap import interpretation  # imports torch: after the checks
-    from prefixcap.captioner import load
-    from prefixcap.utils.hardware import usable_device
 
-    captioner = load(ckpt, usable_device(device))
+    captioner = load_captioner(ckpt, device)
     embeddings = captioner.embed(opened)
     captions, nearest = captioner.caption(embeddings), interpretation.interpret(captioner, embeddings, count)
     for image, caption, tokens in zip(images, captions, nearest, strict=True):

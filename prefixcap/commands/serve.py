@@ -6,7 +6,13 @@ import typer
 
 from prefixcap.commands.common.options import Checkpoint, Device
 
-EXAMPLES = """  prefixcap serve --ckpt best.ckpt
+EXAMPLES = """The captioner of photographs that comes with the package:
+
+  prefixcap serve
+
+Another one:
+
+  prefixcap serve --ckpt best.ckpt
 
   PREFIXCAP_PASSWORD=secret prefixcap serve --ckpt best.ckpt \\
       --host 0.0.0.0 --port 8000 --allow-host gpu-box
@@ -16,7 +22,7 @@ EXAMPLES = """  prefixcap serve --ckpt best.ckpt
 
 
 def main(
-    ckpt: Checkpoint,
+    ckpt: Checkpoint = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0: reachable from other machines.")
     ] = "127.0.0.1",
@@ -65,6 +71,6 @@ def main(
     from prefixcap.web.server import serve
 
     serve(
-        str(ckpt), host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
+        ckpt, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
         allow_hosts=allow_host or (), allow_origins=allow_origin or (), forwarded_allow_ips=forwarded_allow_ips,
     )  # fmt: skip

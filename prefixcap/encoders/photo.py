@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -142,11 +143,13 @@ class Head(nn.Module):
         super().__init__()
         hidden, features = weights["up.weight"].shape
         dim = len(weights["skip.weight"])
-        self.norm = nn.LayerNorm(features)
-        self.up, self.down, self.skip = nn.Linear(features, hidden), nn.Linear(hidden, dim), nn.Linear(features, dim)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
-        self.load_state_dict({"mean": self.mean, "std": self.std, **weights})
+        with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+            self.norm, self.up = nn.LayerNorm(features), nn.Linear(features, hidden)
+            self.down, self.skip = nn.Linear(hidden, dim), nn.Linear(features, dim)
+            self.register_buffer("mean", torch.empty(features))
+            self.register_buffer("std", torch.empty(features))
+        unchanged = {"mean": torch.zeros(features), "std": torch.ones(features)}
+        self.load_state_dict({**unchanged, **weights}, assign=True)
 
     def forward(self, features: Tensor) -> Tensor:
         features = (features - self.mean) / self.std
@@ -157,12 +160,18 @@ class Head(nn.Module):
 def load_heads() -> tuple[Head, Head]:
     """The heads of images and of texts, in float32: for features that were computed before.
 
+    Raises:
+        InputError: the file of the heads is damaged.
+
     Examples:
         >>> image_head, text_head = load_heads()
         >>> image_head(torch.ones(2, 1280)).shape, text_head(torch.ones(2, 384)).shape
         (torch.Size([2, 512]), torch.Size([2, 512]))
     """
-    weights = load_file(HEADS)
+    try:
+        weights = load_file(HEADS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"encoder 'photo': {HEADS} is damaged ({error}): install prefixcap again") from error
     image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
     return image_head, text_head
 
@@ -232,7 +241,7 @@ def _efficientnet(file: Path) -> nn.Module:
     """EfficientNet-Lite2 without its classifier: (batch, 3, 260, 260) -> (batch, 1280, 9, 9)."""
     from timm.models.efficientnet import tf_efficientnet_lite2
 
-    with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
+    with torch.device("meta"):  # as in Head
         network = tf_efficientnet_lite2(pretrained=False, num_classes=0, global_pool="")
     blocks = [(stage, number) for stage, blocks in enumerate(network.blocks) for number in range(len(blocks))]
     published: dict[str, Tensor] = open_weights(file)

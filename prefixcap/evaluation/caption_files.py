@@ -53,6 +53,9 @@ def read_candidates(path: str | Path) -> dict[ImageId, list[str]]:
     return captions
 
 
+SIMILARITY = re.compile(r"-?[01]\.\d\d( \(low: [^\t]*\))?")
+"""The third column of a line of text that `prefixcap caption` wrote."""
+
 _Entry = tuple[int, Any, Any]  # its number, the id of its image, and the captions
 
 
@@ -97,7 +100,11 @@ def _text_entries(path: Path) -> Iterator[_Entry]:
         if "\t" not in line:
             raise InputError(f"{path}, line {number} has no tab: give IMAGE<tab>CAPTION in each line")
     escapes = {"\\t": "\t", "\\n": "\n", "\\r": "\r"}
-    pairs = (line.split("\t", 1) for line in lines)
+    cells = (line.rsplit("\t", 1) for line in lines)
+    pairs = (
+        (before if "\t" in before and SIMILARITY.fullmatch(last) else line).split("\t", 1)
+        for line, (before, last) in zip(lines, cells, strict=True)
+    )
     return _group((re.sub(r"\\[tnr]", lambda sign: escapes[sign[0]], image), text) for image, text in pairs)
 
 

@@ -1,6 +1,7 @@
 """Any causal language model of transformers: embeddings in, logits out, with a key/value cache."""
 
 import tempfile
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from prefixcap.language.quantization import (
     quantization_of,
 )
 from prefixcap.language.tokens import tokenize_captions, tokenize_prompt
+from prefixcap.weights import rounded
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -341,14 +343,19 @@ class LanguageModel(nn.Module):
         """Whether a checkpoint holds a weight, by its name in `state_dict`, because the model's own files do not."""
         return self.tuning == "full" or (self.tuning == "lora" and is_adapter(name))
 
-    def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
+    def save_pretrained(self, folder: str | Path, dtype: Dtype | None = None) -> dict[str, Any]:
         """Write model and tokenizer in transformers' format, with adapters merged.
+
+        Args:
+            folder: created if necessary.
+            dtype: of the weights in the file; None: as they are.
 
         Returns:
             The description of the model in the folder, as `describe` returns it, without its files.
 
         Raises:
-            InputError: it has adapters on quantized layers.
+            InputError: it has adapters on quantized layers, a weight is too large for `dtype`, or the weights are
+                quantized and have no other.
         """
         from transformers.utils import logging
 
@@ -357,8 +364,14 @@ class LanguageModel(nn.Module):
                 f"adapters cannot be merged into the {self.quantization} weights of language model '{self.name}', only "
                 "into unquantized ones: keep the checkpoint, or train without quantization"
             )
+        if dtype is not None and self.quantization is not None:
+            raise InputError(f"the {self.quantization} weights of language model '{self.name}' have no other dtype")
         logging.disable_progress_bar()  # as in load_language_model
-        (self.model if self.lora is None else merged(self.model)).save_pretrained(folder)
+        model = self.model if self.lora is None else merged(self.model)
+        if dtype is not None:
+            rounded(model.state_dict(), dtype)  # raises if a weight is too large
+            model = deepcopy(model).to(getattr(torch, dtype))
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"name": self.name, "tuning": "full", "dtype": self.dtype}
 

@@ -168,6 +168,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
             mapper=captioner.mapper_options["name"],
             prefix_length=captioner.prefix_length,
             trained_on=captioner.trained_on.get("data"),
+            low_similarity=captioner.low_similarity,
             decoders={decoder: decoder_settings(decoder) for decoder in DECODERS},
             limits=Limits(),
         )

@@ -209,6 +209,10 @@ class Info(BaseModel):
     mapper: str = Field(examples=["transformer"])
     prefix_length: int = Field(examples=[10])
     trained_on: str | None = Field(description="the data set, where the checkpoint says it", examples=["coco"])
+    low_similarity: float | None = Field(
+        description="a similarity below this says that the image is unlike those learned from, where that is known",
+        examples=[0.25],
+    )
     decoders: dict[str, list[str]] = Field(
         description="the settings that each takes, beside decode, prompt and by_similarity",
         examples=[{"beam": ["max_tokens", "count", "beams", "length_penalty"]}],

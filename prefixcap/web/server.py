@@ -19,6 +19,7 @@ from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from prefixcap import photos
 from prefixcap.captioner import Captioner, load
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import Scene
@@ -51,7 +52,7 @@ GRACE = 20.0  # seconds that a stopping server has to finish what it has begun
 
 
 def serve(
-    ckpt: str,
+    ckpt: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     password: str | None = None,
@@ -69,7 +70,7 @@ def serve(
     signal ends the process at once.
 
     Args:
-        ckpt: as `prefixcap.load` takes it.
+        ckpt: as `prefixcap.load` takes it; None: the captioner that comes with the package.
         host: the address to listen on; "0.0.0.0": all addresses of the machine.
         port: to listen on; 0: any free one.
         password: of page and API, under any user name; None: no authentication.
@@ -104,11 +105,12 @@ def serve(
                 proxies=forwarded_allow_ips,
                 root_path=root_path,
             )
-            captioner = load(ckpt, usable_device(device))
+            captioner = load(ckpt or photos.require_captioner(), usable_device(device))
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio creates a folder in it, and puts nothing there
                 app = build_app(captioner, password, max_queue, max_per_client, access)
-            print(f"{ckpt} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
+            name = ckpt or f"{photos.CARD}, the captioner that comes with the package (prefixcap info {photos.NAME}),"
+            print(f"{name} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
             _allow_many_files()
             Server(app).run([listening])
             if app.state.batcher.working:  # its thread cannot be stopped, and Python would wait for it

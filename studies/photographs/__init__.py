@@ -1,1 +1,1 @@
-"""Every family of methods on the photographs of Flickr8k: `python -m studies.photographs` prints the table."""
+"""Real photographs: the heads of the encoder, every family of methods measured, and the captioner of the package."""

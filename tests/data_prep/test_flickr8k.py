@@ -133,7 +133,7 @@ def test_images_in_no_split_and_names_of_no_image_are_left_out(tmp_path: Path) -
         Skipped("9.jpg", "Flicker8k_Dataset/9.jpg", "image is in no split file"),
         Skipped("5.jpg", "Flicker8k_Dataset/5.jpg", "image without caption"),
     ]
-    assert dataset.notes == ["1 images with captions are in no split file and left out"]
+    assert dataset.notes == ["images with captions that are in no split file are left out: 1"]
 
 
 def test_without_split_files_the_splits_are_drawn_and_that_is_said(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_embedded_by_the_command(
         Image.new("RGB", (9, 9), (int(name[0]), 0, 0)).save(root / "Images" / name)
     embed = ROOT / "prefixcap" / "commands" / "embed.py"
     run_file(embed, "data=flickr8k", "encoder=demo")
-    assert "1 images with captions are in no split file and left out" in capsys.readouterr().out
+    assert "images with captions that are in no split file are left out: 1" in capsys.readouterr().out
     assert FeatureStore("stores/flickr8k-demo").splits == {"train": 2, "val": 1, "test": 1}
     run_file(embed, "data=flickr8k_text", "encoder=demo", "features=[caption]")
     assert FeatureStore("stores/flickr8k_text-demo").splits == {"train": 3, "val": 1, "test": 1}

@@ -17,7 +17,7 @@ from tests.docs.pages import PAGES, commands, name_of
 CONF = ROOT / "conf"
 GROUPS = [folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "recipe")]
 CHOICE = re.compile(rf"(?<![\w.])({'|'.join(GROUPS)})=([a-z]\w*)")
-FILE = re.compile(r"`((?:prefixcap|data_prep|docs|tests|benchmarks|\.ci|\.github)/[^`*…<> ]*)`")
+FILE = re.compile(r"`((?:prefixcap|data_prep|docs|tests|benchmarks|studies|\.ci|\.github)/[^`*…<> ]*)`")
 LINK = re.compile(r"\]\(([^)#: ]+)(?:#[^)]*)?\)")
 ALIASES = {
     "python train.py": "prefixcap train",

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.export import Dim
 
 from data_prep.resizing import is_resizable, is_supported, resize_and_crop
-from prefixcap.encoders import load_encoder
+from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.sharing.caption_example import read_pixels
 from tests.encoders.conftest import SIZE
 
 
-@pytest.fixture(params=["clip", "resnet", "transformers", "siglip"])
+@pytest.fixture(params=["clip", "resnet", "transformers", "siglip", "photo"])
 def name(
     request: pytest.FixtureRequest, clip_file: Path, resnet_file: Path, clip_folder: Path, siglip_folder: Path
 ) -> str:
@@ -24,7 +23,13 @@ def name(
         "resnet": f"clip:{resnet_file}",
         "transformers": f"transformers:{clip_folder}",
         "siglip": f"transformers:{siglip_folder}",
+        "photo": "photo",
     }[str(request.param)]
+
+
+def side_of(encoder: Encoder) -> int:
+    """Pixels a side of the images that it takes."""
+    return encoder.preprocess(Image.new("RGB", (8, 8))).shape[-1]
 
 
 def test_an_image_by_its_geometry_alone(name: str, tmp_path: Path) -> None:
@@ -46,6 +51,8 @@ def test_a_device_resizes_to_the_same_pixels(name: str) -> None:
     assert is_supported(encoder.geometry)
     numbers = np.random.default_rng(0)
     sizes = [(32, 32), (33, 32), (35, 32), (32, 37), (53, 37), (97, 151), (200, 240), (53, 37), (240, 240)]
+    larger = side_of(encoder) / SIZE
+    sizes = [(round(larger * height), round(larger * width)) for height, width in sizes]
     assert all(is_resizable(*size, encoder.geometry) for size in sizes)
     images = [numbers.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     images[-1] = 255 * (images[-1] > 127).astype(np.uint8)  # where rounding and overshooting matter most
@@ -56,8 +63,9 @@ def test_a_device_resizes_to_the_same_pixels(name: str) -> None:
     assert torch.equal(resize_and_crop(once_more, encoder.geometry), expected)
 
 
-def test_a_traced_tower_gives_the_embeddings_of_any_batch(name: str, pixels: Tensor) -> None:
+def test_a_traced_tower_gives_the_embeddings_of_any_batch(name: str) -> None:
     encoder = load_encoder(name)
+    pixels = torch.randn(4, 3, *[side_of(encoder)] * 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         traced = torch.export.export(encoder.image_tower, (pixels,), dynamic_shapes=({0: Dim.DYNAMIC},))
     program = traced.module(check_guards=False)

@@ -10,13 +10,13 @@ from prefixcap.encoders.common import weights_digest
 from prefixcap.errors import InputError
 
 
-@pytest.mark.parametrize("name", ["", "ViT-B/32", "clip:", "transformers:", "open_clip:ViT-B-32", "demo:"])
+@pytest.mark.parametrize("name", ["", "ViT-B/32", "clip:", "transformers:", "open_clip:ViT-B-32", "demo:", "photo:x"])
 def test_an_unknown_form_is_told_with_those_that_exist(name: str) -> None:
     with pytest.raises(InputError) as caught:
         load_encoder(name)
     message = str(caught.value)
     assert "\n" not in message and repr(name) in message
-    assert all(form in message for form in ("clip:MODEL", "clip:PATH", "transformers:FOLDER", "'demo'"))
+    assert all(form in message for form in ("clip:MODEL", "clip:PATH", "transformers:FOLDER", "'photo'", "'demo'"))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tests.conftest import ROOT
 
-FOLDERS = ("prefixcap", "data_prep", "benchmarks", "docs")
+FOLDERS = ("prefixcap", "data_prep", "benchmarks", "studies", "docs")
 SOURCES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 OWN = ("Captioner", "cls")  # whose `from_pretrained` is the project's
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import random
 import unicodedata
@@ -20,7 +21,7 @@ from data_prep.readers.karpathy import read_karpathy
 from data_prep.readers.tables import read_rows
 from data_prep.readers.text import read_text
 from data_prep.records import Dataset
-from prefixcap.commands.common.outputs import Sidecars, Stream
+from prefixcap.commands.common.outputs import Row, Sidecars, Stream
 from prefixcap.errors import InputError
 from tests.data_prep import records
 
@@ -98,11 +99,13 @@ def test_other_delimiters_ends_and_columns(photos: Path) -> None:
 
 def test_what_prefixcap_caption_writes_can_be_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
-    images = [(f"photos/{image}", list(texts)) for image, texts in FOUND.items()]
-    for form, name in (("csv", "captions.csv"), ("json", "a.json"), ("jsonl", "a.jsonl"), ("text", "a.txt")):
+    images = [Row(f"photos/{image}", list(texts)) for image, texts in FOUND.items()]
+    scored = [row._replace(similarities=[0.5, -0.1][: len(row.captions)], low_similarity=0.25) for row in images]
+    forms = (("csv", "captions.csv"), ("json", "a.json"), ("jsonl", "a.jsonl"), ("text", "a.txt"))
+    for (form, name), rows in itertools.product(forms, (scored, images)):
         file = io.BytesIO()
         output = Stream(file, form, can_rewrite=False)  # type: ignore[arg-type]
-        output.add(images)
+        output.add(rows)
         output.close()
         (photos.parent / name).write_bytes(file.getvalue())
         assert captions(read_folder("photos", name)) == FOUND, form

@@ -86,6 +86,27 @@ def test_ten_photographs_are_captioned_as_by_the_captioner(
     assert visit.mistakes == []
 
 
+def test_a_low_similarity_is_marked(
+    browser: Browser, captioner: Captioner, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pictures, below the captioner's own mark; not of sums."""
+    (candidates,) = captioner.candidates(pictures[:1], 3, by_similarity=True)
+    best = captioner.similarities(captioner.embed(pictures[:1]), [candidates])[0][0]
+    for mark, marked in ((best + 0.01, 1), (best - 0.01, 0)):
+        monkeypatch.setattr(captioner, "low_similarity", mark)
+        with served(captioner) as address:
+            page = Visit(browser, address, DESKTOP).page
+            page.set_input_files("#files", pictures[:1])
+            captions(page, 1)
+            expect(page.get_by_text("Low: unlike the photographs it learned from")).to_have_count(marked)
+            page.get_by_role("tab", name="Arithmetic").click()
+            page.locator(".term input[type=text]").first.fill("a star")
+            page.get_by_role("button", name="Work it out").click()
+            captions(page, 2)
+            expect(page.locator(".low")).to_have_count(marked)
+            page.close()
+
+
 def test_a_bad_file_among_good_ones_is_named_kindly(visit: Visit, pictures: list[Path]) -> None:
     bad = {"name": "<b>page</b>.jpg", "mimeType": "image/jpeg", "buffer": b"<html><script>alert(1)</script></html>"}
     good = {"name": pictures[0].name, "mimeType": "image/jpeg", "buffer": pictures[0].read_bytes()}

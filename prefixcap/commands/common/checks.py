@@ -35,7 +35,7 @@ def check_config(config: DictConfig) -> None:
     given = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     for option in ("ckpt", "start"):
         if given.get(option):
-            require_captioner(Path(given[option]))
+            require_captioner(given[option])
     if given.get("relations"):
         read_text(Path(given["relations"]))
     if given.get("decode"):

@@ -1,19 +1,47 @@
 """Options that several commands have."""
 
-from pathlib import Path
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefixcap import photos
 from prefixcap.checkpoints.paths import require_captioner
 
-CAPTIONER = "A checkpoint, a folder written by `export`, a .pt that ClipCap published, or a name on the model hub."
+if TYPE_CHECKING:
+    from prefixcap.captioner import Captioner
+
+CAPTIONER = (
+    "A checkpoint, a folder written by `export`, a .pt that ClipCap published, a name on the model hub, or photos, the "
+    "captioner that comes with the package."
+)
 
 
-def existing_captioner(path: Path | None) -> Path | None:
+def existing_captioner(path: str | None) -> str | None:
     """The callback of options and arguments that name a captioner: a wrong path is reported without torch."""
-    return path if path is None else require_captioner(path)
+    return path if path is None else str(require_captioner(path))
 
 
-Checkpoint = Annotated[Path, typer.Option("--ckpt", metavar="PATH", help=CAPTIONER, callback=existing_captioner)]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--ckpt", metavar="PATH", help=f"{CAPTIONER} That is the default.", show_default=False,
+        callback=existing_captioner,
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")]
+
+
+def load_captioner(ckpt: str | None, device: str, tokenizer: str | None = None) -> "Captioner":
+    """The captioner of `--ckpt`, with its encoder. Without one that of the package, which a line on stderr says."""
+    from prefixcap.captioner import load
+    from prefixcap.utils.hardware import usable_device
+
+    captioner = load(ckpt or photos.require_captioner(), usable_device(device), tokenizer)
+    captioner.encoder()
+    if ckpt is None:
+        print(
+            f"Captioned by {photos.CARD}, the captioner that comes with the package; its model card: prefixcap info "
+            f"{photos.NAME}", file=sys.stderr,
+        )  # fmt: skip
+    return captioner

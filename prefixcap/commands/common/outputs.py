@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 from prefixcap.commands.common.inputs import is_url
 from prefixcap.errors import InputError, listed
@@ -15,7 +15,25 @@ from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text, tabl
 from prefixcap.utils.image_ids import image_id
 
 Format = Literal["text", "json", "jsonl", "csv", "coco", "sidecar"]
-Row = tuple[str, list[str]]  # the name of an image, and its captions, best first
+WITHOUT_SIMILARITY: tuple[Format, ...] = ("coco", "sidecar")  # what these hold is not ours to say
+LOW = "low: unlike the photographs it learned from"
+
+
+class Row(NamedTuple):
+    """An image and its captions.
+
+    Attributes:
+        image: its name.
+        captions: the best first.
+        similarities: the cosine of each caption and the image; None: they are not written.
+        low_similarity: below which `LOW` is said of a caption; None: of none.
+    """
+
+    image: str
+    captions: list[str]
+    similarities: list[float] | None = None
+    low_similarity: float | None = None
+
 
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -51,7 +69,7 @@ class Stream:
         self._length = 0  # bytes of the text without its end
 
     def add(self, rows: Sequence[Row]) -> None:
-        text = "".join(self._format(number, *row) for number, row in enumerate(rows, self.images))
+        text = "".join(self._format(number, row) for number, row in enumerate(rows, self.images))
         data = text.encode(errors="backslashreplace")  # half a surrogate pair: bytes in a name that are not UTF-8
         if self._can_rewrite:
             try:
@@ -69,19 +87,24 @@ class Stream:
         if self.images and not self._can_rewrite:
             self._write(self._end.encode())
 
-    def _format(self, number: int, image: str, captions: list[str]) -> str:
+    def _format(self, number: int, row: Row) -> str:
+        image, captions, similarities, low = row
         if self._form == "text":
-            return "".join(f"{image.translate(_ESCAPES)}\t{caption}\n" for caption in captions)
+            notes = [""] * len(captions) if similarities is None else [_note(cosine, low) for cosine in similarities]
+            name = image.translate(_ESCAPES)
+            return "".join(f"{name}\t{caption}{note}\n" for caption, note in zip(captions, notes, strict=True))
         if self._form == "csv":
+            columns = [[image] * len(captions), captions, *([similarities] if similarities is not None else [])]
             text = io.StringIO()
             rows = table_writer(text)
-            rows.writerows([["image", "caption"]] if not number else [])
-            rows.writerows([as_cell(image), as_cell(caption)] for caption in captions)
+            rows.writerows([] if number else [["image", "caption", "similarity"][: len(columns)]])
+            rows.writerows(map(as_cell, cells) for cells in zip(*columns, strict=True))
             return text.getvalue()
         if self._form == "coco":
             entry: dict[str, Any] = {"image_id": image_id(image), "caption": captions[0]}
         else:
             entry = {"image": image, "captions": captions}
+            entry |= {} if similarities is None else {"similarities": similarities}
         line = json.dumps(entry, ensure_ascii=False)
         if self._form == "jsonl":
             return f"{line}\n"
@@ -106,9 +129,14 @@ class Sidecars:
         self.images = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        for image, captions in rows:
-            atomic_write_text(sidecar(image), "".join(f"{caption}\n" for caption in captions))
+        for row in rows:
+            atomic_write_text(sidecar(row.image), "".join(f"{caption}\n" for caption in row.captions))
             self.images += 1
+
+
+def _note(similarity: float, low: float | None) -> str:
+    """What follows a caption in a line of text."""
+    return f"\t{similarity:.2f}" + (f" ({LOW})" if low is not None and similarity < low else "")
 
 
 def sidecar(image: str) -> Path:

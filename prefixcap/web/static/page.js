@@ -4,6 +4,7 @@
 window.prefixcap = (() => {
   const AT_ONCE = 4; // requests
   const MOST_TRIES = 30; // while the server is busy
+  const LOW = "Low: unlike the photographs it learned from"; // of a similarity
 
   // What is sent with a picture; the options of a single decoder are called `decoder.option`.
   let settings = { decode: "beam", count: 3, by_similarity: true };
@@ -102,6 +103,7 @@ window.prefixcap = (() => {
       this.text.replaceChildren(
         element("h3", { dir: "auto" }, best.text || "(an empty caption)"),
         element("p", { class: "about" }, element("span", { class: "name" }, this.label), score(best)),
+        this.file && best.similarity < low() ? element("p", { class: "low" }, LOW) : "",
         alternatives.length ? element("ol", {}, ...alternatives) : "",
         this.file ? this.prefix() : "",
       );
@@ -128,6 +130,10 @@ window.prefixcap = (() => {
       });
       return details;
     }
+  }
+
+  function low() {
+    return Number(document.querySelector("#head").dataset.lowSimilarity ?? -Infinity);
   }
 
   function score({ similarity }) {
