@@ -83,7 +83,7 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
         "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
         "maccap-without-noise": row(
-            "MacCap without noise", "maccap", *maccap, "decode.rerank=1", "decode.noise=0", train=without_noise
+            "MacCap without noise", "maccap", "decode=beam", "decode.beams=4", "regions=0", train=without_noise
         ),
     }
     return {prefix + name: row for name, row in rows.items()}
