@@ -13,6 +13,8 @@ SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
 IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
 SEEDS = (0, 1, 2)
 
+SELF_CRITICAL = "model.objective=scst"
+
 METRICS = ("BLEU", "METEOR", "CIDEr", "SPICE")
 
 Part = Literal["supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot"]
@@ -28,7 +30,7 @@ class Row:
         train: options of the training; rows with the same options share a run. Empty: nothing is trained.
         evaluate: options of `eval`, besides those of the images and the metrics.
         command: what trains: train; or train-lm, a language model.
-        start: the row from whose best checkpoint self-critical training starts.
+        start: the row from whose best checkpoint the training starts.
         same_as: score the captions of this row, and nothing else, ...
         images_of: ... for the images that this row captions.
         needs: the store of COCO's captions and the language models that it reads.
@@ -53,7 +55,8 @@ def supervised() -> dict[str, Row]:
     def row(label: str, experiment: str, lm: Path) -> Row:
         return Row("supervised", label, (f"experiment=flickr8k_{experiment}",), needs=(lm,))
 
-    scst = ("model.objective=scst", "optimizer.learning_rate=1e-5", "trainer.max_epochs=4")
+    mlp = ("experiment=flickr8k_mlp",)
+    scst = (SELF_CRITICAL, "optimizer.learning_rate=1e-5", "trainer.max_epochs=4")
     return {
         "mlp": row("MLP, language model from scratch", "mlp", SMALL),
         "transformer": row("transformer, language model from scratch", "transformer", SMALL),
@@ -61,6 +64,8 @@ def supervised() -> dict[str, Row]:
         "smollm2-lora": row("MLP, SmolLM2 with adapters", "smollm2_lora", SMOLLM2),
         "smollm2-full": row("MLP, SmolLM2 tuned", "smollm2_full", SMOLLM2),
         "scst": Row("supervised", "MLP, then self-critical training", scst, start="mlp", needs=(SMALL,)),
+        "coco-first": Row("supervised", "MLP, after COCO's captions", mlp, start="coco-capdec", needs=(COCO, SMALL)),
+        "photos": Row("supervised", "that, then self-critical training", scst, start="coco-first", needs=(COCO, SMALL)),
     }
 
 

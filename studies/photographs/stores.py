@@ -1,6 +1,7 @@
 """The feature stores of the study, from the shared data: no photograph is read, as their features are there already."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +60,21 @@ def flickr8k_records(data: Path) -> Iterator[ImageRecord]:
     for split, images in read_json(data / "captions.json").items():
         for name, captions in images.items():
             file = name if (data / "test_images" / name).is_file() else ""
-            yield ImageRecord(name, file, split, tuple(map(clean_caption, captions)))
+            yield ImageRecord(name, file, split, tuple(map(as_sentence, captions)))
+
+
+def as_sentence(caption: str) -> str:
+    """A caption with a capital, a full stop and no space before punctuation: what is learned is what people will read.
+
+    Flickr8k's are tokenized ("a dog runs ."), COCO's end with a full stop or without. The metrics' tokenizer removes
+    case and punctuation, so that scores are the same.
+
+    Examples:
+        >>> as_sentence("a dog 's ball , and a cat .")
+        "A dog's ball, and a cat."
+    """
+    text = re.sub(r" (?=[.,;:!?]|'(?:s|t|re|ve|ll|d|m)\b)", "", clean_caption(caption)).rstrip(" .,;:")
+    return text[:1].upper() + text[1:] + ("" if text.endswith(("!", "?")) else ".")
 
 
 @torch.inference_mode()
@@ -97,7 +112,7 @@ def coco_records(data: Path) -> list[ImageRecord]:
     entries = [entry for file in COCO_FILES for entry in read_json(require(data / file))]
     drawn = set(np.random.default_rng(0).permutation(len(entries))[: round(COCO_VAL * len(entries))].tolist())
     return [
-        ImageRecord(number, "", "val" if number in drawn else "train", tuple(map(clean_caption, entry["captions"])))
+        ImageRecord(number, "", "val" if number in drawn else "train", tuple(map(as_sentence, entry["captions"])))
         for number, entry in enumerate(entries)
     ]
 

@@ -15,7 +15,7 @@ from prefixcap.metrics.spice_setup import is_set_up
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import atomic_write_text, read_json
 from studies.photographs.language_model import unpack_smollm2, write_small
-from studies.photographs.rows import COCO, FLICKR8K, IMAGES, PAIRS, PUBLISHED, ROWS, SMALL, SMOLLM2, Row
+from studies.photographs.rows import COCO, FLICKR8K, IMAGES, PAIRS, PUBLISHED, ROWS, SELF_CRITICAL, SMALL, SMOLLM2, Row
 from studies.photographs.scores import COLUMNS, METRIC, Scores, Value, difference, people, read_scores, write_similarity
 from studies.photographs.stores import make_coco, make_flickr8k, training_captions
 
@@ -90,7 +90,8 @@ class Study:
         options = [*row.train, *self.train, f"seed={seed}"]
         if row.start:
             self.trained(row.start, seed)
-            options = [f"ckpt={best(self.run(row.start, seed))}", *options]
+            option = "ckpt" if SELF_CRITICAL in row.train else "start"  # the former keeps the options of that run
+            options = [f"{option}={best(self.run(row.start, seed))}", *options]
         return train_once(run, *options, command=row.command)
 
     def evaluated(self, name: str, seed: int) -> Path:
