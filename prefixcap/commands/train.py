@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stores import open_store, require_store
+from prefixcap.checkpoints.paths import file_with_weights, require_file
 from prefixcap.commands.common.hydra_main import command, run
 from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
 from prefixcap.errors import InputError
@@ -64,6 +65,8 @@ def main(config: DictConfig) -> float | None:
     if config.cuda_graphs not in ("auto", True, False):
         raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
+    if config.start:
+        require_file(file_with_weights(Path(config.start)))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
     loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing

@@ -172,6 +172,19 @@ def test_self_critical_training_starts_from_a_checkpoint(trained: Path, mistake:
     assert "choose one of cross_entropy, scst" in mistake("train", f"ckpt={best}", "model.objective=rl")
 
 
+def test_a_run_starts_from_the_weights_of_another(
+    trained: Path, world: list[str], tmp_path: Path, mistake: Callable[..., str]
+) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    options = [*world, "lm=demo", "encoder=demo", f"start={best}"]
+    one_tiny_step = ["+trainer.max_steps=1", "optimizer.learning_rate=1e-12", "optimizer.warmup_steps=0"]
+    succeed(ROOT / "train.py", *options, "model.mapper.layers=2", *one_tiny_step, f"run_dir={tmp_path / 'run'}")
+    after = prefixcap.load(tmp_path / "run" / "checkpoints" / "last.ckpt").checkpoint_state_dict()
+    torch.testing.assert_close(after, prefixcap.load(best).checkpoint_state_dict(), rtol=0, atol=1e-9)
+    assert str(best) in mistake("train", *options, "model.mapper.layers=3")
+    assert "there is no checkpoint" in mistake("train", *options, f"start={tmp_path / 'none.ckpt'}")
+
+
 @pytest.mark.slow
 def test_load_in_another_process_outside_the_project(trained: Path, world: list[str], tmp_path: Path) -> None:
     image = next((Path(world[1].partition("=")[2]) / "images").iterdir())
