@@ -64,16 +64,18 @@ def flickr8k_records(data: Path) -> Iterator[ImageRecord]:
 
 
 def as_sentence(caption: str) -> str:
-    """A caption with a capital, a full stop and no space before punctuation: what is learned is what people will read.
+    """A caption with a capital and a full stop, without quotation marks or spaces before punctuation: what is learned
+    is what people will read.
 
     Flickr8k's are tokenized ("a dog runs ."), COCO's end with a full stop or without. The metrics' tokenizer removes
     case and punctuation, so that scores are the same.
 
     Examples:
-        >>> as_sentence("a dog 's ball , and a cat .")
-        "A dog's ball, and a cat."
+        >>> as_sentence('a dog \'s ball , and a sign " stop " .')
+        "A dog's ball, and a sign stop."
     """
-    text = re.sub(r" (?=[.,;:!?]|'(?:s|t|re|ve|ll|d|m)\b)", "", clean_caption(caption)).rstrip(" .,;:")
+    text = clean_caption(re.sub(r"[\"“”`]|''", "", caption))
+    text = re.sub(r" (?=[.,;:!?]|'(?:s|t|re|ve|ll|d|m)\b)", "", text).rstrip(" .,;:")
     return text[:1].upper() + text[1:] + ("" if text.endswith(("!", "?")) else ".")
 
 
