@@ -68,7 +68,7 @@ def as_sentence(caption: str) -> str:
     is what people will read.
 
     Flickr8k's are tokenized ("a dog runs ."), COCO's end with a full stop or without. The metrics' tokenizer removes
-    case and punctuation, so that scores are the same.
+    case and punctuation, so that scores are the same. Features of Flickr8k's captions are of the captions before.
 
     Examples:
         >>> as_sentence('a dog \'s ball , and a sign " stop " .')

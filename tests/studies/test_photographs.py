@@ -149,12 +149,18 @@ def test_rows_can_be_composed_and_name_each_other() -> None:
 
 
 def test_the_store_has_the_embeddings_of_the_encoder(shared: Path, tmp_path: Path) -> None:
-    """Those that the encoder computes from photographs and captions themselves."""
+    """Those that the encoder computes from photographs and captions themselves, as they were before they became
+    sentences."""
     encoder = load_encoder("photo")
     make_flickr8k(tmp_path / "store", shared / "flickr8k", encoder)
     split = FeatureStore(tmp_path / "store").split("test")
     files = [file for file in split.files[:8] if file is not None]
-    images, texts = embed_images(encoder, files), encoder.encode_texts(split.captions[:40])
+    captions = [
+        text
+        for texts in json.loads((shared / "flickr8k" / "captions.json").read_text())["test"].values()
+        for text in texts
+    ]
+    images, texts = embed_images(encoder, files), encoder.encode_texts(captions[:40])
     for expected, stored in (
         (images.numpy(), split.embeddings[:8]),
         (texts.numpy(), split.feature("captions/embedding")[:40]),
