@@ -69,8 +69,13 @@ def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
     Layers of Mamba, Jamba or LFM2 have other states, and GPT-1 has no cache.
     """
     layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    return takes_cache and not model._is_stateful and set(layer_types) <= _ATTENTION
+    return cache_argument(model) is not None and not model._is_stateful and set(layer_types) <= _ATTENTION
+
+
+def cache_argument(model: "PreTrainedModel") -> str | None:
+    """How `forward` calls the key/value cache that it takes: cache since transformers 5.24; None: it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
 
 def takes_positions(model: "PreTrainedModel") -> bool:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from prefixcap import renamed
 from prefixcap.errors import InputError, OptionError
 from prefixcap.language.checks import (
+    cache_argument,
     check_trainable,
     ids_without_token,
     keeps_keys_and_values,
@@ -113,7 +114,7 @@ class LanguageModel(nn.Module):
         self.cuda_graphs = True
         self._backbone = self._backbone_eager
         self.compiled_into_cuda_graphs = False
-        self._keeps_keys_and_values = keeps_keys_and_values(model)
+        self._cache_argument = (cache_argument(model) if keeps_keys_and_values(model) else None) or ""
         self._without_token: Tensor | None
         self.register_buffer("_without_token", ids_without_token(model, tokenizer), persistent=False)
         self._token_strings: dict[int, str] = {}
@@ -284,11 +285,11 @@ class LanguageModel(nn.Module):
         masks = attention_masks(self.model.config, attention_mask, positions, position_ids)
         output = self.model(
             inputs_embeds=embeddings,
-            past_key_values=cache,
             attention_mask=self._as_attention_takes_them(masks, embeddings.dtype),
             position_ids=position_ids.expand(len(embeddings), 1),
             logits_to_keep=1,
             use_cache=True,
+            **{self._cache_argument: cache},
         )
         return self.mask_unknown_ids(output.logits[:, -1].float())
 
@@ -303,11 +304,10 @@ class LanguageModel(nn.Module):
 
     def _forward_cached(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
         length = cache.get_seq_length() + embeddings.shape[1]
-        if not self._keeps_keys_and_values:
+        if not self._cache_argument:
             raise no_cache(self.name)
-        output = self.model(
-            inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1, use_cache=True, **options
-        )
+        cache_options = {self._cache_argument: cache, "use_cache": True}
+        output = self.model(inputs_embeds=embeddings, logits_to_keep=1, **cache_options, **options)
         if cache.get_seq_length() != length:  # the model ignores the cache
             raise no_cache(self.name)
         return output

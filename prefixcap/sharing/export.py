@@ -29,6 +29,7 @@ from prefixcap.encoders.protocol import ExportableEncoder
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.language import LanguageModel
+from prefixcap.language.checks import cache_argument
 from prefixcap.language.lora import merged
 from prefixcap.sharing import caption_example
 from prefixcap.utils.files import atomic_write_folder
@@ -163,7 +164,7 @@ class _LanguageModel(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cache_argument = model, cache_argument(model) or ""
 
     def forward(self, prefix: Tensor, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         inputs = torch.cat((prefix, self.model.get_input_embeddings()(tokens)), dim=1)  # (batch, length, dim)
@@ -176,9 +177,9 @@ class _LanguageModel(nn.Module):
             # as numbers to add, which every implementation of attention takes
             attention_mask=torch.where(causal, 0.0, torch.finfo(inputs.dtype).min).expand(batch, 1, -1, -1),
             position_ids=position_ids.expand(batch, -1),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: cache},
         ).logits[:, -1]
         return logits, torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
 

@@ -21,6 +21,7 @@ from prefixcap.encoders import Encoder, embed_images, load_encoder
 from prefixcap.encoders.openai_clip import OpenAIClipEncoder
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.language.checks import cache_argument
 from prefixcap.zeroshot.zerocap import ZeroCap, ZeroCapOptions
 from tests.conftest import ROOT, slow_after
 from tests.decoding import random_lm, stateful_lm
@@ -187,7 +188,8 @@ def test_other_language_models(world: World, watch: list[Watched], kind: str) ->
         cache = DynamicCache()
         for layer in range(len(past or ()) // 2):
             cache.update(*(x.unsqueeze(0) for x in past[2 * layer : 2 * layer + 2]), layer)
-        logits = lm.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0, -1]
+        options = {cache_argument(lm.model): cache, "use_cache": True}
+        logits = lm.model(torch.tensor([tokens]), **options).logits[0, -1]
         return logits, [x[0] for layer in cache.layers for x in (layer.keys, layer.values)]
 
     for embedding in world.embeddings[:2]:
