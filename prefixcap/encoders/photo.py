@@ -206,8 +206,8 @@ class _TextTower(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) token ids, and 1 for each but padding -> (batch, dim)."""
         states = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state  # (batch, length, 384)
-        of_tokens = mask.unsqueeze(2).to(states.dtype)
-        mean = (states * of_tokens).sum(dim=1) / of_tokens.sum(dim=1)
+        token_mask = mask.unsqueeze(2).to(states.dtype)
+        mean = (states * token_mask).sum(dim=1) / token_mask.sum(dim=1)
         embeddings: Tensor = self.head(F.normalize(mean, dim=-1))
         return embeddings
 

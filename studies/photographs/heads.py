@@ -195,11 +195,11 @@ def recalls(split: Split, pair: Pair) -> list[float]:
     image_of = torch.arange(count).repeat_interleave(each)  # (captions,)
     own = image_of == torch.arange(count)[:, None]  # (images, captions)
     best = cosines.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-    of_captions = cosines.masked_fill(~own, 0).sum(dim=0)
+    own_cosine = cosines.masked_fill(~own, 0).sum(dim=0)
     ahead_of_best = (cosines.masked_fill(own, -torch.inf) >= best).sum(dim=1)
-    ahead_of_image = (cosines.masked_fill(own, -torch.inf) >= of_captions).sum(dim=0)
+    ahead_of_image = (cosines.masked_fill(own, -torch.inf) >= own_cosine).sum(dim=0)
     found = [(ahead < first).float().mean().item() for ahead in (ahead_of_best, ahead_of_image) for first in CUTOFFS]
-    return [*found, of_captions.mean().item()]
+    return [*found, own_cosine.mean().item()]
 
 
 def report(name: str, numbers: Sequence[float]) -> None:

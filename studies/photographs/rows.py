@@ -115,18 +115,18 @@ def zero_shot() -> dict[str, Row]:
         "data=flickr8k", f"data.store={FLICKR8K}", "encoder=photo", "lm=small",
         "optimizer.learning_rate=1e-3", "trainer.max_steps=940", "trainer.val_check_interval=235",
     )  # fmt: skip
-    of_captions = "method.lm=RUN/language_model"
+    captions_lm = "method.lm=RUN/language_model"
     return {
         "language-model": row("language model alone", "method=magic", smollm2, prompt, "method.beta=0.0"),
         "magic": row("MAGIC", "method=magic", smollm2, prompt),
         "zerocap": row("ZeroCap", "method=zerocap", *zerocap),
         "arithmetic": row("ZeroCap as for arithmetic", "method=zerocap_arithmetic", *zerocap),
         "captions-model": row(
-            "language model of captions alone", "method=magic", of_captions, "method.beta=0.0",
+            "language model of captions alone", "method=magic", captions_lm, "method.beta=0.0",
             train=captions, needs=(SMALL,),
         ),
         "captions-magic": row(
-            "MAGIC, language model of captions", "method=magic", of_captions, train=captions, needs=(SMALL,)
+            "MAGIC, language model of captions", "method=magic", captions_lm, train=captions, needs=(SMALL,)
         ),
         "clipre-100": Row(
             "zero-shot", "CLIPRe, the same photographs", same_as="clipre", images_of="language-model", needs=(SMOLLM2,)

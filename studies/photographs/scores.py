@@ -7,7 +7,7 @@ Shapes: n images; s seeds; k statistics of an image, see `prefixcap.metrics.Metr
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -143,8 +143,8 @@ def write_similarity(folder: Path, store: FeatureStore, encoder: Encoder) -> Non
 
 def people(folder: Path, store: FeatureStore) -> Scores:
     """What people reach, from any evaluation of all photographs: each caption scored against the other four."""
-    humans: Mapping[str, float] = read_json(folder / "metrics.json")["humans"]
-    intervals: Mapping[str, Sequence[float]] = humans["intervals"]  # type: ignore[assignment]
+    humans = read_json(folder / "metrics.json")["humans"]
+    intervals = humans["intervals"]
     values = {name: Value(humans[name], *intervals[name]) for name in METRIC if name in humans}
     split = store.split("test")
     images = torch.from_numpy(split.embeddings[:].astype(np.float32))[split.caption_images[:]]

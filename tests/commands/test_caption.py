@@ -219,9 +219,9 @@ def test_what_a_stream_wrote_is_whole_after_each_batch(form: Any, tmp_path: Path
             into_file.add(rows[first : first + 2])
             into_pipe.add(rows[first : first + 2])
             done = rows[: first + 2]
-            of_image = [[row.image, row.captions] for row in done]
-            of_caption = [[row.image, caption] for row in done for caption in row.captions]
-            assert READ[form](file.read_text()) == (of_image if form.startswith("json") else of_caption)
+            image_rows = [[row.image, row.captions] for row in done]
+            caption_rows = [[row.image, caption] for row in done for caption in row.captions]
+            assert READ[form](file.read_text()) == (image_rows if form.startswith("json") else caption_rows)
     into_pipe.close()
     assert memory.getvalue() == file.read_bytes()
 
