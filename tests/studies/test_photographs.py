@@ -70,15 +70,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_the_table_says_what_the_evaluations_say(
     data: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over 20 s on a busy machine: it opens both networks of the encoder, trains, and evaluates three times."""
+    """Over 20 s on a busy machine: it opens both networks of the encoder, trains, and evaluates four times."""
     monkeypatch.chdir(data.parent)
     few = ["trainer.max_epochs=1", "lm.scratch={n_layer: 1}", "val_max_tokens=8", "+trainer.enable_progress_bar=false"]
-    options = ["--only", "clipre", "baseline", "decap", "--seeds", "1", "--data", str(data)]
+    options = ["--only", "clipre", "baseline", "decap", "decap-0.04", "--seeds", "1", "--data", str(data)]
     options += ["--metrics", "BLEU", "CIDEr"]
-    options += ["--pairs", "--train", *few, "--evaluate", "decode.max_tokens=8"]
+    options += ["--pairs", "--sentences", "decap", "--train", *few, "--evaluate", "decode.max_tokens=8"]
     main(options)
     printed = capsys.readouterr().out
-    assert [command[0] for command in calls] == ["eval", "train", "eval", "eval"]  # DeCap has the Baseline's run
+    assert [command[0] for command in calls] == [
+        "eval",
+        "train",
+        "eval",
+        "eval",
+        "eval",
+    ]  # DeCap has the Baseline's run
     table = list(csv.DictReader(Path("runs/photographs/table.csv").read_text().splitlines()))
     rows = {row["captioner"]: row for row in table}
     assert next(iter(rows)) == "people" and float(rows["Karpathy and Fei-Fei 2015"]["CIDEr"]) == 0.318
@@ -101,9 +107,17 @@ def test_the_table_says_what_the_evaluations_say(
     tests = list(csv.DictReader(Path("runs/photographs/pairs.csv").read_text().splitlines()))
     assert {(row["first"], row["second"]) for row in tests} == {("decap", "baseline")}
 
+    sentences = Path("runs/photographs/sentences.md").read_text().splitlines()[2:]
+    captions = json.loads(Path("runs/photographs/eval/decap-1/captions.json").read_text())
+    people = FeatureStore(FLICKR8K).split("test").references()
+    expected = {entry["image_id"]: [entry["caption"], people[entry["image_id"]][0]] for entry in captions}
+    assert {file: said for file, *said in ([*map(str.strip, row.split("|")[1:4])] for row in sentences)} == expected
+    of_val = json.loads(Path("runs/photographs/eval/decap-0.04-1/captions.json").read_text())
+    assert {entry["image_id"] for entry in of_val} == {f"val{number}.jpg" for number in range(SIZES["val"])}
+
     main(options)
-    assert len(calls) == 4
-    assert capsys.readouterr().out.splitlines()[-8:] == printed.splitlines()[-8:]
+    assert len(calls) == 5
+    assert capsys.readouterr().out.splitlines()[-15:] == printed.splitlines()[-15:]
     with pytest.raises(SystemExit):
         main([*options[:-1], "decode.max_tokens=9"])
     assert "holds a study with the options" in capsys.readouterr().err
