@@ -60,7 +60,7 @@ class Captioner(PrefixLM):
         decode: str = "beam",
         batch_size: int = 32,
         progress: bool = False,
-        rerank: int = 0,
+        rerank: int | None = None,
         **options: Any,
     ) -> list[str]:
         """Generate one caption for each image.
@@ -68,7 +68,8 @@ class Captioner(PrefixLM):
         Args:
             images, decode, batch_size, progress: as in `candidates`.
             rerank: generate this many candidates and return the one with the highest cosine between its text embedding
-                and the image's; 0: return the decoder's best.
+                and the image's; 0: return the decoder's best; None: as many as the captioner
+                chooses from by itself, if that is possible (`prefixcap.reranking.default_candidates`).
             options: those of the decoder, and the other arguments of `candidates`.
 
         Returns:
@@ -83,7 +84,8 @@ class Captioner(PrefixLM):
             >>> captions[0][:2]
             'A '
         """
-        rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
+        default = reranking.default_candidates(self.rerank, decode, options)
+        rerank = check_value("rerank", default if rerank is None else rerank, Annotated[int, Ge(0)])
         if wrong := {"count", "by_similarity"} & options.keys():
             raise InputError(f"caption returns one caption for each image and takes no {min(wrong)}: call candidates")
         texts = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)
@@ -277,6 +279,7 @@ class Captioner(PrefixLM):
             description["trained_on"],
             description.get("start_token", False),  # an older one does not say
             description.get("low_similarity"),
+            description.get("rerank", 0),
         )
 
     def save_pretrained(self, folder: str | Path, license: str = "unknown", dtype: Dtype | None = None) -> None:

@@ -38,6 +38,8 @@ class PrefixLM(nn.Module):
             one before a text; MacCap's released code does so too.
         low_similarity: the cosine of a caption and its image, by the encoder, below which the image is unlike those
             that the captioner learned from; None: not known.
+        rerank: how many candidates are generated for each image, of which the encoder chooses the closest, unless the
+            caller says otherwise; 0: none, the decoder chooses. See `prefixcap.reranking`.
 
     Attributes:
         features: the feature of an image that the mapper reads.
@@ -65,6 +67,7 @@ class PrefixLM(nn.Module):
         trained_on: dict[str, Any] | None = None,
         start_token: bool = False,
         low_similarity: float | None = None,
+        rerank: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(start_token, bool):
@@ -83,7 +86,7 @@ class PrefixLM(nn.Module):
         self._start: Tensor
         self.register_buffer("_start", torch.tensor([language_model.start_token]), persistent=False)
         self.trained_on = trained_on or {}
-        self.low_similarity = low_similarity
+        self.low_similarity, self.rerank = low_similarity, rerank
         self.source: Path | None = None
 
     @property
@@ -153,6 +156,8 @@ class PrefixLM(nn.Module):
         }
         if self.low_similarity is not None:  # older versions of prefixcap read no description with this key
             description["low_similarity"] = self.low_similarity
+        if self.rerank:
+            description["rerank"] = self.rerank
         return description
 
     def checkpoint_state_dict(self) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """Order captions by the similarity of their text embedding to their image's embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefixcap.decoding import decoder_options
 from prefixcap.encoders import Encoder, encode_feature
 from prefixcap.features import Feature
 
@@ -48,6 +50,24 @@ def rerank(
         [caption for _, caption in sorted(zip(cosines, candidates, strict=True), key=lambda pair: -pair[0])]
         for cosines, candidates in zip(similarities(encoder, embeddings, compared), captions, strict=True)
     ]
+
+
+def default_candidates(rerank: int, decode: str, options: Mapping[str, Any]) -> int:
+    """How many candidates a captioner chooses from unless it is told: its own number, in a beam search wide enough.
+
+    Args:
+        rerank: of the captioner, see `PrefixLM`.
+        decode: name of a decoder.
+        options: those that are given to it.
+
+    Examples:
+        >>> [default_candidates(5, "beam", {"beams": beams}) for beams in (3, 5)], default_candidates(5, "greedy", {})
+        ([0, 5], 0)
+    """
+    if decode != "beam":
+        return 0
+    beams = options.get("beams", decoder_options("beam")["beams"].default)
+    return rerank if isinstance(beams, int) and beams >= rerank else 0
 
 
 def encode_for_reranking(encoder: Encoder, pixels: Tensor, feature: Feature) -> tuple[Tensor, Tensor]:

@@ -111,12 +111,13 @@ def main(
         ),
     ] = "",
     rerank: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0, metavar="N", rich_help_panel=DECODING, show_default=False,
-            help="Generate N captions, and keep those closest to the image by CLIP.",
+            help="Generate N captions, and keep those closest to the image by CLIP (default: as many as the captioner "
+            "asks for, as photos does: 5 for beam search; otherwise 0, the decoder chooses).",
         ),
-    ] = 0,
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch.")] = 32,
     device: Device = "auto",
     tokenizer: Annotated[
@@ -138,7 +139,11 @@ def main(
     try:
         with stop, open_output(form, out, images, overwrite) as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
+            from prefixcap.reranking import default_candidates  # imports torch: after the options are checked
+
             captioner = load_captioner(ckpt, device, tokenizer)
+            if rerank is None:
+                rerank = default_candidates(captioner.rerank, decode, options)
             options |= {"decode": decode, "prompt": prompt}
             if similarity is None:
                 similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY

@@ -72,7 +72,9 @@ def format_description(description: Mapping[str, Any]) -> str:
     trained, frozen = description["parameters"].values()
     options = ", ".join(f"{name} {value}" for name, value in mapper.items() if name != "name")
     lm_parts = [lm["name"], lm["tuning"], *(str(lm[name]) for name in ("dtype", "quantization") if lm.get(name))]
-    trained_on, best, low = (description.get(name) for name in ("trained_on", "best_val_cider", "low_similarity"))
+    trained_on, best, low, rerank = (
+        description.get(name) for name in ("trained_on", "best_val_cider", "low_similarity", "rerank")
+    )
     images = ", ".join(f"{split} {images:,}" for split, images in (trained_on or {}).get("images", {}).items())
     frozen_parameters = f"those of {lm['name']}, not on this machine," if frozen is None else f"{frozen / 1e6:,.1f}M"
     lines = {
@@ -86,6 +88,7 @@ def format_description(description: Mapping[str, Any]) -> str:
         "parameters": f"{trained / 1e6:,.1f}M trained, {frozen_parameters} frozen",
         "trained on": trained_on and f"{trained_on.get('data')}: {images}",
         "low similarity": low and f"below {low:.2f}: unlike the images it learned from",
+        "caption": rerank and f"the one nearest to the image, by the encoder, of {rerank} candidates of beam search",
         "trained until": description.get("step") and f"epoch {description['epoch'] + 1}, step {description['step']:,}",
         "best validation": best and f"CIDEr {best['val_cider']:.3f} in epoch {best['epoch'] + 1}",
         "model card": description.get("card"),

@@ -37,6 +37,7 @@ from prefixcap.utils.files import atomic_write_folder, read_json, read_text
 
 MOST_BYTES = 16_000_000
 PERCENTILE = 5  # of similarities, below which one is low
+RERANK = 5  # candidates of beam search, of which the caption is the one nearest to the photograph
 LICENSE = "mit"
 
 
@@ -86,6 +87,7 @@ def bundle(
     opened.require_encoder(captioner.encoder_identity)
     embeddings = torch.from_numpy(opened.split("val").embeddings[:]).float()  # (images, dim)
 
+    captioner.rerank = RERANK
     captions = captioner.caption(embeddings, progress=True)
     cosines = [row[0] for row in captioner.similarities(embeddings, [[caption] for caption in captions])]
     captioner.low_similarity = round(float(np.percentile(cosines, PERCENTILE)), 3)
@@ -134,6 +136,7 @@ def model_card(
         low=captioner.low_similarity,
         photographs=photographs,
         percentile=PERCENTILE,
+        rerank=RERANK,
         version=prefixcap.__version__,
     )
 

@@ -13,7 +13,7 @@ SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
 IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
 SEEDS = (0, 1, 2)
 
-VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 20, 40)
+VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 10, 20)
 
 SELF_CRITICAL = "model.objective=scst"
 
@@ -120,7 +120,7 @@ def chosen() -> dict[str, Row]:
         **{f"capdec-{value}": row("capdec", f"CapDec, variance {value}", train=o) for value, o in variances.items()},
         **{f"decap-{t}": row("decap", f"DeCap, temperature {t}", f"memory_temperature={t}") for t in TEMPERATURES},
         **{
-            f"maccap-{number}": row("maccap", f"MacCap, candidates: {number}", f"decode.rerank={number}", "limit=300")
+            f"maccap-{number}": row("maccap", f"MacCap, candidates: {number}", f"decode.rerank={number}")
             for number in CANDIDATES
         },
     }

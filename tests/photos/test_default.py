@@ -223,3 +223,36 @@ def test_a_broken_picture_is_as_before(mistaken: Callable[..., str], command: Co
     assert (status, out.count("\n")) == (1, 1) and err.startswith(LINE + "skipped 1 of 2 images")
     Image.new("RGB", (8, 8)).save("small.png")
     assert command("caption", "small.png", *QUICK).status == 0
+
+
+def test_a_captioner_can_ask_for_candidates_to_choose_from(
+    command: Command, mistaken: Callable[..., str], pictures: list[str]
+) -> None:
+    captioner = prefixcap.load("photos")
+    likeliest = captioner.caption(pictures, max_tokens=6)
+    captioner.rerank = 4
+    captioner.save_pretrained("choosing")
+    choosing = prefixcap.load("./choosing")
+    candidates = captioner.candidates(pictures, 4, max_tokens=6)
+    nearest = [
+        max(texts, key=lambda text, picture=picture: cosines(captioner, [picture], [text]))
+        for picture, texts in zip(pictures, candidates, strict=True)
+    ]
+    assert nearest != likeliest
+    assert choosing.caption(pictures, max_tokens=6) == nearest
+    assert choosing.caption(choosing.embed(pictures), max_tokens=6) == nearest
+    assert choosing.caption(pictures, max_tokens=6, rerank=0) == likeliest
+    for decode, options in {"greedy": {}, "beam": {"beams": 3}}.items():  # which give fewer than four
+        assert choosing.caption(pictures, decode, max_tokens=6, **options) == captioner.caption(
+            pictures, decode, max_tokens=6, rerank=0, **options
+        )
+
+    run = ("caption", *pictures, *QUICK, "--ckpt", "./choosing", "--no-similarity")
+    shown = [line.split("\t")[1] for line in command(*run).out.splitlines()]
+    assert shown == nearest
+    assert [line.split("\t")[1] for line in command(*run, "--rerank", "0").out.splitlines()] == likeliest
+    assert command(*run, "--decode", "greedy").status == 0
+    assert "of 4 candidates of beam search" in " ".join(command("info", "./choosing").out.split())
+    description = json.loads(Path("choosing/config.json").read_text())
+    Path("choosing/config.json").write_text(json.dumps(description | {"rerank": -1}))
+    assert "rerank" in mistaken("caption", pictures[0], "--ckpt", "./choosing")

@@ -68,15 +68,17 @@ def test_the_folder(run: Path, encoder: Encoder, capsys: pytest.CaptureFixture[s
         assert torch.equal(weight, trained.state_dict()[name].half().float() if weight.is_floating_point() else weight)
 
     embeddings = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 512)).astype(np.float16)).float()
-    captions = trained.caption(embeddings)
+    captions = trained.caption(embeddings, rerank=5)
     cosines = F.cosine_similarity(encoder.encode_texts(captions), embeddings).tolist()
     assert made.low_similarity == pytest.approx(np.quantile(cosines, 0.05), abs=6e-4)
+    assert made.rerank == 5 and trained.rerank == 0
     assert f"low below {made.low_similarity:.3f}" in printed and "made: " in printed
 
     card = Path("made/README.md").read_text()
     for text in (
         "| CIDEr | 0.567 | 0.500 to 0.625 | 0.820 |", "flickr8k-test-beam", "| learning rate | 0.001 |",
         "Chosen on val.", f"Below {made.low_similarity:.3f}, the 5th percentile", "of 20 validation photographs",
+        "Of the 5 best captions of beam search",
     ):  # fmt: skip
         assert text in card, text
     for file in filter(Path.is_file, Path("made").rglob("*")):
