@@ -114,8 +114,8 @@ def main(
         int | None,
         typer.Option(
             min=0, metavar="N", rich_help_panel=DECODING, show_default=False,
-            help="Generate N captions, and keep those closest to the image by CLIP (default: as many as the captioner "
-            "asks for, as photos does: 5 for beam search; otherwise 0, the decoder chooses).",
+            help="Generate N captions, and keep those closest to the image by the encoder (default: as many as the "
+            "captioner asks for, as photos does: 5 for beam search; otherwise 0, the decoder chooses).",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch.")] = 32,

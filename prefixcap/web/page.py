@@ -149,7 +149,7 @@ def _header(captioner: Captioner) -> str:
     encoder, lm = (html.escape(name) for name in (captioner.encoder_identity.name, captioner.language_model.name))
     low = "" if captioner.low_similarity is None else f' data-low-similarity="{captioner.low_similarity}"'
     return f"""<header id="head"{low}><img src="favicon.ico" alt=""><div><h1>prefixcap</h1>
-        <p>Captions by <b>CLIP</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
+        <p>Captions by an <b>image encoder</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
         <a href="docs">HTTP API</a></header>"""
 
 
