@@ -85,7 +85,7 @@ class Description(Strict):
     encoder: EncoderDescription
     trained_on: TrainedOn
     low_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None  # of the cosine; missing where it is not known
-    rerank: Annotated[int, Field(ge=0, le=100)] = 0  # missing where the decoder chooses
+    rerank: Annotated[int, Field(ge=0, le=10_000)] = 0  # missing where the decoder chooses
 
 
 def require_description(value: object, source: object) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_candidates
+from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.web import server
 from tests.commands.conftest import Command
 from tests.conftest import ROOT
@@ -253,6 +254,17 @@ def test_a_captioner_can_ask_for_candidates_to_choose_from(
     assert [line.split("\t")[1] for line in command(*run, "--rerank", "0").out.splitlines()] == likeliest
     assert command(*run, "--decode", "greedy").status == 0
     assert "of 4 candidates of beam search" in " ".join(command("info", "./choosing").out.split())
+
+    writer = StoreWriter(Path("store"), captioner.encoder_identity, "pictures", Path(), job="x", shards=1)
+    records = [ImageRecord(picture, picture, "test", ("a red circle", "a blue square")) for picture in pictures]
+    writer.write_piece(0, 0, 1, records, {"images/embedding": captioner.embed(pictures).half().numpy()}, [])
+    join(Path("store"))
+    evaluation = ("eval", "ckpt=./choosing", "data=demo", "data.store=store", "metrics=[BLEU]", "decode.max_tokens=6")
+    for options, expected in ((), nearest), (("decode.rerank=0",), likeliest):
+        assert command(*evaluation, "out=scored", *options).status == 0
+        entries = json.loads(Path("scored/captions.json").read_text())
+        assert [entry["caption"] for entry in entries] == expected
+
     description = json.loads(Path("choosing/config.json").read_text())
     Path("choosing/config.json").write_text(json.dumps(description | {"rerank": -1}))
     assert "rerank" in mistaken("caption", pictures[0], "--ckpt", "./choosing")

@@ -14,6 +14,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows, spell_options
 from prefixcap.features import EncoderIdentity, Feature
+from prefixcap.reranking import default_candidates
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.utils.files import Journal
@@ -68,6 +69,8 @@ def write_captions(
     """
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
+    if options.get("rerank") is None:
+        options["rerank"] = default_candidates(captioner.rerank, config.decode.method, options)
     reads = needed_feature(captioner, config.regions)
     if config.memory and reads is not Feature.IMAGE:
         raise InputError(f"memory= is for captioners that read the full image, and this one reads {reads}")
