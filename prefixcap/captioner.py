@@ -68,8 +68,7 @@ class Captioner(PrefixLM):
         Args:
             images, decode, batch_size, progress: as in `candidates`.
             rerank: generate this many candidates and return the one with the highest cosine between its text embedding
-                and the image's; 0: return the decoder's best; None: as many as the captioner
-                chooses from by itself, if that is possible (`prefixcap.reranking.default_candidates`).
+                and the image's; 0: return the decoder's best; None: see `prefixcap.reranking.default_candidates`.
             options: those of the decoder, and the other arguments of `candidates`.
 
         Returns:
@@ -84,8 +83,9 @@ class Captioner(PrefixLM):
             >>> captions[0][:2]
             'A '
         """
-        default = reranking.default_candidates(self.rerank, decode, options)
-        rerank = check_value("rerank", default if rerank is None else rerank, Annotated[int, Ge(0)])
+        if rerank is None:
+            rerank = reranking.default_candidates(self.rerank, decode, options)
+        rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
         if wrong := {"count", "by_similarity"} & options.keys():
             raise InputError(f"caption returns one caption for each image and takes no {min(wrong)}: call candidates")
         texts = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)

@@ -129,8 +129,8 @@ class Study:
         """Write `table.md` and `table.csv` of the rows; return the Markdown."""
         rows: list[list[str]] = [HEAD]
         cells: list[list[str | float]] = [[*csv_head()]]
-        of_test = (name for name in names if ROWS[name].split == "test")
-        complete = next((name for name in of_test if is_complete(self.evaluations(name)[0])), None)
+        on_test = (name for name in names if ROWS[name].split == "test")
+        complete = next((name for name in on_test if is_complete(self.evaluations(name)[0])), None)
         if complete:
             self._add(rows, cells, ["", "people"], people(self.evaluations(complete)[0], FeatureStore(FLICKR8K)), None)
         for label, published in PUBLISHED.items():

@@ -112,8 +112,8 @@ def test_the_table_says_what_the_evaluations_say(
     people = FeatureStore(FLICKR8K).split("test").references()
     expected = {entry["image_id"]: [entry["caption"], people[entry["image_id"]][0]] for entry in captions}
     assert {file: said for file, *said in ([*map(str.strip, row.split("|")[1:4])] for row in sentences)} == expected
-    of_val = json.loads(Path("runs/photographs/eval/decap-0.04-1/captions.json").read_text())
-    assert {entry["image_id"] for entry in of_val} == {f"val{number}.jpg" for number in range(SIZES["val"])}
+    on_val = json.loads(Path("runs/photographs/eval/decap-0.04-1/captions.json").read_text())
+    assert {entry["image_id"] for entry in on_val} == {f"val{number}.jpg" for number in range(SIZES["val"])}
 
     main(options)
     assert len(calls) == 5
