@@ -26,6 +26,7 @@ from prefixcap.evaluation import evaluate
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
 from studies.photographs.rows import FLICKR8K
+from studies.photographs.scores import Value
 
 GIVEN = 2  # captions of a photograph that are read, and are no references
 TEMPERATURE = 0.04  # of the projection
@@ -68,8 +69,7 @@ def limits(captioner: Captioner, store: FeatureStore, split: str) -> str:
     for name, written in captions.items():
         evaluation = evaluate(dict(zip(texts, written, strict=True)), references, list(METRICS))
         scores, intervals = evaluation.scores.corpus, evaluation.intervals
-        halves = [(intervals[column][1] - intervals[column][0]) / 2 for column in COLUMNS]
-        cells = [f"{scores[column]:.3f} ± {half:.3f}" for column, half in zip(COLUMNS, halves, strict=True)]
+        cells = [str(Value(scores[column], *intervals[column])) for column in COLUMNS]
         rows.append([name, *cells, f"{len(set(written)):,}"])
     return markdown(rows)
 

@@ -37,6 +37,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def test_the_table(store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over 20 s on a busy machine: Java starts for each row's METEOR."""
     torch.manual_seed(0)
     captioner = Captioner(
         load_language_model("demo", "full"), load_encoder("demo").identity, {"name": "mlp", "prefix_length": 4}
