@@ -3,7 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -16,13 +16,13 @@ from prefixcap.features import Feature
 from prefixcap.store import FeatureStore
 from prefixcap.store.remote import is_remote
 from prefixcap.utils.hub import missing_language_model, naming
+from prefixcap.utils.options import Dtype
 
 if TYPE_CHECKING:
     import torch
 
     from data_prep.embedding import EmbedReport
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 SMALL_WORLD = ("demo", "demo_other")  # data sets that are drawn when they are needed
 CAPTIONS_AT_ONCE = 65536  # read together, where all captions of a store are read
 

@@ -36,7 +36,8 @@ MISTAKES = {
         "train model=capdec model.noise.variance=-1", "train model.learns_from=sounds",
         "train data.on_device=2",
         "eval captions=a.json decode.beams=0", "eval captions=a.json decode.method=best",
-        "eval method=zerocap method.beams=0", "caption photo.jpg --ckpt here.pt --set beams=two",
+        "eval method=zerocap method.beams=0", "eval method=zerocap method.encoder_dtype=half",
+        "relations method=zerocap method.encoder_dtype=int8", "caption photo.jpg --ckpt here.pt --set beams=two",
         "caption photo.jpg --similarity --format coco",
     ],
     "a missing file": [
@@ -95,6 +96,15 @@ def test_captions_in_a_file_are_scored_without_torch(folder: Path) -> None:
 def test_help_without_torch(folder: Path) -> None:
     for status, error, imported in outcomes(folder, ["--help", "caption --help", "--version"]):
         assert (status, imported) == (0, []), error
+
+
+@pytest.mark.parametrize("command", ["train", "train-lm", "embed", "eval", "relations", "vqa"])
+def test_a_configuration_is_complete_in_a_process_of_its_own(command: str, tmp_path: Path) -> None:
+    """Whatever other commands import: its interpolations are resolved."""
+    data = [] if command in ("relations", "vqa") else ["data=demo"]
+    line = [sys.executable, "-m", "prefixcap", command, *data, "--cfg", "job", "--resolve"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "${" not in done.stdout
 
 
 @pytest.mark.parametrize(

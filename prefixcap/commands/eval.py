@@ -26,18 +26,16 @@ from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.image_ids import by_image
-from prefixcap.utils.options import check_options
 
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     import torch
 
     from prefixcap.captioner import load
     from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
+    from prefixcap.commands.common.steering import load_steered
     from prefixcap.data import require_match
     from prefixcap.encoders import Encoder, load_encoder
     from prefixcap.language import LanguageModel, load_language_model
-    from prefixcap.zeroshot.magic import Magic
-    from prefixcap.zeroshot.zerocap import ZeroCap
 
 # What a metric may need, and the options that give it.
 _REMEDIES = {
@@ -141,27 +139,23 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
     """Caption a split with a language model that CLIP steers, and score it; captions of an earlier start are kept."""
     if not config.get("data"):
         raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
-    options = dict(config.method)
-    name, lm_name, encoder_name = (options.pop(option) for option in ("name", "lm", "encoder"))
-    encoder_name = encoder_name or config.data.default_encoder
+    encoder_name = config.method.encoder or config.data.default_encoder
     default_lm = "demo" if config.data.default_lm == "demo" else "gpt2-medium"
-    lm_name = lm_name or language_model_beside(encoder_name, default_lm)
+    lm_name = config.method.lm or language_model_beside(encoder_name, default_lm)
     with naming(missing_language_model, lm_name):
         store = open_store(config.data, encoder_name)
-        encoder = load_encoder(store.encoder.name, usable_device(config.device))
-    store.require_encoder(encoder.identity)
-    lm = load_language_model(lm_name).to(usable_device(config.device))
-    kind = Magic if name == "magic" else ZeroCap
-    captioner = kind(encoder, lm, **check_options(f"method {name}", kind, options, positional=2))
+    captioner = load_steered(config.method, store.encoder.name, lm_name, config.device)
+    encoder, lm = captioner.encoder.identity, captioner.language_model
+    store.require_encoder(encoder)
     hydra = HydraConfig.get()
     chosen = [override for override in hydra.overrides.task if override.startswith(("method.", "limit="))]
     words = [store.path.name, config.split, *(override.removeprefix("method.") for override in chosen)]
     title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")
     folder = Path(config.out or Path("runs/eval") / hydra.runtime.choices["method"] / title)
-    job = {"method": name, "encoder": encoder.identity.digest, "language model": lm.name, "images": store.location}
+    job = {"method": config.method.name, "encoder": encoder.digest, "language model": lm.name, "images": store.location}
     job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
     captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
-    evaluation = evaluate_split(config, store, captions, encoder, _language_model(config) or lm)
+    evaluation = evaluate_split(config, store, captions, _encoder(config, store), _language_model(config) or lm)
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
     _add_attribute_accuracy(evaluation, store, captions)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from prefixcap.commands.common.checks import STEERED
 from prefixcap.commands.common.hydra_main import run
 from prefixcap.demo import language_model_beside
 from prefixcap.demo.relations import write_relations
@@ -13,19 +14,14 @@ from prefixcap.errors import InputError, spell_options
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import Journal, atomic_write_text
 from prefixcap.utils.hardware import usable_device
-from prefixcap.utils.hub import missing_language_model, naming
-from prefixcap.utils.options import check_options
 
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     from prefixcap.captioner import Captioner, load
-    from prefixcap.encoders import load_encoder
-    from prefixcap.language import load_language_model
+    from prefixcap.commands.common.steering import load_steered
     from prefixcap.zeroshot.arithmetic import encoder_of
     from prefixcap.zeroshot.magic import Magic
     from prefixcap.zeroshot.relations import Relation, answer, read_relations, recalled, score, table
     from prefixcap.zeroshot.zerocap import ZeroCap
-
-METHODS: dict[str, type[ZeroCap] | type[Magic]] = {"zerocap": ZeroCap, "magic": Magic}
 
 
 def main(config: DictConfig) -> None:
@@ -68,20 +64,14 @@ def main(config: DictConfig) -> None:
 
 def load_captioner(config: DictConfig) -> ZeroCap | Magic | Captioner:
     """The captioner that answers: a trained one, or a language model that CLIP steers."""
-    device = usable_device(config.device)
     if config.ckpt:
-        return load(config.ckpt, device)
-    options = dict(config.method)
-    if options["name"] not in METHODS:
-        raise InputError(f"method={options['name']} cannot answer: give a method that CLIP steers, or ckpt=PATH")
-    name, lm, encoder = (options.pop(option) for option in ("name", "lm", "encoder"))
-    is_demo = not config.relations
-    encoder = encoder or ("demo" if is_demo else "clip:ViT-B/32")
-    lm = lm or language_model_beside(encoder, "demo" if is_demo else "gpt2-medium")
-    with naming(missing_language_model, lm):
-        opened = load_encoder(encoder, device)
-    options = check_options(f"method {name}", METHODS[name], options, positional=2)
-    return METHODS[name](opened, load_language_model(lm).to(device), **options)
+        return load(config.ckpt, usable_device(config.device))
+    method, is_demo = config.method, not config.relations
+    if method.name not in STEERED:
+        raise InputError(f"method={method.name} cannot answer: give a method that CLIP steers, or ckpt=PATH")
+    encoder = method.encoder or ("demo" if is_demo else "clip:ViT-B/32")
+    lm = method.lm or language_model_beside(encoder, "demo" if is_demo else "gpt2-medium")
+    return load_steered(method, encoder, lm, config.device)
 
 
 def choose(relations: list[Relation], config: DictConfig) -> list[Relation]:

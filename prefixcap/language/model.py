@@ -29,6 +29,7 @@ from prefixcap.language.quantization import (
     quantization_of,
 )
 from prefixcap.language.tokens import tokenize_captions, tokenize_prompt
+from prefixcap.utils.options import Dtype
 from prefixcap.weights import rounded
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ TEXTS = (
 """Files of a configuration and a tokenizer that a checkpoint may hold."""
 
 Tuning = Literal["frozen", "lora", "full"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 _NEVER = -1e4  # a logit of probability 0.0 that stays finite in products and differences
 

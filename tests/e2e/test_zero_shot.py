@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from prefixcap.encoders import embed_images, load_encoder
+from prefixcap.language import load_language_model
+from prefixcap.store import FeatureStore
 from prefixcap.zeroshot.zerocap import ZeroCap
 from tests.e2e.conftest import Script
 
@@ -83,6 +85,19 @@ def test_clip_score_is_that_of_each_caption_with_its_own_image(
     assert "no caption" in mistake("eval", *given)
     (folder / "few.json").write_text(json.dumps([*reverse, {"image_id": 77, "caption": "a star"}]))
     assert "no references" in mistake("eval", *given)
+
+
+def test_the_encoder_may_compute_in_another_type(script: Script, folder: Path) -> None:
+    script("eval", *FEW[:1], *SHORT, "metrics=[CLIPScore]", "method.encoder_dtype=bfloat16", "out=narrow")
+    store = FeatureStore(folder / "stores" / "demo-demo").split("test")
+    encoder, lm = load_encoder("demo", dtype=torch.bfloat16), load_language_model("demo")
+    zerocap = ZeroCap(encoder, lm, prompt="A", beams=2, iterations=1, max_tokens=5)
+    expected = zerocap.caption(torch.from_numpy(store.embeddings[:]))
+    assert [entry["caption"] for entry in captions(folder / "narrow")] == expected
+    given = ("data=demo", "metrics=[CLIPScore]", "out=again")  # scores are always computed in single precision
+    script("eval", "captions=narrow/captions.json", *given)
+    scores = [json.loads((folder / name / "metrics.json").read_text())["CLIPScore"] for name in ("narrow", "again")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_magic_takes_what_train_lm_made(script: Script, folder: Path) -> None:

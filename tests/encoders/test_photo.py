@@ -20,7 +20,7 @@ import prefixcap.encoders.photo
 from data_prep.embedding import embed
 from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.encoders import Encoder, encode_feature, load_encoder, preprocess_images
-from prefixcap.encoders.photo import DIGESTS, PhotoEncoder
+from prefixcap.encoders.photo import CPU_TEXTS, DIGESTS, PhotoEncoder
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.photos import HEADS
@@ -171,6 +171,10 @@ def test_texts_alone_and_together(encoder: Encoder) -> None:
     shorter = encoder.encode_texts(["dog " * 254])  # with start and end token, 256
     torch.testing.assert_close(shorter[0], together[3], atol=1e-4, rtol=1e-4)
     assert encoder.encode_texts([]).shape == (0, 512)
+    many = encoder.encode_texts([*TEXTS, *["a dog runs"] * CPU_TEXTS, "a cat"])  # more than are read together
+    assert len(many) == len(TEXTS) + CPU_TEXTS + 1
+    torch.testing.assert_close(many[: len(TEXTS)], together, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(many[-1], encoder.encode_texts(["a cat"])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision(encoder: Encoder, pictures: list[Image.Image]) -> None:

@@ -1,5 +1,6 @@
 """What can be checked of a configuration before torch is imported: whether files are there, and options of parts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from prefixcap.errors import spell_options
 from prefixcap.mappers import check_mapper
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import read_text
-from prefixcap.utils.options import check_options, signature_of
+from prefixcap.utils.options import Dtype, check_options, check_value, signature_of
 
 with deferred_imports():  # what follows imports torch: only what it declares is read here
     from prefixcap.language import load_language_model
@@ -22,7 +23,8 @@ with deferred_imports():  # what follows imports torch: only what it declares is
     from prefixcap.zeroshot.zerocap import ZeroCapOptions
 
 # What takes the options of a method, and how many of its arguments come before them.
-_STEERED = {"zerocap": (ZeroCapOptions, 0), "magic": (Magic, 2)}
+STEERED = {"zerocap": (ZeroCapOptions, 0), "magic": (Magic, 2)}
+_OF_STEERED = {"name", "lm", "encoder", "encoder_dtype"}  # in the group `method`, beside these options
 _OF_CAPTIONER = {"method", "prompt", "rerank", "seed"}  # in the group `decode`, beside the decoder's and `Sampling`'s
 
 
@@ -50,7 +52,17 @@ def check_config(config: DictConfig) -> None:
     if lm := given.get("lm"):
         check_options("lm.lora", Lora, lm.pop("lora", {}))
         check_options("lm", load_language_model, lm)
-    if (method := given.get("method")) and method["name"] in _STEERED:
-        options = {name: value for name, value in method.items() if name not in ("name", "lm", "encoder")}
-        declared, positional = _STEERED[method["name"]]
-        check_options(f"method {method['name']}", declared, options, positional)
+    if (method := given.get("method")) and method["name"] in STEERED:
+        method_options(method)
+
+
+def method_options(method: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """The options of what is steered, from the group `method`.
+
+    Raises:
+        InputError: there is no such option or type, or a value is out of range.
+    """
+    check_value("method.encoder_dtype", method["encoder_dtype"], Dtype)
+    options = {str(name): value for name, value in method.items() if name not in _OF_STEERED}
+    declared, positional = STEERED[method["name"]]
+    return check_options(f"method {method['name']}", declared, options, positional)

@@ -22,6 +22,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,6 +31,7 @@ from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.conf_options import option_names
 from prefixcap.commands.common.hydra_grammar import answer_without_running, similar_options
 from prefixcap.commands.common.paths import as_text, quote_paths, unquoted
+from prefixcap.demo import language_model_beside
 from prefixcap.errors import InputError, OptionError
 from prefixcap.utils.deferred import deferred
 from prefixcap.utils.files import no_space
@@ -51,6 +53,17 @@ OPTIONS = {
 
 # Arguments of classes that the commands set themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
+
+
+def sweep_number() -> str:
+    """What distinguishes the folder of a run in a sweep: "-" and its number; otherwise nothing."""
+    hydra = HydraConfig.get()
+    return f"-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else ""
+
+
+# What configurations of all commands may call.
+OmegaConf.register_new_resolver("sweep_number", sweep_number, replace=True)
+OmegaConf.register_new_resolver("language_model_beside", language_model_beside, replace=True)
 
 
 def run(main: Callable[[DictConfig], float | None], config_name: str) -> None:

@@ -11,13 +11,12 @@ from typing import Any, cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.readers import READERS
 from prefixcap.commands.common.conf import config_folder
-from prefixcap.demo import language_model_beside
+from prefixcap.commands.common.hydra_main import sweep_number
 from prefixcap.errors import InputError
 from prefixcap.renamed import current
 from prefixcap.utils.deferred import deferred_imports
@@ -29,15 +28,6 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.checkpoints.files import read_checkpoint
 
 TARGET = re.compile(r"_target_: *([\w.]+)")
-
-
-def _sweep_number() -> str:
-    hydra = HydraConfig.get()
-    return f"-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else ""
-
-
-OmegaConf.register_new_resolver("sweep_number", _sweep_number, replace=True)
-OmegaConf.register_new_resolver("language_model_beside", language_model_beside, replace=True)
 
 
 def resolve_run_config(composed: DictConfig) -> DictConfig:
@@ -98,7 +88,7 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
     if config.model.objective != before.model.objective:
         config.objective = changes.get("objective", {})  # what it was holds for the objective before
-        time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{_sweep_number()}"
+        time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{sweep_number()}"
         new = changes.get("run_dir", f"{run_dir.parent}-{config.model.objective}/{time}")
         config = OmegaConf.merge(config, {"run_dir": new, "ckpt": None, "start": str(checkpoint)})
     if Path(config.run_dir).resolve() != Path(before.run_dir).resolve():  # a new run, or one that was moved
