@@ -15,6 +15,9 @@ SEEDS = (0, 1, 2)
 
 VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 10, 20)
 
+# The weighted mean of the training captions that are nearest to a photograph, as in DeCap, in place of its embedding.
+PROJECTED = (f"memory={FLICKR8K}", "memory_temperature=0.04", "decode.beams=10", "decode.rerank=10")
+
 SELF_CRITICAL = "model.objective=scst"
 
 METRICS = ("BLEU", "METEOR", "CIDEr", "SPICE")
@@ -69,6 +72,7 @@ def supervised() -> dict[str, Row]:
         "trainer.max_epochs=2",
     )  # fmt: skip
     photos = Row("supervised", "MLP, after COCO's captions", further, start="coco-capdec", needs=(COCO, SMALL))
+    of_five, projected = "that, the nearest of five captions", "that, photographs projected, the nearest of ten"
     return {
         "mlp": row("MLP, language model from scratch", "mlp", SMALL),
         "transformer": row("transformer, language model from scratch", "transformer", SMALL),
@@ -76,7 +80,8 @@ def supervised() -> dict[str, Row]:
         "smollm2-lora": row("MLP, SmolLM2 with adapters", "smollm2_lora", SMOLLM2),
         "smollm2-full": row("MLP, SmolLM2 tuned", "smollm2_full", SMOLLM2),
         "photos": photos,
-        "photos-of-five": replace(photos, label="that, the nearest of five captions", evaluate=("decode.rerank=5",)),
+        "photos-of-five": replace(photos, label=of_five, evaluate=("decode.rerank=5",)),
+        "photos-projected": replace(photos, label=projected, evaluate=PROJECTED),
         "scst": Row("supervised", "MLP, then self-critical training", scst, start="photos", needs=(COCO, SMALL)),
     }
 
@@ -136,7 +141,7 @@ def zero_shot() -> dict[str, Row]:
 
     smollm2, prompt = f"method.lm={SMOLLM2}", "method.prompt=Image of a"
     # MiniLM reads each candidate anew: of 512, a photograph takes minutes. Captions are kept after each batch.
-    zerocap = (smollm2, "method.candidates=128", "batch_size=4")
+    zerocap = (smollm2, "method.candidates=128", "method.encoder_dtype=bfloat16", "batch_size=4")
     captions = (
         "data=flickr8k", f"data.store={FLICKR8K}", "encoder=photo", "lm=small",
         "optimizer.learning_rate=1e-3", "trainer.max_steps=940", "trainer.val_check_interval=235",
