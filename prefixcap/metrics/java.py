@@ -29,25 +29,33 @@ class JavaPrograms:
     """Java processes that end with a `with` block, also where an error, Ctrl-C, SIGTERM or SIGHUP ends it.
 
     Python waits for its threads: without this, the thread that waits for Java would delay the end of the program; and
-    when SIGTERM ends a process, the processes that it started go on running.
+    when SIGTERM ends a process, the processes that it started go on running. A signal that comes while a process is
+    being started, when there is nothing to kill yet, takes effect as soon as it is.
     """
 
     def __init__(self) -> None:
+        self._starting: list[object] = []
         self._running = set[subprocess.Popen[bytes]]()
         self._ended = False
+        self._signal: int | None = None  # that ended them
 
     def __enter__(self) -> "JavaPrograms":
         main = threading.current_thread() is threading.main_thread()  # no other can handle signals
-        numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if main else ()
-        self._handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-        for number in self._handled:
-            signal.signal(number, self._end_with_the_process)
+        numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if main else ()
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        self._handlers = {
+            number: handler
+            for number, handler in handlers.items()
+            if handler in (signal.SIG_DFL, signal.default_int_handler)
+        }
+        for number in self._handlers:
+            signal.signal(number, self._end_on_signal)
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.end()
-        for number in self._handled:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def adopt(self) -> None:
         """Let programs that this thread starts be among those that end with the block."""
@@ -61,22 +69,37 @@ class JavaPrograms:
 
     def run(self, command: Sequence[str], text: bytes) -> subprocess.CompletedProcess[bytes]:
         """As `subprocess.run`."""
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-            self._running.add(process)
+        with self._start(command) as process:
             try:
-                if self._ended:  # while it was started
-                    process.kill()
                 output, errors = process.communicate(text)
             finally:
                 process.kill()
                 self._running.remove(process)
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
-    def _end_with_the_process(self, number: int, frame: FrameType | None) -> None:
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        pipe, start = subprocess.PIPE, object()
+        self._starting.append(start)
+        try:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+            self._running.add(process)
+            if self._ended:  # meanwhile
+                process.kill()
+        finally:
+            self._starting.remove(start)
+        if self._signal is not None:
+            self._raise_signal(self._signal)
+        return process
+
+    def _end_on_signal(self, number: int, frame: FrameType | None) -> None:
         self.end()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        signal.signal(number, self._handlers[number])
+        self._signal = number
+        self._raise_signal(number)
+
+    def _raise_signal(self, number: int) -> None:
+        if not self._starting:  # or the last one that is started does it
+            os.kill(os.getpid(), number)
 
 
 _thread = threading.local()

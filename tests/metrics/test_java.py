@@ -66,16 +66,48 @@ def test_a_signal_to_the_process_alone_ends_java_too(
     monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path))
     process = Python("-c", WITH_JAVA, way)
     try:
-        until = time.monotonic() + 120
-        while not (java := java_of(process.pid)):
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.02)
-        process.send_signal(number)
-        assert process.communicate()[0] == -number
-        until = time.monotonic() + 30
-        while is_there(java[0]):  # a process that is killed may take a moment to give its memory back
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        assert_java_ends(process, number)
+    finally:
+        process.kill()
+
+
+def assert_java_ends(process: Python, number: signal.Signals) -> None:
+    """Send a signal to a process as soon as it has started Java: both end."""
+    until = time.monotonic() + 120
+    while not (java := java_of(process.pid)):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.communicate()[0] == -number
+    until = time.monotonic() + 30
+    while is_there(java[0]):  # a process that is killed may take a moment to give its memory back
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+SLOW_START = """
+import subprocess, time
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if "MeteorStat" in " ".join(map(str, command)):
+            time.sleep(2)
+subprocess.Popen = Popen
+"""
+
+
+@needs_java
+@pytest.mark.parametrize("way", ["score_captions", "metric"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_java_is_started(
+    way: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a thread, and in the main one: the program is there, but the process does not know of it yet."""
+    fake_java(tmp_path, monkeypatch, f"{NO_PARAPHRASES}; exec sleep 600")
+    monkeypatch.setenv("PREFIXCAP_CACHE", str(tmp_path))
+    process = Python("-c", SLOW_START + WITH_JAVA, way)
+    try:
+        assert_java_ends(process, number)
     finally:
         process.kill()
 
