@@ -14,6 +14,18 @@ IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo
 SEEDS = (0, 1, 2)
 
 VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 10, 20)
+# What a supervised captioner is trained with, one change from the recipe each.
+CHANGES = {
+    "rate-5e-4": "optimizer.learning_rate=5e-4",
+    "rate-2e-3": "optimizer.learning_rate=2e-3",
+    "warmup-400": "optimizer.warmup_steps=400",
+    "dropout-0": "lm.scratch={n_layer: 4, embd_pdrop: 0.0, resid_pdrop: 0.0, attn_pdrop: 0.0}",
+    "dropout-0.2": "lm.scratch={n_layer: 4, embd_pdrop: 0.2, resid_pdrop: 0.2, attn_pdrop: 0.2}",
+    "prefix-4": "model.mapper.prefix_length=4",
+    "prefix-16": "model.mapper.prefix_length=16",
+    "noise": "model.noise={kind: dimensions, share: 0.1, variance: 0.016}",
+    "epochs-8": "trainer.max_epochs=8",
+}
 
 # The weighted mean of the training captions that are nearest to a photograph, as in DeCap, in place of its embedding.
 PROJECTED = (f"memory={FLICKR8K}", "memory_temperature=0.04", "decode.beams=10", "decode.rerank=10")
@@ -112,8 +124,9 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
 
 
 def chosen() -> dict[str, Row]:
-    """Text-only rows of Flickr8k with other values of what the papers choose, on validation photographs."""
+    """Rows of Flickr8k with other values of what the papers or the recipe choose, on validation photographs."""
     rows = text_only("chosen on validation", "", "flickr8k", FLICKR8K)
+    rows["mlp"] = replace(supervised()["mlp"], part="chosen on validation")
 
     def row(name: str, label: str, *evaluate: str, train: tuple[str, ...] = ()) -> Row:
         like = rows[name]
@@ -124,6 +137,8 @@ def chosen() -> dict[str, Row]:
     return {
         **{f"capdec-{value}": row("capdec", f"CapDec, variance {value}", train=o) for value, o in variances.items()},
         **{f"decap-{t}": row("decap", f"DeCap, temperature {t}", f"memory_temperature={t}") for t in TEMPERATURES},
+        "mlp-recipe": row("mlp", "MLP, by the recipe"),
+        **{f"mlp-{change}": row("mlp", f"MLP, {option}", train=(option,)) for change, option in CHANGES.items()},
         **{
             f"maccap-{number}": row("maccap", f"MacCap, candidates: {number}", f"decode.rerank={number}")
             for number in CANDIDATES
