@@ -13,7 +13,10 @@ from prefixcap.errors import InputError
 from prefixcap.metrics import ImageId
 from prefixcap.utils.files import from_cell, parse_json, read_json, read_text
 
-_FORMS = "give COCO annotations, a Karpathy split file, or a list of entries with 'image_name' and 'captions'"
+_FORMS = (
+    "give COCO annotations, a Karpathy split file, an object {id: [captions]}, or a list of entries with 'image_name' "
+    "and 'captions'"
+)
 
 
 def read_captions(path: str | Path) -> dict[ImageId, str]:
@@ -30,8 +33,10 @@ def read_candidates(path: str | Path) -> dict[ImageId, list[str]]:
 
     The ending of the file's name says what it holds: `.jsonl`, `.csv`, and `.txt` or `.tsv` are as `prefixcap caption`
     writes them with `--format jsonl`, `csv` and `text`. Any other file is read as JSON: the COCO results format,
-    `[{"image_id": …, "caption": …}, …]`, entries with `prediction` and `image_name`, as MAGIC publishes its results, or
-    entries with `image` and `captions`, as `--format json` writes them. Half a surrogate pair becomes U+FFFD.
+    `[{"image_id": …, "caption": …}, …]`, entries with `prediction` and `image_name`, as MAGIC publishes its results,
+    entries with `image` and `captions`, as `--format json` writes them, or an object, `{id: caption}` or `{id:
+    [captions]}`, where a caption may be `{"caption": …}`, as pycocoevalcap has them. Half a surrogate pair becomes
+    U+FFFD.
 
     Raises:
         InputError: there is no such file, its form is another, or an image occurs twice.
@@ -60,7 +65,21 @@ _Entry = tuple[int, Any, Any]  # its number, the id of its image, and the captio
 
 
 def _json_entries(path: Path) -> Iterator[_Entry]:
-    return (_entry(path, number, entry) for number, entry in _objects(path, read_json(path), "captions"))
+    content = read_json(path)
+    if isinstance(content, dict) and not _OF_OTHER_OBJECTS & content.keys():
+        return _by_id(content)
+    return (_entry(path, number, entry) for number, entry in _objects(path, content, "captions"))
+
+
+_OF_OTHER_OBJECTS = {"annotations", "images", "caption", "captions", "prediction"}
+"""Names that no image has: an object with one of these is not `{id: caption}`."""
+
+
+def _by_id(content: dict[str, Any]) -> Iterator[_Entry]:
+    """Of an object with a caption, or a list of captions, for each image."""
+    for number, (image, given) in enumerate(content.items()):
+        captions = given if isinstance(given, list) else [given]
+        yield number, image, [text.get("caption") if isinstance(text, dict) else text for text in captions]
 
 
 def _jsonl_entries(path: Path) -> Iterator[_Entry]:
@@ -118,8 +137,8 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
     """References of images from a JSON file.
 
     Either COCO annotations (an object with `annotations`), a Karpathy split file (an object with `images` that have
-    `sentences`; their ids are `cocoid`, or `filename` where there is none), or entries with `image_name` and
-    `captions`. Half a surrogate pair becomes U+FFFD.
+    `sentences`; their ids are `cocoid`, or `filename` where there is none), an object `{id: [captions]}`, where a
+    caption may be `{"caption": …}`, or entries with `image_name` and `captions`. Half a surrogate pair becomes U+FFFD.
 
     Args:
         path: of the file.
@@ -139,6 +158,8 @@ def read_references(path: str | Path, split: str | None = None) -> dict[ImageId,
         return _in_order_of(content.get("images"), references)
     if isinstance(content, dict) and "images" in content:
         images = _karpathy_entries(path, content["images"], split)
+    elif isinstance(content, dict) and content and all(isinstance(texts, list) for texts in content.values()):
+        images = _by_id(content)
     elif isinstance(content, list):
         images = _list_entries(path, content)
     else:

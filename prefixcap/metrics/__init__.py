@@ -12,11 +12,13 @@ from prefixcap.metrics.captions import (
     score_humans,
     score_parts,
 )
+from prefixcap.metrics.compatible import CaptionScorer, compute
 from prefixcap.metrics.metric import ImageId, Metric, MetricInputs, MetricUnavailable, mean_of, over_folds
 from prefixcap.metrics.registry import METRICS, check_metrics
 
 __all__ = [
     "METRICS",
+    "CaptionScorer",
     "ImageId",
     "Metric",
     "MetricInputs",
@@ -25,6 +27,7 @@ __all__ = [
     "check_metrics",
     "cider",
     "cider_tells_nothing",
+    "compute",
     "mean_of",
     "over_folds",
     "score_captions",

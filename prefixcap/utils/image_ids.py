@@ -11,6 +11,7 @@ from prefixcap.utils.images import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 
+_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}|\d{12}")  # COCO's files have twelve digits
 _COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+")
 
 
@@ -36,8 +37,8 @@ def by_image(
 ) -> dict[int | str, T]:
     """Captions by image id, where they are given by other names of the same images.
 
-    A path names the image whose id it ends in, whose file it is, or whose number is in COCO's name of the file. A name
-    of none of the images is kept.
+    A path names the image whose id it ends in, whose file it is, or whose number is in COCO's name of the file; a
+    number and its digits as text name the same image. A name of none of the images is kept.
 
     Args:
         captions: by id, path or URL.
@@ -81,6 +82,8 @@ def _names(image: int | str) -> Iterator[int | str]:
     yield image
     if isinstance(image, int):
         return
+    if _NUMBER.fullmatch(image):
+        yield int(image)
     parts = PurePath(image).parts
     yield from ("/".join(parts[start:]) for start in range(1, len(parts)))
     last = image_id(image)

@@ -27,6 +27,16 @@ def test_the_forms_of_captions(file: Path) -> None:
     assert read_captions(file) == {7: "a dog", "a.jpg": "a cat"}
 
 
+def test_the_forms_of_pycocoevalcap(file: Path) -> None:
+    """Its dictionaries, `gts` and `res`, as a file has them."""
+    for captions in ({"7": "a dog", "a.jpg": "a cat"}, {"7": ["a dog", "dogs"], "a.jpg": [{"caption": "a cat"}]}):
+        file.write_text(json.dumps(captions))
+        assert read_captions(file) == {"7": "a dog", "a.jpg": "a cat"}
+    assert read_candidates(file)["7"] == ["a dog", "dogs"]
+    file.write_text(json.dumps({"7": ["a dog", "dogs"], "a.jpg": [{"caption": "a cat", "id": 1}]}))
+    assert read_references(file) == {"7": ["a dog", "dogs"], "a.jpg": ["a cat"]}
+
+
 NAMES = [
     "a.jpg",
     "new folder/b c.png",
@@ -161,6 +171,9 @@ def test_mistakes_in_captions(file: Path, content: Any, message: str) -> None:
         ([{"image_id": 1, "caption": "a dog"}], r" holds no references \(entry 0\): give COCO annotations, a Karp"),
         ("a dog", " holds no references: give COCO annotations"),
         ({"dog": 1}, " holds no references: give COCO annotations"),
+        ({}, " holds no references: give COCO annotations"),
+        ({"dog": ["a", 1]}, ": a caption of image 'dog' is 1: give a text"),
+        ({"dog": [{"text": "a"}]}, ": a caption of image 'dog' is missing: give a text"),
         ({"images": [["a"]]}, r": entry 0 of the images is not an object, but \['a'\]"),
         ({"images": {"a": 1}}, r": images are not a list, but {'a': 1}; is it the right file\?"),
         ({"images": [karpathy("test", 1, sentences=None)]}, ": image '1.jpg': sentences are not a list, but missing"),

@@ -19,7 +19,11 @@ from prefixcap.utils.image_ids import by_image
         ("000000391895.jpg", ["COCO_val2014_000000391895.jpg", 391895], 391895),
         ("000000391895.jpg", ["COCO_val2014_000000391895.jpg"], "COCO_val2014_000000391895.jpg"),
         ("1000092795.jpg", [1000092795], "1000092795.jpg"),  # no number of COCO's: Flickr's names are numbers, too
-        ("7", [7], "7"),
+        ("7", [7], 7),
+        (7, ["7"], "7"),
+        ("7", ["7", 7], "7"),
+        ("000000391895", [391895], 391895),
+        ("007", [7], "007"),
         ("v1.5", ["v1"], "v1.5"),  # .5 is no ending of an image
         ("http://host/a/dog.png?size=2", ["dog.png"], "dog.png"),
         ("", ["dog.png"], ""),
