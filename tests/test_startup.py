@@ -49,9 +49,10 @@ MISTAKES = {
         "interpret photo.jpg --ckpt none.ckpt", "interpret none.jpg --ckpt here.pt",
         "arithmetic txt:'a' --ckpt none.ckpt", "embed data=coco", "embed data=flickr8k",
         "embed data=folder data.root=none", "import-features none.npy --store s --encoder demo", "verify nothing",
-        "gap nothing", "export-features nothing out", "caption none.jpg", "interpret none.jpg",
+        "gap nothing", "correlate none.txt", "export-features nothing out", "caption none.jpg", "interpret none.jpg",
     ],
-    "a wrong metric": ["eval captions=a.json metrics=[BLUE]", "eval ckpt=here.pt metrics=BLUE"],
+    "a wrong metric": ["eval captions=a.json metrics=[BLUE]", "eval ckpt=here.pt metrics=BLUE",
+                       "correlate captions.json --metrics BLUE"],
 }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_a_configuration_is_complete_in_a_process_of_its_own(command: str, tmp_p
 
 @pytest.mark.parametrize(
     "module", ["prefixcap", "prefixcap.store", "prefixcap.metrics", "prefixcap.evaluation", "prefixcap.decoding",
-               "prefixcap.mappers", "data_prep.stores", "data_prep.records"],
+               "prefixcap.evaluation.agreement", "prefixcap.mappers", "data_prep.stores", "data_prep.records"],
 )  # fmt: skip
 def test_modules_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"

@@ -15,6 +15,7 @@ from prefixcap.errors import InputError
 from prefixcap.utils.files import atomic_write_text, read_json
 
 LISTS = "captions.json"  # beside the judgements, the captions by file name
+NOT_HERE = "more than captions and references: leave it out here, or call prefixcap.evaluation.agreement in Python"
 
 EXAMPLES = """  prefixcap correlate Flickr8k_text/ExpertAnnotations.txt \\
       Flickr8k_text/CrowdFlowerAnnotations.txt
@@ -56,7 +57,7 @@ def main(
     from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics
 
     chosen = metrics or list(REFERENCE_METRICS)
-    check_metrics(chosen, given=())
+    check_metrics(chosen, (), dict.fromkeys(("embeddings", "encoder", "language_model"), NOT_HERE))
     read = [_read(path, captions) for path in judgements]  # all of them, before any takes long
     results = []
     for path, judged in zip(judgements, read, strict=True):
@@ -87,12 +88,12 @@ def _flickr8k_captions(path: Path) -> dict[str, list[str]]:
     """The captions of each image, in the order in which caption ids count them."""
     from data_prep.readers.flickr8k import CAPTIONS, read_flickr8k
 
+    if not path.exists():
+        raise InputError(f"there is no {path}: give --captions, the folder or the file of Flickr8k's captions")
     if path.is_dir() and (path / LISTS).is_file() and not any((path / name).exists() for name in CAPTIONS):
         path /= LISTS
     if path.suffix.lower() == ".json" and (lists := _caption_lists(path)) is not None:
         return lists
-    if not path.exists():
-        raise InputError(f"there is no {path}: give --captions, the folder or the file of Flickr8k's captions")
     dataset = read_flickr8k(path) if path.is_dir() else read_flickr8k(path.parent, path.name)
     captions = {
         str(sample.record.id): list(sample.record.captions) for shard in dataset.shards for sample in shard.read()[0]
