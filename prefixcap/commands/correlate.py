@@ -15,7 +15,7 @@ from prefixcap.errors import InputError
 from prefixcap.utils.files import atomic_write_text, read_json
 
 LISTS = "captions.json"  # beside the judgements, the captions by file name
-NOT_HERE = "more than captions and references: leave it out here, or call prefixcap.evaluation.agreement in Python"
+NOT_HERE = "more than captions and references, which only prefixcap.evaluation.agreement takes: leave it out here"
 
 EXAMPLES = """  prefixcap correlate Flickr8k_text/ExpertAnnotations.txt \\
       Flickr8k_text/CrowdFlowerAnnotations.txt
@@ -52,7 +52,7 @@ def main(
     ] = None,
 ) -> None:
     """Print a table for each file."""
-    from prefixcap.evaluation.agreement import agreement, preference_accuracy
+    from prefixcap.evaluation.agreement import preference_accuracy, rating_agreement
     from prefixcap.evaluation.judgements import Judgements
     from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics
 
@@ -61,7 +61,7 @@ def main(
     read = [_read(path, captions) for path in judgements]  # all of them, before any takes long
     results = []
     for path, judged in zip(judgements, read, strict=True):
-        measure = agreement if isinstance(judged, Judgements) else preference_accuracy
+        measure = rating_agreement if isinstance(judged, Judgements) else preference_accuracy
         measured = measure(judged, chosen)
         print(f"{measured.table()}\n", flush=True)
         results.append({"file": str(path)} | measured.as_dict())
@@ -73,9 +73,9 @@ def main(
 def _read(path: Path, captions: Path | None) -> Any:
     """Judgements or preferences."""
     from prefixcap.evaluation.judgements import read_judgements
-    from prefixcap.evaluation.pascal50s import pascal50s_folder, read_pascal50s
+    from prefixcap.evaluation.pascal50s import read_pascal50s
 
-    if path.is_dir() or path.suffix.lower() == ".mat" or pascal50s_folder(path) == path.parent:
+    if path.is_dir() or path.suffix.lower() == ".mat":
         return read_pascal50s(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}: name a file of judgements, or the folder of Pascal-50S")

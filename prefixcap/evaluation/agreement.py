@@ -99,7 +99,7 @@ class Agreement:
         return described | {"notes": list(self.notes)}
 
 
-def agreement(
+def rating_agreement(
     judged: Judgements, metrics: Sequence[str] = REFERENCE_METRICS, inputs: MetricInputs = NO_INPUTS
 ) -> Agreement:
     """Kendall's tau-b and tau-c of metrics with people's ratings.
@@ -123,9 +123,9 @@ def agreement(
         >>> captions = ["a dog runs fast", "a bird", "the cat sleeps", "a dog"]
         >>> ratings = np.array([[4.0, 4.0], [1.0, 2.0], [4.0, 3.0], [1.0, 1.0]])
         >>> images = ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
-        >>> measured = agreement(Judgements("four", images, captions, ratings, references), ["ROUGE-L"])
+        >>> measured = rating_agreement(Judgements("four", images, captions, ratings, references), ["ROUGE-L"])
         >>> round(measured.rows["tau-c"]["ROUGE-L"], 3)
-        0.708
+        0.656
     """
     _check_scores(metrics, inputs)
     scores = score_captions(
@@ -198,7 +198,7 @@ def preference_accuracy(
         Rows "HC", "HI", "HM", "MM" and "mean", as far as there are such pairs.
 
     Raises:
-        InputError: as `agreement`; `references` or `draws` is less than one.
+        InputError: as `rating_agreement`; `references` or `draws` is less than one.
     """
     if references < 1 or draws < 1:
         raise InputError(f"{draws} draws of {references} references: give one or more")

@@ -196,6 +196,8 @@ def _read_json(path: Path) -> Judgements:
             caption, rating = judgement.get("caption"), judgement.get("rating")
             if not isinstance(caption, str) or isinstance(rating, bool) or not isinstance(rating, int | float):
                 raise InputError(f"{where}: judgement {number} lacks 'caption', a text, or 'rating', a number")
+            if isinstance(rating, int) and abs(rating) >= 2**53:
+                raise InputError(f"{where}: judgement {number} has a rating of {len(str(abs(rating)))} digits")
             if math.isnan(rating):
                 unrated += 1
                 continue

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
-from prefixcap.evaluation.agreement import PUBLISHED, Agreement, agreement, preference_accuracy
+from prefixcap.evaluation.agreement import PUBLISHED, Agreement, preference_accuracy, rating_agreement
 from prefixcap.evaluation.judgements import Judgements, read_judgements
 from prefixcap.evaluation.pascal50s import Preferences
-from prefixcap.metrics import score_captions
+from prefixcap.metrics import MetricInputs, score_captions
 from tests.metrics.coco_tools import needs_java
 from tests.metrics.test_spice import needs_corenlp
 
@@ -52,7 +53,7 @@ def assert_digits(row: Mapping[str, float], expected: Mapping[str, float]) -> No
 def test_published_figures_of_experts(flickr8k: Path, captions: dict[str, list[str]]) -> None:
     judged = read_judgements(flickr8k / EXPERT, captions)
     assert judged.notes == ["captions that are among the references of their image are left out: 158"]
-    measured = agreement(judged, QUICK)
+    measured = rating_agreement(judged, QUICK)
     assert (measured.captions, measured.judgements) == (5664, 16992)
     assert_published(measured)
     assert_digits(measured.rows["tau-c"], {"BLEU-1": 32.324, "BLEU-4": 30.776, "ROUGE-L": 32.314, "CIDEr": 43.891})
@@ -61,7 +62,7 @@ def test_published_figures_of_experts(flickr8k: Path, captions: dict[str, list[s
 @pytest.mark.slow
 def test_published_figures_of_the_crowd(flickr8k: Path, captions: dict[str, list[str]]) -> None:
     """47,830 captions of four or five references each are scored, which takes half a minute."""
-    measured = agreement(read_judgements(flickr8k / CROWD, captions), QUICK)
+    measured = rating_agreement(read_judgements(flickr8k / CROWD, captions), QUICK)
     assert (measured.captions, measured.images) == (47830, 1000)
     assert_published(measured)
     assert_digits(measured.rows["tau-b"], {"BLEU-1": 17.946, "BLEU-4": 16.863, "ROUGE-L": 19.903, "CIDEr": 24.619})
@@ -73,7 +74,7 @@ def test_published_figures_of_the_crowd(flickr8k: Path, captions: dict[str, list
 @pytest.mark.parametrize("file", [EXPERT, CROWD])
 def test_published_figures_of_metrics_in_java(file: str, flickr8k: Path, captions: dict[str, list[str]]) -> None:
     """SPICE parses 4,992 sentences the first time, and scores 47,830 captions."""
-    measured = agreement(read_judgements(flickr8k / file, captions), ["METEOR", "SPICE"])
+    measured = rating_agreement(read_judgements(flickr8k / file, captions), ["METEOR", "SPICE"])
     assert_published(measured)
     assert_digits(measured.rows["tau-c"], {"METEOR": 41.822 if file == EXPERT else 11.51})
     assert_digits(measured.rows["tau-b"], {"METEOR": 41.538 if file == EXPERT else 22.269})
@@ -100,8 +101,10 @@ def test_the_json_of_clipscore_gives_the_same(
         for rating in figures if file == EXPERT else figures[:1]:
             entry["human_judgement"].append({"caption": caption, "rating": float(rating)})
     (tmp_path / "judged.json").write_text(json.dumps(content))
-    judged = read_judgements(tmp_path / "rows.txt", captions)
-    one, other = agreement(judged, ["ROUGE-L", "BLEU"]), agreement(read_judgements(tmp_path / "judged.json"), QUICK)
+    # There, a caption is in the corpus once for each expert, which changes CIDEr's weight of words of no reference.
+    metrics = QUICK if file == CROWD else ["BLEU", "ROUGE-L"]
+    one = rating_agreement(read_judgements(tmp_path / "rows.txt", captions), metrics)
+    other = rating_agreement(read_judgements(tmp_path / "judged.json"), metrics)
     assert one.judgements == other.judgements and one.published == other.published == {}
     for measure in ("tau-b", "tau-c"):
         for name, tau in one.rows[measure].items():
@@ -122,7 +125,7 @@ def test_against_scipy() -> None:
     captions = [" ".join(generator.choice(words, 5)) for _ in range(40)]
     ratings = generator.integers(1, 5, (40, 2)).astype(float)
     judged = judgements(captions, ratings.tolist())
-    measured = agreement(judged, ["ROUGE-L"])
+    measured = rating_agreement(judged, ["ROUGE-L"])
     scores = score_captions(
         dict(enumerate(captions)), {n: judged.references[image] for n, image in enumerate(judged.images)}, ["ROUGE-L"]
     ).per_image["ROUGE-L"]
@@ -135,9 +138,18 @@ def test_against_scipy() -> None:
 
 def test_what_has_no_agreement_and_no_interval() -> None:
     one_image = judgements(["a dog", "a wet dog runs", "birds", "nothing"], [[3], [4], [2], [1]])
-    measured = agreement(one_image, ["ROUGE-L", "CIDEr"])  # CIDEr is 0 for one image, whatever the captions are
+    measured = rating_agreement(one_image, ["ROUGE-L", "CIDEr"])  # CIDEr is 0 for one image, whatever the captions are
     assert set(measured.rows["tau-b"]) == {"ROUGE-L"} and measured.intervals == {"tau-b": {}, "tau-c": {}}
     assert measured.notes == ["all captions have the same score, which agrees with nothing: CIDEr"]
+
+
+def test_of_very_many_images_there_are_no_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = judgements(["a dog", "a wet dog runs", "birds", "nothing"] * 3, [[3], [4], [2], [1]] * 3)
+    few = rating_agreement(judged, ["ROUGE-L"])
+    monkeypatch.setattr("prefixcap.evaluation.agreement._MOST_IMAGES", 2)
+    many = rating_agreement(judged, ["ROUGE-L"])
+    assert few.rows == many.rows and few.intervals["tau-b"] and not many.intervals["tau-b"]
+    assert many.notes == ["no confidence intervals for more than 2 images"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +158,7 @@ def test_what_has_no_agreement_and_no_interval() -> None:
 )
 def test_metrics_that_cannot_agree(metrics: list[str], message: str) -> None:
     calls: list[Callable[[], Agreement]] = [
-        lambda: agreement(judgements(["a dog", "a cat"], [[1], [2]]), metrics),
+        lambda: rating_agreement(judgements(["a dog", "a cat"], [[1], [2]]), metrics),
         lambda: preference_accuracy(PREFERRED, metrics),
     ]
     for call in calls:
@@ -193,3 +205,14 @@ def test_references_of_preferences_are_drawn() -> None:
     for draws, references in ((0, 5), (5, 0)):
         with pytest.raises(InputError, match="give one or more"):
             preference_accuracy(preferred, ["ROUGE-L"], references, draws)
+
+
+def test_metrics_of_images() -> None:
+    """Embeddings are of the image of each judged caption; where they are those of good captions, CLIPScore agrees."""
+    encoder = load_encoder("demo")
+    captions = [f"a {colour} circle at the {place}" for colour in ("red", "blue") for place in ("top", "left") * 2]
+    right = [number % 2 == 0 for number in range(len(captions))]
+    judged = judgements(captions, [[4.0] if good else [1.0] for good in right])
+    embeddings = encoder.encode_texts([captions[number - number % 2] for number in range(len(captions))])
+    measured = rating_agreement(judged, ["CLIPScore"], MetricInputs(embeddings=embeddings, encoder=encoder))
+    assert measured.rows["tau-b"]["CLIPScore"] > 0.5 and "RefCLIPScore" in measured.rows["tau-b"]

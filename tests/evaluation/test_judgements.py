@@ -117,6 +117,10 @@ def test_mistakes_in_tables(rows: list[tuple[str, ...]], message: str, tmp_path:
         ('{"a": {"human_judgement": [], "ground_truth": "dog"}}', "lacks 'ground_truth', a list of texts"),
         ('{"a": {"human_judgement": [{"caption": "dog"}], "ground_truth": ["dog"]}}', "judgement 0 lacks"),
         ('{"a": {"human_judgement": [{"caption": "dog", "rating": true}], "ground_truth": []}}', "judgement 0 lacks"),
+        (
+            f'{{"a": {{"human_judgement": [{{"caption": "d", "rating": 1{"0" * 400}}}], "ground_truth": ["dog"]}}}}',
+            "a rating of 401 digits",
+        ),
         ("{}", "0 judgements that are all the same"),
         (
             '{"a": {"human_judgement": [{"caption": "d", "rating": 1}, {"caption": "d", "rating": Infinity}], '
