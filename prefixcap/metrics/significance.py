@@ -53,9 +53,9 @@ def confidence_interval(
         InputError: there are fewer than two images, which cannot differ, or no samples, or `level` is not between 0 and
             1.
     """
-    _check(len(statistics), samples, level)
-    counts = _counts(len(statistics), samples, seed)
-    return _percentiles(np.concatenate([score(np.tensordot(part, statistics, 1)) for part in counts]), level)
+    check_resampling(len(statistics), samples, level)
+    counts = draw_counts(len(statistics), samples, seed)
+    return percentiles(np.concatenate([score(np.tensordot(part, statistics, 1)) for part in counts]), level)
 
 
 def paired_test(
@@ -88,35 +88,57 @@ def paired_test(
             f"a paired test of {len(statistics_a)} against {len(statistics_b)} images: give both captioners' "
             "statistics of the same images, in the same order"
         )
-    _check(len(statistics_a), samples, level)
-    counts = _counts(len(statistics_a), samples, seed)
+    check_resampling(len(statistics_a), samples, level)
+    counts = draw_counts(len(statistics_a), samples, seed)
     differences = np.concatenate(
         [score(np.tensordot(part, statistics_a, 1)) - score(np.tensordot(part, statistics_b, 1)) for part in counts]
     )
-    lost = np.minimum((differences <= 0).sum(axis=0), (differences >= 0).sum(axis=0))
     return PairedTest(
         difference=score(statistics_a.sum(axis=0)) - score(statistics_b.sum(axis=0)),
-        interval=_percentiles(differences, level),
-        p_value=np.minimum(1.0, 2 * (lost + 1) / (samples + 1)),
+        interval=percentiles(differences, level),
+        p_value=bootstrap_p_value(differences),
     )
 
 
-def _counts(images: int, samples: int, seed: int) -> Iterator[Statistics]:
-    """(some samples, images) how often each image is drawn, part by part until there are enough samples."""
+def bootstrap_p_value(differences: Statistics) -> Statistics:
+    """(samples, s) differences in samples -> (s,) two-sided p-values, see `paired_test`.
+
+    Samples in which a difference is not a number count against it.
+    """
+    kept = np.maximum((differences > 0).sum(axis=0), (differences < 0).sum(axis=0))
+    p_values: Statistics = np.minimum(1.0, 2 * (len(differences) - kept + 1) / (len(differences) + 1))
+    return p_values
+
+
+def draw_counts(images: int, samples: int, seed: int, width: int = 1) -> Iterator[Statistics]:
+    """How often each image is drawn: parts of (some samples, images), until there are enough samples.
+
+    Args:
+        images: how many there are.
+        samples: how many to draw in all.
+        seed: of the draw.
+        width: how many numbers the caller keeps of a sample; parts are smaller where that is more than `images`.
+    """
     generator = np.random.default_rng(seed)
-    step = max(1, _DRAWN_AT_ONCE // images)
+    step = samples_at_once(images, width)
     for start in range(0, samples, step):
         rows = min(step, samples - start)
         drawn = generator.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
 
 
-def _percentiles(scores: Statistics, level: float) -> Statistics:
-    """(samples, scores) -> (scores, 2)."""
+def percentiles(scores: Statistics, level: float) -> Statistics:
+    """(samples, …) scores -> (…, 2) low and high of the interval with this level of confidence."""
     return np.stack([np.quantile(scores, share, axis=0) for share in ((1 - level) / 2, (1 + level) / 2)], axis=-1)
 
 
-def _check(images: int, samples: int, level: float) -> None:
+def samples_at_once(images: int, width: int = 1) -> int:
+    """How many samples are drawn together, so that memory is bounded; `width` as in `draw_counts`."""
+    return max(1, _DRAWN_AT_ONCE // max(images, width))
+
+
+def check_resampling(images: int, samples: int, level: float) -> None:
+    """Refuse what cannot be resampled. Raises InputError as `confidence_interval` does."""
     if not images:
         raise InputError("there are no images to resample")
     if images == 1:

@@ -152,7 +152,7 @@ def test_captions_of_several_seeds_are_resampled_together() -> None:
         return precision_and_length(totals).mean(axis=-2)
 
     test = paired_test(over_seeds, a, b, samples=300)
-    drawn = np.concatenate(list(significance._counts(40, 300, 0)))
+    drawn = np.concatenate(list(significance.draw_counts(40, 300, 0)))
     differences = [
         np.mean([precision_and_length(counts @ a[:, seed]) for seed in range(3)], axis=0)
         - np.mean([precision_and_length(counts @ b[:, seed]) for seed in range(3)], axis=0)
