@@ -77,6 +77,19 @@ class Evaluation:
         """Those of each domain's scores."""
         return {domain: _intervals(scores) for domain, scores in self.domains.items()}
 
+    @cached_property
+    def figure_intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Those of further figures, by table: of perplexity, length and novelty, which sums over images determine."""
+        return {
+            table: {
+                name: (low, high)
+                for name, statistics in figures.items()
+                if len(statistics) > 1
+                for low, high in confidence_interval(METRICS[table].score, statistics).tolist()
+            }
+            for table, figures in self.scores.figure_statistics.items()
+        }
+
     def all_notes(self) -> list[str]:
         """What a reader of the scores should know, one line each, `notes` included."""
         notes = [f"{metric} is missing: {reason}" for metric, reason in self.scores.missing.items()]
@@ -109,7 +122,10 @@ class Evaluation:
                 if note not in self.scores.notes
             ]
             tables.append(Table("domains", domains, self.domain_intervals, notes))
-        return tables + [Table(name, {name: figures}) for name, figures in self.extra.items()]
+        return tables + [
+            Table(name, {name: figures}, {name: self.figure_intervals.get(name, {})})
+            for name, figures in self.extra.items()
+        ]
 
     def table(self) -> str:
         """The tables as text."""
@@ -147,8 +163,16 @@ class Evaluation:
                 "images": np.array(json.dumps(list(self.references))),
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
-            np.savez(file, **described, **self.scores.statistics)  # type: ignore[arg-type]  # none is named allow_pickle
-        atomic_write_text(folder / "metrics.json", json.dumps(_finite(metrics | self.extra), indent=1) + "\n")
+            figures = {
+                figure_key(metric, name): statistics
+                for metric, arrays in self.scores.figure_statistics.items()
+                for name, statistics in arrays.items()
+            }
+            np.savez(file, **described, **self.scores.statistics, **figures)  # type: ignore[arg-type]  # none is named allow_pickle
+        metrics |= self.extra
+        if self.figure_intervals:
+            metrics["intervals of figures"] = self.figure_intervals
+        atomic_write_text(folder / "metrics.json", json.dumps(_finite(metrics), indent=1) + "\n")
 
     def _human_ratios(self) -> dict[str, float]:
         """Each score of the captions over that of people, where theirs is clearly more than 0."""
@@ -220,6 +244,11 @@ def evaluate(
     scored = score_parts(captions, references, parts, metrics, inputs)
     scores, humans = scored["overall"], score_humans(references, metrics)
     return Evaluation(captions, references, scores, humans, scored if parts else {}, dict(scores.figures), files or {})
+
+
+def figure_key(metric: str, figure: str) -> str:
+    """The name of a figure's array in `statistics.npz`, where a metric's array has that of the metric."""
+    return f"{metric}/{figure}"
 
 
 def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:

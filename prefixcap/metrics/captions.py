@@ -30,6 +30,8 @@ from prefixcap.metrics.metric import (
     MetricUnavailable,
     References,
     Statistics,
+    figure_statistics,
+    figure_values,
     over_folds,
 )
 from prefixcap.metrics.ngrams import ReferenceTexts
@@ -59,6 +61,7 @@ class Scores:
         statistics: of each metric, in the order of the references. Of captions (n, k): `METRICS[metric].score`
             of their sum is the corpus score. Of people (n, f, k + 1): `over_folds` of that is.
         figures: of all captions together, e.g. `figures["diversity"]["Vocabulary"]`.
+        figure_statistics: (n, k) likewise, where `METRICS[metric].score` of their sum is the figure.
     """
 
     corpus: dict[str, float] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class Scores:
     notes: tuple[str, ...] = ()
     statistics: dict[str, Statistics] = field(default_factory=dict)
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    figure_statistics: dict[str, dict[str, Statistics]] = field(default_factory=dict)
 
 
 def score_captions(
@@ -138,7 +142,7 @@ def score_parts(
     for_images = {name: metric for name, metric in chosen.items() if metric.scores}
     statistics, missing = _run(for_images, lambda metric: [_statistics(metric, everything)])
     for_corpus = {name: metric for name, metric in chosen.items() if not metric.scores}
-    figures, lacking = _run(for_corpus, lambda metric: _call(metric, metric.figures, everything))
+    computed, lacking = _run(for_corpus, lambda metric: _call(metric, metric.figures, everything))
     scores = {}
     for name, members in parts.items():
         chosen_images = set(members)
@@ -154,7 +158,9 @@ def score_parts(
         }
         scores[name] = _corpus_scores(part, chosen, part_statistics, missing)
     overall = _corpus_scores(everything, chosen, statistics, missing | lacking)
-    return scores | {"overall": replace(overall, figures=figures)}
+    figures = {name: figure_values(chosen[name], values) for name, values in computed.items()}
+    sums = {name: arrays for name, values in computed.items() if (arrays := figure_statistics(values))}
+    return scores | {"overall": replace(overall, figures=figures, figure_statistics=sums)}
 
 
 def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METRICS) -> Scores | None:

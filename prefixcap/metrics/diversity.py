@@ -46,6 +46,16 @@ def diversity(captions: Sequence[str]) -> dict[str, float]:
     }
 
 
+def novel(captions: Sequence[str], training_captions: Iterable[str]) -> NDArray[np.bool_]:
+    """(captions,) which of tokenized captions are not among the tokenized captions of training.
+
+    Examples:
+        >>> novel(["a dog runs", "a dog"], ["a dog", "a cat"]).tolist()
+        [True, False]
+    """
+    return ~np.isin(_digests(captions), np.unique(_digests(training_captions)))
+
+
 class Diversity(TextMetric):
     """`diversity` of captions and, against the captions of training, their novelty.
 

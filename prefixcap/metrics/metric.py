@@ -70,7 +70,8 @@ class Metric:
     A metric has `scores` and `statistics`, or, where no image has a score by itself, `figures`. The sum of the
     statistics of images determines the scores of these images, so that the scores of a corpus, of one image, of a
     domain and of a bootstrap sample all come from one array. The table, the intervals, the human row, the report,
-    `per_image.csv` and `compare` follow from it.
+    `per_image.csv` and `compare` follow from it. Figures that sums determine are given as statistics, too: they get
+    intervals and are compared; others, such as the number of different words, are only shown.
 
     Attributes:
         name: what `metrics=[...]` calls it.
@@ -85,7 +86,8 @@ class Metric:
         english_only: a note says so where captions or references are in a script without spaces.
         statistics: called with n captions and the references of each of the n images; returns (n, k), float64. Raises
             MetricUnavailable if the metric cannot be computed on this machine.
-        figures: called likewise; returns figures of all captions together, by name.
+        figures: called likewise; returns figures of all captions together, by name: the number, or (n, k) statistics,
+            of whose sum `score` gives the number as the only score.
 
     Examples:
         >>> class Words(Metric):
@@ -109,11 +111,24 @@ class Metric:
     runs_java: bool = False
     english_only: bool = False
     statistics: Callable[..., Statistics]
-    figures: Callable[..., dict[str, float]]
+    figures: Callable[..., Mapping[str, float | Statistics]]
 
     def score(self, totals: Statistics) -> Statistics:
         """(..., k) sums of statistics over images -> (..., s). Of this class: the mean over images, see `mean_of`."""
         return mean(totals)
+
+
+def figure_values(metric: Metric, figures: Mapping[str, float | Statistics]) -> dict[str, float]:
+    """The numbers of what a metric's `figures` returned."""
+    return {
+        name: float(metric.score(value.sum(axis=0))[0]) if isinstance(value, np.ndarray) else float(value)
+        for name, value in figures.items()
+    }
+
+
+def figure_statistics(figures: Mapping[str, float | Statistics]) -> dict[str, Statistics]:
+    """Of what a metric's `figures` returned, the (n, k) statistics of those that sums determine."""
+    return {name: value for name, value in figures.items() if isinstance(value, np.ndarray)}
 
 
 def mean_of(values: Sequence[float] | Statistics) -> Statistics:

@@ -7,7 +7,10 @@ n is the number of images. The same figures for training loops of one's own: `pr
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefixcap.metrics.metric import Metric, MetricUnavailable, Statistics, mean_of
+import numpy as np
+
+from prefixcap.metrics.metric import Metric, MetricUnavailable, Statistics, mean, mean_of
+from prefixcap.metrics.ptb import tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +78,12 @@ class CaptionDiversity(Metric):
     """Vocabulary, distinct n-grams, length, share of new captions; see `prefixcap.metrics.diversity`.
 
     Examples:
-        >>> CaptionDiversity().figures(["a dog runs", "a dog"], [], training_captions=["A dog."])["Novel"]
-        0.5
+        >>> figures = CaptionDiversity().figures(["a dog runs", "a dog"], [], training_captions=["A dog."])
+        >>> figures["Vocabulary"]
+        3.0
+        >>> figures["Novel"]
+        array([[1., 1.],
+               [0., 1.]])
     """
 
     name = "diversity"
@@ -85,13 +92,20 @@ class CaptionDiversity(Metric):
 
     def figures(
         self, captions: Sequence[str], references: Sequence[Sequence[str]], training_captions: Sequence[str] | None
-    ) -> dict[str, float]:
-        """The figures of `prefixcap.metrics.diversity.Diversity`; "Novel" only where training captions are known."""
-        from prefixcap.metrics.diversity import Diversity
+    ) -> dict[str, float | Statistics]:
+        """The figures of `prefixcap.metrics.diversity.Diversity`; "Novel" only where training captions are known.
 
-        diversity = Diversity(training_captions)
-        diversity.update(captions)
-        return {name: float(value) for name, value in diversity.compute().items()}
+        "Length" and "Novel" are means over captions, given as `mean_of` does. The vocabulary and the distinct n-grams
+        are no sums. Nor would a bootstrap sample do: it has some captions twice and lacks others, hence fewer words.
+        """
+        from prefixcap.metrics.diversity import diversity, novel
+
+        tokenized = [tokenize(caption) for caption in captions]
+        figures: dict[str, float | Statistics] = dict(diversity(tokenized))
+        figures["Length"] = mean_of([len(caption.split()) for caption in tokenized])
+        if training_captions is not None:
+            figures["Novel"] = mean_of(novel(tokenized, map(tokenize, training_captions)).astype(np.float64))
+        return figures
 
 
 class CaptionPerplexity(Metric):
@@ -102,6 +116,8 @@ class CaptionPerplexity(Metric):
         >>> figures = CaptionPerplexity().figures(["A red circle in a meadow."], [], load_language_model("demo"))
         >>> list(figures)
         ['under demo']
+        >>> figures["under demo"].shape
+        (1, 2)
     """
 
     name = "perplexity"
@@ -110,17 +126,20 @@ class CaptionPerplexity(Metric):
 
     def figures(
         self, captions: Sequence[str], references: Sequence[Sequence[str]], language_model: "LanguageModel"
-    ) -> dict[str, float]:
-        """One figure, named after the language model.
+    ) -> dict[str, float | Statistics]:
+        """One figure, named after the language model: (n, 2) = (-log p of a caption in nats, its tokens).
 
         Raises:
             MetricUnavailable: no caption has a word.
             InputError: a caption is longer than the context of the language model.
         """
-        from prefixcap.metrics.perplexity import Perplexity
+        from prefixcap.metrics.perplexity import negative_log_likelihood
 
         if not any(map(str.strip, captions)):
             raise MetricUnavailable("no caption has a word")
-        perplexity = Perplexity(language_model)
-        perplexity.update(captions)
-        return {f"under {language_model.name}": float(perplexity.compute())}
+        nats, tokens = negative_log_likelihood(language_model, captions)
+        return {f"under {language_model.name}": np.stack((nats.numpy(), tokens.numpy()), axis=-1).astype(np.float64)}
+
+    def score(self, totals: Statistics) -> Statistics:
+        """(..., 2) sums of nats and tokens -> (..., 1) perplexity."""
+        return np.exp(mean(totals))

@@ -16,6 +16,8 @@ from prefixcap.evaluation.comparison import compare
 from prefixcap.language import load_language_model
 from prefixcap.metrics import Scores
 from prefixcap.metrics.clip_score import PROMPT
+from prefixcap.metrics.diversity import Diversity
+from prefixcap.metrics.perplexity import Perplexity, negative_log_likelihood
 from prefixcap.utils.files import from_cell
 
 WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
@@ -133,6 +135,42 @@ def test_captions_without_any_word_have_no_perplexity() -> None:
     )  # fmt: skip
     assert "perplexity is missing: no caption has a word" in evaluation.table()
     assert evaluation.extra["diversity"]["Vocabulary"] == 0
+
+
+def test_intervals_of_perplexity_length_and_novelty(tmp_path: Path) -> None:
+    """Against a plain loop over images; the figures are those of the metrics for training loops."""
+    lm = load_language_model("demo")
+    known = [GOOD["0.jpg"], GOOD["3.jpg"].upper() + "."]
+    evaluation = evaluate(GOOD, REFERENCES, ["CIDEr", "diversity", "perplexity"], language_model=lm,
+                          training_captions=known)  # fmt: skip
+    metric, perplexity = Diversity(known), Perplexity(lm)
+    metric.update(list(GOOD.values()))
+    perplexity.update(list(GOOD.values()))
+    assert evaluation.extra["diversity"] == pytest.approx({name: float(v) for name, v in metric.compute().items()})
+    assert evaluation.extra["diversity"]["Novel"] == 6 / 8
+    assert evaluation.extra["perplexity"] == {"under demo": pytest.approx(float(perplexity.compute()), rel=1e-5)}
+
+    nats, tokens = (part.numpy() for part in negative_log_likelihood(lm, list(GOOD.values())))
+    novel = np.array(
+        [caption not in ("a red circle at the top", "a yellow circle at the top") for caption in GOOD.values()]
+    )
+    drawn = np.random.default_rng(1).integers(8, size=(20000, 8))
+    expected = {
+        "under demo": np.exp(nats[drawn].sum(1) / tokens[drawn].sum(1)),
+        "Novel": novel[drawn].mean(1),
+        "Length": np.array([len(caption.split()) for caption in GOOD.values()])[drawn].mean(1),
+    }
+    intervals = evaluation.figure_intervals
+    assert set(intervals["diversity"]) == {"Length", "Novel"}  # others are not determined by sums
+    for name, (low, high) in (intervals["diversity"] | intervals["perplexity"]).items():
+        assert (low, high) == pytest.approx(np.quantile(expected[name], (0.025, 0.975)), rel=0.06)
+    evaluation.write(tmp_path, "test")
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["perplexity"] == evaluation.extra["perplexity"] and "Vocabulary" in written["diversity"]
+    assert written["intervals of figures"]["perplexity"]["under demo"] == [*intervals["perplexity"]["under demo"]]
+    assert "\nperplexity ±" in evaluation.table()
+    one = evaluate({1: "a dog"}, {1: ["a dog", "the dog"]}, ["ROUGE-L", "diversity"])
+    assert one.extra["diversity"]["Length"] == 2 and one.figure_intervals == {"diversity": {}}
 
 
 def test_figures_that_json_has_no_number_for(tmp_path: Path) -> None:

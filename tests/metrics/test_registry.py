@@ -65,7 +65,7 @@ class Surprise(Metric):
 
 
 class Known(Metric):
-    """Figures of all captions together: how many are among the training captions."""
+    """Figures of all captions together, as numbers: how many are among the training captions."""
 
     name = "known"
     needs = ("training_captions",)
