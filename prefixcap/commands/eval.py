@@ -19,6 +19,7 @@ from prefixcap.evaluation.caption_files import read_candidates, read_references
 from prefixcap.evaluation.comparison import compare
 from prefixcap.metrics import check_metrics
 from prefixcap.metrics.metric import Captions, ImageId
+from prefixcap.metrics.pairwise import TESTS
 from prefixcap.metrics.registry import needed_inputs
 from prefixcap.store import FeatureStore
 from prefixcap.store.named import open_training_store
@@ -49,19 +50,21 @@ def main(config: DictConfig) -> None:
     if sum(bool(given) for given in (config.ckpt, method, config.captions, config.compare)) != 1:
         raise InputError(
             "give one of: ckpt=PATH or method=NAME, to caption and score; captions=FILE, to score existing captions; "
-            "compare=[FOLDER,FOLDER], to compare two evaluations"
+            "compare=[FOLDER,FOLDER,…], to compare evaluations"
         )
     if config.references and (config.ckpt or method or config.compare or config.get("data")):
         raise InputError(
             "references= is for captions=FILE without data=, which has its own references: leave references= out"
         )
+    if config.test != "bootstrap" and not config.compare:
+        raise InputError("test= is for compare=[FOLDER,FOLDER,…]: leave it out")
     if config.limit is not None and not (method and method.name != "clipre"):
         raise InputError("limit= is for method=zerocap or magic, which are slow: leave it out")
-    if config.compare:
-        print(compare_folders(config))
-        return
     if config.out and Path(config.out).is_file():
         raise InputError(f"out={config.out} is a file: name a folder for the results")
+    if config.compare:
+        compare_folders(config)
+        return
     if config.subset and not config.captions:
         raise InputError(
             "subset=true is for captions=FILE, which may have captions for only some of the images: leave it out"
@@ -83,14 +86,21 @@ def main(config: DictConfig) -> None:
     print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
 
 
-def compare_folders(config: DictConfig) -> str:
-    """Which of two evaluations is better, as a table."""
-    folders = _names(config, "compare")
-    if len(folders) != 2:
-        raise InputError(f"compare takes two folders of evaluations, not {len(folders)}: compare=[A,B]")
+def compare_folders(config: DictConfig) -> None:
+    """Print which of several evaluations are better, and write it to `out=`."""
+    given = config.compare if isinstance(config.compare, ListConfig) else [config.compare]
+    systems = [[Path(str(run)) for run in (system if isinstance(system, ListConfig) else [system])] for system in given]
+    if len(systems) < 2:
+        raise InputError(f"compare takes two or more folders of evaluations, not {len(systems)}: compare=[A,B]")
+    if config.test not in TESTS:
+        raise InputError(f"unknown test={config.test}: choose from {', '.join(TESTS)}")
+    if config.test == "randomization" and any(len(runs) > 1 for runs in systems):
+        raise InputError("test=randomization exchanges captions, not runs: give one folder a system, or test=bootstrap")
+    comparison = compare(*systems, test=config.test)
+    print(comparison.table())
     if config.out:
-        raise InputError("compare= prints a table and writes nothing: leave out= out")
-    return compare(*map(Path, folders)).table()
+        comparison.write(Path(config.out))
+        print(f"\nresults: {config.out}/ (comparison.json, systems.csv, pairs.csv)")
 
 
 def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:

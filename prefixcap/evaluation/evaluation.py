@@ -80,11 +80,12 @@ class Evaluation:
     @cached_property
     def figure_intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Those of further figures, by table: of perplexity, length and novelty, which sums over images determine."""
+        if len(self.references) < 2:
+            return {}
         return {
             table: {
                 name: (low, high)
                 for name, statistics in figures.items()
-                if len(statistics) > 1
                 for low, high in confidence_interval(METRICS[table].score, statistics).tolist()
             }
             for table, figures in self.scores.figure_statistics.items()
@@ -172,7 +173,7 @@ class Evaluation:
         metrics |= self.extra
         if self.figure_intervals:
             metrics["intervals of figures"] = self.figure_intervals
-        atomic_write_text(folder / "metrics.json", json.dumps(_finite(metrics), indent=1) + "\n")
+        atomic_write_text(folder / "metrics.json", json.dumps(finite(metrics), indent=1) + "\n")
 
     def _human_ratios(self) -> dict[str, float]:
         """Each score of the captions over that of people, where theirs is clearly more than 0."""
@@ -263,10 +264,10 @@ def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:
     return intervals
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for what JSON has no number for: NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
