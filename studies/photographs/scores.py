@@ -1,9 +1,9 @@
 """Scores of evaluations, with intervals over images, and their table.
 
-A row may have several evaluations, one for each seed: its score is the mean of theirs. Images are resampled for the
-intervals, seeds are not.
+A row may have several evaluations, one for each seed: its score is the mean of theirs, and seeds are resampled as well
+as images.
 
-Shapes: n images; s seeds; k statistics of an image, see `prefixcap.metrics.Metric`.
+Shapes: n images; k statistics of an image, see `prefixcap.metrics.Metric`.
 """
 
 import json
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 
 from prefixcap.encoders import Encoder
 from prefixcap.evaluation.evaluation import STATISTICS
-from prefixcap.metrics import METRICS, mean_of, over_folds
+from prefixcap.metrics import METRICS, mean_of
 from prefixcap.metrics.metric import Score, Statistics, mean
-from prefixcap.metrics.significance import confidence_interval, paired_test
+from prefixcap.metrics.pairwise import compare_systems
+from prefixcap.metrics.significance import confidence_interval
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.utils.files import atomic_write_text, read_json
 from studies.photographs.rows import METRICS as METRICS_OF_TABLE
@@ -29,6 +30,7 @@ METRIC = dict(zip(("BLEU-4", "METEOR", "CIDEr", "SPICE"), METRICS_OF_TABLE, stri
 """The metric of each score in the table."""
 SIMILARITY = "similarity"
 COLUMNS = (*METRIC, SIMILARITY)
+SAMPLES = 1000  # of the bootstrap, as in evaluations
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ def read_scores(folders: tuple[Path, ...]) -> Scores:
     values: dict[str, Value] = {}
     seeds: dict[str, list[float]] = {}
     for column in COLUMNS:
-        parts = [statistics(folder, column) for folder in folders]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        if (runs := of_seeds(folders, column)) is None:
             continue
-        score, together = score_of(column), over_seeds(known)
-        low, high = confidence_interval(score, together)[0].tolist() if len(together) > 1 else (np.nan, np.nan)
-        values[column] = Value(float(score(together.sum(0))[0]), low, high)
-        seeds[column] = [float(score(over_seeds([part]).sum(0))[0]) for part in known]
+        score = score_of(column)
+        seeds[column] = [float(score(run.sum(0))[0]) for run in runs]
+        low = high = np.nan
+        if len(runs[0]) > 1:
+            low, high = compare_systems(score, [runs], samples=SAMPLES).intervals[0, 0].tolist()
+        values[column] = Value(float(np.mean(seeds[column])), low, high)
     distinct = np.mean([len({entry["caption"] for entry in read_json(folder / "captions.json")}) for folder in folders])
     return Scores(values, seeds, float(distinct))
 
@@ -84,16 +86,19 @@ def difference(first: Sequence[Path], second: Sequence[Path], column: str) -> tu
     Raises:
         InputError: they have different numbers of images.
     """
-    both: list[Statistics] = []
-    for folders in (first, second):
-        parts = [statistics(folder, column) for folder in folders]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        both.append(over_seeds(known))
-    test = paired_test(score_of(column), both[0], both[1])
-    low, high = test.interval[0].tolist()
-    return Value(float(test.difference[0]), low, high), float(test.p_value[0])
+    runs, others = of_seeds(first, column), of_seeds(second, column)
+    if runs is None or others is None:
+        return None
+    test = compare_systems(score_of(column), [runs, others], samples=SAMPLES)
+    low, high = test.difference_interval[0, 0].tolist()
+    return Value(float(test.difference[0, 0]), low, high), float(test.p_value[0, 0])
+
+
+def of_seeds(folders: Sequence[Path], column: str) -> list[Statistics] | None:
+    """(n, k) of each evaluation; None: the metric is missing in one."""
+    parts = [statistics(folder, column) for folder in folders]
+    known = [part for part in parts if part is not None]
+    return known if len(known) == len(parts) else None
 
 
 def statistics(folder: Path, column: str) -> Statistics | None:
@@ -106,18 +111,12 @@ def statistics(folder: Path, column: str) -> Statistics | None:
 
 
 def score_of(column: str) -> Score:
-    """The score of a column as a function of sums over images, for the arrays of `over_seeds`."""
+    """The score of a column as a function of sums over images."""
     if column == SIMILARITY:
-        return over_folds(mean)
+        return mean
     metric = METRICS[METRIC[column]]
     index = metric.scores.index(column)
-    return over_folds(lambda totals: metric.score(totals)[..., index : index + 1])
-
-
-def over_seeds(parts: Sequence[Statistics]) -> Statistics:
-    """s arrays (n, k) -> (n, s, k + 1), the folds of `over_folds`: each seed counts as many images."""
-    together = np.stack(parts, axis=1)
-    return np.concatenate([together, np.ones((*together.shape[:2], 1))], axis=-1)
+    return lambda totals: metric.score(totals)[..., index : index + 1]
 
 
 def write_similarity(folder: Path, split: StoreSplit, encoder: Encoder) -> None:

@@ -24,9 +24,9 @@ from studies.photographs.stores import make_coco, make_flickr8k, training_captio
 CAPTIONS = "captions.json"
 HEAD = ["", "captioner", *COLUMNS, "distinct", "training, s", "captioning, s", "on"]
 NOTES = """
-±: half of a 95% confidence interval, by bootstrap over images; of several seeds the mean. Similarity: the mean cosine
-of photograph and caption in the encoder's space. Distinct: different captions. Seconds include start-up, and
-validation. People: each caption against the other four of its photograph.
+±: half of a 95% confidence interval, by bootstrap over images, and over seeds where there are several; a score is then
+their mean. Similarity: the mean cosine of photograph and caption in the encoder's space. Distinct: different captions.
+Seconds include start-up, and validation. People: each caption against the other four of its photograph.
 """
 
 
