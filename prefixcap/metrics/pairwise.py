@@ -88,9 +88,9 @@ def compare_systems(
         seed: of the draw.
 
     Raises:
-        InputError: there is no system, or one without runs; numbers of images differ; the test is unknown, or is
-            "randomization" where a system has several runs; and as `prefixcap.metrics.significance.confidence_interval`
-            does.
+        InputError: there is no system, or one without runs or with none in a list; numbers of images differ; the test
+            is unknown, or is "randomization" where a system has several runs; and as
+            `prefixcap.metrics.significance.confidence_interval` does.
 
     Examples:
         >>> from prefixcap.metrics.metric import mean, mean_of
@@ -285,6 +285,8 @@ def _randomization(
 def _check(systems: Sequence[Sequence[Statistics]], test: str) -> None:
     if test not in TESTS:
         raise InputError(f"unknown test {test!r}: choose from {', '.join(TESTS)}")
+    if any(isinstance(runs, np.ndarray) for runs in systems):
+        raise InputError("statistics of a system are not in a list: give a list of its runs, one or more")
     if not systems or not all(systems):
         raise InputError("there is no system to test, or one without runs: give statistics of one run or more for each")
     if len(images := {len(run) for runs in systems for run in runs}) > 1:

@@ -240,6 +240,10 @@ ONE, TWO = mean_of([1.0, 2.0, 3.0]), mean_of([1.0, 2.0])
     ("call", "message"),
     [
         (lambda: compare_systems(mean, [[ONE], [ONE]], "t-test"), "unknown test 't-test': choose from bootstrap"),  # type: ignore[arg-type]
+        (
+            lambda: compare_systems(mean, [ONE, ONE]),
+            "statistics of a system are not in a list: give a list of its runs",
+        ),
         (lambda: compare_systems(mean, []), "there is no system to test, or one without runs"),
         (lambda: compare_systems(mean, [[ONE], []]), "there is no system to test, or one without runs"),
         (lambda: compare_systems(mean, [[ONE], [ONE, TWO]]), "a paired test of 2, 3 images: give all systems' statis"),
