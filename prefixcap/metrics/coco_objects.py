@@ -2,9 +2,10 @@
 
 The words were collected for this package from the names of the categories (Lin et al., "Microsoft COCO: Common Objects
 in Context", ECCV 2014). A word stands for one category: "bike" for a bicycle, "dirt bike" for a motorcycle. The rules
-are those that Rohrbach et al. ("Object Hallucination in Image Captioning", EMNLP 2018) describe for CHAIR: singular
-and plural are the same; compounds are read before single words, so that a hot dog is no dog; "baby", "adult" and the
-like before an animal, and "passenger" before a vehicle, are no persons; and the seat of a toilet is no chair.
+are of the kind that Rohrbach et al. ("Object Hallucination in Image Captioning", EMNLP 2018) describe for CHAIR:
+singular and plural are the same; compounds are read before single words, so that a hot dog is no dog; "baby", "adult"
+and the like before an animal, and "passenger" or "commuter" before a vehicle, are no persons; and the seat of a toilet
+is no chair.
 """
 
 import re
@@ -201,7 +202,8 @@ def _phrases() -> dict[str, list[tuple[tuple[str, ...], str | None]]]:
         number: category for category, words in WORDS.items() for word in words for number in _numbers(word)
     }
     animals, vehicles = ([word for category in group for word in WORDS[category]] for group in (_ANIMALS, _VEHICLES))
-    qualified = [f"{kin} {animal}" for kin in _KIN for animal in animals] + [f"passenger {word}" for word in vehicles]
+    qualified = [f"{kin} {animal}" for kin in _KIN for animal in animals]
+    qualified += [f"{who} {vehicle}" for who in ("passenger", "commuter") for vehicle in vehicles]
     for phrase in qualified:
         category = named[phrase.split(" ", 1)[1]]
         named |= dict.fromkeys(_numbers(phrase), category)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from prefixcap.errors import InputError
 from prefixcap.metrics.bleu import Bleu
+from prefixcap.metrics.chair import Chair
 from prefixcap.metrics.cider import Cider
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.metric import Metric, Statistics
@@ -17,6 +18,7 @@ METRICS: dict[str, Metric] = {
     "ROUGE-L": RougeL(),
     "CIDEr": Cider(),
     "SPICE": Spice(),
+    "CHAIR": Chair(),
     "CLIPScore": ClipScore(),
     "RefCLIPScore": RefClipScore(),
     "diversity": CaptionDiversity(),
