@@ -163,12 +163,11 @@ def score_humans(
 ) -> Scores | None:
     """Score people as if they were a captioner: each reference against the others of its image.
 
-    Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is
-    the mean over the folds, weighted by their numbers of images, so that every caption counts the same:
-    five folds of equal weight where each image has five captions, while the few images that have a sixth
-    or seventh hardly count more. The score of an image is the mean over its captions. Note that people are
-    compared with one reference less than a captioner is. What depends on the references only is computed once:
-    see `prefixcap.metrics.cache`.
+    Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is the mean over
+    the folds, weighted by their numbers of images, so that every caption counts the same: five folds of equal weight
+    where each image has five captions, while the few images that have a sixth or seventh hardly count more. The score
+    of an image is the mean over its captions. Note that people are compared with one reference less than a captioner
+    is. What depends on the references only is computed once: see `prefixcap.metrics.cache`.
 
     Args:
         references: the captions of each image.
@@ -227,8 +226,7 @@ def cider_tells_nothing(references: References) -> bool:
 def cider(captions: Captions, references: References) -> float:
     """CIDEr of the corpus, for validation during training. Needs no Java; raises as `score_captions` does.
 
-    The weights of the words come from the references given here, so numbers from a part of a data set
-    compare with each other, not with those of the complete set.
+    Words are weighted by the references given here: scores of a part of a data set only compare with each other.
     """
     return score_captions(captions, references, ["CIDEr"]).corpus["CIDEr"]
 

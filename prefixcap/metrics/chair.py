@@ -68,8 +68,8 @@ class Chair(Metric):
         unknown = sum(known is None for known in objects)
         if unknown == len(objects):
             yield (
-                "CHAIRi, CHAIRs: objects are those that the references mention, without those of COCO's instances, which "
-                "makes both scores higher"
+                "CHAIRi, CHAIRs: objects are those that the references mention, without those of COCO's instances, "
+                "which makes both scores higher"
             )
         elif unknown:
             yield (

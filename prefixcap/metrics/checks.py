@@ -47,8 +47,8 @@ def check_objects(objects: ObjectsOfImages | None, references: References) -> No
     """Refuse objects that are not those of (n) images."""
     if objects is not None and len(objects) != len(references):
         raise InputError(
-            f"objects of {len(objects)} images, {len(references)} images: give those of each image, in the order of the "
-            "references"
+            f"objects of {len(objects)} images, {len(references)} images: give those of each image, in the order of "
+            "the references"
         )
 
 
