@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.evaluation.evaluation import STATISTICS
+from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS
 from prefixcap.evaluation.report import Table, table
 from prefixcap.metrics import METRICS
+from prefixcap.metrics.registry import lower_is_better
 from prefixcap.metrics.significance import paired_test
 
 
@@ -44,6 +45,8 @@ class Comparison:
             "±: half of a 95% confidence interval; p-value: two-sided; both by paired bootstrap over images",
             "diversity and perplexity, which no image has by itself, are not compared",
         ]
+        if lower := lower_is_better(self.difference):
+            notes.append(f"less is better: {', '.join(lower)}")
         if self.unknown:
             notes.append(f"not compared, as METRICS lacks them: {', '.join(self.unknown)}")
         return "\n".join([*names, table(described.rows, described.intervals), *notes])
@@ -71,9 +74,14 @@ def compare(first: Path, second: Path) -> Comparison:
         )
     if str(a.pop("references")) != str(b.pop("references")):
         raise InputError(f"{first} and {second} have different references: evaluate both with the same references")
+    common = [metric for metric in a if metric in b and metric != OBJECTS]
+    of_objects = any("objects" in getattr(METRICS.get(name), "needs", ()) for name in common)
+    if of_objects and str(a.pop(OBJECTS, "")) != str(b.pop(OBJECTS, "")):
+        raise InputError(
+            f"{first} and {second} have different objects of images: score CHAIR of both with the same instances"
+        )
     if len(images) < 2:
         raise InputError(f"{first} and {second} evaluate one image, which cannot tell which is better: evaluate more")
-    common = [metric for metric in a if metric in b]
     if not (metrics := [name for name in common if name in METRICS]):
         raise InputError(f"{first} and {second} have no metric in common: evaluate both with the same metrics")
     b = {metric: b[metric][[rows[image] for image in images]] for metric in metrics}

@@ -72,6 +72,17 @@ def needed_inputs(names: Iterable[str]) -> set[str]:
     return {need for metric in select_metrics(names).values() for need in metric.needs}
 
 
+def lower_is_better(scores: Iterable[str]) -> list[str]:
+    """Of the names of scores those of which less is better.
+
+    Examples:
+        >>> lower_is_better(["CIDEr", "CHAIRi"])
+        ['CHAIRi']
+    """
+    lower = {name for metric in METRICS for name in _metric(metric).scores if not _metric(metric).higher_is_better}
+    return [name for name in scores if name in lower]
+
+
 class _Scorer(Metric):
     """A scorer written before `Metric` was there: any object with name, scores, statistics and score."""
 
