@@ -104,7 +104,8 @@ class Evaluation:
         """The captions' scores beside the humans', and then the further figures."""
         rows = {"captions": self.scores.corpus}
         if self.humans is not None:
-            rows |= {"humans": self.humans.corpus, "captions / humans": self._human_ratios()}
+            rows |= {"humans": self.humans.corpus}
+            rows |= {"captions / humans": ratios} if (ratios := self._human_ratios()) else {}
         intervals = {"captions": self.intervals, "humans": self.human_intervals}
         tables = [Table("scores", rows, intervals, self.all_notes())]
         if self.domains:

@@ -42,6 +42,7 @@ def test_scores_intervals_and_files(tmp_path: Path) -> None:
     assert not any("captions / humans: none" in note for note in metrics["notes"])
     ratios = next(line for line in evaluation.table().splitlines() if line.startswith("captions / humans"))
     assert ratios.split()[4:] == ["-", "-"]
+    assert "captions / humans" not in evaluate(WRONG, REFERENCES, ["CHAIR"]).table()
 
 
 def test_objects_of_images_by_ids_as_texts(tmp_path: Path) -> None:
