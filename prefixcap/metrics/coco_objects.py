@@ -16,15 +16,16 @@ from typing import NamedTuple
 
 # Each line: a category, by COCO's name, which is a word for itself, and other words. Plurals are made of all of them.
 _LISTED = """
-person: human, man, woman, child, kid, boy, girl, baby, infant, toddler, youngster, teenager, teen, adult, guy, fellow,
-  lady, gentleman, gal, individual, somebody, someone, mother, mom, father, dad, daughter, son, sister, brother,
-  grandmother, grandfather, wife, husband, bride, groom, friend, pedestrian, passerby, bystander, onlooker, spectator,
-  audience, passenger, commuter, traveler, traveller, tourist, visitor, customer, shopper, vendor, salesman, worker,
-  workman, employee, cook, chef, baker, waiter, waitress, bartender, barber, farmer, fisherman, cowboy, cowgirl,
-  jockey, rider, biker, bicyclist, cyclist, motorcyclist, driver, pilot, conductor, skier, snowboarder, skater,
-  skateboarder, surfer, swimmer, sailor, player, athlete, teammate, batter, catcher, umpire, referee, golfer, runner,
-  jogger, hiker, climber, policeman, policewoman, officer, cop, fireman, firefighter, soldier, businessman,
-  businesswoman, student, teacher, doctor, dentist, nurse, photographer, musician, performer, singer, dancer, clown
+person: human, man, woman, child, kid, boy, girl, baby, infant, toddler, youngster, teenager, teen, adult, guy,
+  fellow, lady, gentleman, gal, individual, somebody, someone, mother, mom, father, dad, daughter, son, sister,
+  brother, grandmother, grandfather, wife, husband, bride, groom, friend, pedestrian, passerby, bystander, onlooker,
+  spectator, audience, passenger, commuter, traveler, traveller, tourist, visitor, customer, shopper, vendor,
+  salesman, worker, workman, employee, cook, chef, baker, waiter, waitress, bartender, barber, farmer, fisherman,
+  cowboy, cowgirl, jockey, rider, biker, bicyclist, cyclist, motorcyclist, driver, pilot, conductor, skier, skiier,
+  snowboarder, snow boarder, skater, skateboarder, skate boarder, boarder, surfer, swimmer, sailor, player, athlete,
+  teammate, batter, catcher, umpire, referee, golfer, runner, jogger, hiker, climber, policeman, policewoman, officer,
+  cop, fireman, firefighter, soldier, businessman, businesswoman, student, teacher, doctor, dentist, nurse,
+  photographer, musician, performer, singer, dancer, clown, persons, couple, crowd, family
 bicycle: bike, push bike, mountain bike, bicycle seat, bike seat
 car: automobile, sedan, suv, hatchback, limousine, limo, taxi, taxicab, cab, van, minivan, jeep, convertible
 motorcycle: motorbike, motor bike, motor cycle, dirt bike, moped, scooter, motor scooter, motorcycle seat
@@ -135,7 +136,8 @@ home plate, train track, train station, train platform, train depot, train yard,
 bus depot, bus shelter, car park, bird house, bird cage, bird bath, bird feeder, dog house, corn dog, ski lift,
 ski slope, ski resort, ski lodge, ski trail, ski hill, ski run, ski pole, jet ski, chair lift, toilet paper,
 telephone pole, phone pole, phone booth, telephone booth, tv stand, television stand, tv show, book shelf, book case,
-book bag, flower bed, mouse pad, oven mitt, tie dye, tie dyed, railroad tie, pan cake
+book bag, flower bed, mouse pad, oven mitt, tie dye, tie dyed, railroad tie, pan cake,
+couple of, crowd of, family of, family room
 """)
 
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
@@ -144,7 +146,8 @@ _KIN = ("baby", "adult", "mother", "father", "mom", "dad")  # of animals, too
 
 _IRREGULAR = {
     "child": "children", "knife": "knives", "calf": "calves", "goose": "geese", "mouse": "mice", "ox": "oxen",
-    "person": "people", "sheep": "sheep", "human": "humans", "passerby": "passersby", "aircraft": "aircraft",
+    "person": "people", "sheep": "sheep", "human": "humans", "passerby": "passersby",
+    "someone": "someone", "somebody": "somebody", "persons": "persons", "aircraft": "aircraft",
     "craft": "craft", "scissors": "scissors", "shears": "shears", "skis": "skis",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.comparison import compare
 from prefixcap.evaluation.report import CaptionedImage, Table, html_report
 from prefixcap.metrics.registry import lower_is_better
+from tests.conftest import ROOT
+from tests.metrics.coco_tools import SHARED_DATA
 
 ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "bear", "zebra", "giraffe"]
 REFERENCES = {n: [f"a {animal} in a field", f"one {animal} and a tree"] for n, animal in enumerate(ANIMALS)}
@@ -78,6 +81,47 @@ def test_the_best_images_of_the_page_have_the_lowest_scores() -> None:
     cider, chair = data["metrics"]
     assert (cider["lower"], cider["best"], cider["worst"]) == (False, [4, 5], [3, 1])
     assert (chair["lower"], chair["best"], chair["worst"]) == (True, [3, 1], [4, 5])
+
+
+def test_published_systems_and_people_are_in_the_expected_order() -> None:
+    """With the objects of the references alone, and as the page on evaluation shows them."""
+    folder = SHARED_DATA / "results" / "coco_published"
+    if not folder.is_dir():
+        pytest.skip(f"no captions of published systems at {folder}")
+
+    def read(file: str) -> Any:
+        return json.loads((folder / file).read_text(encoding="utf-8"))
+
+    references, magic = read("references.json"), read("../magic_coco_test.json")
+    blip2, m2, llava = (
+        evaluate(read(f"{name}.json"), references, ["CHAIR"])
+        for name in ("blip2_results_xe", "m2_transformer", "llava_long")
+    )
+    of_magic = evaluate(
+        {entry["image_name"]: entry["prediction"] for entry in magic},
+        {entry["image_name"]: entry["captions"] for entry in magic},
+        ["CHAIR"],
+    )
+    rows = {
+        "BLIP-2": (blip2.scores, blip2.intervals),
+        "humans": (blip2.humans, blip2.human_intervals),
+        "M2 Transformer": (m2.scores, m2.intervals),
+        "MAGIC": (of_magic.scores, of_magic.intervals),
+        "LLaVA-1.5, long answers": (llava.scores, llava.intervals),
+    }
+    rates = {name: scores.corpus["CHAIRs"] for name, (scores, _) in rows.items() if scores is not None}
+    assert sorted(rates, key=lambda name: rates[name]) == list(rows)
+    roughly = dict(zip(rows, (0.058, 0.087, 0.139, 0.381, 0.400), strict=True))  # with another list of words
+    assert rates == pytest.approx(roughly, abs=0.015)
+    page = (ROOT / "docs" / "use" / "evaluation.md").read_text(encoding="utf-8")
+    for name, (scores, intervals) in rows.items():
+        assert scores is not None
+        totals = scores.statistics["CHAIR"].reshape(-1, scores.statistics["CHAIR"].shape[-1]).sum(axis=0)
+        cells = [
+            f"{100 * scores.corpus[score]:.1f} ({100 * intervals[score][0]:.1f} to {100 * intervals[score][1]:.1f})"
+            for score in ("CHAIRi", "CHAIRs")
+        ]
+        assert f"| {name} | {' | '.join(cells)} | {totals[1] / totals[3]:.1f} |" in page
 
 
 def test_names_of_scores_where_less_is_better() -> None:

@@ -71,6 +71,8 @@ def test_each_word_stands_for_one_category() -> None:
         ("a double-decker bus and two busses", ["bus", "bus"]),
         ("women's purses and the man\u2019s tie", ["person", "handbag", "person", "tie"]),
         ("policemen, a human, humans", ["person"] * 3),
+        ("a couple with a couple of dogs, a crowd of people, someone's lunch", ["person", "dog", "person", "person"]),
+        ("a family of ducks in the family room", ["bird"]),
         ("geese, calves, oxen, ponies", ["bird", "cow", "cow", "horse"]),
         ("an orange shirt", ["orange"]),  # as the published code counts
         ("a computer keyboard and a mouse", ["keyboard", "mouse"]),
