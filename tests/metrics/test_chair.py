@@ -72,6 +72,12 @@ def test_people_are_scored_against_the_others_and_the_instances() -> None:
     shifted = MetricInputs(objects=[None, *(known.objects or ())])
     again = score_humans(alone, ["CHAIR"], shifted)
     assert again is not None and again.per_image["CHAIRs"] == {1: 0, 2: 0, 3: 0, 4: 0.5}
+    uneven = score_humans(
+        REFERENCES | {4: ["a couch", "a couch", "a vase"]},
+        ["CHAIR"],
+        MetricInputs(objects=[set(), {"horse"}, {"bus"}, {"vase"}]),
+    )
+    assert uneven is not None and uneven.corpus["CHAIRs"] == 0  # the third caption is of the last image alone
 
 
 def test_a_part_of_the_images_has_its_own_objects() -> None:
