@@ -42,7 +42,8 @@ MISTAKES = {
     ],
     "a missing file": [
         "train ckpt=none.ckpt", "train start=none.ckpt", "train data=coco", "train-lm data=coco lm=gpt2",
-        "eval ckpt=none.ckpt", "eval captions=none.json", "eval compare=[none,nothing]", "relations ckpt=none.ckpt",
+        "eval ckpt=none.ckpt", "eval captions=none.json", "eval captions=a.json metrics=[CHAIR] instances=none.json",
+        "eval compare=[none,nothing]", "relations ckpt=none.ckpt",
         "relations method=zerocap relations=none.json", "vqa ckpt=none.ckpt data=coco questions=a annotations=b",
         "vqa questions=none.json annotations=b train_annotations=c captions=d", "caption none.jpg --ckpt here.pt",
         "caption photo.jpg --ckpt none.ckpt", "serve --ckpt none.ckpt", "info none.ckpt", "export none.ckpt out",
@@ -88,7 +89,7 @@ def test_mistakes_are_reported_before_torch_is_imported(kind: str, folder: Path)
 
 
 def test_captions_in_a_file_are_scored_without_torch(folder: Path) -> None:
-    line = "eval captions=captions.json references=references.json metrics=[BLEU,ROUGE-L,CIDEr]"
+    line = "eval captions=captions.json references=references.json metrics=[BLEU,ROUGE-L,CIDEr,CHAIR]"
     [(status, error, imported)] = outcomes(folder, [line])
     assert (status, imported) == (0, []), error
     assert list(folder.glob("runs/eval/**/metrics.json"))

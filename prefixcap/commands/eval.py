@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,6 +18,7 @@ from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.evaluation import Evaluation, evaluate
 from prefixcap.evaluation.caption_files import read_candidates, read_references
 from prefixcap.evaluation.comparison import compare
+from prefixcap.evaluation.instances import read_instances
 from prefixcap.metrics import check_metrics
 from prefixcap.metrics.metric import Captions, ImageId
 from prefixcap.metrics.pairwise import TESTS
@@ -38,6 +40,8 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.encoders import Encoder, load_encoder
     from prefixcap.language import LanguageModel, load_language_model
 
+Objects: TypeAlias = dict[ImageId, set[str]]
+
 # What a metric may need, and the options that give it.
 _REMEDIES = {
     "embeddings": "the images' embeddings: give ckpt=PATH, or captions=FILE with data=…",
@@ -56,6 +60,8 @@ def main(config: DictConfig) -> None:
         raise InputError(
             "references= is for captions=FILE without data=, which has its own references: leave references= out"
         )
+    if config.instances is not None and config.compare:
+        raise InputError("instances= is for scoring captions, not for compare=: leave it out")
     if config.test != "bootstrap" and not config.compare:
         raise InputError("test= is for compare=[FOLDER,FOLDER,…]: leave it out")
     if config.limit is not None and not (method and method.name != "clipre"):
@@ -75,11 +81,14 @@ def main(config: DictConfig) -> None:
         "language_model": config.perplexity_lm or config.ckpt or (method and method.name != "clipre"),
     }
     check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
+    if config.instances is not None and "objects" not in needed_inputs(config.metrics):
+        raise InputError("instances= is for metrics=[CHAIR]: leave it out, or name CHAIR in metrics=")
+    objects = None if config.instances is None else read_instances(_names(config, "instances"))
     if method:
         evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
     else:
         evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
-    evaluation, folder, title = evaluate_fn(config)
+    evaluation, folder, title = evaluate_fn(config, objects)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
     print(evaluation.table())
@@ -103,7 +112,7 @@ def compare_folders(config: DictConfig) -> None:
         print(f"\nresults: {config.out}/ (comparison.json, systems.csv, pairs.csv)")
 
 
-def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
+def evaluate_checkpoint(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
     captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
     if config.get("data"):
@@ -119,12 +128,12 @@ def evaluate_checkpoint(config: DictConfig) -> tuple[Evaluation, Path, str]:
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
-    evaluation = evaluate_split(config, store, captions, encoder, language_model, training_store)
+    evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, training_store)
     _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
 
 
-def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
+def evaluate_retrieval(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
     """Retrieve for each image of a split the closest caption of a corpus (CLIPRe), and score these captions."""
     if not config.memory or not config.get("data"):
         raise InputError(
@@ -139,13 +148,13 @@ def evaluate_retrieval(config: DictConfig) -> tuple[Evaluation, Path, str]:
     with name_rows(split.ids):
         retrieved = memory.retrieve(torch.from_numpy(split.embeddings[:]))
     captions = dict(zip(split.ids, retrieved, strict=True))
-    evaluation = evaluate_split(config, store, captions, encoder, language_model, lambda: training_store)
+    evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, lambda: training_store)
     _add_attribute_accuracy(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
 
 
-def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
+def evaluate_zero_shot(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
     """Caption a split with a language model that CLIP steers, and score it; captions of an earlier start are kept."""
     if not config.get("data"):
         raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
@@ -165,7 +174,9 @@ def evaluate_zero_shot(config: DictConfig) -> tuple[Evaluation, Path, str]:
     job = {"method": config.method.name, "encoder": encoder.digest, "language model": lm.name, "images": store.location}
     job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
     captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
-    evaluation = evaluate_split(config, store, captions, _encoder(config, store), _language_model(config) or lm)
+    evaluation = evaluate_split(
+        config, store, captions, objects, _encoder(config, store), _language_model(config) or lm
+    )
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
     _add_attribute_accuracy(evaluation, store, captions)
@@ -181,7 +192,7 @@ def _add_attribute_accuracy(evaluation: Evaluation, store: FeatureStore, caption
             evaluation.extra["right attributes"] = accuracy
 
 
-def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
+def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
     """Score the captions in a file against a file of references or a split of a data set."""
     file = Path(config.captions)
     candidates = read_candidates(file)
@@ -194,11 +205,11 @@ def evaluate_file(config: DictConfig) -> tuple[Evaluation, Path, str]:
         encoder = _encoder(config, store)
         if encoder is not None:
             store.require_encoder(encoder.identity)
-        evaluation = evaluate_split(config, store, captions, encoder, language_model)
+        evaluation = evaluate_split(config, store, captions, objects, encoder, language_model)
     else:
         references = read_references(config.references or file, config.split)
         captions, references, left_out = _same_images(config, captions, references)
-        evaluation = evaluate(captions, references, config.metrics, language_model=language_model)
+        evaluation = evaluate(captions, references, config.metrics, language_model=language_model, objects=objects)
         evaluation.notes += left_out
         if "training_captions" in needed_inputs(config.metrics):
             evaluation.notes.append("Novel is missing: the training captions are not known; name them by data=")
@@ -233,6 +244,7 @@ def evaluate_split(
     config: DictConfig,
     store: FeatureStore,
     captions: dict[ImageId, str],
+    objects: Objects | None,
     encoder: Encoder | None,
     language_model: LanguageModel | None,
     training_store: Callable[[], FeatureStore] | None = None,
@@ -258,6 +270,7 @@ def evaluate_split(
         embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,
         language_model=language_model,
         training_captions=training_captions,
+        objects=objects,
     )
     evaluation.notes += notes
     return evaluation

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.evaluation.evaluation import STATISTICS, finite
+from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, finite
 from prefixcap.evaluation.matrices import aligned, label, matrix, number, signed
 from prefixcap.evaluation.report import table
 from prefixcap.metrics import METRICS
 from prefixcap.metrics.metric import Score, Statistics
 from prefixcap.metrics.pairwise import SystemsTest, Test, compare_systems, groups_of_equals
+from prefixcap.metrics.registry import lower_is_better
 from prefixcap.utils.files import atomic_write_text, write_table
 
 SIGNIFICANT = 0.05  # a corrected p-value below it
@@ -200,6 +201,8 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
     if len(first.rows) < 2:
         raise InputError(f"{_several(folders)} evaluate one image, which cannot tell which is better: evaluate more")
     common = [name for name in first.arrays if all(name in run.arrays for runs in read for run in runs)]
+    if any("objects" in getattr(METRICS.get(name), "needs", ()) for name in common):
+        _require_same_objects([run for runs in read for run in runs])
     parts = [part for part in map(_part, common) if part is not None]
     if not parts:
         raise InputError(f"{_several(folders)} have no metric in common: evaluate all with the same metrics")
@@ -230,11 +233,13 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
 
 
 class _Run(NamedTuple):
-    """What `statistics.npz` holds: the row of each image, a digest of the references, (n, k) statistics by name."""
+    """What `statistics.npz` holds: the row of each image, digests of references and of objects in images, (n, k)
+    statistics by name."""
 
     folder: Path
     rows: dict[str | int, int]
     references: str
+    objects: str
     arrays: dict[str, Statistics]
 
 
@@ -255,7 +260,8 @@ def _read(folder: Path) -> _Run:
             f"{folder} holds no evaluation ({STATISTICS}: {error}): give folders that an evaluation was written to"
         ) from error
     images, references = json.loads(str(arrays.pop("images"))), str(arrays.pop("references"))
-    return _Run(folder, {image: row for row, image in enumerate(images)}, references, arrays)
+    objects = str(arrays.pop(OBJECTS, ""))
+    return _Run(folder, {image: row for row, image in enumerate(images)}, references, objects, arrays)
 
 
 def _require_same(first: _Run, other: _Run) -> None:
@@ -269,6 +275,15 @@ def _require_same(first: _Run, other: _Run) -> None:
         raise InputError(
             f"{first.folder} and {other.folder} have different references: evaluate both with the same references"
         )
+
+
+def _require_same_objects(runs: Sequence[_Run]) -> None:
+    for run in runs:
+        if run.objects != runs[0].objects:
+            raise InputError(
+                f"{runs[0].folder} and {run.folder} have different objects of images: score CHAIR of all with the same "
+                "instances"
+            )
 
 
 def _several(folders: Sequence[Sequence[Path]]) -> str:
@@ -300,7 +315,8 @@ def _systems(tested: SystemsTest, column: int, metric: str, names: Sequence[str]
     scores, corrected = tested.scores[:, column].tolist(), tested.corrected_p_value[:, column]
     different = [pair for pair, p_value in zip(tested.pairs, corrected, strict=True) if p_value < SIGNIFICANT]
     groups = groups_of_equals(len(names), different)
-    groups.sort(key=lambda group: -max(scores[member] for member in group))
+    better = -1 if lower_is_better([metric]) else 1
+    groups.sort(key=lambda group: -max(better * scores[member] for member in group))
     letters = ["".join(label(n).lower() for n, group in enumerate(groups) if row in group) for row in range(len(names))]
     bounds = tested.intervals[:, column].tolist()
     return [
@@ -331,6 +347,8 @@ def _notes(read: Sequence[Sequence[_Run]], parts: Sequence[_Part], test: Test, s
         yield f"{several[0]} runs say little of how much runs differ: intervals are coarse"
     if numbers[0] == 1 < numbers[-1]:
         yield "how much runs differ is not known of systems with one run, and not in their intervals"
+    if lower := lower_is_better([name for part in parts for name in part.scores]):
+        yield f"less is better: {', '.join(lower)}"
     if any(part.array.startswith("diversity/") for part in parts):
         yield "the vocabulary and distinct n-grams, which are no sums over images, are not compared"
     everything = dict.fromkeys(name for runs in read for run in runs for name in run.arrays)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from prefixcap.metrics import (
     score_humans,
     score_parts,
 )
-from prefixcap.metrics.metric import Captions, References
+from prefixcap.metrics.chair import objects_in_order
+from prefixcap.metrics.metric import Captions, ObjectsOfImages, References
+from prefixcap.metrics.registry import lower_is_better
 from prefixcap.metrics.significance import confidence_interval
 from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text, table_writer
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from prefixcap.language import LanguageModel
 
 STATISTICS = "statistics.npz"
+OBJECTS = "objects"  # in that file: a digest of the objects of images, on which CHAIR depends
 LEAST = 0.001  # people's score has to be, for a ratio to it; lower BLEU comes from constants against division by 0
 
 
@@ -51,6 +54,7 @@ class Evaluation:
             attributes in the small world.
         files: where the images are stored, as far as is known.
         notes: what else a reader of the figures should know, one line each.
+        objects: in each image, in the order of the references, where CHAIR was computed with them.
     """
 
     captions: Captions
@@ -61,6 +65,7 @@ class Evaluation:
     extra: dict[str, dict[str, float]] = field(default_factory=dict)
     files: Mapping[ImageId, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    objects: ObjectsOfImages | None = None
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -98,11 +103,14 @@ class Evaluation:
             have = "1 caption has" if len(empty) == 1 else f"{len(empty)} captions have"
             notes.append(f"{have} no word: {listed('image', [repr(image_id) for image_id in empty])}")
         notes += self.scores.notes
+        lower = lower_is_better(self.scores.corpus)
+        notes += [f"less is better: {', '.join(lower)}"] if lower else []
         if self.intervals:
             notes.append("95% confidence intervals (±: half of one) by bootstrap over images")
         elif self.scores.corpus:
             notes.append("one image has no confidence interval")
-        if low := [name for name, score in (self.humans.corpus if self.humans else {}).items() if score < LEAST]:
+        people = {} if self.humans is None else self.humans.corpus
+        if low := [name for name in people if people[name] < LEAST and not lower_is_better([name])]:
             notes.append(f"captions / humans: none for {', '.join(low)}, where people score less than {LEAST}")
         return notes + self.notes
 
@@ -110,7 +118,8 @@ class Evaluation:
         """The captions' scores beside the humans', and then the further figures."""
         rows = {"captions": self.scores.corpus}
         if self.humans is not None:
-            rows |= {"humans": self.humans.corpus, "captions / humans": self._human_ratios()}
+            rows |= {"humans": self.humans.corpus}
+            rows |= {"captions / humans": ratios} if (ratios := self._human_ratios()) else {}
         intervals = {"captions": self.intervals, "humans": self.human_intervals}
         tables = [Table("scores", rows, intervals, self.all_notes())]
         if self.domains:
@@ -164,6 +173,12 @@ class Evaluation:
                 "images": np.array(json.dumps(list(self.references))),
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
+            if self.objects is not None:
+                named = sorted(
+                    json.dumps([image_id, None if names is None else sorted(names)])
+                    for image_id, names in zip(self.references, self.objects, strict=True)
+                )
+                described[OBJECTS] = np.array(hashlib.sha256(json.dumps(named).encode()).hexdigest())
             figures = {
                 figure_key(metric, name): statistics
                 for metric, arrays in self.scores.figure_statistics.items()
@@ -176,9 +191,11 @@ class Evaluation:
         atomic_write_text(folder / "metrics.json", json.dumps(finite(metrics), indent=1) + "\n")
 
     def _human_ratios(self) -> dict[str, float]:
-        """Each score of the captions over that of people, where theirs is clearly more than 0."""
+        """Each score of the captions over that of people, where more is better and theirs is clearly more than 0."""
         humans, captions = self.humans.corpus if self.humans is not None else {}, self.scores.corpus
-        return {name: captions[name] / score for name, score in humans.items() if score >= LEAST and name in captions}
+        lower = lower_is_better(humans)
+        compared = {name: score for name, score in humans.items() if name in captions and name not in lower}
+        return {name: captions[name] / score for name, score in compared.items() if score >= LEAST}
 
     def _per_image(self) -> str:
         text = io.StringIO()
@@ -212,6 +229,7 @@ def evaluate(
     embeddings: "Tensor | None" = None,
     language_model: "LanguageModel | None" = None,
     training_captions: Sequence[str] | None = None,
+    objects: Mapping[Any, Collection[str]] | None = None,
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
@@ -225,6 +243,9 @@ def evaluate(
         embeddings: (images, dim) in the order of `references`, likewise.
         language_model: for metrics that need one, as perplexity does.
         training_captions: for diversity: which captions are new.
+        objects: for CHAIR: COCO's categories of the objects in each image, e.g. `{391895: {"person", "motorcycle"}}`,
+            as `prefixcap.evaluation.instances.read_instances` gives them; ids are numbers, their digits, or COCO's
+            names of files. Without them, an image has the objects that its references mention.
 
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
@@ -241,10 +262,13 @@ def evaluate(
     parts: dict[str, list[ImageId]] = {}
     for image_id, domain in (domains or {}).items():
         parts.setdefault(domain, []).append(image_id)
-    inputs = MetricInputs(embeddings, encoder, language_model, training_captions)
+    ordered = None if objects is None else objects_in_order(objects, references)
+    inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered)
     scored = score_parts(captions, references, parts, metrics, inputs)
-    scores, humans = scored["overall"], score_humans(references, metrics)
-    return Evaluation(captions, references, scores, humans, scored if parts else {}, dict(scores.figures), files or {})
+    scores, humans = scored["overall"], score_humans(references, metrics, MetricInputs(objects=ordered))
+    domain_scores = scored if parts else {}
+    figures = dict(scores.figures)
+    return Evaluation(captions, references, scores, humans, domain_scores, figures, files or {}, objects=ordered)
 
 
 def figure_key(metric: str, figure: str) -> str:

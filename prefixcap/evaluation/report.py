@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixcap.metrics.registry import lower_is_better
 from prefixcap.utils.images import data_url, thumbnail
 
 Rows = Mapping[str, Mapping[str, float]]
@@ -78,7 +79,7 @@ def html_report(title: str, tables: Sequence[Table], images: Sequence[CaptionedI
     Args:
         title: of the page.
         tables: to be shown, one or more, in this order; a table's only row that has its name gets no heading.
-        images: all that were scored; their scores are those of which more is better.
+        images: all that were scored.
     """
     references = sum(len(image.references) for image in images)
     parts = {
@@ -135,7 +136,9 @@ def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
     """What the script of the page reads: see the head of that script."""
     named = {name: None for image in images for name, value in image.scores.items() if math.isfinite(value)}
     names = sorted(named, key=lambda name: name != "CIDEr")
-    metrics = [_metric(name, np.array([image.scores.get(name, math.nan) for image in images])) for name in names]
+    lower = lower_is_better(names)
+    values = {name: np.array([image.scores.get(name, math.nan) for image in images]) for name in names}
+    metrics = [_metric(name, values[name], name in lower) for name in names]
     shown = {index for metric in metrics for part in ("best", "median", "worst") for index in metric[part]}
     sample = range(0, len(images), max(1, math.ceil(len(images) / _MOST_IMAGES)))
     texts = {}
@@ -152,9 +155,12 @@ def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
     }
 
 
-def _metric(name: str, values: NDArray[np.float64]) -> dict[str, Any]:
-    """Histogram of the (images,) scores of a metric, and the images to show; NaN where an image has no score."""
-    ranked = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
+def _metric(name: str, values: NDArray[np.float64], lower: bool) -> dict[str, Any]:
+    """Histogram of the (images,) scores of a metric, and the images to show; NaN where an image has no score.
+
+    `lower` says that less is better.
+    """
+    ranked = np.argsort(values if lower else -values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
     shown = min(_SHOWN, math.ceil(len(ranked) / 3))
     middle = (len(ranked) - shown) // 2
     values = values[ranked]
@@ -166,6 +172,7 @@ def _metric(name: str, values: NDArray[np.float64]) -> dict[str, Any]:
     first = min(0, int(bins.min()))
     return {
         "name": name,
+        "lower": lower,
         "best": ranked[:shown].tolist(),
         "median": ranked[middle : middle + shown].tolist(),
         "worst": ranked[::-1][:shown].tolist(),

@@ -5,7 +5,6 @@
 
 from prefixcap import renamed
 from prefixcap.metrics.captions import (
-    Scores,
     cider,
     cider_tells_nothing,
     score_captions,
@@ -15,6 +14,7 @@ from prefixcap.metrics.captions import (
 from prefixcap.metrics.compatible import CaptionScorer, compute
 from prefixcap.metrics.metric import ImageId, Metric, MetricInputs, MetricUnavailable, mean_of, over_folds
 from prefixcap.metrics.registry import METRICS, check_metrics
+from prefixcap.metrics.scores import Scores
 
 __all__ = [
     "METRICS",

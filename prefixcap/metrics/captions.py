@@ -9,7 +9,7 @@ Shapes: n images; k statistics of an image; s scores of a metric; f folds (of pe
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from prefixcap import renamed
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.checks import check_captions, check_embeddings, check_references, refuse
+from prefixcap.metrics.checks import check_captions, check_embeddings, check_objects, check_references, refuse
 from prefixcap.metrics.cider import tells_nothing
 from prefixcap.metrics.java import JavaPrograms
 from prefixcap.metrics.metric import (
@@ -38,40 +38,12 @@ from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.ptb import tokenize_corpus
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
 from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics, select_metrics
+from prefixcap.metrics.scores import Scores
 from prefixcap.metrics.scripts import has_unspaced
 
 _FEW = 100  # images: of so few, CIDEr's weights of words are chance
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores by name, e.g. BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L and CIDEr.
-
-    ROUGE-L, CIDEr and SPICE of a corpus are the means over its images. BLEU and METEOR are not: they pool the counts of
-    all images first.
-
-    Attributes:
-        corpus: the scores of all images together.
-        per_image: the scores of each image by itself, in the order of the references.
-        missing: metrics that could not be computed: why, and what to do about it, in one line each.
-        empty: images whose caption has no word.
-        notes: what else a reader of the scores should know, one line each.
-        statistics: of each metric, in the order of the references. Of captions (n, k): `METRICS[metric].score`
-            of their sum is the corpus score. Of people (n, f, k + 1): `over_folds` of that is.
-        figures: of all captions together, e.g. `figures["diversity"]["Vocabulary"]`.
-        figure_statistics: (n, k) likewise, where `METRICS[metric].score` of their sum is the figure.
-    """
-
-    corpus: dict[str, float] = field(default_factory=dict)
-    per_image: dict[str, dict[ImageId, float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    empty: tuple[ImageId, ...] = ()
-    notes: tuple[str, ...] = ()
-    statistics: dict[str, Statistics] = field(default_factory=dict)
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    figure_statistics: dict[str, dict[str, Statistics]] = field(default_factory=dict)
 
 
 def score_captions(
@@ -130,6 +102,7 @@ def score_parts(
     """
     check_metrics(metrics, [name for name, value in vars(inputs).items() if value is not None])
     check_captions(captions, references)
+    check_objects(inputs.objects, references)
     for name, members in parts.items():
         if not members:
             raise InputError(f"part {name!r} has no images: leave it out, or name its images")
@@ -163,20 +136,21 @@ def score_parts(
     return scores | {"overall": replace(overall, figures=figures, figure_statistics=sums)}
 
 
-def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METRICS) -> Scores | None:
+def score_humans(
+    references: References, metrics: Sequence[str] = REFERENCE_METRICS, inputs: MetricInputs = NO_INPUTS
+) -> Scores | None:
     """Score people as if they were a captioner: each reference against the others of its image.
 
-    Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is
-    the mean over the folds, weighted by their numbers of images, so that every caption counts the same:
-    five folds of equal weight where each image has five captions, while the few images that have a sixth
-    or seventh hardly count more. The score of an image is the mean over its captions. Note that people are
-    compared with one reference less than a captioner is.
-
-    What depends on the references only is computed once: see `prefixcap.metrics.cache`.
+    Fold i takes the i-th caption of every image that has one, and at least one other. A corpus score is the mean over
+    the folds, weighted by their numbers of images, so that every caption counts the same: five folds of equal weight
+    where each image has five captions, while the few images that have a sixth or seventh hardly count more. The score
+    of an image is the mean over its captions. Note that people are compared with one reference less than a captioner
+    is. What depends on the references only is computed once: see `prefixcap.metrics.cache`.
 
     Args:
         references: the captions of each image.
-        metrics: names in `METRICS`. Those that need more than captions and references are left out.
+        metrics: names in `METRICS`; those that need more than captions, references and `objects` are left out.
+        inputs: of the same images; only their `objects`, see `MetricInputs`, are read.
 
     Returns:
         The scores; None if no image has two references.
@@ -186,13 +160,14 @@ def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METR
     """
     check_metrics(metrics)
     check_references(references)
+    check_objects(inputs.objects, references)
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
-    written = list(compared.values())
+    inputs = inputs.select([row for row, texts in enumerate(references.values()) if len(texts) > 1])
+    images, written = list(compared), list(compared.values())
     tokenized = tokenized_references(written)
     folds = []
     for i in range(max(map(len, tokenized), default=0)):
         rows = [row for row, texts in enumerate(tokenized) if len(texts) > i]
-        images = list(compared)
         folds.append(
             _Fold(
                 [images[row] for row in rows],
@@ -200,6 +175,7 @@ def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METR
                 ReferenceTexts(_without(tokenized[row], i) for row in rows),
                 [written[row][i] for row in rows],
                 [_without(written[row], i) for row in rows],
+                inputs.select(rows),
             )
         )
     if not folds:
@@ -210,11 +186,13 @@ def score_humans(references: References, metrics: Sequence[str] = REFERENCE_METR
             return {f"fold{i}": array for i, array in enumerate(_fold_statistics(metric, folds))}
 
         texts = list(tokenized) if metric.tokenized else list(map(list, written))
-        # A metric of somebody else's may change, and the cache would not know.
-        keep = sum(map(len, texts)) >= WORTH_A_FILE and type(metric).__module__.startswith("prefixcap.")
+        # A metric of somebody else's may change, and the cache would not know; nor does it know other inputs.
+        own = type(metric).__module__.startswith("prefixcap.") and not metric.needs
+        keep = own and sum(map(len, texts)) >= WORTH_A_FILE
         return list((cached(f"humans-{metric.name}", texts, compute) if keep else compute()).values())
 
-    chosen = {name: metric for name, metric in select_metrics(metrics).items() if metric.scores and not metric.needs}
+    selected = select_metrics(metrics).items()
+    chosen = {name: metric for name, metric in selected if metric.scores and set(metric.needs) <= {"objects"}}
     return _scores(folds, chosen, *_run(chosen, fold_statistics))
 
 
@@ -226,8 +204,7 @@ def cider_tells_nothing(references: References) -> bool:
 def cider(captions: Captions, references: References) -> float:
     """CIDEr of the corpus, for validation during training. Needs no Java; raises as `score_captions` does.
 
-    The weights of the words come from the references given here, so numbers from a part of a data set
-    compare with each other, not with those of the complete set.
+    Words are weighted by the references given here: scores of a part of a data set only compare with each other.
     """
     return score_captions(captions, references, ["CIDEr"]).corpus["CIDEr"]
 
@@ -353,6 +330,7 @@ def _corpus_scores(
 def _notes(fold: _Fold, metrics: Mapping[str, Metric]) -> Iterator[str]:
     """What limits the meaning of some scores of a corpus."""
     count = len(fold.images)
+    yield from chain.from_iterable(metric.notes(fold.inputs) for metric in metrics.values())
     if bare := [repr(image) for image, texts in zip(fold.images, fold.references, strict=True) if not any(texts)]:
         yield f"references have no word: {listed('image', bare)}"
     if "CIDEr" in metrics and tells_nothing(fold.references.grams, count):

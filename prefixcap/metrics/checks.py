@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError, name_rows
-from prefixcap.metrics.metric import Captions, ImageId, References
+from prefixcap.metrics.metric import Captions, ImageId, ObjectsOfImages, References
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,15 @@ def check_embeddings(embeddings: "Tensor | None", references: References) -> Non
         )
     with name_rows(references):
         require_directions(embeddings)
+
+
+def check_objects(objects: ObjectsOfImages | None, references: References) -> None:
+    """Refuse objects that are not those of (n) images."""
+    if objects is not None and len(objects) != len(references):
+        raise InputError(
+            f"objects of {len(objects)} images, {len(references)} images: give those of each image, in the order of "
+            "the references"
+        )
 
 
 def _check_kind_of_ids(captions: Captions, references: References) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefixcap.errors import InputError
-from prefixcap.metrics.captions import Scores, score_captions
+from prefixcap.metrics.captions import score_captions
 from prefixcap.metrics.metric import ImageId, MetricUnavailable
+from prefixcap.metrics.scores import Scores
 from prefixcap.utils.image_ids import by_image
 
 DEFAULT = ("BLEU", "METEOR", "ROUGE-L", "CIDEr")

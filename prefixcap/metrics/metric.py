@@ -3,7 +3,7 @@
 Shapes: n images; k statistics of an image; s scores of a metric; f folds; d the width of an embedding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +24,8 @@ Captions: TypeAlias = Mapping[Any, str]
 """One caption for each image."""
 References: TypeAlias = Mapping[Any, Sequence[str]]
 """The human captions of each image, one or more."""
+ObjectsOfImages: TypeAlias = Sequence[Collection[str] | None]
+"""COCO's categories of the objects in each image; None where they are not known."""
 Statistics: TypeAlias = NDArray[np.float64]
 Score: TypeAlias = Callable[[Statistics], Statistics]
 """From (..., k) sums of statistics over images to (..., s) scores."""
@@ -42,6 +44,8 @@ class MetricInputs:
         encoder: the one that made `embeddings`; it embeds texts, too.
         language_model: for metrics that score captions under a language model.
         training_captions: what the captioner was trained on; metrics have to work without them (None), too.
+        objects: (n) COCO's categories of the objects in each image, in the order of the references, or None where they
+            are not known; metrics have to work without them (None), too.
         shared: what metrics of the same images compute once and use together, by a name of their own.
     """
 
@@ -49,12 +53,14 @@ class MetricInputs:
     encoder: "Encoder | None" = None
     language_model: "LanguageModel | None" = None
     training_captions: Sequence[str] | None = None
+    objects: ObjectsOfImages | None = None
     shared: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> "MetricInputs":
         """The inputs for some of the images, given by their rows; nothing is shared yet."""
         embeddings = None if self.embeddings is None else self.embeddings[list(rows)]
-        return replace(self, embeddings=embeddings, shared={})
+        objects = None if self.objects is None else [self.objects[row] for row in rows]
+        return replace(self, embeddings=embeddings, objects=objects, shared={})
 
     def needed_by(self, metric: "Metric") -> dict[str, Any]:
         """The keyword arguments of a metric's `statistics` or `figures`."""
@@ -77,13 +83,15 @@ class Metric:
         name: what `metrics=[...]` calls it.
         scores: the names of its scores, e.g. BLEU-1 to BLEU-4. Empty: `figures` is called instead of `statistics`.
         needs: fields of `MetricInputs`. `statistics` and `figures` get them as keyword arguments. People are scored
-            by the metrics that need nothing but captions and references.
+            by the metrics that need nothing but captions, references and `objects`.
         tokenized: True: texts come as the tokenizer of the COCO caption tools leaves them, in lower case, without
             punctuation, words separated by spaces. False: as they were written.
         brings: metrics that are computed with this one, without being asked for.
         uses_all_images: the statistics of an image depend on which other images are scored with it, as CIDEr's do.
         runs_java: the metric waits for a Java program: the others are computed meanwhile.
         english_only: a note says so where captions or references are in a script without spaces.
+        higher_is_better: False: less is better; a note says so, there is no ratio to people's score, and the best
+            images of the page are those of the lowest scores.
         statistics: called with n captions and the references of each of the n images; returns (n, k), float64. Raises
             MetricUnavailable if the metric cannot be computed on this machine.
         figures: called likewise; returns figures of all captions together, by name: the number, or (n, k) statistics,
@@ -110,12 +118,17 @@ class Metric:
     uses_all_images: bool = False
     runs_java: bool = False
     english_only: bool = False
+    higher_is_better: bool = True
     statistics: Callable[..., Statistics]
     figures: Callable[..., Mapping[str, float | Statistics]]
 
     def score(self, totals: Statistics) -> Statistics:
         """(..., k) sums of statistics over images -> (..., s). Of this class: the mean over images, see `mean_of`."""
         return mean(totals)
+
+    def notes(self, inputs: MetricInputs) -> Iterable[str]:
+        """What limits the meaning of scores that are computed with these inputs, one line each. Here: nothing."""
+        return ()
 
 
 def figure_values(metric: Metric, figures: Mapping[str, float | Statistics]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from prefixcap.errors import InputError
 from prefixcap.metrics.bleu import Bleu
+from prefixcap.metrics.chair import Chair
 from prefixcap.metrics.cider import Cider
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.metric import Metric, Statistics
@@ -17,6 +18,7 @@ METRICS: dict[str, Metric] = {
     "ROUGE-L": RougeL(),
     "CIDEr": Cider(),
     "SPICE": Spice(),
+    "CHAIR": Chair(),
     "CLIPScore": ClipScore(),
     "RefCLIPScore": RefClipScore(),
     "diversity": CaptionDiversity(),
@@ -68,6 +70,17 @@ def select_metrics(names: Iterable[str]) -> dict[str, Metric]:
 def needed_inputs(names: Iterable[str]) -> set[str]:
     """The fields of `MetricInputs` that the named metrics ask for."""
     return {need for metric in select_metrics(names).values() for need in metric.needs}
+
+
+def lower_is_better(scores: Iterable[str]) -> list[str]:
+    """Of the names of scores those of which less is better.
+
+    Examples:
+        >>> lower_is_better(["CIDEr", "CHAIRi"])
+        ['CHAIRi']
+    """
+    lower = {name for metric in METRICS for name in _metric(metric).scores if not _metric(metric).higher_is_better}
+    return [name for name in scores if name in lower]
 
 
 class _Scorer(Metric):

@@ -32,6 +32,19 @@ def image_id(image: str) -> int | str:
     return int(number[1]) if number else name
 
 
+def number_or_name(image: int | str) -> int | str:
+    """What the id, the digits and COCO's file of an image have in common: the number, or else the file's name.
+
+    Examples:
+        >>> number_or_name(42), number_or_name("42"), number_or_name("val2014/COCO_val2014_000000000042.jpg")
+        (42, 42, 42)
+        >>> number_or_name("photos/dog.jpg")
+        'dog.jpg'
+    """
+    named = image_id(image) if isinstance(image, str) else image
+    return int(named) if isinstance(named, str) and named.isascii() and named.isdigit() else named
+
+
 def by_image(
     captions: Mapping[int | str, T], images: Iterable[int | str], files: Mapping[Any, Any] | None = None
 ) -> dict[int | str, T]:

@@ -261,6 +261,18 @@ def test_the_filter_finds_images_by_words(browser: Browser, page: Path) -> None:
     assert browser.value("document.getElementById('best').checkVisibility()")
 
 
+def test_the_lowest_scores_come_first_where_less_is_better(browser: Browser, tmp_path: Path) -> None:
+    scores: dict[str, dict[str, float]] = {"a": {"CHAIRi": 0.5}, "b": {"CHAIRi": 0.1}, "c": {"CHAIRi": 0.9}, "d": {}}
+    made = [CaptionedImage(name, "a dog", ["a dog"], of_image) for name, of_image in scores.items()]
+    file = tmp_path / "report.html"
+    file.write_text(html_report("less is better", TABLES, made), encoding="utf-8")
+    browser.open(file)
+    assert (names(browser, "best"), names(browser, "worst")) == (["b"], ["c"])
+    assert browser.value("document.querySelector('#histogram .note').textContent").endswith("wide; less is better.")
+    type_filter(browser, "dog")
+    assert names(browser, "found") == ["b", "a", "c", "d"]
+
+
 def test_all_controls_are_reached_by_the_keyboard(browser: Browser, page: Path) -> None:
     browser.open(page)
     reached = []

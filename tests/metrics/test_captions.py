@@ -301,7 +301,18 @@ def test_mistakes_in_captions_are_told_in_one_line(captions: Any, references: An
 
 
 def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
-    names = ["BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore", "RefCLIPScore", "diversity", "perplexity"]
+    names = [
+        "BLEU",
+        "METEOR",
+        "ROUGE-L",
+        "CIDEr",
+        "SPICE",
+        "CHAIR",
+        "CLIPScore",
+        "RefCLIPScore",
+        "diversity",
+        "perplexity",
+    ]
     assert list(METRICS) == [metric.name for metric in METRICS.values()] == names
     expected = f"unknown metric 'SPICY': choose from {', '.join(names)}"
     for call in (
