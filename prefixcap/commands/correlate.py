@@ -63,10 +63,11 @@ def main(
     for path, judged in zip(judgements, read, strict=True):
         measure = rating_agreement if isinstance(judged, Judgements) else preference_accuracy
         measured = measure(judged, chosen)
-        print(f"{measured.table()}\n", flush=True)
         results.append({"file": str(path)} | measured.as_dict())
+        if out is not None:  # before it is printed, to what may end early
+            atomic_write_text(out, json.dumps(results, indent=1) + "\n")
+        print(f"{measured.table()}\n", flush=True)
     if out is not None:
-        atomic_write_text(out, json.dumps(results, indent=1) + "\n")
         print(f"written to {out}")
 
 

@@ -106,9 +106,10 @@ def compare_folders(config: DictConfig) -> None:
     if config.test == "randomization" and any(len(runs) > 1 for runs in systems):
         raise InputError("test=randomization exchanges captions, not runs: give one folder a system, or test=bootstrap")
     comparison = compare(*systems, test=config.test)
+    if config.out:  # before it is printed, to what may end early
+        comparison.write(Path(config.out))
     print(comparison.table())
     if config.out:
-        comparison.write(Path(config.out))
         print(f"\nresults: {config.out}/ (comparison.json, systems.csv, pairs.csv)")
 
 
