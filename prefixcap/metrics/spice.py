@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import cache
 
+from tqdm import tqdm
+
 from prefixcap.errors import InputError
 from prefixcap.metrics.cache import digest_of
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
@@ -21,7 +23,9 @@ from prefixcap.metrics.spice_setup import CORENLP_FILES, is_set_up, spice_folder
 from prefixcap.utils.hardware import cpu_count, memory_bytes
 
 _MOST_HEAP = 8 << 30  # what the COCO tools ask for
-_IMAGES_AT_ONCE = 2000  # then the new parses are saved, so that a run that was interrupted continues there
+# Images that one run of the program scores: fewer where texts are parsed, which takes minutes. Then the new parses are
+# saved, so that a run that was interrupted continues there.
+_IMAGES_AT_ONCE, _NEW_IMAGES_AT_ONCE = 2000, 500
 
 _Parses = dict[str, list[list[str]]]
 
@@ -54,14 +58,17 @@ class Spice(Metric):
             for caption, texts in zip(captions, references, strict=True)
         ]
         file = spice_folder() / f"parses-{_parser()}.sqlite"
-        scores = []
+        scores: list[float] = []
+        # On a terminal, from ten seconds on: how far it is, and how long it will take.
+        bar = tqdm(total=len(images), desc="SPICE", unit=" images", delay=10, disable=None)
         try:
-            with closing(sqlite3.connect(file, timeout=600)) as kept:
+            with closing(sqlite3.connect(file, timeout=600)) as kept, bar:
                 kept.execute("CREATE TABLE IF NOT EXISTS parses (text TEXT PRIMARY KEY, tuples TEXT NOT NULL)")
-                for start in range(0, len(images), _IMAGES_AT_ONCE):
-                    part = images[start : start + _IMAGES_AT_ONCE]
-                    part_scores, new = _run(part, _known(kept, {text for image in part for text in image}))
+                while len(scores) < len(images):
+                    part, parses = _next_part(kept, images[len(scores) : len(scores) + _IMAGES_AT_ONCE])
+                    part_scores, new = _run(part, parses)
                     scores += part_scores
+                    bar.update(len(part))
                     with kept:  # one transaction; another process may have parsed the same texts meanwhile
                         rows = [(text, json.dumps(tuples)) for text, tuples in new.items()]
                         kept.executemany("INSERT OR IGNORE INTO parses VALUES (?, ?)", rows)
@@ -98,6 +105,14 @@ def _run(images: Sequence[Sequence[str]], parses: _Parses) -> tuple[list[float],
     except ValueError as error:
         raise failure("SPICE", "".join(printed.splitlines()[-1:])) from error
     return result["scores"], result["parses"]
+
+
+def _next_part(kept: sqlite3.Connection, images: list[list[str]]) -> tuple[list[list[str]], _Parses]:
+    """The images that are scored next, with those parses of their texts that are kept."""
+    known = _known(kept, {text for image in images for text in image})
+    if any(text not in known for image in images for text in image):
+        images = images[:_NEW_IMAGES_AT_ONCE]
+    return images, {text: known[text] for image in images for text in image if text in known}
 
 
 def _known(kept: sqlite3.Connection, texts: Collection[str]) -> _Parses:

@@ -166,11 +166,14 @@ given = json.load(sys.stdin)
 texts = {{text for image in given["images"] for text in image}}
 assert "5" not in texts, "here it ends"
 scores = [int(image[0]) for image in given["images"]]
+with open("{cache}/runs", "a") as runs:
+    print(len(scores), file=runs)
 print(json.dumps({{"scores": scores, "parses": {{text: [[text]] for text in texts - set(given["parses"])}}}}))
 """)
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(cache))
-    monkeypatch.setattr("prefixcap.metrics.spice._IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("prefixcap.metrics.spice._IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr("prefixcap.metrics.spice._NEW_IMAGES_AT_ONCE", 2)
     captions = list("012345")
     assert Spice().statistics(captions[:3], [["x"]] * 3)[:, 0].tolist() == [0, 1, 2]
     with pytest.raises(MetricUnavailable, match="here it ends"):
@@ -179,6 +182,8 @@ print(json.dumps({{"scores": scores, "parses": {{text: [[text]] for text in text
     with closing(sqlite3.connect(file)) as database:
         rows = database.execute("SELECT * FROM parses ORDER BY text").fetchall()
     assert rows == [(text, f'[["{text}"]]') for text in ("0", "1", "2", "3", "x")]
+    assert Spice().statistics(captions[:4], [["x"]] * 4)[:, 0].tolist() == [0, 1, 2, 3]
+    assert (cache / "runs").read_text().split() == ["2", "1", "2", "2", "4"]  # together where nothing is new
 
 
 def test_parses_of_another_parser_are_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
