@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixcap.errors import InputError
 from prefixcap.metrics.registry import lower_is_better
+from prefixcap.utils.files import parse_json
 from prefixcap.utils.images import data_url, thumbnail
 
 Rows = Mapping[str, Mapping[str, float]]
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
 
 _SHOWN = 8  # images that are shown as the best of a metric, as the median ones and as the worst: each has a picture
-_MOST_IMAGES = 10_000  # in the page, that the filter finds: some 4 MB of text
+MOST_IMAGES = 10_000  # in the page, that the filter finds: some 4 MB of text
+_DATA = '<script type="application/json" id="data">'
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def table(rows: Rows, intervals: Intervals | None = None) -> str:
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines: dict[str, list[str]] = {"": columns}
     for name, row in rows.items():
-        lines[name] = [_figure(row[column], 4) if column in row else "-" for column in columns]
+        lines[name] = [figure_text(row[column], 4) if column in row else "-" for column in columns]
         bounds = (intervals or {}).get(name, {})
         if bounds:
             halves = {column: (high - low) / 2 for column, (low, high) in bounds.items()}
@@ -84,26 +87,51 @@ def html_report(title: str, tables: Sequence[Table], images: Sequence[CaptionedI
     references = sum(len(image.references) for image in images)
     parts = {
         "title": html.escape(title),
-        "summary": f"{_count(len(images), 'image')}, {_count(references, 'reference')}",
+        "summary": f"{count_text(len(images), 'image')}, {count_text(references, 'reference')}",
         "first table": _html_table(tables[0]),
         "other tables": "\n".join(map(_html_table, tables[1:])),
-        "data": json.dumps(_page_data(images), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": page_data(_page_data(images)),
     }
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    for (
-        name,
-        text,
-    ) in parts.items():  # each "<" of a user is escaped in them, so that none looks like the mark of another part
+    return fill_page("report.html", parts)
+
+
+def fill_page(template: str, parts: Mapping[str, str]) -> str:
+    """A page of this folder, with the style and the functions that all have, and the parts for its marks `<!--name-->`.
+
+    Args:
+        template: its file.
+        parts: HTML by the name of the mark. Each "<" of a user is escaped in them, so that none looks like a mark.
+    """
+    folder = Path(__file__).parent
+    page = (folder / template).read_text(encoding="utf-8")
+    for mark, file in (("/*style*/", "page.css"), ("/*script*/", "page.js")):
+        page = page.replace(mark, (folder / file).read_text(encoding="utf-8").rstrip())
+    for name, text in parts.items():
         page = page.replace(f"<!--{name}-->", text)
     return page
 
 
-def _figure(value: float, digits: int) -> str:
+def page_data(value: Any) -> str:
+    """JSON for a script element of a page, which nothing in it can end."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def read_report(page: str) -> dict[str, Any]:
+    """What the script of a page of `html_report` reads, see the head of that script; empty of other pages."""
+    _, _, rest = page.partition(_DATA)
+    try:
+        data = parse_json(rest.partition("</script>")[0], "the report")
+    except InputError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def figure_text(value: float, digits: int) -> str:
     """A score with its digits, a number of things without."""
     return f"{value:,.0f}" if value >= 10 and float(value).is_integer() else f"{value:.{digits}f}"
 
 
-def _count(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -129,7 +157,7 @@ def _html_cell(value: float | None, interval: tuple[float, float] | None) -> str
     if value is None:
         return "<td>&ndash;</td>"
     bounds = f"<small>{interval[0]:.3f}&ndash;{interval[1]:.3f}</small>" if interval else ""
-    return f"<td>{_figure(value, 3)}{bounds}</td>"
+    return f"<td>{figure_text(value, 3)}{bounds}</td>"
 
 
 def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
@@ -140,11 +168,11 @@ def _page_data(images: Sequence[CaptionedImage]) -> dict[str, Any]:
     values = {name: np.array([image.scores.get(name, math.nan) for image in images]) for name in names}
     metrics = [_metric(name, values[name], name in lower) for name in names]
     shown = {index for metric in metrics for part in ("best", "median", "worst") for index in metric[part]}
-    sample = range(0, len(images), max(1, math.ceil(len(images) / _MOST_IMAGES)))
+    sample = range(0, len(images), max(1, math.ceil(len(images) / MOST_IMAGES)))
     texts = {}
     for index in sorted(shown.union(sample)):
         image = images[index]
-        scores = [_finite(image.scores.get(name)) for name in names]
+        scores = [finite_score(image.scores.get(name)) for name in names]
         texts[index] = (str(image.image_id), image.caption, list(image.references), scores)
     pictures = {index: _picture(images[index].file) for index in sorted(shown)}
     return {
@@ -181,7 +209,8 @@ def _metric(name: str, values: NDArray[np.float64], lower: bool) -> dict[str, An
     }
 
 
-def _finite(value: float | None) -> float | None:
+def finite_score(value: float | None) -> float | None:
+    """A score as the data of a page have it: four digits after the point; None for NaN and where there is none."""
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
 

@@ -157,7 +157,7 @@ def test_pictures_are_small_and_only_of_images_that_are_shown(tmp_path: Path) ->
 
 
 def test_of_very_many_images_the_page_holds_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_MOST_IMAGES", 50)
+    monkeypatch.setattr(report, "MOST_IMAGES", 50)
     images = simulated(1000)
     data = Page(html_report("title", TABLES, images)).data
     kept = {int(index) for index in data["images"]}
