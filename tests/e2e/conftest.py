@@ -1,13 +1,14 @@
 """Scripts that run in the tests' own process, in a folder where the small world has few pictures."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from prefixcap.demo.scenes import DOMAINS
 from tests.conftest import run_script
+from tests.e2e.browser import Browser
 
 Script = Callable[..., str]
 
@@ -31,3 +32,10 @@ def script(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
