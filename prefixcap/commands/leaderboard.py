@@ -49,7 +49,7 @@ def _named(word: str) -> tuple[str, Path]:
     """The name of a system and its folder; a folder may have an equals sign in its name."""
     name, equals, folder = word.partition("=")
     if not equals or Path(word).is_dir():
-        return Path(word).resolve().name or word, Path(word)
+        return Path(word).absolute().name or word, Path(word)
     if not name.strip() or not folder:
         raise InputError(f"cannot understand {word!r}: give FOLDER or NAME=FOLDER")
     return name.strip(), Path(folder)

@@ -17,7 +17,6 @@ from prefixcap.evaluation.stored import Figures, StoredEvaluation, read_evaluati
 from prefixcap.metrics.registry import lower_is_better
 from prefixcap.utils.files import atomic_write_text
 
-_SCORES = "scores"  # the title of the first table
 _FIRST = "CIDEr"  # the score that orders the page as it opens
 _MARK = '<meta name="generator" content="prefixcap leaderboard">'
 _GENERAL = ("less is better: ", "95% confidence intervals", "captions / humans: ")  # notes that the page has itself
@@ -90,9 +89,10 @@ class Leaderboard:
     def _tables(self) -> Iterator[str]:
         """That of the scores, with people, and those of further figures."""
         rows = {name: system.figures for name, system in self.systems.items()}
-        yield self._table(_SCORES, rows, self._humans())
+        yield self._table("scores", rows, "", self._humans())
         for title in dict.fromkeys(title for system in self.systems.values() for title in system.tables):
-            yield self._table(title, {n: s.tables[title] for n, s in self.systems.items() if title in s.tables}, None)
+            rows = {name: system.tables[title] for name, system in self.systems.items() if title in system.tables}
+            yield self._table(title, rows, f"{title} ")
 
     def _humans(self) -> Figures | None:
         """All evaluations score the same human captions, but perhaps not by the same metrics."""
@@ -104,15 +104,15 @@ class Leaderboard:
                     humans.intervals.setdefault(name, system.humans.intervals[name])
         return humans if humans.scores else None
 
-    def _table(self, title: str, rows: Mapping[str, Figures], humans: Figures | None) -> str:
-        scored = title == _SCORES
+    def _table(self, title: str, rows: Mapping[str, Figures], prefix: str, humans: Figures | None = None) -> str:
+        """A table; `prefix` stands before the names of its figures where `compare` names them."""
         names = list(dict.fromkeys(name for row in rows.values() for name in row.scores))
         if not names:
             return ""
-        lower = lower_is_better(names) if scored else []
-        keys = {name: name if scored else f"{title} {name}" for name in names}  # as `compare` names them
+        keys = {name: prefix + name for name in names}
+        lower = [] if prefix else lower_is_better(names)
         by = _FIRST if _FIRST in names else names[0]
-        best = _best(rows, lower) if scored else {}
+        best = {} if prefix else _best(rows, lower)  # which length or vocabulary is best, nobody can say
 
         def rank(row: Figures) -> float:
             value = row.scores.get(by, math.nan)
@@ -122,13 +122,15 @@ class Leaderboard:
         if humans is not None:
             lines.append((rank(humans), self._row("humans", humans, names, {}, {})))
         body = "".join(line for _, line in sorted(lines, key=lambda ranked: ranked[0]))
+        heads = [_head(name, "ascending" if name in lower else "descending", name == by) for name in names]
+        heads.insert(0, _head("System", "ascending", False))
         letters = max(len(self._groups(name, key)) for name in rows for key in keys.values())
-        heads = "".join(_head(name, "ascending" if name in lower else "descending", name == by) for name in names)
+        label = html.escape(title)
         return (
-            f'<section class="panel table" aria-label="{html.escape(title)}"><h2>{html.escape(title)}</h2>'
-            f'<div class="scroll" tabindex="0" role="group" aria-label="{html.escape(title)}, scrolls sideways">'
-            f'<table class="ranking" style="--letters:{letters / 2}rem"><thead><tr>{_head("System", "ascending", False)}{heads}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div></section>"
+            f'<section class="panel table" aria-label="{label}"><h2>{label}</h2>'
+            f'<div class="scroll" tabindex="0" role="group" aria-label="{label}, scrolls sideways">'
+            f'<table class="ranking" style="--letters:{letters / 2}rem">'
+            f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div></section>"
         )
 
     def _row(
