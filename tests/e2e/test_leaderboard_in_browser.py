@@ -88,6 +88,15 @@ def test_no_network_and_no_sideways_scrolling(
         assert wrong == []
 
 
+def test_on_a_phone_the_score_that_sorts_is_in_sight(browser: Browser, page: Path) -> None:
+    browser.open(page, PHONE)
+    left, right = browser.value(
+        "(({left, right}) => [left, right])(document.querySelector('[aria-sort]').getBoundingClientRect())"
+    )
+    names = browser.value("document.querySelector('tbody th').getBoundingClientRect().right")
+    assert names - 1 <= left < right <= PHONE[0]
+
+
 def test_a_click_sorts_and_another_turns_round(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert rows(browser)[0] == "exact"
