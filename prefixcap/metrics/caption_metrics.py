@@ -41,7 +41,7 @@ class CaptionMetric(TextMetric):
 
     def __init__(self, scorer: Metric, **options: Any) -> None:
         super().__init__(**options)
-        if getattr(scorer, "needs", ()) or not scorer.scores:
+        if getattr(scorer, "needs", ()) or getattr(scorer, "combines", ()) or not scorer.scores:
             raise InputError(f"{scorer.name} does not score captions against references: give it to evaluate()")
         self.scorer = scorer
 

@@ -30,6 +30,7 @@ from prefixcap.metrics.metric import (
     MetricUnavailable,
     References,
     Statistics,
+    add_combined,
     figure_statistics,
     figure_values,
     over_folds,
@@ -112,7 +113,7 @@ def score_parts(
     if any("embeddings" in metric.needs for metric in chosen.values()):
         check_embeddings(inputs.embeddings, references)
     everything = _tokenized(captions, references, replace(inputs, shared={}))
-    for_images = {name: metric for name, metric in chosen.items() if metric.scores}
+    for_images = {name: metric for name, metric in chosen.items() if metric.scores and not metric.combines}
     statistics, missing = _run(for_images, lambda metric: [_statistics(metric, everything)])
     for_corpus = {name: metric for name, metric in chosen.items() if not metric.scores}
     computed, lacking = _run(for_corpus, lambda metric: _call(metric, metric.figures, everything))
@@ -193,7 +194,10 @@ def score_humans(
 
     selected = select_metrics(metrics).items()
     chosen = {name: metric for name, metric in selected if metric.scores and set(metric.needs) <= {"objects"}}
-    return _scores(folds, chosen, *_run(chosen, fold_statistics))
+    direct = {name: metric for name, metric in chosen.items() if not metric.combines}
+    statistics, missing = _run(direct, fold_statistics)
+    add_combined(chosen, statistics, missing)
+    return _scores(folds, chosen, statistics, missing)
 
 
 def cider_tells_nothing(references: References) -> bool:
@@ -320,6 +324,8 @@ def _part_statistics(
 def _corpus_scores(
     fold: _Fold, metrics: Mapping[str, Metric], statistics: dict[str, list[Statistics]], missing: dict[str, str]
 ) -> Scores:
+    missing = dict(missing)
+    add_combined(metrics, statistics, missing)
     empty = tuple(image for image, caption in zip(fold.images, fold.captions, strict=True) if not caption)
     scores = _scores([fold], metrics, statistics, missing)
     computed = {name: metric for name, metric in metrics.items() if name in statistics}

@@ -87,6 +87,8 @@ class Metric:
         tokenized: True: texts come as the tokenizer of the COCO caption tools leaves them, in lower case, without
             punctuation, words separated by spaces. False: as they were written.
         brings: metrics that are computed with this one, without being asked for.
+        combines: metrics from whose statistics those of this one come, instead of from captions; it brings them, and
+            is missing where one of them is. `combine` is called instead of `statistics`.
         uses_all_images: the statistics of an image depend on which other images are scored with it, as CIDEr's do.
         runs_java: the metric waits for a Java program: the others are computed meanwhile.
         english_only: a note says so where captions or references are in a script without spaces.
@@ -96,6 +98,7 @@ class Metric:
             MetricUnavailable if the metric cannot be computed on this machine.
         figures: called likewise; returns figures of all captions together, by name: the number, or (n, k) statistics,
             of whose sum `score` gives the number as the only score.
+        combine: called with the (n, k) statistics of each of the metrics that `combines` names; returns (n, k).
 
     Examples:
         >>> class Words(Metric):
@@ -115,12 +118,14 @@ class Metric:
     needs: tuple[str, ...] = ()
     tokenized: bool = True
     brings: tuple[str, ...] = ()
+    combines: tuple[str, ...] = ()
     uses_all_images: bool = False
     runs_java: bool = False
     english_only: bool = False
     higher_is_better: bool = True
     statistics: Callable[..., Statistics]
     figures: Callable[..., Mapping[str, float | Statistics]]
+    combine: Callable[..., Statistics]
 
     def score(self, totals: Statistics) -> Statistics:
         """(..., k) sums of statistics over images -> (..., s). Of this class: the mean over images, see `mean_of`."""
@@ -142,6 +147,25 @@ def figure_values(metric: Metric, figures: Mapping[str, float | Statistics]) -> 
 def figure_statistics(figures: Mapping[str, float | Statistics]) -> dict[str, Statistics]:
     """Of what a metric's `figures` returned, the (n, k) statistics of those that sums determine."""
     return {name: value for name, value in figures.items() if isinstance(value, np.ndarray)}
+
+
+def add_combined(
+    metrics: Mapping[str, Metric], statistics: dict[str, list[Statistics]], missing: dict[str, str]
+) -> None:
+    """Add those metrics that combine others: their statistics, fold by fold, or why they are missing.
+
+    Args:
+        metrics: all that are computed, by name.
+        statistics: (n, k) of each fold, of those metrics that were computed.
+        missing: why others were not.
+    """
+    for name, metric in metrics.items():
+        if metric.combines:
+            if reasons := [missing[part] for part in metric.combines if part in missing]:
+                missing[name] = reasons[0]
+            else:
+                folds = zip(*(statistics[part] for part in metric.combines), strict=True)
+                statistics[name] = [metric.combine(*parts) for parts in folds]
 
 
 def mean_of(values: Sequence[float] | Statistics) -> Statistics:

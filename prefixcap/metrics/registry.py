@@ -10,6 +10,7 @@ from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.metric import Metric, Statistics
 from prefixcap.metrics.rouge import RougeL
 from prefixcap.metrics.spice import Spice
+from prefixcap.metrics.spider import Spider
 from prefixcap.metrics.torch_based import CaptionDiversity, CaptionPerplexity, ClipScore, RefClipScore
 
 METRICS: dict[str, Metric] = {
@@ -18,6 +19,7 @@ METRICS: dict[str, Metric] = {
     "ROUGE-L": RougeL(),
     "CIDEr": Cider(),
     "SPICE": Spice(),
+    "SPIDEr": Spider(),
     "CHAIR": Chair(),
     "CLIPScore": ClipScore(),
     "RefCLIPScore": RefClipScore(),
@@ -26,8 +28,8 @@ METRICS: dict[str, Metric] = {
 }
 """All metrics: what `metrics=[...]` and `evaluate` know."""
 
-REFERENCE_METRICS = tuple(name for name, metric in METRICS.items() if not metric.needs)
-"""Those that need nothing but captions and references."""
+REFERENCE_METRICS = tuple(name for name, metric in METRICS.items() if not metric.needs and not metric.combines)
+"""Those that need nothing but captions and references, and do not combine others."""
 
 _REMEDIES = {
     "embeddings": "the images' embeddings: give embeddings=",

@@ -261,7 +261,10 @@ def test_metrics_that_need_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (["CIDEr", "bleu"], "unknown metric 'bleu': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE, CHAIR, CLIPScore"),
+        (
+            ["CIDEr", "bleu"],
+            "unknown metric 'bleu': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE, SPIDEr, CHAIR, CLIPScore",
+        ),
         (["CLIPScore"], "CLIPScore needs the images' embeddings"),
         (["perplexity"], "perplexity needs a language model"),
     ],

@@ -307,6 +307,7 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         "ROUGE-L",
         "CIDEr",
         "SPICE",
+        "SPIDEr",
         "CHAIR",
         "CLIPScore",
         "RefCLIPScore",
