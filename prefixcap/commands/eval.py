@@ -45,6 +45,7 @@ Objects: TypeAlias = dict[ImageId, set[str]]
 # What a metric may need, and the options that give it.
 _REMEDIES = {
     "embeddings": "the images' embeddings: give ckpt=PATH, or captions=FILE with data=…",
+    "candidates": "several captions of each image: give captions=FILE with them",
     "language_model": "a language model: name one with perplexity_lm=…, e.g. gpt2",
 }
 
@@ -78,6 +79,7 @@ def main(config: DictConfig) -> None:
     config.metrics = _names(config, "metrics")
     given = {
         "embeddings": not config.captions or config.get("data"),
+        "candidates": config.captions,
         "language_model": config.perplexity_lm or config.ckpt or (method and method.name != "clipre"),
     }
     check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
@@ -200,17 +202,26 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
     captions = {image: texts[0] for image, texts in candidates.items()}
     several = sum(len(texts) > 1 for texts in candidates.values())
     notes = [f"{several:,} images have several captions: the first, the best, of each is scored"] if several else []
+    if several and "candidates" in needed_inputs(config.metrics):
+        notes[0] += ", except by set-diversity and mBLEU-4, which read all"
     language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
         encoder = _encoder(config, store)
         if encoder is not None:
             store.require_encoder(encoder.identity)
-        evaluation = evaluate_split(config, store, captions, objects, encoder, language_model)
+        evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, candidates=candidates)
     else:
         references = read_references(config.references or file, config.split)
         captions, references, left_out = _same_images(config, captions, references)
-        evaluation = evaluate(captions, references, config.metrics, language_model=language_model, objects=objects)
+        evaluation = evaluate(
+            captions,
+            references,
+            config.metrics,
+            language_model=language_model,
+            objects=objects,
+            candidates=by_image(candidates, references),
+        )
         evaluation.notes += left_out
         if "training_captions" in needed_inputs(config.metrics):
             evaluation.notes.append("Novel is missing: the training captions are not known; name them by data=")
@@ -249,6 +260,7 @@ def evaluate_split(
     encoder: Encoder | None,
     language_model: LanguageModel | None,
     training_store: Callable[[], FeatureStore] | None = None,
+    candidates: dict[ImageId, list[str]] | None = None,
 ) -> Evaluation:
     """Score captions of a split of a store; `training_store` opens the store that the captioner was trained on."""
     split = store.split(config.split)
@@ -272,6 +284,7 @@ def evaluate_split(
         language_model=language_model,
         training_captions=training_captions,
         objects=objects,
+        candidates=None if candidates is None else by_image(candidates, references, files),
     )
     evaluation.notes += notes
     return evaluation

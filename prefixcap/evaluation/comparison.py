@@ -200,7 +200,7 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
         _require_same(first, run)
     if len(first.rows) < 2:
         raise InputError(f"{_several(folders)} evaluate one image, which cannot tell which is better: evaluate more")
-    common = [name for name in first.arrays if all(name in run.arrays for runs in read for run in runs)]
+    common = [name for name in first.arrays if all(_has_same(run, name, first) for runs in read for run in runs)]
     if any("objects" in getattr(METRICS.get(name), "needs", ()) for name in common):
         _require_same_objects([run for runs in read for run in runs])
     parts = [part for part in map(_part, common) if part is not None]
@@ -275,6 +275,11 @@ def _require_same(first: _Run, other: _Run) -> None:
         raise InputError(
             f"{first.folder} and {other.folder} have different references: evaluate both with the same references"
         )
+
+
+def _has_same(run: _Run, name: str, first: _Run) -> bool:
+    """Whether a run has an array of the same width as the first; that of mBLEU-4 depends on the size of sets."""
+    return name in run.arrays and run.arrays[name].shape[-1] == first.arrays[name].shape[-1]
 
 
 def _require_same_objects(runs: Sequence[_Run]) -> None:
@@ -356,7 +361,10 @@ def _notes(read: Sequence[Sequence[_Run]], parts: Sequence[_Part], test: Test, s
     if unknown := [name for name in everything if name not in known]:
         yield f"not compared, as METRICS lacks them: {', '.join(unknown)}"
     compared = [part.array for part in parts]
-    if partial := [name.replace("/", " ", 1) for name in known if name not in compared]:
+    shared = [name for name in known if all(name in run.arrays for runs in read for run in runs)]
+    if resized := [name for name in shared if name not in compared]:
+        yield f"not compared, as the numbers of captions an image differ: {', '.join(resized)}"
+    if partial := [name.replace("/", " ", 1) for name in known if name not in [*compared, *resized]]:
         yield f"not compared, as not all have them: {', '.join(partial)}"
 
 

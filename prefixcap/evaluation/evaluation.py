@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,6 +230,7 @@ def evaluate(
     language_model: "LanguageModel | None" = None,
     training_captions: Sequence[str] | None = None,
     objects: Mapping[Any, Collection[str]] | None = None,
+    candidates: Mapping[Any, Sequence[str]] | None = None,
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
@@ -246,6 +247,7 @@ def evaluate(
         objects: for CHAIR: COCO's categories of the objects in each image, e.g. `{391895: {"person", "motorcycle"}}`,
             as `prefixcap.evaluation.instances.read_instances` gives them; ids are numbers, their digits, or COCO's
             names of files. Without them, an image has the objects that its references mention.
+        candidates: for set-diversity: several captions of each image.
 
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
@@ -264,6 +266,8 @@ def evaluate(
         parts.setdefault(domain, []).append(image_id)
     ordered = None if objects is None else objects_in_order(objects, references)
     inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered)
+    if candidates is not None:
+        inputs = replace(inputs, candidates=[candidates.get(image, ()) for image in references])
     scored = score_parts(captions, references, parts, metrics, inputs)
     scores, humans = scored["overall"], score_humans(references, metrics, MetricInputs(objects=ordered))
     domain_scores = scored if parts else {}

@@ -18,7 +18,14 @@ import numpy as np
 from prefixcap import renamed
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.checks import check_captions, check_embeddings, check_objects, check_references, refuse
+from prefixcap.metrics.checks import (
+    check_candidates,
+    check_captions,
+    check_embeddings,
+    check_objects,
+    check_references,
+    refuse,
+)
 from prefixcap.metrics.cider import tells_nothing
 from prefixcap.metrics.java import JavaPrograms
 from prefixcap.metrics.metric import (
@@ -42,6 +49,7 @@ from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics, select_
 from prefixcap.metrics.scores import Scores
 from prefixcap.metrics.scripts import has_unspaced
 
+_WEIGHTED = {"CIDEr": "CIDEr", "set-diversity": "self-CIDEr"}  # metrics, and the scores that weigh words
 _FEW = 100  # images: of so few, CIDEr's weights of words are chance
 
 _Result = TypeVar("_Result")
@@ -112,6 +120,8 @@ def score_parts(
     chosen = select_metrics(metrics)
     if any("embeddings" in metric.needs for metric in chosen.values()):
         check_embeddings(inputs.embeddings, references)
+    if any("candidates" in metric.needs for metric in chosen.values()):
+        check_candidates(inputs.candidates, references)
     everything = _tokenized(captions, references, replace(inputs, shared={}))
     for_images = {name: metric for name, metric in chosen.items() if metric.scores and not metric.combines}
     statistics, missing = _run(for_images, lambda metric: [_statistics(metric, everything)])
@@ -339,13 +349,14 @@ def _notes(fold: _Fold, metrics: Mapping[str, Metric]) -> Iterator[str]:
     yield from chain.from_iterable(metric.notes(fold.inputs) for metric in metrics.values())
     if bare := [repr(image) for image, texts in zip(fold.images, fold.references, strict=True) if not any(texts)]:
         yield f"references have no word: {listed('image', bare)}"
-    if "CIDEr" in metrics and tells_nothing(fold.references.grams, count):
+    weighted = " and ".join(label for name, label in _WEIGHTED.items() if name in metrics)
+    if weighted and tells_nothing(fold.references.grams, count):
         yield (
-            f"CIDEr is 0 whatever the captions say: no word of the references is rarer than another in "
+            f"{weighted} is 0 whatever the captions say: no word of the references is rarer than another in "
             f"{'one image' if count == 1 else f'these {count:,} images'}, and it weighs words by that"
         )
-    elif "CIDEr" in metrics and count < _FEW:
-        yield f"CIDEr weighs words by the references of these {count} images: it compares with no score of others"
+    elif weighted and count < _FEW:
+        yield f"{weighted} weighs words by the references of these {count} images: it compares with no score of others"
     if any(map(has_unspaced, chain(fold.captions, chain.from_iterable(fold.references)))):
         english = [name for name, metric in metrics.items() if metric.english_only]
         limit = f"; {' and '.join(english)} know{'s' * (len(english) == 1)} English only" if english else ""

@@ -52,6 +52,27 @@ def check_objects(objects: ObjectsOfImages | None, references: References) -> No
         )
 
 
+def check_candidates(candidates: Sequence[Sequence[str]] | None, references: References) -> None:
+    """Refuse sets of captions that are not (n) lists of at least two strings."""
+    assert candidates is not None
+    if len(candidates) != len(references):
+        raise InputError(
+            f"candidates of {len(candidates)} images, {len(references)} images: give those of each image, in the order "
+            "of the references"
+        )
+    sets = list(zip(references, candidates, strict=True))
+    refuse(
+        [i for i, texts in sets if isinstance(texts, str) or len(texts) < 2],
+        "images without several candidates",
+        "give each image a list of two or more captions",
+    )
+    refuse(
+        [i for i, texts in sets if not all(isinstance(text, str) for text in texts)],
+        "images with a candidate that is not a string",
+        "correct these captions",
+    )
+
+
 def _check_kind_of_ids(captions: Captions, references: References) -> None:
     """Tell 1 from "1", which look alike in a list of ids."""
     alike = {str(image): image for image in references}

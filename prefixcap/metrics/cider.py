@@ -69,17 +69,17 @@ def consensus(captions: Sequence[str], references: ReferenceGrams, counted: int)
         caption_grams, references.grams, references.documents, strict=True
     ):
         # The vectors: counts of n-grams, weighted by rarity; equation 1.
-        caption_weights = in_captions.times * _rarity(in_captions.number, documents, counted)
-        reference_weights = in_references.times * _rarity(in_references.number, documents, counted)
+        caption_weights = in_captions.times * rarity(in_captions.number, documents, counted)
+        reference_weights = in_references.times * rarity(in_references.number, documents, counted)
         # Their lengths, and for each pair of caption and reference the product of both.
-        caption_norms = _norms(in_captions.text, caption_weights, len(captions))
-        norms = caption_norms[images] * _norms(in_references.text, reference_weights, len(images))
+        caption_norms = norms(in_captions.text, caption_weights, len(captions))
+        both_norms = caption_norms[images] * norms(in_references.text, reference_weights, len(images))
         # Their clipped dot products: only n-grams that both have count.
         caption_entry, reference_entry = shared(in_captions, in_references, images)
         weights = reference_weights[reference_entry]
         products = np.minimum(caption_weights[caption_entry], weights) * weights
         sums = np.bincount(in_references.text[reference_entry], products, len(images))
-        cosines += np.divide(sums, norms, out=np.zeros(len(images)), where=norms != 0)
+        cosines += np.divide(sums, both_norms, out=np.zeros(len(images)), where=both_norms != 0)
     # The penalty for another length; the tools take the number of pairs of words for the length.
     difference = np.maximum(lengths - 1, 0)[images] - np.maximum(references.lengths - 1, 0)
     similarities = cosines / len(ORDERS) * np.exp(-(difference**2) / (2 * _SIGMA**2))
@@ -87,7 +87,7 @@ def consensus(captions: Sequence[str], references: ReferenceGrams, counted: int)
     return scores
 
 
-def _rarity(numbers: Integers, documents: Integers, counted: int) -> NDArray[np.float64]:
+def rarity(numbers: Integers, documents: Integers, counted: int) -> NDArray[np.float64]:
     """Weights of n-grams. One that no reference has weighs as much as one that one image has."""
     frequencies = np.ones(len(numbers))
     known = numbers < len(documents)
@@ -96,6 +96,6 @@ def _rarity(numbers: Integers, documents: Integers, counted: int) -> NDArray[np.
     return rarity
 
 
-def _norms(texts: Integers, weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def norms(texts: Integers, weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """(count,) lengths of the vectors of texts."""
     return np.sqrt(np.bincount(texts, weights**2, count))

@@ -46,6 +46,7 @@ class MetricInputs:
         training_captions: what the captioner was trained on; metrics have to work without them (None), too.
         objects: (n) COCO's categories of the objects in each image, in the order of the references, or None where they
             are not known; metrics have to work without them (None), too.
+        candidates: (n) captions of each image, two or more, in the order of the references: for the diversity of sets.
         shared: what metrics of the same images compute once and use together, by a name of their own.
     """
 
@@ -54,13 +55,15 @@ class MetricInputs:
     language_model: "LanguageModel | None" = None
     training_captions: Sequence[str] | None = None
     objects: ObjectsOfImages | None = None
+    candidates: Sequence[Sequence[str]] | None = None
     shared: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> "MetricInputs":
         """The inputs for some of the images, given by their rows; nothing is shared yet."""
         embeddings = None if self.embeddings is None else self.embeddings[list(rows)]
         objects = None if self.objects is None else [self.objects[row] for row in rows]
-        return replace(self, embeddings=embeddings, objects=objects, shared={})
+        candidates = None if self.candidates is None else [self.candidates[row] for row in rows]
+        return replace(self, embeddings=embeddings, objects=objects, candidates=candidates, shared={})
 
     def needed_by(self, metric: "Metric") -> dict[str, Any]:
         """The keyword arguments of a metric's `statistics` or `figures`."""

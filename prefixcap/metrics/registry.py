@@ -9,6 +9,7 @@ from prefixcap.metrics.cider import Cider
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.metric import Metric, Statistics
 from prefixcap.metrics.rouge import RougeL
+from prefixcap.metrics.set_diversity import MutualBleu, SetDiversity
 from prefixcap.metrics.spice import Spice
 from prefixcap.metrics.spider import Spider
 from prefixcap.metrics.torch_based import CaptionDiversity, CaptionPerplexity, ClipScore, RefClipScore
@@ -25,6 +26,8 @@ METRICS: dict[str, Metric] = {
     "RefCLIPScore": RefClipScore(),
     "diversity": CaptionDiversity(),
     "perplexity": CaptionPerplexity(),
+    "set-diversity": SetDiversity(),
+    "mBLEU-4": MutualBleu(),
 }
 """All metrics: what `metrics=[...]` and `evaluate` know."""
 
@@ -35,6 +38,7 @@ _REMEDIES = {
     "embeddings": "the images' embeddings: give embeddings=",
     "encoder": "the encoder that made the images' embeddings: give encoder=",
     "language_model": "a language model: give language_model=",
+    "candidates": "several captions of each image: give candidates=",
 }
 
 

@@ -143,6 +143,29 @@ def test_captions_of_a_store_by_the_names_of_its_files(
     assert written == [{"image_id": image, "caption": f"{image}"} for image in REFERENCES]
 
 
+def test_several_captions_of_an_image_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
+    sets = {image: [texts[0], f"picture {image}"] for image, texts in reversed(REFERENCES.items())}
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps(sets))
+    options = [f"captions={file}", f"references={tmp_path}/references.json", "metrics=[ROUGE-L,set-diversity]"]
+    evaluate(monkeypatch, *options, "out=scores")
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    words = [[text.lower().replace(".", "").split() for text in texts] for texts in sets.values()]
+    each = [len({word for text in texts for word in text}) / sum(map(len, texts)) for texts in words]
+    assert scores["Div-1"] == pytest.approx(sum(each) / len(each)) and 0 <= scores["mBLEU-4"] < 1
+    several = "the first, the best, of each is scored, except by set-diversity and mBLEU-4, which read all"
+    assert any(several in note for note in scores["notes"])
+    file.write_text(json.dumps(sets | {8: ["one"]}))
+    assert "images without several candidates (1)" in mistake("eval", *options)
+    assert "set-diversity needs several captions of each image: give captions=FILE with them" in mistake(
+        "eval", f"ckpt={tmp_path}", "metrics=[set-diversity]"
+    )
+
+
 def test_the_image_of_a_damaged_embedding_is_named(
     run_folder: Path, encoder: Encoder, tmp_path: Path, mistake: Callable[..., str]
 ) -> None:

@@ -313,6 +313,8 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         "RefCLIPScore",
         "diversity",
         "perplexity",
+        "set-diversity",
+        "mBLEU-4",
     ]
     assert list(METRICS) == [metric.name for metric in METRICS.values()] == names
     expected = f"unknown metric 'SPICY': choose from {', '.join(names)}"

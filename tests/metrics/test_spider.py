@@ -23,7 +23,7 @@ REFERENCES = {
     3: ["two birds in a tree", "birds on a branch", "birds sing"],
     4: ["a brown dog on sand", "a dog at the sea"],
 }
-DOMAINS = {1: "dogs", 4: "dogs", 2: "others", 3: "others"}
+DOMAINS: dict[int | str, str] = {1: "dogs", 4: "dogs", 2: "others", 3: "others"}
 
 
 @pytest.fixture
