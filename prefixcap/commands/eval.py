@@ -39,6 +39,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.data import require_match
     from prefixcap.encoders import Encoder, load_encoder
     from prefixcap.language import LanguageModel, load_language_model
+    from prefixcap.metrics.text_encoder import TextEncoder, load_text_encoder
 
 Objects: TypeAlias = dict[ImageId, set[str]]
 
@@ -46,6 +47,7 @@ Objects: TypeAlias = dict[ImageId, set[str]]
 _REMEDIES = {
     "embeddings": "the images' embeddings: give ckpt=PATH, or captions=FILE with data=…",
     "candidates": "several captions of each image: give captions=FILE with them",
+    "text_encoder": "an encoder of texts: name one with text_encoder=…, e.g. roberta-large",
     "language_model": "a language model: name one with perplexity_lm=…, e.g. gpt2",
 }
 
@@ -80,11 +82,18 @@ def main(config: DictConfig) -> None:
     given = {
         "embeddings": not config.captions or config.get("data"),
         "candidates": config.captions,
+        "text_encoder": config.text_encoder,
         "language_model": config.perplexity_lm or config.ckpt or (method and method.name != "clipre"),
     }
     check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
     if config.instances is not None and "objects" not in needed_inputs(config.metrics):
         raise InputError("instances= is for metrics=[CHAIR]: leave it out, or name CHAIR in metrics=")
+    if config.text_encoder and "text_encoder" not in needed_inputs(config.metrics):
+        raise InputError(
+            "text_encoder= is for metrics=[BERTScore], BERTScore-idf or sentence-similarity: leave it out, or name one"
+        )
+    if config.text_encoder_layer is not None and not config.text_encoder:
+        raise InputError("text_encoder_layer= is a layer of text_encoder=NAME: leave it out, or name that")
     objects = None if config.instances is None else read_instances(_names(config, "instances"))
     if method:
         evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
@@ -126,12 +135,14 @@ def evaluate_checkpoint(config: DictConfig, objects: Objects | None) -> tuple[Ev
     split = store.split(config.split)
     # What the metrics need is loaded first: generating captions takes long.
     encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
-    language_model = _language_model(config) or captioner.language_model
+    language_model, text_encoder = _language_model(config) or captioner.language_model, _text_encoder(config)
     captions = write_captions(config, captioner, split)
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
-    evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, training_store)
+    evaluation = evaluate_split(
+        config, store, captions, objects, encoder, language_model, training_store, text_encoder=text_encoder
+    )
     _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
 
@@ -145,13 +156,15 @@ def evaluate_retrieval(config: DictConfig, objects: Objects | None) -> tuple[Eva
     training_store = FeatureStore(config.memory)
     store = open_store(config.data, training_store.encoder.name)
     encoder = _encoder(config, store)
-    language_model = _language_model(config)
+    language_model, text_encoder = _language_model(config), _text_encoder(config)
     split, memory = store.split(config.split), open_memory(config, store.encoder)
     assert memory is not None
     with name_rows(split.ids):
         retrieved = memory.retrieve(torch.from_numpy(split.embeddings[:]))
     captions = dict(zip(split.ids, retrieved, strict=True))
-    evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, lambda: training_store)
+    evaluation = evaluate_split(
+        config, store, captions, objects, encoder, language_model, lambda: training_store, text_encoder=text_encoder
+    )
     _add_attribute_accuracy(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
@@ -176,9 +189,11 @@ def evaluate_zero_shot(config: DictConfig, objects: Objects | None) -> tuple[Eva
     folder = Path(config.out or Path("runs/eval") / hydra.runtime.choices["method"] / title)
     job = {"method": config.method.name, "encoder": encoder.digest, "language model": lm.name, "images": store.location}
     job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
+    text_encoder = _text_encoder(config)
     captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
+    language_model = _language_model(config) or lm
     evaluation = evaluate_split(
-        config, store, captions, objects, _encoder(config, store), _language_model(config) or lm
+        config, store, captions, objects, _encoder(config, store), language_model, text_encoder=text_encoder
     )
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
@@ -204,13 +219,15 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
     notes = [f"{several:,} images have several captions: the first, the best, of each is scored"] if several else []
     if several and "candidates" in needed_inputs(config.metrics):
         notes[0] += ", except by set-diversity and mBLEU-4, which read all"
-    language_model = _language_model(config)
+    language_model, text_encoder = _language_model(config), _text_encoder(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
         encoder = _encoder(config, store)
         if encoder is not None:
             store.require_encoder(encoder.identity)
-        evaluation = evaluate_split(config, store, captions, objects, encoder, language_model, candidates=candidates)
+        evaluation = evaluate_split(
+            config, store, captions, objects, encoder, language_model, candidates=candidates, text_encoder=text_encoder
+        )
     else:
         references = read_references(config.references or file, config.split)
         captions, references, left_out = _same_images(config, captions, references)
@@ -221,6 +238,7 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
             language_model=language_model,
             objects=objects,
             candidates=by_image(candidates, references),
+            text_encoder=text_encoder,
         )
         evaluation.notes += left_out
         if "training_captions" in needed_inputs(config.metrics):
@@ -261,6 +279,7 @@ def evaluate_split(
     language_model: LanguageModel | None,
     training_store: Callable[[], FeatureStore] | None = None,
     candidates: dict[ImageId, list[str]] | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> Evaluation:
     """Score captions of a split of a store; `training_store` opens the store that the captioner was trained on."""
     split = store.split(config.split)
@@ -285,6 +304,7 @@ def evaluate_split(
         training_captions=training_captions,
         objects=objects,
         candidates=None if candidates is None else by_image(candidates, references, files),
+        text_encoder=text_encoder,
     )
     evaluation.notes += notes
     return evaluation
@@ -348,6 +368,13 @@ def _language_model(config: DictConfig) -> LanguageModel | None:
     if "language_model" not in needed_inputs(config.metrics) or not config.perplexity_lm:
         return None
     return load_language_model(config.perplexity_lm).to(usable_device(config.device))
+
+
+def _text_encoder(config: DictConfig) -> TextEncoder | None:
+    """The encoder that `text_encoder=` names."""
+    if not config.text_encoder:
+        return None
+    return load_text_encoder(config.text_encoder, config.text_encoder_layer, usable_device(config.device))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
+    from prefixcap.metrics.text_encoder import TextEncoder
 
 STATISTICS = "statistics.npz"
 OBJECTS = "objects"  # in that file: a digest of the objects of images, on which CHAIR depends
@@ -231,6 +232,7 @@ def evaluate(
     training_captions: Sequence[str] | None = None,
     objects: Mapping[Any, Collection[str]] | None = None,
     candidates: Mapping[Any, Sequence[str]] | None = None,
+    text_encoder: "TextEncoder | None" = None,
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
@@ -248,6 +250,8 @@ def evaluate(
             as `prefixcap.evaluation.instances.read_instances` gives them; ids are numbers, their digits, or COCO's
             names of files. Without them, an image has the objects that its references mention.
         candidates: for set-diversity: several captions of each image.
+        text_encoder: for BERTScore and sentence-similarity, as
+            `prefixcap.metrics.text_encoder.load_text_encoder` gives it.
 
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
@@ -265,7 +269,7 @@ def evaluate(
     for image_id, domain in (domains or {}).items():
         parts.setdefault(domain, []).append(image_id)
     ordered = None if objects is None else objects_in_order(objects, references)
-    inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered)
+    inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered, text_encoder=text_encoder)
     if candidates is not None:
         inputs = replace(inputs, candidates=[candidates.get(image, ()) for image in references])
     scored = score_parts(captions, references, parts, metrics, inputs)

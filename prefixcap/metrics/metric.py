@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
+    from prefixcap.metrics.text_encoder import TextEncoder
 
 ImageId: TypeAlias = int | str
 # `Any` stands for ImageId: the key type of a Mapping is invariant, so a dict[str, str] is no Mapping[int | str, str].
@@ -47,6 +48,7 @@ class MetricInputs:
         objects: (n) COCO's categories of the objects in each image, in the order of the references, or None where they
             are not known; metrics have to work without them (None), too.
         candidates: (n) captions of each image, two or more, in the order of the references: for the diversity of sets.
+        text_encoder: for metrics that compare the meanings of texts, see `prefixcap.metrics.text_encoder`.
         shared: what metrics of the same images compute once and use together, by a name of their own.
     """
 
@@ -56,6 +58,7 @@ class MetricInputs:
     training_captions: Sequence[str] | None = None
     objects: ObjectsOfImages | None = None
     candidates: Sequence[Sequence[str]] | None = None
+    text_encoder: "TextEncoder | None" = None
     shared: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> "MetricInputs":

@@ -12,7 +12,14 @@ from prefixcap.metrics.rouge import RougeL
 from prefixcap.metrics.set_diversity import MutualBleu, SetDiversity
 from prefixcap.metrics.spice import Spice
 from prefixcap.metrics.spider import Spider
-from prefixcap.metrics.torch_based import CaptionDiversity, CaptionPerplexity, ClipScore, RefClipScore
+from prefixcap.metrics.torch_based import (
+    BertScore,
+    CaptionDiversity,
+    CaptionPerplexity,
+    ClipScore,
+    RefClipScore,
+    SentenceSimilarity,
+)
 
 METRICS: dict[str, Metric] = {
     "BLEU": Bleu(),
@@ -28,6 +35,9 @@ METRICS: dict[str, Metric] = {
     "perplexity": CaptionPerplexity(),
     "set-diversity": SetDiversity(),
     "mBLEU-4": MutualBleu(),
+    "BERTScore": BertScore(),
+    "BERTScore-idf": BertScore(idf=True),
+    "sentence-similarity": SentenceSimilarity(),
 }
 """All metrics: what `metrics=[...]` and `evaluate` know."""
 
@@ -39,6 +49,7 @@ _REMEDIES = {
     "encoder": "the encoder that made the images' embeddings: give encoder=",
     "language_model": "a language model: give language_model=",
     "candidates": "several captions of each image: give candidates=",
+    "text_encoder": "an encoder of texts: give text_encoder=",
 }
 
 

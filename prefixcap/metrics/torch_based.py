@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
+    from prefixcap.metrics.text_encoder import TextEncoder
 
 
 class _ClipMetric(Metric):
@@ -72,6 +73,68 @@ class RefClipScore(_ClipMetric):
 
     name = "RefCLIPScore"
     scores = ("RefCLIPScore",)
+
+
+class BertScore(Metric):
+    """BERTScore (Zhang et al., 2020), -1 to 1; see `prefixcap.metrics.bert_score.bert_scores`.
+
+    Args:
+        idf: weigh tokens by how few of the references have them.
+
+    Examples:
+        >>> from prefixcap.metrics.text_encoder import load_text_encoder
+        >>> encoder = load_text_encoder("roberta-large")  # doctest: +SKIP
+        >>> figures = BertScore().figures(["a dog"], [["the dog"]], text_encoder=encoder)  # doctest: +SKIP
+        >>> list(figures)  # doctest: +SKIP
+        ['roberta-large layer 17']
+    """
+
+    needs = ("text_encoder",)
+    tokenized = False
+
+    def __init__(self, idf: bool = False) -> None:
+        self.name, self._idf = "BERTScore-idf" if idf else "BERTScore", idf
+
+    def figures(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]], text_encoder: "TextEncoder"
+    ) -> dict[str, float | Statistics]:
+        """One figure, named after the encoder and its layer: (n, 2) = (F1, 1).
+
+        Raises:
+            InputError: a text is longer than the encoder reads.
+        """
+        from prefixcap.metrics.bert_score import bert_scores
+
+        scores = bert_scores(text_encoder, captions, references, self._idf)
+        return {f"{text_encoder.name} layer {text_encoder.layer}": mean_of(scores.numpy())}
+
+
+class SentenceSimilarity(Metric):
+    """The cosine of a caption with the nearest reference, -1 to 1; see `prefixcap.metrics.bert_score.similarities`.
+
+    Examples:
+        >>> from prefixcap.metrics.text_encoder import load_text_encoder
+        >>> encoder = load_text_encoder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> figures = SentenceSimilarity().figures(["a dog"], [["the dog"]], text_encoder=encoder)  # doctest: +SKIP
+        >>> list(figures)  # doctest: +SKIP
+        ['sentence-transformers/all-MiniLM-L6-v2']
+    """
+
+    name = "sentence-similarity"
+    needs = ("text_encoder",)
+    tokenized = False
+
+    def figures(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]], text_encoder: "TextEncoder"
+    ) -> dict[str, float | Statistics]:
+        """One figure, named after the encoder: (n, 2) = (cosine, 1).
+
+        Raises:
+            InputError: a text is longer than the encoder reads.
+        """
+        from prefixcap.metrics.bert_score import similarities
+
+        return {text_encoder.name: mean_of(similarities(text_encoder, captions, references).numpy())}
 
 
 class CaptionDiversity(Metric):

@@ -315,6 +315,9 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         "perplexity",
         "set-diversity",
         "mBLEU-4",
+        "BERTScore",
+        "BERTScore-idf",
+        "sentence-similarity",
     ]
     assert list(METRICS) == [metric.name for metric in METRICS.values()] == names
     expected = f"unknown metric 'SPICY': choose from {', '.join(names)}"
