@@ -23,6 +23,7 @@ from prefixcap.metrics import check_metrics
 from prefixcap.metrics.metric import Captions, ImageId
 from prefixcap.metrics.pairwise import TESTS
 from prefixcap.metrics.registry import needed_inputs
+from prefixcap.metrics.tokenizers import check_tokenizer
 from prefixcap.store import FeatureStore
 from prefixcap.store.named import open_training_store
 from prefixcap.utils.deferred import deferred_imports
@@ -78,6 +79,7 @@ def main(config: DictConfig) -> None:
         raise InputError(
             "subset=true is for captions=FILE, which may have captions for only some of the images: leave it out"
         )
+    check_tokenizer(str(config.metric_tokenizer), "metric_tokenizer")
     config.metrics = _names(config, "metrics")
     given = {
         "embeddings": not config.captions or config.get("data"),
@@ -239,6 +241,7 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
             objects=objects,
             candidates=by_image(candidates, references),
             text_encoder=text_encoder,
+            tokenizer=str(config.metric_tokenizer),
         )
         evaluation.notes += left_out
         if "training_captions" in needed_inputs(config.metrics):
@@ -305,6 +308,7 @@ def evaluate_split(
         objects=objects,
         candidates=None if candidates is None else by_image(candidates, references, files),
         text_encoder=text_encoder,
+        tokenizer=str(config.metric_tokenizer),
     )
     evaluation.notes += notes
     return evaluation

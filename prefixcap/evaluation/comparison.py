@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, finite
+from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, TOKENIZER, finite
 from prefixcap.evaluation.matrices import aligned, label, matrix, number, signed
 from prefixcap.evaluation.report import table
 from prefixcap.metrics import METRICS
@@ -233,13 +233,14 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
 
 
 class _Run(NamedTuple):
-    """What `statistics.npz` holds: the row of each image, digests of references and of objects in images, (n, k)
-    statistics by name."""
+    """What `statistics.npz` holds: the row of each image, digests of references and of objects in images, the
+    tokenizer, (n, k) statistics by name."""
 
     folder: Path
     rows: dict[str | int, int]
     references: str
     objects: str
+    tokenizer: str
     arrays: dict[str, Statistics]
 
 
@@ -260,8 +261,8 @@ def _read(folder: Path) -> _Run:
             f"{folder} holds no evaluation ({STATISTICS}: {error}): give folders that an evaluation was written to"
         ) from error
     images, references = json.loads(str(arrays.pop("images"))), str(arrays.pop("references"))
-    objects = str(arrays.pop(OBJECTS, ""))
-    return _Run(folder, {image: row for row, image in enumerate(images)}, references, objects, arrays)
+    objects, tokenizer = str(arrays.pop(OBJECTS, "")), str(arrays.pop(TOKENIZER, "ptb"))
+    return _Run(folder, {image: row for row, image in enumerate(images)}, references, objects, tokenizer, arrays)
 
 
 def _require_same(first: _Run, other: _Run) -> None:
@@ -274,6 +275,11 @@ def _require_same(first: _Run, other: _Run) -> None:
     if first.references != other.references:
         raise InputError(
             f"{first.folder} and {other.folder} have different references: evaluate both with the same references"
+        )
+    if first.tokenizer != other.tokenizer:
+        raise InputError(
+            f"{first.folder} and {other.folder} have different tokenizers, {first.tokenizer} and {other.tokenizer}: "
+            "evaluate both with the same"
         )
 
 

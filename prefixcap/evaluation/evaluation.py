@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 STATISTICS = "statistics.npz"
 OBJECTS = "objects"  # in that file: a digest of the objects of images, on which CHAIR depends
+TOKENIZER = "tokenizer"  # likewise: its name
 LEAST = 0.001  # people's score has to be, for a ratio to it; lower BLEU comes from constants against division by 0
 
 
@@ -56,6 +57,7 @@ class Evaluation:
         files: where the images are stored, as far as is known.
         notes: what else a reader of the figures should know, one line each.
         objects: in each image, in the order of the references, where CHAIR was computed with them.
+        tokenizer: what split captions into words, see `prefixcap.metrics.tokenizers`.
     """
 
     captions: Captions
@@ -67,6 +69,7 @@ class Evaluation:
     files: Mapping[ImageId, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     objects: ObjectsOfImages | None = None
+    tokenizer: str = "ptb"
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -154,7 +157,7 @@ class Evaluation:
             InputError: the folder cannot be written to, or the disk is full.
         """
         metrics: dict[str, Any] = self.scores.corpus | {"intervals": self.intervals, "images": len(self.references)}
-        metrics["notes"] = self.all_notes()
+        metrics |= {"tokenizer": self.tokenizer, "notes": self.all_notes()}
         if self.humans is not None:
             humans: dict[str, Any] = self.humans.corpus | {"intervals": self.human_intervals}
             metrics |= {"humans": humans, "captions / humans": self._human_ratios()}
@@ -171,6 +174,7 @@ class Evaluation:
         references = sorted(json.dumps([image_id, sorted(texts)]) for image_id, texts in self.references.items())
         with atomic_write(folder / STATISTICS) as temporary, temporary.open("wb") as file:
             described = {
+                TOKENIZER: np.array(self.tokenizer),
                 "images": np.array(json.dumps(list(self.references))),
                 "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
             }
@@ -233,6 +237,7 @@ def evaluate(
     objects: Mapping[Any, Collection[str]] | None = None,
     candidates: Mapping[Any, Sequence[str]] | None = None,
     text_encoder: "TextEncoder | None" = None,
+    tokenizer: str = "ptb",
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
@@ -252,6 +257,7 @@ def evaluate(
         candidates: for set-diversity: several captions of each image.
         text_encoder: for BERTScore and sentence-similarity, as
             `prefixcap.metrics.text_encoder.load_text_encoder` gives it.
+        tokenizer: what splits captions into words: "ptb", as the COCO caption tools do, "characters", "13a" or "none".
 
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
@@ -269,14 +275,19 @@ def evaluate(
     for image_id, domain in (domains or {}).items():
         parts.setdefault(domain, []).append(image_id)
     ordered = None if objects is None else objects_in_order(objects, references)
-    inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered, text_encoder=text_encoder)
+    inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered)
+    inputs = replace(inputs, text_encoder=text_encoder, tokenizer=tokenizer)
     if candidates is not None:
         inputs = replace(inputs, candidates=[candidates.get(image, ()) for image in references])
     scored = score_parts(captions, references, parts, metrics, inputs)
-    scores, humans = scored["overall"], score_humans(references, metrics, MetricInputs(objects=ordered))
+    scores, humans = (
+        scored["overall"],
+        score_humans(references, metrics, MetricInputs(objects=ordered, tokenizer=tokenizer)),
+    )
     domain_scores = scored if parts else {}
     figures = dict(scores.figures)
-    return Evaluation(captions, references, scores, humans, domain_scores, figures, files or {}, objects=ordered)
+    evaluation = Evaluation(captions, references, scores, humans, domain_scores, figures, files or {}, objects=ordered)
+    return replace(evaluation, tokenizer=tokenizer)
 
 
 def figure_key(metric: str, figure: str) -> str:

@@ -18,14 +18,7 @@ import numpy as np
 from prefixcap import renamed
 from prefixcap.errors import InputError, listed, name_rows
 from prefixcap.metrics.cache import cached
-from prefixcap.metrics.checks import (
-    check_candidates,
-    check_captions,
-    check_embeddings,
-    check_objects,
-    check_references,
-    refuse,
-)
+from prefixcap.metrics.checks import check_captions, check_inputs, check_references, refuse
 from prefixcap.metrics.cider import tells_nothing
 from prefixcap.metrics.java import JavaPrograms
 from prefixcap.metrics.metric import (
@@ -43,11 +36,11 @@ from prefixcap.metrics.metric import (
     over_folds,
 )
 from prefixcap.metrics.ngrams import ReferenceTexts
-from prefixcap.metrics.ptb import tokenize_corpus
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
 from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics, select_metrics
 from prefixcap.metrics.scores import Scores
 from prefixcap.metrics.scripts import has_unspaced
+from prefixcap.metrics.tokenizers import TOKENIZERS
 
 _WEIGHTED = {"CIDEr": "CIDEr", "set-diversity": "self-CIDEr"}  # metrics, and the scores that weigh words
 _FEW = 100  # images: of so few, CIDEr's weights of words are chance
@@ -111,17 +104,13 @@ def score_parts(
     """
     check_metrics(metrics, [name for name, value in vars(inputs).items() if value is not None])
     check_captions(captions, references)
-    check_objects(inputs.objects, references)
+    chosen = select_metrics(metrics)
+    check_inputs(inputs, {need for metric in chosen.values() for need in metric.needs}, references)
     for name, members in parts.items():
         if not members:
             raise InputError(f"part {name!r} has no images: leave it out, or name its images")
         unknown = [image for image in members if image not in references]
         refuse(unknown, f"images of part {name!r} without references", "leave them out of the part")
-    chosen = select_metrics(metrics)
-    if any("embeddings" in metric.needs for metric in chosen.values()):
-        check_embeddings(inputs.embeddings, references)
-    if any("candidates" in metric.needs for metric in chosen.values()):
-        check_candidates(inputs.candidates, references)
     everything = _tokenized(captions, references, replace(inputs, shared={}))
     for_images = {name: metric for name, metric in chosen.items() if metric.scores and not metric.combines}
     statistics, missing = _run(for_images, lambda metric: [_statistics(metric, everything)])
@@ -161,7 +150,7 @@ def score_humans(
     Args:
         references: the captions of each image.
         metrics: names in `METRICS`; those that need more than captions, references and `objects` are left out.
-        inputs: of the same images; only their `objects`, see `MetricInputs`, are read.
+        inputs: of the same images; only their `objects` and `tokenizer`, see `MetricInputs`, are read.
 
     Returns:
         The scores; None if no image has two references.
@@ -171,11 +160,11 @@ def score_humans(
     """
     check_metrics(metrics)
     check_references(references)
-    check_objects(inputs.objects, references)
+    check_inputs(inputs, (), references)
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
     inputs = inputs.select([row for row, texts in enumerate(references.values()) if len(texts) > 1])
     images, written = list(compared), list(compared.values())
-    tokenized = tokenized_references(written)
+    tokenized = tokenized_references(written, inputs.tokenizer)
     folds = []
     for i in range(max(map(len, tokenized), default=0)):
         rows = [row for row, texts in enumerate(tokenized) if len(texts) > i]
@@ -235,12 +224,12 @@ class _Fold(NamedTuple):
 
 
 def _tokenized(captions: Captions, references: References, inputs: MetricInputs) -> _Fold:
-    tokenized = dict(zip(captions, tokenize_corpus(captions.values()), strict=True))
+    tokenized = dict(zip(captions, TOKENIZERS[inputs.tokenizer](captions.values()), strict=True))
     written = list(references.values())
     return _Fold(
         list(references),
         [tokenized[image] for image in references],
-        tokenized_references(written),
+        tokenized_references(written, inputs.tokenizer),
         [captions[image] for image in references],
         written,
         inputs,
@@ -357,10 +346,15 @@ def _notes(fold: _Fold, metrics: Mapping[str, Metric]) -> Iterator[str]:
         )
     elif weighted and count < _FEW:
         yield f"{weighted} weighs words by the references of these {count} images: it compares with no score of others"
+    if fold.inputs.tokenizer != "ptb":
+        yield f"tokenizer: {fold.inputs.tokenizer}, not that of the COCO tools; compare with scores of the same"
     if any(map(has_unspaced, chain(fold.captions, chain.from_iterable(fold.references)))):
         english = [name for name, metric in metrics.items() if metric.english_only]
         limit = f"; {' and '.join(english)} know{'s' * (len(english) == 1)} English only" if english else ""
-        yield f"scripts without spaces are scored character by character, not word by word{limit}"
+        if fold.inputs.tokenizer in ("ptb", "characters"):
+            yield f"scripts without spaces are scored character by character, not word by word{limit}"
+        else:
+            yield f"scripts without spaces have no words for this tokenizer, but for spaces and punctuation{limit}"
 
 
 def _scores(

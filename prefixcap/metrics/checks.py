@@ -1,10 +1,11 @@
 """Checks of captions, references and embeddings before anything is computed: each mistake in one line."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError, name_rows
-from prefixcap.metrics.metric import Captions, ImageId, ObjectsOfImages, References
+from prefixcap.metrics.metric import Captions, ImageId, MetricInputs, ObjectsOfImages, References
+from prefixcap.metrics.tokenizers import check_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,16 @@ def check_objects(objects: ObjectsOfImages | None, references: References) -> No
             f"objects of {len(objects)} images, {len(references)} images: give those of each image, in the order of "
             "the references"
         )
+
+
+def check_inputs(inputs: MetricInputs, needs: Collection[str], references: References) -> None:
+    """Refuse inputs that are not those of the images, as far as metrics need them, and an unknown tokenizer."""
+    check_tokenizer(inputs.tokenizer)
+    check_objects(inputs.objects, references)
+    if "embeddings" in needs:
+        check_embeddings(inputs.embeddings, references)
+    if "candidates" in needs:
+        check_candidates(inputs.candidates, references)
 
 
 def check_candidates(candidates: Sequence[Sequence[str]] | None, references: References) -> None:

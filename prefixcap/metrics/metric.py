@@ -49,6 +49,7 @@ class MetricInputs:
             are not known; metrics have to work without them (None), too.
         candidates: (n) captions of each image, two or more, in the order of the references: for the diversity of sets.
         text_encoder: for metrics that compare the meanings of texts, see `prefixcap.metrics.text_encoder`.
+        tokenizer: which of `prefixcap.metrics.tokenizers.TOKENIZERS` splits captions and references into words.
         shared: what metrics of the same images compute once and use together, by a name of their own.
     """
 
@@ -59,6 +60,7 @@ class MetricInputs:
     objects: ObjectsOfImages | None = None
     candidates: Sequence[Sequence[str]] | None = None
     text_encoder: "TextEncoder | None" = None
+    tokenizer: str = "ptb"
     shared: dict[str, Any] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> "MetricInputs":
@@ -91,7 +93,8 @@ class Metric:
         needs: fields of `MetricInputs`. `statistics` and `figures` get them as keyword arguments. People are scored
             by the metrics that need nothing but captions, references and `objects`.
         tokenized: True: texts come as the tokenizer of the COCO caption tools leaves them, in lower case, without
-            punctuation, words separated by spaces. False: as they were written.
+            punctuation, words separated by spaces, or as another does that `MetricInputs.tokenizer` names. False: as
+            they were written.
         brings: metrics that are computed with this one, without being asked for.
         combines: metrics from whose statistics those of this one come, instead of from captions; it brings them, and
             is missing where one of them is. `combine` is called instead of `statistics`.

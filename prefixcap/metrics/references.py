@@ -9,21 +9,22 @@ from numpy.typing import NDArray
 
 from prefixcap.metrics.cache import Arrays, cached
 from prefixcap.metrics.ngrams import ORDERS, Grams, ReferenceGrams, ReferenceTexts, images_of
-from prefixcap.metrics.ptb import tokenize_corpus
+from prefixcap.metrics.tokenizers import TOKENIZERS
 
 WORTH_A_FILE = 1000  # texts; of fewer, nothing takes long
 
 
-def tokenized_references(references: Sequence[Sequence[str]]) -> ReferenceTexts:
+def tokenized_references(references: Sequence[Sequence[str]], tokenizer: str = "ptb") -> ReferenceTexts:
     """The references of images, tokenized as one text; many of them come from a file if they were tokenized before."""
     if sum(map(len, references)) < WORTH_A_FILE:
-        return _tokenized(references)
+        return _tokenized(references, tokenizer)
     content = [list(texts) for texts in references]
-    return _unpacked(cached("references", content, lambda: _packed(_tokenized(content))))
+    kind = "references" if tokenizer == "ptb" else f"references-{tokenizer}"
+    return _unpacked(cached(kind, [tokenizer, content], lambda: _packed(_tokenized(content, tokenizer))))
 
 
-def _tokenized(references: Sequence[Sequence[str]]) -> ReferenceTexts:
-    return _grouped(tokenize_corpus(chain.from_iterable(references)), map(len, references))
+def _tokenized(references: Sequence[Sequence[str]], tokenizer: str) -> ReferenceTexts:
+    return _grouped(TOKENIZERS[tokenizer](chain.from_iterable(references)), map(len, references))
 
 
 def _grouped(texts: Sequence[str], counts: Iterable[int]) -> ReferenceTexts:

@@ -18,7 +18,7 @@ from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.cider import norms, rarity
 from prefixcap.metrics.metric import Metric, MetricInputs, Statistics, over_folds
 from prefixcap.metrics.ngrams import ORDERS, ReferenceGrams, count_captions, grams_of
-from prefixcap.metrics.ptb import tokenize_corpus
+from prefixcap.metrics.tokenizers import TOKENIZERS
 
 Candidates = Sequence[Sequence[str]]
 
@@ -38,7 +38,7 @@ class SetDiversity(Metric):
 
     name = "set-diversity"
     scores = ("Div-1", "Div-2", "self-CIDEr")
-    needs = ("candidates", "shared")
+    needs = ("candidates", "shared", "tokenizer")
     brings = ("mBLEU-4",)
     uses_all_images = True
 
@@ -48,9 +48,10 @@ class SetDiversity(Metric):
         references: Sequence[Sequence[str]],
         candidates: Candidates,
         shared: dict[str, Any],
+        tokenizer: str = "ptb",
     ) -> Statistics:
         """(n, 4) = (Div-1, Div-2, self-CIDEr, 1); of the captions, only the candidates are read."""
-        sets = _tokenized(candidates, shared)
+        sets = _tokenized(candidates, shared, tokenizer)
         columns = [[_distinct(texts, order) for texts in sets] for order in (1, 2)]
         return np.stack((*columns, self_cider(sets, grams_of(references)), np.ones(len(sets))), axis=-1)
 
@@ -83,7 +84,7 @@ class MutualBleu(Metric):
 
     name = "mBLEU-4"
     scores = ("mBLEU-4",)
-    needs = ("candidates", "shared")
+    needs = ("candidates", "shared", "tokenizer")
     tokenized = False
     higher_is_better = False
 
@@ -93,9 +94,10 @@ class MutualBleu(Metric):
         references: Sequence[Sequence[str]],
         candidates: Candidates,
         shared: dict[str, Any],
+        tokenizer: str = "ptb",
     ) -> Statistics:
         """(n, 11 M): for each place in the set, the 10 statistics of `Bleu`, and 1 if the image has a caption there."""
-        sets = _tokenized(candidates, shared)
+        sets = _tokenized(candidates, shared, tokenizer)
         statistics = np.zeros((len(sets), max(map(len, sets)), 11))
         for place in range(statistics.shape[1]):
             rows = [row for row, texts in enumerate(sets) if len(texts) > place]
@@ -159,10 +161,10 @@ def _distinct(texts: Sequence[str], order: int) -> float:
     return len(grams) / max(sum(map(len, split)), 1)
 
 
-def _tokenized(candidates: Candidates, shared: dict[str, Any]) -> list[list[str]]:
+def _tokenized(candidates: Candidates, shared: dict[str, Any], tokenizer: str) -> list[list[str]]:
     """The captions of each image, tokenized as one text in this order, once for both metrics."""
     if "candidates" not in shared:
-        texts = iter(tokenize_corpus(chain.from_iterable(candidates)))
+        texts = iter(TOKENIZERS[tokenizer](chain.from_iterable(candidates)))
         shared["candidates"] = [list(islice(texts, len(own))) for own in candidates]
     sets: list[list[str]] = shared["candidates"]
     return sets

@@ -11,6 +11,7 @@ import numpy as np
 
 from prefixcap.metrics.metric import Metric, MetricUnavailable, Statistics, mean, mean_of
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.metrics.tokenizers import TOKENIZERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,11 +151,15 @@ class CaptionDiversity(Metric):
     """
 
     name = "diversity"
-    needs = ("training_captions",)
+    needs = ("training_captions", "tokenizer")
     tokenized = False
 
     def figures(
-        self, captions: Sequence[str], references: Sequence[Sequence[str]], training_captions: Sequence[str] | None
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        training_captions: Sequence[str] | None,
+        tokenizer: str = "ptb",
     ) -> dict[str, float | Statistics]:
         """The figures of `prefixcap.metrics.diversity.Diversity`; "Novel" only where training captions are known.
 
@@ -163,11 +168,14 @@ class CaptionDiversity(Metric):
         """
         from prefixcap.metrics.diversity import diversity, novel
 
-        tokenized = [tokenize(caption) for caption in captions]
+        def words(text: str) -> str:
+            return tokenize(text) if tokenizer == "ptb" else TOKENIZERS[tokenizer]([text])[0]
+
+        tokenized = [words(caption) for caption in captions]
         figures: dict[str, float | Statistics] = dict(diversity(tokenized))
         figures["Length"] = mean_of([len(caption.split()) for caption in tokenized])
         if training_captions is not None:
-            figures["Novel"] = mean_of(novel(tokenized, map(tokenize, training_captions)).astype(np.float64))
+            figures["Novel"] = mean_of(novel(tokenized, map(words, training_captions)).astype(np.float64))
         return figures
 
 

@@ -270,7 +270,7 @@ def test_metrics_that_need_models(tmp_path: Path) -> None:
     ],
 )
 def test_metrics_that_cannot_be_had(metrics: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefixcap.metrics.captions.tokenize_corpus", None)  # which may take long
+    monkeypatch.setattr("prefixcap.metrics.captions.TOKENIZERS", None)  # which may take long
     with pytest.raises(InputError, match=message):
         evaluate(GOOD, REFERENCES, ["CIDEr", *metrics])
 
@@ -282,6 +282,6 @@ def test_images_and_captions_that_a_model_cannot_read_are_named(monkeypatch: pyt
     with pytest.raises(InputError, match=r"^captions: image '4.jpg' longer than the \d+ tokens"):
         evaluate(GOOD | long, REFERENCES, ["ROUGE-L", "perplexity"], language_model=lm)
     images = images * torch.tensor([1.0, 1.0, torch.nan, 1.0, 1.0, 0.0, 1.0, 1.0])[:, None]
-    monkeypatch.setattr("prefixcap.metrics.captions.tokenize_corpus", None)
+    monkeypatch.setattr("prefixcap.metrics.captions.TOKENIZERS", None)
     with pytest.raises(InputError, match=r"^image embeddings: images '2.jpg', '5.jpg' NaN, infinite or all zero: embe"):
         evaluate(GOOD, REFERENCES, ["ROUGE-L", "CLIPScore"], encoder=encoder, embeddings=images)
