@@ -144,7 +144,8 @@ def test_the_constants_are_the_papers() -> None:
     configured = yaml.safe_load((ROOT / "conf/method/magic.yaml").read_text())
     defaults = {name: of.default for name, of in inspect.signature(Magic).parameters.items()}
     del defaults["encoder"], defaults["language_model"]
-    assert configured == defaults | {"name": "magic", "lm": "???", "encoder": None}
+    models = {"name": "magic", "lm": "???", "encoder": None, "encoder_dtype": "float32"}
+    assert configured == defaults | models
 
 
 def test_a_language_model_of_flickr30ks_captions_writes_as_many_tokens_as_in_the_released_code(

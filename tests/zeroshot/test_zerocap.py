@@ -403,7 +403,7 @@ def test_the_constants_are_the_papers() -> None:
         candidates=512, end_factor=1.04, end_from=3, repetition_factor=0.5, repetition_window=4,
     )  # fmt: skip
     configured = yaml.safe_load((ROOT / "conf/method/zerocap.yaml").read_text())
-    models = {"name": "zerocap", "lm": None, "encoder": None}
+    models = {"name": "zerocap", "lm": None, "encoder": None, "encoder_dtype": "float32"}
     assert configured == models | asdict(defaults) | {"forbidden": []}
     arithmetic = yaml.safe_load((ROOT / "conf/method/zerocap_arithmetic.yaml").read_text())
     assert (arithmetic["end_factor"], arithmetic["end_from"]) == (1.06, 1)
