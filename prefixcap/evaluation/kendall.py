@@ -69,8 +69,8 @@ class PairCounts:
         total = self._judgements(counts)
         pairs = total * (total - 1) / 2
         tied_scores = (_quadratic(self.tied, counts) - total) / 2
-        of_level = counts @ self.levels  # (…, l)
-        tied_judgements = (of_level * (of_level - 1)).sum(-1) / 2
+        level_counts = counts @ self.levels  # (…, l)
+        tied_judgements = (level_counts * (level_counts - 1)).sum(-1) / 2
         with np.errstate(divide="ignore", invalid="ignore"):
             tau: Statistics = _quadratic(self.concordant, counts) / np.sqrt(
                 (pairs - tied_scores) * (pairs - tied_judgements)

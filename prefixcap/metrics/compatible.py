@@ -37,8 +37,8 @@ def compute(
 
     Examples:
         >>> gts = {1: [{"caption": "A dog runs."}, {"caption": "The dog is running"}], 2: ["A cat asleep"]}
-        >>> scores, of_each = compute(gts, {"1": ["a dog runs"], "2": ["a dog"]}, ["ROUGE-L"])
-        >>> round(scores["ROUGE-L"], 3), [round(score, 3) for score in of_each["ROUGE-L"]]
+        >>> scores, per_image = compute(gts, {"1": ["a dog runs"], "2": ["a dog"]}, ["ROUGE-L"])
+        >>> round(scores["ROUGE-L"], 3), [round(score, 3) for score in per_image["ROUGE-L"]]
         (0.693, [1.0, 0.386])
     """
     references = {image: [_text(entry) for entry in entries] for image, entries in gts.items()}

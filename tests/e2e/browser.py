@@ -32,8 +32,8 @@ LEAST_CONTRAST = """(() => {
   const ratios = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
     [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())).map((element) => {
       const style = getComputedStyle(element);
-      const of_svg = element instanceof SVGElement;
-      const [one, other] = [light(of_svg ? style.fill : style.color), light(behind(element))].sort((a, b) => b - a);
+      const isSvg = element instanceof SVGElement;
+      const [one, other] = [light(isSvg ? style.fill : style.color), light(behind(element))].sort((a, b) => b - a);
       return (one + 0.05) / (other + 0.05);
     });
   return Math.min(...ratios);

@@ -99,7 +99,7 @@ def test_published_systems_and_people_are_in_the_expected_order() -> None:
         evaluate(read(f"{name}.json"), references, ["CHAIR"])
         for name in ("blip2_results_xe", "m2_transformer", "llava_long")
     )
-    of_magic = evaluate(
+    magic_evaluation = evaluate(
         {entry["image_name"]: entry["prediction"] for entry in magic},
         {entry["image_name"]: entry["captions"] for entry in magic},
         ["CHAIR"],
@@ -108,7 +108,7 @@ def test_published_systems_and_people_are_in_the_expected_order() -> None:
         "BLIP-2": (blip2.scores, blip2.intervals),
         "humans": (blip2.humans, blip2.human_intervals),
         "M2 Transformer": (m2.scores, m2.intervals),
-        "MAGIC": (of_magic.scores, of_magic.intervals),
+        "MAGIC": (magic_evaluation.scores, magic_evaluation.intervals),
         "LLaVA-1.5, long answers": (llava.scores, llava.intervals),
     }
     rates = {name: scores.corpus["CHAIRs"] for name, (scores, _) in rows.items() if scores is not None}

@@ -28,11 +28,11 @@ def test_dictionaries_of_pycocoevalcap() -> None:
     gts = {number: [{"caption": text} for text in entry["captions"]] for number, entry in enumerate(entries)}
     res = {number: [{"caption": entry["prediction"]}] for number, entry in enumerate(entries)}
     tokenized = [PTBTokenizer().tokenize(texts) for texts in (gts, res)]
-    for scores, of_each in (compute(gts, res, METRICS_ALONE), compute(*tokenized, METRICS_ALONE)):
+    for scores, per_image in (compute(gts, res, METRICS_ALONE), compute(*tokenized, METRICS_ALONE)):
         for name, scorer in {"CIDEr": Cider(), "ROUGE-L": Rouge()}.items():
             total, each = scorer.compute_score(*tokenized)
             assert scores[name] == pytest.approx(total, abs=1e-9)
-            assert of_each[name] == pytest.approx(list(each), abs=1e-9)
+            assert per_image[name] == pytest.approx(list(each), abs=1e-9)
 
 
 def test_ids_as_numbers_and_as_texts() -> None:

@@ -30,8 +30,8 @@ def test_holm_is_that_of_the_definition_and_keeps_the_error_of_the_family() -> N
     generator = np.random.default_rng(0)
     p_values = np.round(generator.uniform(size=(9, 200)) ** 3, 2)  # with ties
     corrected = holm(p_values)
-    for column, found in zip(p_values.T, corrected.T, strict=True):
-        rejected = found <= 0.05
+    for column, corrected_column in zip(p_values.T, corrected.T, strict=True):
+        rejected = corrected_column <= 0.05
         expected, ordered = np.zeros(9, bool), np.argsort(column, kind="stable")
         for step, row in enumerate(ordered):
             if column[row] * (9 - step) > 0.05:

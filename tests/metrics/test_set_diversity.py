@@ -87,10 +87,10 @@ def test_scores_are_those_of_plain_loops_and_of_the_coco_tools() -> None:
     assert sorted(scores.corpus) == sorted(SCORES)
     references = list(REFERENCES.values())
     for image, texts in CANDIDATES.items():
-        of_image = {name: values[image] for name, values in scores.per_image.items()}
-        assert of_image["Div-1"] == pytest.approx(div(texts, 1))
-        assert of_image["Div-2"] == pytest.approx(div(texts, 2))
-        assert of_image["self-CIDEr"] == pytest.approx(self_cider(texts, references), abs=1e-6)
+        image_scores = {name: values[image] for name, values in scores.per_image.items()}
+        assert image_scores["Div-1"] == pytest.approx(div(texts, 1))
+        assert image_scores["Div-2"] == pytest.approx(div(texts, 2))
+        assert image_scores["self-CIDEr"] == pytest.approx(self_cider(texts, references), abs=1e-6)
     for name in SCORES[:3]:
         assert scores.corpus[name] == pytest.approx(np.mean(list(scores.per_image[name].values())))
     assert scores.corpus["mBLEU-4"] == pytest.approx(mbleu(list(CANDIDATES.values())))

@@ -48,8 +48,8 @@ def test_spider_is_the_mean_of_cider_and_spice_which_are_computed_once(calls: li
         assert list(scores.corpus) == ["CIDEr", "SPICE", "SPIDEr"]
         assert scores.corpus["SPIDEr"] == pytest.approx((scores.corpus["CIDEr"] + scores.corpus["SPICE"]) / 2)
         for image, score in scores.per_image["SPIDEr"].items():
-            of_both = scores.per_image["CIDEr"][image] + scores.per_image["SPICE"][image]
-            assert score == pytest.approx(of_both / 2)
+            both = scores.per_image["CIDEr"][image] + scores.per_image["SPICE"][image]
+            assert score == pytest.approx(both / 2)
     # CIDEr weighs words within each domain, and so must the part of it that is in SPIDEr.
     within = score_captions({i: CAPTIONS[i] for i in (1, 4)}, {i: REFERENCES[i] for i in (1, 4)}, ["CIDEr"])
     expected = (within.corpus["CIDEr"] + (0.3 + 0.4) / 2) / 2
