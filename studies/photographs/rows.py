@@ -126,7 +126,8 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
 def chosen() -> dict[str, Row]:
     """Rows of Flickr8k with other values of what the papers or the recipe choose, on validation photographs."""
     rows = text_only("chosen on validation", "", "flickr8k", FLICKR8K)
-    rows["mlp"] = replace(supervised()["mlp"], part="chosen on validation")
+    for name in ("mlp", "photos", "photos-projected"):
+        rows[name] = replace(supervised()[name], part="chosen on validation")
 
     def row(name: str, label: str, *evaluate: str, train: tuple[str, ...] = ()) -> Row:
         like = rows[name]
@@ -137,6 +138,11 @@ def chosen() -> dict[str, Row]:
     return {
         **{f"capdec-{value}": row("capdec", f"CapDec, variance {value}", train=o) for value, o in variances.items()},
         **{f"decap-{t}": row("decap", f"DeCap, temperature {t}", f"memory_temperature={t}") for t in TEMPERATURES},
+        "photos-alone": row("photos", "photos, not projected"),
+        **{
+            f"photos-projected-{t}": row("photos-projected", f"photos, temperature {t}", f"memory_temperature={t}")
+            for t in TEMPERATURES
+        },
         "mlp-recipe": row("mlp", "MLP, by the recipe"),
         **{f"mlp-{change}": row("mlp", f"MLP, {option}", train=(option,)) for change, option in CHANGES.items()},
         **{

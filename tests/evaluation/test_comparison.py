@@ -12,10 +12,10 @@ import pytest
 from prefixcap.commands import main
 from prefixcap.errors import InputError
 from prefixcap.evaluation import evaluate
-from prefixcap.evaluation.comparison import compare
+from prefixcap.evaluation.comparison import Runs, compare
 from prefixcap.evaluation.evaluation import Evaluation
 from prefixcap.metrics import METRICS, score_captions
-from prefixcap.metrics.pairwise import compare_systems, holm
+from prefixcap.metrics.pairwise import Test, compare_systems, holm
 from tests.evaluation.test_evaluation import GOOD, POOR, REFERENCES, WITHOUT_JAVA, written
 
 SCORES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
@@ -59,12 +59,12 @@ def test_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test", ["bootstrap", "randomization"])
-def test_many_at_once_are_compared_as_metric_by_metric(test: str, tmp_path: Path) -> None:
+def test_many_at_once_are_compared_as_metric_by_metric(test: Test, tmp_path: Path) -> None:
     folders = many(tmp_path, 4)
-    found = compare(*folders, test=test, samples=500)  # type: ignore[arg-type]
+    found = compare(*folders, test=test, samples=500)
     for metric in ("BLEU", "CIDEr"):
         statistics = [[np.load(folder / "statistics.npz")[metric]] for folder in folders]
-        expected = compare_systems(METRICS[metric].score, statistics, test, 500)  # type: ignore[arg-type]
+        expected = compare_systems(METRICS[metric].score, statistics, test, 500)
         for column, name in enumerate(METRICS[metric].scores):
             pairs, systems = found.pairs[name], found.systems[name]
             assert [pair.difference for pair in pairs] == pytest.approx(expected.difference[:, column])
@@ -173,9 +173,10 @@ def test_what_cannot_be_compared(tmp_path: Path, mistake: Callable[..., str]) ->
     evaluate({1: "a dog"}, {1: ["a dog"]}, ["ROUGE-L"]).write(tmp_path / "one", "test")
     with pytest.raises(InputError, match="evaluate one image, which cannot tell which is better"):
         compare(tmp_path / "one", tmp_path / "one")
-    for systems in ([tmp_path / "good"], [tmp_path / "good", []]):
+    several: list[list[Runs]] = [[tmp_path / "good"], [tmp_path / "good", []]]
+    for systems in several:
         with pytest.raises(InputError, match="a comparison takes two or more systems, each of one evaluation or more"):
-            compare(*systems)  # type: ignore[arg-type]
+            compare(*systems)
     assert "randomization exchanges captions, not runs" in mistake(
         "eval", f"compare=[[{tmp_path}/good,{tmp_path}/good],{tmp_path}/good]", "test=randomization"
     )
