@@ -68,7 +68,7 @@ def _write(file: Path, arrays: Arrays) -> None:
 @cache
 def _code() -> bytes:
     """A digest of this package's code, on which the results depend."""
-    return digest_of(file for pattern in ("*.py", "assets/*.class") for file in Path(__file__).parent.glob(pattern))
+    return digest_of(file for pattern in ("*.py", "assets/**/*.class") for file in Path(__file__).parent.glob(pattern))
 
 
 def digest_of(files: Iterable[Path]) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prefixcap.metrics.java import ASSETS, failure, run_java, tools_folder
 from prefixcap.metrics.metric import Metric, Statistics
-from prefixcap.metrics.paraphrases import paraphrases_of
+from prefixcap.metrics.paraphrases import forms, paraphrases_of
 from prefixcap.utils.hardware import memory_bytes
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -42,13 +42,15 @@ class Meteor(Metric):
     def statistics(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
         """(n, 23) counts; see `prefixcap.metrics.Metric`."""
         lines = [_line(caption, texts) for caption, texts in zip(captions, references, strict=True)]
+        # Our folder comes first: its SynonymMatcher is used in place of that of the jar.
         classes = os.pathsep.join(map(str, (ASSETS, tools_folder("meteor") / "meteor-1.5.jar")))
+        heap = min(_MOST_HEAP, memory_bytes() // 2)
+        memory = [f"-Xmx{heap}", f"-Xmn{heap // 4}"]  # much for what is new: most of it is the dictionaries, and stays
         # Java's faster compiler only: for so short a run the other takes longer than it saves.
-        heap = f"-Xmx{min(_MOST_HEAP, memory_bytes() // 2)}"
-        java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", heap, "-cp", classes, "MeteorStatistics"]
-        with paraphrases_of(captions, references) as table:
-            arguments = [*java, "-", "-", "-l", "en", "-norm", "-a", str(table)]
-            printed = run_java(self.name, arguments, "".join(lines)).splitlines()
+        java = ["-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", *memory, "-cp", classes, "MeteorStatistics"]
+        with paraphrases_of(references) as table:
+            arguments = [*java, str(table), str(table.with_suffix(".gz"))]
+            printed = run_java(self.name, arguments, f"{forms(captions)}\n{''.join(lines)}").splitlines()
         try:
             counts = np.array([line.split() for line in printed], np.float64).reshape(len(lines), _COUNTS)
         except ValueError as error:  # no numbers, or more or fewer than asked for

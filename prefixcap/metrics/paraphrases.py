@@ -2,7 +2,8 @@
 
 The table has five million pairs of phrases, and reading them takes METEOR's Java program longer than scoring some
 thousand captions. A pair can only match where one of its phrases occurs in a caption and the other in a reference, so
-that a table without the other pairs gives the same scores.
+that a table without the other pairs gives the same scores. Those of the references are chosen here, and kept; of these
+METEOR's program chooses those of the captions (`assets/MeteorStatistics.java`).
 """
 
 import re
@@ -21,39 +22,37 @@ _RUN = re.compile(r"[^\W_]+")
 
 
 @contextmanager
-def paraphrases_of(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[Path]:
-    """A file for METEOR's option `-a`, removed afterwards.
+def paraphrases_of(references: Sequence[Sequence[str]]) -> Iterator[Path]:
+    """A file with the pairs that have a phrase of the references; its folder is removed afterwards.
 
-    The pairs that have a phrase of many references are kept from one call to the next (`prefixcap.metrics.cache`).
+    Those of many references are kept from one call to the next (`prefixcap.metrics.cache`).
 
     Raises:
         MetricUnavailable: there is no Java, it cannot read the table, or there is no room for temporary files.
     """
     with temporary_folder("METEOR") as folder:
-        reference_table, table = folder / "references", folder / "paraphrase-en.gz"
+        table = folder / "paraphrases"
 
         def search() -> dict[str, np.ndarray]:
             full_table = tools_folder("meteor") / "data" / "paraphrase-en.gz"
-            _keep_phrases_of(chain.from_iterable(references), full_table, reference_table)
-            return {"table": np.fromfile(reference_table, np.uint8)}
+            options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(full_table), str(table)]
+            run_java("METEOR", options, forms(chain.from_iterable(references)))
+            return {"table": np.fromfile(table, np.uint8)}
 
         content = [list(texts) for texts in references]
         few = sum(map(len, content)) < WORTH_A_FILE
         pairs = search() if few else cached("paraphrases", content, search)
-        reference_table.write_bytes(pairs["table"].tobytes())
-        _keep_phrases_of(captions, reference_table, table)
+        if not table.exists():
+            table.write_bytes(pairs["table"].tobytes())
         yield table
 
 
-def _keep_phrases_of(texts: Iterable[str], table: Path, kept: Path) -> None:
-    """Write those pairs of a table that have a phrase which occurs in one of the texts."""
-    lines = "".join(f"{form}\n" for text in texts for form in _forms(text))
-    options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(table), str(kept)]
-    run_java("METEOR", options, lines)
+def forms(texts: Iterable[str]) -> str:
+    """Texts as METEOR may read them, a line each: with their words as they are, or split at signs, or without these."""
+    return "".join(f"{form}\n" for text in texts for form in _forms(text) if form)
 
 
 def _forms(text: str) -> list[str]:
-    """The text as METEOR may read it: with its words as they are, or split at signs, or without the signs."""
     words = text.split()
     if all(map(str.isalnum, words)):
         return [" ".join(words)]

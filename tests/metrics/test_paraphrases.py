@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from prefixcap.metrics import paraphrases
+from prefixcap.metrics.java import ASSETS, run_java
 from prefixcap.metrics.metric import MetricUnavailable
-from prefixcap.metrics.paraphrases import paraphrases_of
+from prefixcap.metrics.paraphrases import forms, paraphrases_of
 from prefixcap.metrics.references import WORTH_A_FILE
 from prefixcap.utils.files import user_cache
 
@@ -27,8 +28,11 @@ def write(table: Path, pairs: list[Pair]) -> None:
 
 
 def read(captions: list[str], references: list[list[str]]) -> list[Pair]:
-    with paraphrases_of(captions, references) as file:
-        lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    """The pairs of the references, and of these those of the captions, by the class that METEOR's program calls."""
+    with paraphrases_of(references) as file:
+        chosen = file.with_suffix(".gz")
+        run_java("METEOR", ["-cp", str(ASSETS), "Paraphrases", str(file), str(chosen)], forms(captions))
+        lines = gzip.decompress(chosen.read_bytes()).decode().splitlines()
     assert not file.exists()
     return list(zip(lines[0::3], lines[1::3], lines[2::3], strict=True))
 

@@ -71,21 +71,28 @@ def _javac_17() -> bool:
 
 @pytest.mark.skipif(not _javac_17(), reason="javac 17 is not there; other compilers may write other bytes")
 @pytest.mark.parametrize(
-    "source", ["MeteorStatistics", "Paraphrases", pytest.param("SpiceScores", marks=needs_corenlp)]
+    "source",
+    [
+        "MeteorStatistics",
+        "Paraphrases",
+        "edu/cmu/meteor/aligner/SynonymMatcher",
+        pytest.param("SpiceScores", marks=needs_corenlp),
+    ],
 )
 def test_the_java_classes_are_what_their_source_compiles_to(tmp_path: Path, source: str) -> None:
     jars = tools_folder("spice")
     classes = [jars / "spice-1.0.jar", _CORENLP[0], jars / "lib" / "json-simple-1.1.1.jar"]
     classes.append(tools_folder("meteor") / "meteor-1.5.jar")
     command = ["javac", "--release", "8", "-cp", os.pathsep.join(map(str, classes)), "-d", str(tmp_path)]
+    command += ["-sourcepath", str(ASSETS)]
     subprocess.run([*command, str(ASSETS / f"{source}.java")], check=True, capture_output=True)
-    compiled = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert compiled == {file.name: file.read_bytes() for file in ASSETS.glob(f"{source}*.class")}
+    compiled = {file.name: file.read_bytes() for file in tmp_path.glob(f"{source}*.class")}
+    assert compiled and compiled == {file.name: file.read_bytes() for file in ASSETS.glob(f"{source}*.class")}
 
 
 def test_each_java_class_has_a_source() -> None:
-    sources = {file.stem for file in ASSETS.glob("*.java")}
-    assert {file.stem.partition("$")[0] for file in ASSETS.glob("*.class")} == sources
+    sources = {file.stem for file in ASSETS.rglob("*.java")}
+    assert {file.stem.partition("$")[0] for file in ASSETS.rglob("*.class")} == sources
 
 
 @pytest.mark.slow

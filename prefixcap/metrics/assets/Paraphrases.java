@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.zip.Deflater;
 import java.util.zip.GZIPInputStream;
 import java.util.zip.GZIPOutputStream;
 
@@ -35,11 +36,16 @@ public final class Paraphrases {
     private final long[] bits = new long[1 << 17];
 
     public static void main(String[] arguments) throws Exception {
+        select(readAll(System.in), arguments[0], arguments[1]);
+    }
+
+    /** Writes to the file {@code kept} the pairs of a table of which a phrase stands in one of the texts. */
+    static void select(byte[] texts, String table, String kept) throws Exception {
         Paraphrases phrases = new Paraphrases();
-        phrases.addPhrasesOf(readAll(System.in));
+        phrases.addPhrasesOf(texts);
         ExecutorService ahead = Executors.newSingleThreadExecutor();
-        try (InputStream table = opened(arguments[0]); OutputStream kept = created(arguments[1])) {
-            phrases.select(table, kept, ahead);
+        try (InputStream input = opened(table); OutputStream output = created(kept)) {
+            phrases.select(input, output, ahead);
         } finally {
             ahead.shutdownNow();
         }
@@ -163,6 +169,13 @@ public final class Paraphrases {
 
     private static OutputStream created(String file) throws IOException {
         OutputStream stream = new FileOutputStream(file);
-        return file.endsWith(".gz") ? new GZIPOutputStream(stream, 1 << 16) : new BufferedOutputStream(stream);
+        return file.endsWith(".gz") ? new FastGzip(stream) : new BufferedOutputStream(stream);
+    }
+
+    private static final class FastGzip extends GZIPOutputStream {
+        FastGzip(OutputStream stream) throws IOException {
+            super(stream, 1 << 16);
+            def.setLevel(Deflater.BEST_SPEED); // the file is read once
+        }
     }
 }
