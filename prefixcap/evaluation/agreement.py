@@ -275,7 +275,8 @@ def _draw(texts: Sequence[str], most: int, generator: np.random.Generator) -> li
 def _check_scores(metrics: Sequence[str], inputs: MetricInputs) -> None:
     """Refuse metrics that are unknown, or have no score of a single caption."""
     check_metrics(metrics, [name for name, value in vars(inputs).items() if value is not None])
-    if without := [name for name, metric in select_metrics(metrics).items() if not metric.scores]:
+    selected = select_metrics(metrics).items()
+    if without := [name for name, metric in selected if not metric.scores and not metric.values_of_images]:
         raise InputError(f"{', '.join(without)}: no score of a single caption that could agree with people; leave out")
 
 

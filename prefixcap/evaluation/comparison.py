@@ -15,7 +15,7 @@ from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, TOKENIZER, fini
 from prefixcap.evaluation.matrices import aligned, label, matrix, number, signed
 from prefixcap.evaluation.report import table
 from prefixcap.metrics import METRICS
-from prefixcap.metrics.metric import Score, Statistics
+from prefixcap.metrics.metric import Score, Statistics, figure_name
 from prefixcap.metrics.pairwise import SystemsTest, Test, compare_systems, groups_of_equals
 from prefixcap.metrics.registry import lower_is_better
 from prefixcap.utils.files import atomic_write_text, write_table
@@ -308,7 +308,7 @@ def _part(array: str) -> _Part | None:
     if array in METRICS:
         return _Part(array, METRICS[array].scores, METRICS[array].score)
     name, _, figure = array.partition("/")
-    return _Part(array, (f"{name} {figure}",), METRICS[name].score) if name in METRICS else None
+    return _Part(array, (figure_name(name, figure),), METRICS[name].score) if name in METRICS else None
 
 
 def _together(parts: Sequence[_Part], widths: Sequence[int]) -> Score:

@@ -31,6 +31,7 @@ from prefixcap.metrics.metric import (
     References,
     Statistics,
     add_combined,
+    figure_name,
     figure_statistics,
     figure_values,
     over_folds,
@@ -133,7 +134,13 @@ def score_parts(
     overall = _corpus_scores(everything, chosen, statistics, missing | lacking)
     figures = {name: figure_values(chosen[name], values) for name, values in computed.items()}
     sums = {name: arrays for name, values in computed.items() if (arrays := figure_statistics(values))}
-    return scores | {"overall": replace(overall, figures=figures, figure_statistics=sums)}
+    per_image = overall.per_image | {
+        figure_name(name, figure): dict(zip(everything.images, chosen[name].score(array)[:, 0].tolist(), strict=True))
+        for name, arrays in sums.items()
+        if chosen[name].values_of_images
+        for figure, array in arrays.items()
+    }
+    return scores | {"overall": replace(overall, per_image=per_image, figures=figures, figure_statistics=sums)}
 
 
 def score_humans(

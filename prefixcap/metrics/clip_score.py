@@ -11,7 +11,7 @@ Shapes: n images; r references of an image; d the width of an embedding.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +23,19 @@ from prefixcap.errors import InputError, RowsError
 from prefixcap.metrics.texts import check_texts
 
 PROMPT = "A photo depicts"
-_WEIGHT = 2.5  # w of the paper: stretches the cosines of ViT-B/32 to about 0 to 1
+WEIGHT = 2.5  # w of the paper: stretches the cosines of ViT-B/32 to about 0 to 1
 
 
-def clip_score(images: Tensor, captions: Tensor) -> Tensor:
+def clip_score(images: Tensor, captions: Tensor, weight: float = WEIGHT) -> Tensor:
     """2.5 · max(cos(image, caption), 0): section 3 of the paper.
 
     Args:
         images: (n, d) embeddings of images, as an encoder gives them; they need not be normalised.
         captions: (n, d) embeddings of their captions, by the same encoder.
+        weight: in place of 2.5.
 
     Returns:
-        (n,) scores between 0 and 2.5, in float32 (float64 if the embeddings are).
+        (n,) scores between 0 and the weight, in float32 (float64 if the embeddings are).
 
     Raises:
         InputError: the embeddings differ in number or width, or an embedding is NaN, infinite or all zero.
@@ -43,21 +44,23 @@ def clip_score(images: Tensor, captions: Tensor) -> Tensor:
         >>> clip_score(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
         tensor([1.5000])
     """
-    _check_pairs(images, captions)
-    cosines = (_unit(images, "image embeddings") * _unit(captions, "caption embeddings")).sum(dim=-1)
-    return _WEIGHT * cosines.clamp(min=0)
+    return weight * _image_cosines(images, captions)
 
 
-def ref_clip_score(images: Tensor, captions: Tensor, references: Sequence[Tensor] | Tensor) -> Tensor:
+def ref_clip_score(
+    images: Tensor, captions: Tensor, references: Sequence[Tensor] | Tensor, weight: float = WEIGHT
+) -> Tensor:
     """Harmonic mean of `clip_score` and max(max over references of cos(caption, reference), 0): section 3 of the paper.
 
     Args:
         images: (n, d) embeddings of images.
         captions: (n, d) embeddings of their captions.
         references: (n, r, d) embeddings of their references, or n tensors (r_i, d) with r_i ≥ 1.
+        weight: that of `clip_score`.
 
     Returns:
-        (n,) scores between 0 and 1.43; 0 where either part is 0. In float32 (float64 if the embeddings are).
+        (n,) scores between 0 and 1.43, the harmonic mean of 2.5 and 1; 0 where either part is 0. In float32 (float64
+        if the embeddings are).
 
     Raises:
         InputError: as `clip_score`, or an image has no references, or these are of another shape.
@@ -67,22 +70,7 @@ def ref_clip_score(images: Tensor, captions: Tensor, references: Sequence[Tensor
         >>> ref_clip_score(image, caption, [torch.tensor([[3.0, 4.0], [1.0, 0.0]])])  # 1.5 and 1
         tensor([1.2000])
     """
-    image_part = clip_score(images, captions)
-    if len(references) != len(captions):
-        raise InputError(
-            f"{len(captions)} caption embeddings, but references of {len(references)} images: give as many"
-        )
-    text_part = torch.zeros_like(image_part)  # (n,)
-    for row, (caption, own) in enumerate(zip(_unit(captions, "caption embeddings"), references, strict=True)):
-        if own.ndim != 2 or own.shape[0] == 0 or own.shape[1] != len(caption):
-            raise InputError(
-                f"the reference embeddings of row {row} have shape {tuple(own.shape)}: "
-                f"give (references, {len(caption)}), with at least one reference"
-            )
-        cosines = (_unit(own, f"reference embeddings of row {row}") * caption).sum(dim=-1)  # (r,)
-        text_part[row] = cosines.max().clamp(min=0)
-    total = image_part + text_part
-    return 2 * image_part * text_part / torch.where(total > 0, total, 1)
+    return _harmonic_mean(clip_score(images, captions, weight), _reference_cosines(captions, references))
 
 
 class _MeanOverImages(Metric):
@@ -91,6 +79,7 @@ class _MeanOverImages(Metric):
     full_state_update = False
     higher_is_better = True
     scores: list[Tensor]
+    _weight = WEIGHT
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -134,7 +123,7 @@ class CLIPScore(_MeanOverImages):
 
     def update(self, images: Tensor, captions: Tensor) -> None:
         """Add images: their (n, d) embeddings, and those of their captions. Raises as `clip_score`."""
-        self._add(clip_score(images.to(self.device), captions.to(self.device)))
+        self._add(clip_score(images.to(self.device), captions.to(self.device), self._weight))
 
 
 class RefCLIPScore(_MeanOverImages):
@@ -156,7 +145,7 @@ class RefCLIPScore(_MeanOverImages):
     def update(self, images: Tensor, captions: Tensor, references: Sequence[Tensor] | Tensor) -> None:
         """Add images: their (n, d) embeddings, those of captions and references. Raises as `ref_clip_score`."""
         moved = [embeddings.to(self.device) for embeddings in references]
-        self._add(ref_clip_score(images.to(self.device), captions.to(self.device), moved))
+        self._add(ref_clip_score(images.to(self.device), captions.to(self.device), moved, self._weight))
 
 
 def clip_scores_of_texts(
@@ -192,25 +181,55 @@ def clip_scores_of_texts(
         >>> {name: bool(score[0] > score[1]) for name, score in scores.items()}
         {'CLIPScore': True, 'RefCLIPScore': True}
     """
+    return scores_of_cosines(cosines_of_texts(encoder, images, captions, references, batch_size))
+
+
+class Cosines(NamedTuple):
+    """Cosines of captions, negative ones as 0: (n,) with their images and (n,) with the nearest references."""
+
+    images: Tensor
+    references: Tensor | None
+
+
+def cosines_of_texts(
+    encoder: Encoder,
+    images: Tensor,
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+    batch_size: int = 256,
+) -> Cosines:
+    """What the scores of `clip_scores_of_texts` and of PAC-S are made of; arguments and errors are those of the former.
+
+    Returns:
+        (n,) each, on the CPU, in the dtype of the embeddings, at least float32.
+    """
     check_texts(captions, references)
     if not len(captions) or len(captions) != len(images):
         raise InputError(f"{len(images)} image embeddings, {len(captions)} captions: give as many, at least one")
     require_directions(images)  # here, where row numbers are those of all images
-    names = ["CLIPScore"] if references is None else ["CLIPScore", "RefCLIPScore"]
-    scores: dict[str, list[Tensor]] = {name: [] for name in names}
+    of_images, of_references = [], []
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
-        image_embeddings = images[batch].to(encoder.device)
         caption_embeddings = _embed(encoder, captions[batch], batch_size)
-        scores["CLIPScore"].append(clip_score(image_embeddings, caption_embeddings).float().cpu())
+        of_images.append(_image_cosines(images[batch].to(encoder.device), caption_embeddings).cpu())
         if references is not None:
             # The references of all images of the batch are embedded together, and split by image again.
             groups = references[batch]
             embedded = _embed(encoder, [text for texts in groups for text in texts], batch_size)
             reference_embeddings = torch.split(embedded, [len(texts) for texts in groups])
-            ref_scores = ref_clip_score(image_embeddings, caption_embeddings, reference_embeddings)
-            scores["RefCLIPScore"].append(ref_scores.float().cpu())
-    return {name: torch.cat(batches) for name, batches in scores.items()}
+            of_references.append(_reference_cosines(caption_embeddings, reference_embeddings).cpu())
+    return Cosines(torch.cat(of_images), torch.cat(of_references) if references is not None else None)
+
+
+def scores_of_cosines(
+    cosines: Cosines, weight: float = WEIGHT, names: tuple[str, str] = ("CLIPScore", "RefCLIPScore")
+) -> dict[str, Tensor]:
+    """(n,) weighted cosines with images and, with references, their harmonic mean with these, in float32, by name."""
+    scores = weight * cosines.images
+    named = {names[0]: scores.float()}
+    if cosines.references is not None:
+        named[names[1]] = _harmonic_mean(scores, cosines.references).float()
+    return named
 
 
 def require_directions(images: Tensor) -> None:
@@ -226,6 +245,38 @@ def _embed(encoder: Encoder, texts: Sequence[str], batch_size: int) -> Tensor:
         for start in range(0, len(texts), batch_size)
     ]
     return torch.cat(embedded)[torch.tensor(by_length).argsort().to(encoder.device)]
+
+
+def _image_cosines(images: Tensor, captions: Tensor) -> Tensor:
+    """(n, d), (n, d) -> (n,), negative ones as 0."""
+    _check_pairs(images, captions)
+    cosines = (_unit(images, "image embeddings") * _unit(captions, "caption embeddings")).sum(dim=-1)
+    return cosines.clamp(min=0)
+
+
+def _reference_cosines(captions: Tensor, references: Sequence[Tensor] | Tensor) -> Tensor:
+    """(n, d), n times (r_i, d) -> (n,) the highest cosine of each caption with its references, negative ones as 0."""
+    if len(references) != len(captions):
+        raise InputError(
+            f"{len(captions)} caption embeddings, but references of {len(references)} images: give as many"
+        )
+    units = _unit(captions, "caption embeddings")
+    highest = units.new_zeros(len(units))  # (n,)
+    for row, (caption, own) in enumerate(zip(units, references, strict=True)):
+        if own.ndim != 2 or own.shape[0] == 0 or own.shape[1] != len(caption):
+            raise InputError(
+                f"the reference embeddings of row {row} have shape {tuple(own.shape)}: "
+                f"give (references, {len(caption)}), with at least one reference"
+            )
+        cosines = (_unit(own, f"reference embeddings of row {row}") * caption).sum(dim=-1)  # (r,)
+        highest[row] = cosines.max().clamp(min=0)
+    return highest
+
+
+def _harmonic_mean(one: Tensor, other: Tensor) -> Tensor:
+    """(n,), (n,) -> (n,); 0 where either is 0."""
+    total = one + other
+    return 2 * one * other / torch.where(total > 0, total, 1)
 
 
 def _check_pairs(images: Tensor, captions: Tensor) -> None:

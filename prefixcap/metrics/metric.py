@@ -96,6 +96,7 @@ class Metric:
             punctuation, words separated by spaces, or as another does that `MetricInputs.tokenizer` names. False: as
             they were written.
         brings: metrics that are computed with this one, without being asked for.
+        values_of_images: the figures that are given as statistics have a value for each image, which is shown.
         combines: metrics from whose statistics those of this one come, instead of from captions; it brings them, and
             is missing where one of them is. `combine` is called instead of `statistics`.
         uses_all_images: the statistics of an image depend on which other images are scored with it, as CIDEr's do.
@@ -127,6 +128,7 @@ class Metric:
     needs: tuple[str, ...] = ()
     tokenized: bool = True
     brings: tuple[str, ...] = ()
+    values_of_images: bool = False
     combines: tuple[str, ...] = ()
     uses_all_images: bool = False
     runs_java: bool = False
@@ -151,6 +153,11 @@ def figure_values(metric: Metric, figures: Mapping[str, float | Statistics]) -> 
         name: float(metric.score(value.sum(axis=0))[0]) if isinstance(value, np.ndarray) else float(value)
         for name, value in figures.items()
     }
+
+
+def figure_name(metric: str, figure: str) -> str:
+    """What tables beside those of other metrics call a metric's figure."""
+    return f"{metric} {figure}"
 
 
 def figure_statistics(figures: Mapping[str, float | Statistics]) -> dict[str, Statistics]:

@@ -17,6 +17,7 @@ from prefixcap.metrics.torch_based import (
     CaptionDiversity,
     CaptionPerplexity,
     ClipScore,
+    PacScore,
     RefClipScore,
     SentenceSimilarity,
 )
@@ -31,6 +32,8 @@ METRICS: dict[str, Metric] = {
     "CHAIR": Chair(),
     "CLIPScore": ClipScore(),
     "RefCLIPScore": RefClipScore(),
+    "PAC-S": PacScore(),
+    "RefPAC-S": PacScore(with_references=True),
     "diversity": CaptionDiversity(),
     "perplexity": CaptionPerplexity(),
     "set-diversity": SetDiversity(),
@@ -44,17 +47,18 @@ METRICS: dict[str, Metric] = {
 REFERENCE_METRICS = tuple(name for name, metric in METRICS.items() if not metric.needs and not metric.combines)
 """Those that need nothing but captions and references, and do not combine others."""
 
-_REMEDIES = {
+REMEDIES = {
     "embeddings": "the images' embeddings: give embeddings=",
     "encoder": "the encoder that made the images' embeddings: give encoder=",
     "language_model": "a language model: give language_model=",
     "candidates": "several captions of each image: give candidates=",
     "text_encoder": "an encoder of texts: give text_encoder=",
 }
+"""What a metric may need besides captions and references, and how to give it in Python."""
 
 
 def check_metrics(
-    metrics: Sequence[str], given: Collection[str] = tuple(_REMEDIES), remedies: Mapping[str, str] = _REMEDIES
+    metrics: Sequence[str], given: Collection[str] = tuple(REMEDIES), remedies: Mapping[str, str] = REMEDIES
 ) -> None:
     """Refuse names that are not in `METRICS`, and metrics that need what is not given.
 

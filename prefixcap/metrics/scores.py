@@ -14,7 +14,8 @@ class Scores:
 
     Attributes:
         corpus: the scores of all images together.
-        per_image: the scores of each image by itself, in the order of the references.
+        per_image: the scores of each image by itself, in the order of the references; also figures that have a value
+            for each, by metric and figure, e.g. "BERTScore roberta-large layer 17".
         missing: metrics that could not be computed: why, and what to do about it, in one line each.
         empty: images whose caption has no word.
         notes: what else a reader of the scores should know, one line each.

@@ -5,6 +5,7 @@ n is the number of images. The same figures for training loops of one's own: `pr
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +19,34 @@ if TYPE_CHECKING:
 
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
+    from prefixcap.metrics.clip_score import Cosines
     from prefixcap.metrics.text_encoder import TextEncoder
 
 
-class _ClipMetric(Metric):
-    """CLIPScore or RefCLIPScore: both come from the same embeddings of captions, which are computed once."""
+class _ImageMetric(Metric):
+    """CLIPScore, PAC-S and those with references: all come from the same cosines, which are computed once."""
 
     needs = ("embeddings", "encoder", "shared")
     tokenized = False
+
+    def _cosines(
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        embeddings: "Tensor",
+        encoder: "Encoder",
+        shared: dict[str, Any],
+    ) -> "Cosines":
+        from prefixcap.metrics.clip_score import cosines_of_texts
+
+        if "cosines" not in shared:
+            shared["cosines"] = cosines_of_texts(encoder, embeddings, captions, references)
+        cosines: Cosines = shared["cosines"]
+        return cosines
+
+
+class _ClipMetric(_ImageMetric):
+    """CLIPScore or RefCLIPScore."""
 
     def statistics(
         self,
@@ -36,11 +57,11 @@ class _ClipMetric(Metric):
         shared: dict[str, Any],
     ) -> Statistics:
         """(n, 2) = (score, 1)."""
-        from prefixcap.metrics.clip_score import clip_scores_of_texts
+        from prefixcap.metrics.clip_score import scores_of_cosines
 
-        if "CLIPScore" not in shared:
-            shared |= clip_scores_of_texts(encoder, embeddings, captions, references)
-        return mean_of(shared[self.name].numpy())
+        return mean_of(
+            scores_of_cosines(self._cosines(captions, references, embeddings, encoder, shared))[self.name].numpy()
+        )
 
 
 class ClipScore(_ClipMetric):
@@ -76,6 +97,47 @@ class RefClipScore(_ClipMetric):
     scores = ("RefCLIPScore",)
 
 
+class PacScore(_ImageMetric):
+    """PAC-S or RefPAC-S (Sarto et al., 2023), 0 to 2 and 0 to 1.33; see `prefixcap.metrics.pac_score`.
+
+    Args:
+        with_references: RefPAC-S.
+
+    Examples:
+        >>> from prefixcap.encoders import load_encoder
+        >>> encoder = load_encoder("demo")
+        >>> images = encoder.encode_texts(["a red circle"])  # in place of a picture
+        >>> list(PacScore().figures(["a red circle"], [["a red ring"]], images, encoder, shared={}))
+        ['demo']
+    """
+
+    values_of_images = True
+
+    def __init__(self, with_references: bool = False) -> None:
+        self.name = "RefPAC-S" if with_references else "PAC-S"
+        self.brings = () if with_references else ("RefPAC-S",)
+
+    def figures(
+        self,
+        captions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        embeddings: "Tensor",
+        encoder: "Encoder",
+        shared: dict[str, Any],
+    ) -> dict[str, float | Statistics]:
+        """One figure, named after the encoder, of a file without its folder, as only figures of the same compare.
+
+        (n, 2) = (score, 1).
+        """
+        from prefixcap.metrics.pac_score import pac_scores_of_cosines
+
+        scores = pac_scores_of_cosines(self._cosines(captions, references, embeddings, encoder, shared))
+        backend, colon, checkpoint = encoder.identity.name.partition(":")
+        file = Path(checkpoint).expanduser()
+        name = f"{backend}{colon}{file.name if file.exists() else checkpoint}"
+        return {name: mean_of(scores[self.name].numpy())}
+
+
 class BertScore(Metric):
     """BERTScore (Zhang et al., 2020), -1 to 1; see `prefixcap.metrics.bert_score.bert_scores`.
 
@@ -92,6 +154,7 @@ class BertScore(Metric):
 
     needs = ("text_encoder",)
     tokenized = False
+    values_of_images = True
 
     def __init__(self, idf: bool = False) -> None:
         self.name, self._idf = "BERTScore-idf" if idf else "BERTScore", idf
@@ -124,6 +187,7 @@ class SentenceSimilarity(Metric):
     name = "sentence-similarity"
     needs = ("text_encoder",)
     tokenized = False
+    values_of_images = True
 
     def figures(
         self, captions: Sequence[str], references: Sequence[Sequence[str]], text_encoder: "TextEncoder"

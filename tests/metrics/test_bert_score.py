@@ -196,7 +196,17 @@ def test_evaluations_name_the_model_and_are_compared(folders: Callable[[str], Pa
     assert evaluation.extra["sentence-similarity"].keys() == {"tiny-bert"}
     low, high = evaluation.figure_intervals["BERTScore-idf"]["tiny-bert layer 2"]
     assert low <= evaluation.extra["BERTScore-idf"]["tiny-bert layer 2"] <= high
+    for name, values in (
+        ("BERTScore tiny-bert layer 2", bert_scores(encoder, *LISTS)),
+        ("BERTScore-idf tiny-bert layer 2", bert_scores(encoder, *LISTS, True)),
+        ("sentence-similarity tiny-bert", similarities(encoder, *LISTS)),
+    ):
+        per_image = evaluation.scores.per_image[name]
+        assert list(per_image) == list(REFERENCES) and list(per_image.values()) == pytest.approx(values.tolist())
     evaluation.write(tmp_path / "one", "one")
+    header = (tmp_path / "one" / "per_image.csv").read_text().splitlines()[0]
+    assert header.endswith('"ROUGE-L","BERTScore tiny-bert layer 2","BERTScore-idf tiny-bert layer 2",'
+                           '"sentence-similarity tiny-bert"')  # fmt: skip
     first = {image: texts[0] for image, texts in REFERENCES.items()}
     evaluate(first, REFERENCES, metrics, text_encoder=encoder).write(tmp_path / "people", "people")
     compared = compare(tmp_path / "people", tmp_path / "one")

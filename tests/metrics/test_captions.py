@@ -311,6 +311,8 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         "CHAIR",
         "CLIPScore",
         "RefCLIPScore",
+        "PAC-S",
+        "RefPAC-S",
         "diversity",
         "perplexity",
         "set-diversity",
