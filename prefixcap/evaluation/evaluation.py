@@ -280,13 +280,15 @@ def evaluate(
     if candidates is not None:
         inputs = replace(inputs, candidates=[candidates.get(image, ()) for image in references])
     scored = score_parts(captions, references, parts, metrics, inputs)
-    scores, humans = (
-        scored["overall"],
-        score_humans(references, metrics, MetricInputs(objects=ordered, tokenizer=tokenizer)),
+    scores = scored["overall"]
+    humans = score_humans(
+        references, metrics, MetricInputs(objects=ordered, candidates=inputs.candidates, tokenizer=tokenizer)
     )
     domain_scores = scored if parts else {}
     figures = dict(scores.figures)
     evaluation = Evaluation(captions, references, scores, humans, domain_scores, figures, files or {}, objects=ordered)
+    if humans is not None and "self-CIDEr" in scores.corpus.keys() - humans.corpus.keys():
+        evaluation.notes.append("diversity of sets: none of people, as an image has fewer references than captions")
     return replace(evaluation, tokenizer=tokenizer)
 
 

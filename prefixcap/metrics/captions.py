@@ -7,7 +7,7 @@ ROUGE-L and SPICE lie between 0 and 1, CIDEr (CIDEr-D) between 0 and 10. Papers 
 Shapes: n images; k statistics of an image; s scores of a metric; f folds (of people's captions).
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from prefixcap import renamed
-from prefixcap.errors import InputError, listed, name_rows
+from prefixcap.errors import InputError, name_rows
 from prefixcap.metrics.cache import cached
 from prefixcap.metrics.checks import check_captions, check_inputs, check_references, refuse
 from prefixcap.metrics.cider import tells_nothing
@@ -39,12 +39,10 @@ from prefixcap.metrics.metric import (
 from prefixcap.metrics.ngrams import ReferenceTexts
 from prefixcap.metrics.references import WORTH_A_FILE, tokenized_references
 from prefixcap.metrics.registry import REFERENCE_METRICS, check_metrics, select_metrics
+from prefixcap.metrics.score_notes import score_notes
 from prefixcap.metrics.scores import Scores
-from prefixcap.metrics.scripts import has_unspaced
+from prefixcap.metrics.set_diversity import sets_of_people
 from prefixcap.metrics.tokenizers import TOKENIZERS
-
-_WEIGHTED = {"CIDEr": "CIDEr", "set-diversity": "self-CIDEr"}  # metrics, and the scores that weigh words
-_FEW = 100  # images: of so few, CIDEr's weights of words are chance
 
 _Result = TypeVar("_Result")
 
@@ -157,7 +155,9 @@ def score_humans(
     Args:
         references: the captions of each image.
         metrics: names in `METRICS`; those that need more than captions, references and `objects` are left out.
-        inputs: of the same images; only their `objects` and `tokenizer`, see `MetricInputs`, are read.
+        inputs: of the same images; only their `objects`, `tokenizer` and `candidates`, see `MetricInputs`, are read.
+            With candidates, and at least as many references of each image, the diversity of sets is that of as many
+            references: the first of each image.
 
     Returns:
         The scores; None if no image has two references.
@@ -167,7 +167,10 @@ def score_humans(
     """
     check_metrics(metrics)
     check_references(references)
-    check_inputs(inputs, (), references)
+    selected = select_metrics(metrics).items()
+    of_sets = {name: metric for name, metric in selected if "candidates" in metric.needs and inputs.candidates}
+    check_inputs(inputs, ("candidates",) if of_sets else (), references)
+    sets = sets_of_people(list(references.values()), inputs.candidates) if of_sets else None
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
     inputs = inputs.select([row for row, texts in enumerate(references.values()) if len(texts) > 1])
     images, written = list(compared), list(compared.values())
@@ -198,12 +201,18 @@ def score_humans(
         keep = own and sum(map(len, texts)) >= WORTH_A_FILE
         return list((cached(f"humans-{metric.name}", texts, compute) if keep else compute()).values())
 
-    selected = select_metrics(metrics).items()
     chosen = {name: metric for name, metric in selected if metric.scores and set(metric.needs) <= {"objects"}}
     direct = {name: metric for name, metric in chosen.items() if not metric.combines}
     statistics, missing = _run(direct, fold_statistics)
     add_combined(chosen, statistics, missing)
-    return _scores(folds, chosen, statistics, missing)
+    scores = _scores(folds, chosen, statistics, missing)
+    if sets is not None:
+        first = {image: texts[0] for image, texts in references.items()}
+        everyone = _tokenized(first, references, replace(inputs, candidates=sets, shared={}))
+        computed = _scores([everyone], of_sets, {n: [_statistics(m, everyone)] for n, m in of_sets.items()}, {})
+        for name in ("corpus", "per_image", "statistics"):
+            getattr(scores, name).update(getattr(computed, name))
+    return scores
 
 
 def cider_tells_nothing(references: References) -> bool:
@@ -335,33 +344,8 @@ def _corpus_scores(
     empty = tuple(image for image, caption in zip(fold.images, fold.captions, strict=True) if not caption)
     scores = _scores([fold], metrics, statistics, missing)
     computed = {name: metric for name, metric in metrics.items() if name in statistics}
-    notes = tuple(_notes(fold, computed))
+    notes = tuple(score_notes(fold.images, fold.captions, fold.references, fold.inputs, computed))
     return replace(scores, empty=empty, notes=notes, statistics={name: array for name, (array,) in statistics.items()})
-
-
-def _notes(fold: _Fold, metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """What limits the meaning of some scores of a corpus."""
-    count = len(fold.images)
-    yield from chain.from_iterable(metric.notes(fold.inputs) for metric in metrics.values())
-    if bare := [repr(image) for image, texts in zip(fold.images, fold.references, strict=True) if not any(texts)]:
-        yield f"references have no word: {listed('image', bare)}"
-    weighted = " and ".join(label for name, label in _WEIGHTED.items() if name in metrics)
-    if weighted and tells_nothing(fold.references.grams, count):
-        yield (
-            f"{weighted} is 0 whatever the captions say: no word of the references is rarer than another in "
-            f"{'one image' if count == 1 else f'these {count:,} images'}, and it weighs words by that"
-        )
-    elif weighted and count < _FEW:
-        yield f"{weighted} weighs words by the references of these {count} images: it compares with no score of others"
-    if fold.inputs.tokenizer != "ptb":
-        yield f"tokenizer: {fold.inputs.tokenizer}, not that of the COCO tools; compare with scores of the same"
-    if any(map(has_unspaced, chain(fold.captions, chain.from_iterable(fold.references)))):
-        english = [name for name, metric in metrics.items() if metric.english_only]
-        limit = f"; {' and '.join(english)} know{'s' * (len(english) == 1)} English only" if english else ""
-        if fold.inputs.tokenizer in ("ptb", "characters"):
-            yield f"scripts without spaces are scored character by character, not word by word{limit}"
-        else:
-            yield f"scripts without spaces have no words for this tokenizer, but for spaces and punctuation{limit}"
 
 
 def _scores(

@@ -113,6 +113,18 @@ class MutualBleu(Metric):
         return scores
 
 
+def sets_of_people(references: Candidates, candidates: Candidates | None) -> list[list[str]] | None:
+    """As many of each image's references as it has candidates, the first ones; None if it has fewer, or no candidates.
+
+    Examples:
+        >>> sets_of_people([["a dog", "the dog", "one dog"]], [["a wet dog", "a dog"]])
+        [['a dog', 'the dog']]
+    """
+    if candidates is None or any(len(texts) < len(own) for texts, own in zip(references, candidates, strict=True)):
+        return None
+    return [list(texts[: len(own)]) for texts, own in zip(references, candidates, strict=True)]
+
+
 def self_cider(sets: Sequence[Sequence[str]], references: ReferenceGrams) -> NDArray[np.float64]:
     """Self-CIDEr of the captions of each image: 0 if all are the same, 1 if no two have an n-gram in common.
 

@@ -12,7 +12,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from prefixcap.errors import InputError
 from prefixcap.evaluation import evaluate
 from prefixcap.evaluation.comparison import compare
-from prefixcap.metrics import MetricInputs, score_captions, score_parts
+from prefixcap.metrics import MetricInputs, score_captions, score_humans, score_parts
 from tests.metrics.coco_tools import needs_shared_data, shared_json
 
 CANDIDATES = {
@@ -155,6 +155,30 @@ def test_evaluations_have_intervals_and_are_compared(tmp_path: Path) -> None:
     text = compare(tmp_path / "three", tmp_path / "two").table()
     assert "not compared, as the numbers of captions an image differ: mBLEU-4" in text
     assert "not compared, as not all have them: ROUGE-L" in text
+
+
+def test_people_have_a_row_of_as_many_captions() -> None:
+    """As if the first of their captions were a captioner's; where an image has too few of them, there is none."""
+    metrics = ["ROUGE-L", "set-diversity"]
+    two = {image: texts[:2] for image, texts in CANDIDATES.items()}
+    people = {image: texts[:2] for image, texts in REFERENCES.items()}
+    as_captions = evaluate(FIRST, REFERENCES, metrics, candidates=people).scores
+    evaluation = evaluate(FIRST, REFERENCES, metrics, candidates=two)
+    humans = evaluation.humans
+    assert humans is not None and list(humans.corpus) == ["ROUGE-L", *SCORES]
+    for name in SCORES:
+        assert humans.corpus[name] == pytest.approx(as_captions.corpus[name])
+        assert humans.per_image[name] == pytest.approx(as_captions.per_image[name])
+        low, high = evaluation.human_intervals[name]
+        assert low <= humans.corpus[name] <= high
+    [table] = evaluation.tables()
+    assert set(SCORES) <= table.rows["humans"].keys()
+    assert "mBLEU-4" not in table.rows["captions / humans"] and "Div-1" in table.rows["captions / humans"]
+    assert not any("none of people" in note for note in evaluation.all_notes())
+    note = "diversity of sets: none of people, as an image has fewer references than captions"
+    assert note in evaluate(FIRST, REFERENCES, metrics, candidates=CANDIDATES).all_notes()
+    without = score_humans(REFERENCES, metrics)
+    assert without is not None and list(without.corpus) == ["ROUGE-L"]
 
 
 @pytest.mark.parametrize(
