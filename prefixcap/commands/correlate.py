@@ -6,6 +6,7 @@ images.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,9 @@ EXAMPLES = """  prefixcap correlate Flickr8k_text/ExpertAnnotations.txt \\
 
   prefixcap correlate composite.json --metrics BLEU CIDEr --out composite-agreement.json
 
+  prefixcap correlate AMT_eval --captions Flickr8k.token.txt \\
+      dataset_flickr30k.json captions_val2014.json
+
   prefixcap correlate pyCIDErConsensus"""
 
 
@@ -31,15 +35,16 @@ def main(
         typer.Argument(
             metavar="JUDGEMENTS",
             help="Flickr8k's ExpertAnnotations.txt or CrowdFlowerAnnotations.txt, a JSON file as CLIPScore's code "
-            "makes it, or the folder of Pascal-50S.",
+            "makes it, the folder of Pascal-50S, or Composite's folder or one of its CSV files.",
         ),
     ],
     captions: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="PATH",
+            metavar="PATH...",
             help="Flickr8k's captions: a folder or file as data=flickr8k reads it, or JSON lists of captions by file "
-            "name (default: in the folder of the judgements).",
+            "name (default: in the folder of the judgements). Composite needs those of its images in three data sets: "
+            "also Karpathy's files and COCO annotations.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +63,7 @@ def main(
 
     chosen = metrics or list(REFERENCE_METRICS)
     check_metrics(chosen, (), dict.fromkeys(REMEDIES, NOT_HERE))
-    read = [_read(path, captions) for path in judgements]  # all of them, before any takes long
+    read = [_read(path, captions or ()) for path in judgements]  # all of them, before any takes long
     results = []
     for path, judged in zip(judgements, read, strict=True):
         measure = rating_agreement if isinstance(judged, Judgements) else preference_accuracy
@@ -71,18 +76,38 @@ def main(
         print(f"written to {out}")
 
 
-def _read(path: Path, captions: Path | None) -> Any:
+def _read(path: Path, captions: Sequence[Path]) -> Any:
     """Judgements or preferences."""
+    from prefixcap.evaluation.composite import composite_files, read_composite
     from prefixcap.evaluation.judgements import read_judgements
     from prefixcap.evaluation.pascal50s import read_pascal50s
 
+    if composite_files(path) and path.exists():
+        return read_composite(path, _composite_captions(path, captions))
     if path.is_dir() or path.suffix.lower() == ".mat":
         return read_pascal50s(path)
     if not path.is_file():
-        raise InputError(f"there is no file {path}: name a file of judgements, or the folder of Pascal-50S")
+        raise InputError(f"there is no file {path}: name a file of judgements, or a folder of Pascal-50S or Composite")
     if path.suffix.lower() == ".json":
         return read_judgements(path)
-    return read_judgements(path, _flickr8k_captions(captions or path.parent))
+    lists = [_flickr8k_captions(each) for each in captions or [path.parent]]
+    return read_judgements(path, {image: texts for each in lists for image, texts in each.items()})
+
+
+def _composite_captions(path: Path, captions: Sequence[Path]) -> dict[int | str, list[str]]:
+    """Those of all files, by file name or COCO's number."""
+    from prefixcap.evaluation.caption_files import read_references
+
+    if not captions:
+        raise InputError(
+            f"{path} has captions of images of Flickr8k, Flickr30k and COCO: give the references of all by --captions, "
+            "e.g. Flickr8k.token.txt dataset_flickr30k.json captions_val2014.json"
+        )
+    references: dict[int | str, list[str]] = {}
+    for file in captions:
+        is_json = file.suffix.lower() == ".json"
+        references.update(read_references(file) if is_json else dict[int | str, list[str]](_flickr8k_captions(file)))
+    return references
 
 
 def _flickr8k_captions(path: Path) -> dict[str, list[str]]:

@@ -1,8 +1,8 @@
 """Reads what people said of captions, from the files of the data sets that metrics are judged by.
 
 Flickr8k-Expert and Flickr8k-CF (Hodosh et al. 2013) as published, and as the JSON files that the code of CLIPScore
-(Hessel et al. 2021) and PAC-S (Sarto et al. 2023) makes of them, which is also the form in which Composite (Aditya et
-al. 2015) goes round. Pascal-50S is read by `prefixcap.evaluation.pascal50s`.
+(Hessel et al. 2021) and PAC-S (Sarto et al. 2023) makes of them, in which Composite (Aditya et al. 2015) goes round,
+too. `prefixcap.evaluation.composite` reads Composite as published, `prefixcap.evaluation.pascal50s` Pascal-50S.
 """
 
 import math
@@ -85,7 +85,7 @@ def read_judgements(path: str | Path, captions: CaptionLists | None = None) -> J
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        return _checked(_read_json(path), path)
+        return checked(_read_json(path), path)
     rows = list(_read_rows(path))
     if not rows:
         raise InputError(f"{path} judges no caption; is it the right file?")
@@ -93,7 +93,7 @@ def read_judgements(path: str | Path, captions: CaptionLists | None = None) -> J
         raise InputError(f"{path} names captions of Flickr8k by their numbers: give these captions, too")
     for reader in (_expert, _crowd):
         if (judged := reader(rows, captions)) is not None:
-            return _checked(judged, path)
+            return checked(judged, path)
     odd = next(row for row in rows if not (_is_crowd if _is_crowd(rows[0]) else _is_expert)(row))
     raise InputError(
         f"{odd.where} holds neither three scores from 1 to 4 (ExpertAnnotations.txt) nor a share, and the numbers of "
@@ -223,7 +223,7 @@ def _folded(text: str) -> str:
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
 
 
-def _checked(judged: Judgements, path: Path) -> Judgements:
+def checked(judged: Judgements, path: Path) -> Judgements:
     """Judgements that can be compared with scores."""
     if len(np.unique(judged.ratings)) < 2:
         raise InputError(f"{path}: nothing can agree with {judged.ratings.size:,} judgements that are all the same")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Command
+from tests.evaluation.test_composite import REFERENCES, write_composite
 from tests.evaluation.test_judgements import CAPTIONS, CROWD, EXPERT, write_pascal50s, write_rows
 
 METRICS = ("--metrics", "ROUGE-L", "CIDEr")
@@ -57,6 +58,24 @@ def test_forms_of_the_captions(name: str, command: Command, tmp_path: Path) -> N
     assert len({result.out for result in printed}) == 1
 
 
+def test_composite_takes_captions_of_three_data_sets(
+    command: Command, mistaken: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = write_composite(tmp_path / "AMT_eval")
+    tokens = "".join(f"1_ab.jpg#{n}\t{text}\n" for n, text in enumerate(REFERENCES["1_ab.jpg"]))
+    (tmp_path / "Flickr8k.token.txt").write_text(tokens)
+    sentences = [{"raw": text} for text in REFERENCES["22.jpg"]]
+    karpathy = {"images": [{"filename": "22.jpg", "split": "test", "sentences": sentences}]}
+    annotations = {"annotations": [{"image_id": 391895, "caption": text} for text in REFERENCES[391895]]}
+    for name, content in (("dataset_flickr30k.json", karpathy), ("captions_val2014.json", annotations)):
+        (tmp_path / name).write_text(json.dumps(content))
+    files = [tmp_path / name for name in ("Flickr8k.token.txt", "dataset_flickr30k.json", "captions_val2014.json")]
+    status, printed, err = command("correlate", folder, "--captions", *files, "--metrics", "ROUGE-L", "CIDEr")
+    assert (status, err) == (0, "")
+    assert "Composite: 8 captions of 3 images, 8 judgements" in printed
+    assert "give the references of all by --captions" in mistaken("correlate", folder)
+
+
 def test_mistakes(mistaken: Callable[..., str], tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.txt", CROWD)
     assert "there is no file" in mistaken("correlate", tmp_path / "none.txt")
@@ -64,7 +83,9 @@ def test_mistakes(mistaken: Callable[..., str], tmp_path: Path) -> None:
     assert "give --captions" in mistaken("correlate", rows, "--captions", tmp_path / "none.json")
     assert "there is no pair_pascal.mat" in mistaken("correlate", tmp_path)
     assert "unknown metric 'BLUE'" in mistaken("correlate", rows, "--metrics", "BLUE")
-    assert "CLIPScore needs more than captions and references" in mistaken("correlate", rows, "--metrics", "CLIPScore")
+    for metric in ("CLIPScore", "PAC-S", "BERTScore", "set-diversity"):
+        message = mistaken("correlate", rows, "--metrics", metric)
+        assert f"{metric} needs more than captions and references" in message
     (tmp_path / "captions.json").write_text("[1]")
     assert "holds no lists of captions" in mistaken("correlate", rows)
     # A caption that cannot be used would give the next ones other numbers.
