@@ -14,8 +14,9 @@ from prefixcap.checkpoints.model_card import model_card
 from prefixcap.checkpoints.paths import CONFIG, HUB_NAME, LANGUAGE_MODEL
 from prefixcap.encoders.common import first_line
 from prefixcap.errors import InputError
+from prefixcap.language.files import TEXTS
 from prefixcap.language.loading import load_saved_model
-from prefixcap.language.model import TEXTS, LanguageModel
+from prefixcap.language.model import LanguageModel
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import atomic_write, atomic_write_folder, atomic_write_text, read_json, read_text
 from prefixcap.utils.options import Dtype

@@ -1,6 +1,5 @@
 """Any causal language model of transformers: embeddings in, logits out, with a key/value cache."""
 
-import tempfile
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +20,7 @@ from prefixcap.language.checks import (
     no_cache,
     word_embeddings,
 )
+from prefixcap.language.files import text_files
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
 from prefixcap.language.masks import as_addend, attention_masks
 from prefixcap.language.quantization import (
@@ -36,13 +36,6 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from prefixcap.packing import Batch
-
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
-TEXTS = (
-    *VOCABULARIES, "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "merges.txt", "emoji.json", "chat_template.jinja",
-)  # fmt: skip
-"""Files of a configuration and a tokenizer that a checkpoint may hold."""
 
 Tuning = Literal["frozen", "lora", "full"]
 
@@ -324,20 +317,8 @@ class LanguageModel(nn.Module):
         if self.lora is not None:
             description["lora"] = asdict(self.lora)
         if self.tuning == "full":
-            description["files"] = self._files()
+            description["files"] = text_files(self.model.config, self.tokenizer, self.name)
         return description
-
-    def _files(self) -> dict[str, str]:
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.config.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            files = {file.name: file for file in sorted(Path(folder).iterdir())}
-            if files.keys().isdisjoint(VOCABULARIES):
-                raise OptionError(
-                    f"the tokenizer of language model '{self.name}' is kept in {', '.join(files)}, which a checkpoint "
-                    "cannot hold", tuning="lora",
-                )  # fmt: skip
-            return {name: file.read_text(encoding="utf-8") for name, file in files.items() if name in TEXTS}
 
     def is_saved_weight(self, name: str) -> bool:
         """Whether a checkpoint holds a weight, by its name in `state_dict`, because the model's own files do not."""
