@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from prefixcap.decoding.padded import PaddedPrefix
     from prefixcap.language import LanguageModel
 
 # Imported when they are called: names and options are known without torch. A decoder of one's own is any function.
@@ -148,7 +149,11 @@ def check_decoder(method: str, num_captions: int, options: dict[str, Any]) -> tu
 
 
 def decode(
-    language_model: "LanguageModel", prefix: "Tensor", method: str, num_captions: int = 1, **options: Any
+    language_model: "LanguageModel",
+    prefix: "Tensor | PaddedPrefix",
+    method: str,
+    num_captions: int = 1,
+    **options: Any,
 ) -> list[list[list[int]]]:
     """Captions for each image, by the decoder called `method`.
 
@@ -157,7 +162,8 @@ def decode(
 
     Args:
         language_model: the model to decode with.
-        prefix: (batch, length, dim) embeddings that the captions continue.
+        prefix: (batch, length, dim) embeddings that the captions continue; or a `PaddedPrefix`, see
+            `prefixcap.decoding.padded.pad_left`, where some are shorter than others.
         method: a name in `DECODERS`: "greedy", "beam", "nucleus", "contrastive", "clipcap" or "clipcap_greedy".
         num_captions: how many to return for each image; "greedy", "contrastive" and "clipcap_greedy" have only one.
         options: limits of a caption, see `GenerationLimits`, and the decoder's own options.
@@ -167,8 +173,8 @@ def decode(
 
     Raises:
         InputError: no decoder has this name, it does not take one of the options, the longest caption allowed does not
-            fit the language model's context, the model's cache holds more than keys and values, or the decoder returned
-            another number of captions.
+            fit the language model's context, the model's cache holds more than keys and values, the prefix is padded
+            and the model computes positions itself, or the decoder returned another number of captions.
 
     Examples:
         >>> from prefixcap.language import load_language_model

@@ -20,6 +20,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.decoding.captured import run
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.decoding.search import Search, write
 from prefixcap.errors import InputError, OptionError
@@ -32,7 +33,7 @@ _NEVER = -math.inf  # the score of a candidate that must not be chosen
 @torch.inference_mode()
 def beam(
     language_model: LanguageModel,
-    prefix: Tensor,
+    prefix: Tensor | PaddedPrefix,
     limits: GenerationLimits,
     num_captions: Count = 1,
     beams: Count = 5,

@@ -18,16 +18,26 @@ class KeyValueCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     Args:
         max_length: the most positions, prefix and tokens together, that will be read.
+
+    Attributes:
+        padding: (R,) long, how many positions in front of each row are padding, which `LanguageModel.step` masks; None:
+            none are.
     """
 
     def __init__(self, max_length: int) -> None:
         super().__init__(layer_class_to_replicate=lambda: _Layer(max_length))
+        self.padding: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows, in this order: (R',) row numbers, each any number of times."""
         count = self.layers[0].keys.shape[1]
         if len(rows) != count or not torch.equal(rows, torch.arange(count, device=rows.device)):
             self.batch_select_indices(rows)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.padding is not None:
+            self.padding = self.padding[indices]
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]

@@ -9,8 +9,12 @@ The graphs are kept with the language model until it decodes with another decode
 the prefix, or its weights have moved. Weights that change in place, as in training, are read as they are. The first
 batch of its kind is decoded eagerly, so that a single one takes no time for graphs and leaves no memory behind.
 
-Shapes: I images, P length of the prefix, B searches, W rows of each, M most tokens of a caption, L positions that
-attention reads, V vocabulary.
+Padded prefixes (`prefixcap.decoding.padded`) are of one kind whatever their length: they are padded to the longest so
+far, and the graphs are made anew where one is longer. They are read eagerly, and only the tokens after them in graphs,
+as transformers asks the host about their padding.
+
+Shapes: I images, P length of the prefix, E its width, B searches, W rows of each, M most tokens of a caption, L
+positions that attention reads, V vocabulary.
 """
 
 import copy
@@ -27,6 +31,7 @@ import torch
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache, SlotCache
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.search import Search, run_eagerly
 from prefixcap.language import LanguageModel
 from prefixcap.language.checks import capture_problem
@@ -48,7 +53,7 @@ RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraphs}
 """What captures on a type of device. Elsewhere all searches are eager."""
 
 
-def run(language_model: LanguageModel, prefix: Tensor, search: Search) -> None:
+def run(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Search) -> None:
     """Carry a search to its end, in CUDA graphs where there was a batch of its kind before.
 
     Arguments as of `run_eagerly`. Warns if the language model cannot be captured; `LanguageModel.cuda_graphs` says
@@ -65,7 +70,7 @@ def run(language_model: LanguageModel, prefix: Tensor, search: Search) -> None:
     if not kept.lock.acquire(blocking=False):  # another thread is using it
         return run_eagerly(language_model, prefix, search)
     try:
-        if kept.program is None or len(kept.program.prefix) < len(prefix):
+        if kept.program is None or not kept.program.has_room_for(prefix):
             kept.program = None  # gives its memory back first
             kept.program = Program(prefix, search, recorder(prefix.device))
         kept.program.run(language_model, prefix, search)
@@ -77,13 +82,16 @@ class Program:
     """The tensors and graphs of all batches that are searched alike.
 
     Args:
-        prefix: (I, P, dim) of the largest batch.
+        prefix: (I, P, E) of the largest batch; P is rounded up if it is padded.
         search: of it.
         recorder: captures the steps.
     """
 
-    def __init__(self, prefix: Tensor, search: Search, recorder: Recorder) -> None:
-        self.prefix = torch.zeros_like(prefix)
+    def __init__(self, prefix: Tensor | PaddedPrefix, search: Search, recorder: Recorder) -> None:
+        is_padded, (images, length, dim) = isinstance(prefix, PaddedPrefix), prefix.shape
+        length = _round_up(length) if is_padded else length
+        self.prefix = torch.zeros(images, length, dim, dtype=prefix.dtype, device=prefix.device)
+        self._padding = torch.zeros(images, dtype=torch.long, device=prefix.device) if is_padded else None  # (I,)
         self.search = copy.copy(search)
         vars(self.search).update({name: value.clone() for name, value in search.state().items()})
         count, width = len(search.images), search.width
@@ -91,27 +99,39 @@ class Program:
         self._sizes = [count]  # B of each graph, descending
         while self._sizes[-1] > 1 and self._sizes[-1] * width > _ROWS:
             self._sizes.append(-(-self._sizes[-1] // 2))
-        positions = _round_up(prefix.shape[1] + search.limits.max_tokens)
+        # How many positions in front of each search's rows are padding. (B,)
+        self._search_padding = (
+            self._padding.repeat_interleave(self._searches_of_image) if self._padding is not None else None
+        )
+        positions = _round_up(length + search.limits.max_tokens)
         # The slot of the keys and values that each row reads at each position. (B, W, L)
         self._slots = torch.zeros(count, width, positions, dtype=torch.long, device=prefix.device)
         self._cache: SlotCache | None = None
         self._recorder: Recorder | None = recorder
         self._graphs: dict[Hashable, Callable[[], None] | None] = {}
 
-    def run(self, language_model: LanguageModel, prefix: Tensor, search: Search) -> None:
-        """As `run_eagerly`, for at most as many images as at first."""
+    def has_room_for(self, prefix: Tensor | PaddedPrefix) -> bool:
+        """Whether a prefix of this kind has at most as many images as at first, and no more positions."""
+        return len(prefix) <= len(self.prefix) and prefix.shape[1] <= self.prefix.shape[1]
+
+    def run(self, language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Search) -> None:
+        """As `run_eagerly`, for a prefix that there is room for."""
         own, count = self.search, len(search.images)
         # Begin with the state of the search; what is left of the batch has ended.
-        self.prefix[: len(prefix)] = prefix
+        self._place(prefix)
         own.running.zero_()
         own.images.copy_(torch.arange(len(own.images), device=prefix.device))
         for name, value in search.state().items():
             vars(own.first(count))[name].copy_(value)
         size = self._size(count)
-        self._do(language_model, ("begin", size), partial(self._begin, language_model, size))
+        begin = partial(self._begin, language_model, size)
+        if self._padding is None:
+            self._do(language_model, ("begin", size), begin)
+        else:
+            _without_cast_cache(self.prefix.device, begin)
         running = AsyncValue(own.running.sum())
         for length in range(1, search.limits.max_tokens):
-            positions = _round_up(prefix.shape[1] + length)
+            positions = _round_up(self.prefix.shape[1] + length)
             self._do(language_model, (size, positions), partial(self._step, language_model, size, positions))
             # How many ran before this step: the GPU goes on while the host reads that.
             before, running = running, AsyncValue(own.running.sum())
@@ -119,10 +139,25 @@ class Program:
             if not left:
                 break
             if (smaller := self._size(left)) < size:
-                self._slots[:size] = self._slots[own.first(size).sort()]
+                order = own.first(size).sort()
+                self._slots[:size] = self._slots[order]
+                if self._search_padding is not None:
+                    self._search_padding[:size] = self._search_padding[order]
                 size = smaller
         for name, value in search.state().items():
             value.copy_(own.in_order(vars(own)[name])[:count] if value.ndim else vars(own)[name])
+
+    def _place(self, prefix: Tensor | PaddedPrefix) -> None:
+        """Copy a prefix to where the graphs read it."""
+        if isinstance(prefix, Tensor):
+            self.prefix[: len(prefix)] = prefix
+            return
+        more = self.prefix.shape[1] - prefix.shape[1]
+        self.prefix[: len(prefix), :more] = 0
+        self.prefix[: len(prefix), more:] = prefix.embeddings
+        assert self._padding is not None and self._search_padding is not None
+        self._padding[: len(prefix)] = prefix.padding + more
+        self._search_padding.copy_(self._padding.repeat_interleave(self._searches_of_image))
 
     def _size(self, count: int) -> int:
         """The smallest B that holds so many searches."""
@@ -133,7 +168,10 @@ class Program:
         image = torch.arange(size, device=self.prefix.device) // self._searches_of_image  # (B,)
         images, length = -(-size // self._searches_of_image), self.prefix.shape[1]
         cache = KeyValueCache(length)
-        logits = language_model.step(self.prefix[:images], cache)  # (I, V)
+        prefix: Tensor | PaddedPrefix = self.prefix[:images]
+        if self._padding is not None:
+            prefix = PaddedPrefix(self.prefix[:images], self._padding[:images])
+        logits = language_model.step(prefix, cache)  # (I, V)
         if self._cache is None:
             self._cache = SlotCache(cache, length * len(self.prefix) + self.search.tokens.numel())
         self._cache.fill(cache)
@@ -156,7 +194,11 @@ class Program:
         self._cache.place(first + rows, slots[..., :positions].flatten(0, 1))
         is_read = torch.arange(positions, device=newest.device) <= position  # (L,)
         embeddings = language_model.embed(newest.view(-1, 1))  # (B * W, 1, dim)
-        parents = search.advance(language_model.step_at(embeddings, self._cache, position, is_read))  # (B, W)
+        padding = None
+        if self._search_padding is not None:
+            padding = self._search_padding[:size].unsqueeze(1).expand_as(newest).flatten()  # (B * W,)
+        logits = language_model.step_at(embeddings, self._cache, position, is_read, padding)  # (B * W, V)
+        parents = search.advance(logits)  # (B, W)
         # Each row takes over the slot numbers of the row that it extends: keys and values are not moved.
         slots.copy_(slots.gather(1, parents.unsqueeze(-1).expand_as(slots)))
 
@@ -184,14 +226,15 @@ class _Kept:
 _KEPT: WeakKeyDictionary[LanguageModel, _Kept] = WeakKeyDictionary()
 
 
-def _key(language_model: LanguageModel, prefix: Tensor, search: Search) -> Hashable:
+def _key(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Search) -> Hashable:
     """What batches must have in common to be decoded by the same graphs."""
     options = [(name, value) for name, value in vars(search).items() if not isinstance(value, Tensor)]
     shapes = [value.shape[1:] for value in search.state().values()]
     weights = [(weight.data_ptr(), weight.dtype) for weight in _tensors(language_model)]
     autocast = torch.is_autocast_enabled(prefix.device.type), torch.get_autocast_dtype(prefix.device.type)
     per_image = len(search.images) // len(prefix)
-    return type(search), *options, *shapes, *weights, autocast, per_image, prefix.shape[1:], prefix.dtype
+    shape = prefix.shape[1:] if isinstance(prefix, Tensor) else ("padded", *prefix.shape[2:])
+    return type(search), *options, *shapes, *weights, autocast, per_image, shape, prefix.dtype
 
 
 def _tensors(language_model: LanguageModel) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefixcap.decoding.beam import require_beams
 from prefixcap.decoding.captured import run
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.decoding.search import Search, write
 from prefixcap.decoding.stepwise import argmax_token, generate
@@ -25,7 +26,7 @@ from prefixcap.utils.options import Count
 @torch.inference_mode()
 def clipcap(
     language_model: LanguageModel,
-    prefix: Tensor,
+    prefix: Tensor | PaddedPrefix,
     limits: GenerationLimits,
     num_captions: Count = 1,
     beams: Count = 5,
@@ -127,7 +128,7 @@ class _ClipCapSearch(Search):
 
 @torch.inference_mode()
 def clipcap_greedy(
-    language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, stop: str = "."
+    language_model: LanguageModel, prefix: Tensor | PaddedPrefix, limits: GenerationLimits, stop: str = "."
 ) -> list[list[list[int]]]:
     """ClipCap's greedy search: the likeliest token, until a full stop.
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel
@@ -20,7 +21,7 @@ from prefixcap.utils.options import Positive, Proportion
 @torch.inference_mode()
 def contrastive(
     language_model: LanguageModel,
-    prefix: Tensor,
+    prefix: Tensor | PaddedPrefix,
     limits: GenerationLimits,
     top_k: Positive = 4,
     penalty: Proportion = 0.6,
@@ -61,10 +62,11 @@ def contrastive(
     if top_k > logits.shape[1]:
         raise InputError(f"top_k must lie between 1 and {logits.shape[1]}, the size of the vocabulary, not {top_k}")
     earlier_states = F.normalize(hidden, dim=-1)  # (B, L, H)
+    padding = None if isinstance(prefix, Tensor) else prefix.padding  # (B,)
     images = torch.arange(len(prefix), device=device)  # (B,)
     rows = images  # (B,) the row of the cache that each caption continues
     tokens = torch.empty(len(prefix), 0, dtype=torch.long, device=device)  # (B, T)
-    captions: list[list[int]] = [[] for _ in prefix]
+    captions: list[list[int]] = [[] for _ in range(len(prefix))]
     for length in range(1, limits.max_tokens + 1):
         # Candidates: the K likeliest tokens.
         allowed = limits.apply(tokens, logits, eos)
@@ -75,7 +77,11 @@ def contrastive(
         logits, hidden = language_model.step_with_states(language_model.embed(candidates.reshape(-1, 1)), cache)
         states = F.normalize(hidden, dim=-1).view(len(candidates), top_k, -1)  # (B, K, H)
         # Equation 5.
-        similarity = (states @ earlier_states.transpose(1, 2)).amax(-1)  # (B, K)
+        similarities = states @ earlier_states.transpose(1, 2)  # (B, K, L)
+        if padding is not None:
+            is_padding = torch.arange(similarities.shape[2], device=device) < padding.view(-1, 1, 1)
+            similarities = similarities.masked_fill(is_padding, -torch.inf)
+        similarity = similarities.amax(-1)  # (B, K)
         scores = (1 - penalty) * probabilities - penalty * similarity
         if guide is not None:
             scores = scores + guide(images, tokens, candidates)
@@ -94,4 +100,5 @@ def contrastive(
         rows = running * top_k + best  # the cache has a row for each candidate
         earlier_states = torch.cat((earlier_states[running], states[running, best].unsqueeze(1)), dim=1)
         images, tokens, logits = images[running], tokens[running], logits[rows]
+        padding = None if padding is None else padding[running]
     return [[caption] for caption in captions]

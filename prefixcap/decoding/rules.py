@@ -12,6 +12,7 @@ from prefixcap.utils.options import Positive, check_fields
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prefixcap.decoding.padded import PaddedPrefix
     from prefixcap.language import LanguageModel
 
 __getattr__ = renamed.attributes(__name__)
@@ -49,7 +50,7 @@ class GenerationLimits:
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
 
-    def check_context_length(self, language_model: "LanguageModel", prefix: "Tensor") -> None:
+    def check_context_length(self, language_model: "LanguageModel", prefix: "Tensor | PaddedPrefix") -> None:
         """Raise InputError if a (batch, length, dim) prefix and `max_tokens` exceed the language model's context."""
         context, length = language_model.context, prefix.shape[1]
         if context is not None and length + self.max_tokens > context:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.language import LanguageModel
 
@@ -106,7 +107,7 @@ def write(target: Tensor, where: Tensor, value: Tensor) -> None:
     target.copy_(torch.where(where.view(-1, *[1] * (target.ndim - 1)), value, target))
 
 
-def run_eagerly(language_model: LanguageModel, prefix: Tensor, search: Search) -> None:
+def run_eagerly(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Search) -> None:
     """Carry a search to its end; what has ended leaves the batch at each step.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefixcap import renamed
 from prefixcap.decoding.captured import run
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.decoding.search import Search, write
 from prefixcap.language import LanguageModel
@@ -21,7 +22,9 @@ __getattr__ = renamed.attributes(__name__)
 
 
 @torch.inference_mode()
-def greedy(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits) -> list[list[list[int]]]:
+def greedy(
+    language_model: LanguageModel, prefix: Tensor | PaddedPrefix, limits: GenerationLimits
+) -> list[list[list[int]]]:
     """Greedy search: the likeliest token, one after another.
 
     A caption ends with the end token.
@@ -50,7 +53,7 @@ def greedy(language_model: LanguageModel, prefix: Tensor, limits: GenerationLimi
 @torch.inference_mode()
 def nucleus(
     language_model: LanguageModel,
-    prefix: Tensor,
+    prefix: Tensor | PaddedPrefix,
     limits: GenerationLimits,
     num_captions: Count = 1,
     top_p: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.9,
@@ -107,7 +110,7 @@ def argmax_token(logits: Tensor, rows: Tensor, step: int) -> Tensor:
 
 def generate(
     language_model: LanguageModel,
-    prefix: Tensor,
+    prefix: Tensor | PaddedPrefix,
     limits: GenerationLimits,
     choose: Callable[[Tensor, Tensor, int], Tensor],
     end: int,
@@ -132,7 +135,7 @@ def generate(
     return _generated(language_model, prefix, search)
 
 
-def _generated(language_model: LanguageModel, prefix: Tensor, search: "_Stepwise") -> list[list[int]]:
+def _generated(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: "_Stepwise") -> list[list[int]]:
     """The captions of a search, each with the token that ends it."""
     run(language_model, prefix, search)
     captions, lengths = search.in_order(search.tokens.squeeze(1)), search.in_order(search.lengths)

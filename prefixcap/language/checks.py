@@ -85,6 +85,15 @@ def takes_positions(model: "PreTrainedModel") -> bool:
     return is_told and not getattr(config, "alibi", False)
 
 
+def require_positions(model: "PreTrainedModel", name: str) -> None:
+    """Raise InputError if a model cannot read prefixes of different lengths in one batch."""
+    if not takes_positions(model):
+        raise InputError(
+            f"language model '{name}' computes its positions itself, and prefixes of different lengths must set them: "
+            f"caption images whose prompts are equally long, e.g. one by one, or take another, {ADVICE}"
+        )
+
+
 def capture_problem(language_model: "LanguageModel") -> str | None:
     """Why a step of decoding cannot be captured in a CUDA graph, as far as the configuration says; None: it can."""
     model = language_model.model

@@ -18,6 +18,7 @@ from prefixcap.language.checks import (
     ids_without_token,
     keeps_keys_and_values,
     no_cache,
+    require_positions,
     word_embeddings,
 )
 from prefixcap.language.files import text_files
@@ -35,6 +36,7 @@ from prefixcap.weights import rounded
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+    from prefixcap.decoding.padded import PaddedPrefix
     from prefixcap.packing import Batch
 
 Tuning = Literal["frozen", "lora", "full"]
@@ -245,29 +247,34 @@ class LanguageModel(nn.Module):
         head: nn.Linear = self.model.get_output_embeddings()
         return head
 
-    def step(self, embeddings: Tensor, cache: "Cache") -> Tensor:
+    def step(self, embeddings: "Tensor | PaddedPrefix", cache: "Cache") -> Tensor:
         """Read more embeddings and predict the next token.
 
         Args:
-            embeddings: (batch, length, dim).
-            cache: the keys and values of everything read before, to which those of `embeddings` are added.
+            embeddings: (batch, length, dim); what is read first may be padded.
+            cache: the keys and values of everything read before, to which those of `embeddings` are added. For a padded
+                prefix an empty `KeyValueCache`, which keeps the padding of its rows.
 
         Returns:
             (batch, vocabulary) float32 logits.
 
         Raises:
-            InputError: the model has no key/value cache, as e.g. state-space models.
+            InputError: the model has no key/value cache, as e.g. state-space models; or a prefix is padded, and the
+                model computes positions itself.
         """
         return self.mask_unknown_ids(self._forward_cached(embeddings, cache).logits[:, -1].float())
 
-    def step_at(self, embeddings: Tensor, cache: "Cache", position: Tensor, is_read: Tensor) -> Tensor:
+    def step_at(
+        self, embeddings: Tensor, cache: "Cache", position: Tensor, is_read: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
         """Read one more token in each row, at a position that only the device knows, and predict the next.
 
         Args:
             embeddings: (batch, 1, dim).
             cache: of fixed size: `update` returns the keys and values of all its positions.
-            position: () of the tokens.
+            position: () of the tokens in the cache.
             is_read: (positions,) bool, those of the cache to attend to.
+            padding: (batch,) how many positions in front of each row are padding; None: none are.
 
         Returns:
             (batch, vocabulary) float32 logits.
@@ -275,6 +282,9 @@ class LanguageModel(nn.Module):
         positions = torch.arange(len(is_read), device=is_read.device).unsqueeze(0)  # (1, positions)
         position_ids = position.view(1, 1)
         attention_mask = is_read.expand(len(embeddings), 1, 1, -1)  # (batch, 1, 1, positions)
+        if padding is not None:
+            positions, position_ids = (each - padding.unsqueeze(1) for each in (positions, position_ids))
+            attention_mask = attention_mask & (positions >= 0)[:, None, None]
         masks = attention_masks(self.model.config, attention_mask, positions, position_ids)
         output = self.model(
             inputs_embeds=embeddings,
@@ -286,8 +296,11 @@ class LanguageModel(nn.Module):
         )
         return self.mask_unknown_ids(output.logits[:, -1].float())
 
-    def step_with_states(self, embeddings: Tensor, cache: "Cache") -> tuple[Tensor, Tensor]:
-        """Like `step`, and also the (batch, length, width) last hidden states of `embeddings`, float32."""
+    def step_with_states(self, embeddings: "Tensor | PaddedPrefix", cache: "Cache") -> tuple[Tensor, Tensor]:
+        """Like `step`, and also the (batch, length, width) last hidden states of `embeddings`, float32.
+
+        Those of padding mean nothing.
+        """
         output = self._forward_cached(embeddings, cache, output_hidden_states=True)
         return self.mask_unknown_ids(output.logits[:, -1].float()), output.hidden_states[-1].float()
 
@@ -295,10 +308,20 @@ class LanguageModel(nn.Module):
         """(…, vocabulary) logits without the ids that the tokenizer has no token for."""
         return logits if self._without_token is None else logits.masked_fill(self._without_token, _NEVER)
 
-    def _forward_cached(self, embeddings: Tensor, cache: "Cache", **options: bool) -> Any:
-        length = cache.get_seq_length() + embeddings.shape[1]
+    def _forward_cached(self, embeddings: "Tensor | PaddedPrefix", cache: "Cache", **options: Any) -> Any:
+        start = cache.get_seq_length()
+        length = start + embeddings.shape[1]
         if not self._cache_argument:
             raise no_cache(self.name)
+        if not isinstance(embeddings, Tensor):
+            require_positions(self.model, self.name)
+            if start:
+                raise InputError("a padded prefix must be what is read first: give an empty cache")
+            cache.padding, embeddings = embeddings.padding, embeddings.embeddings
+        if (padding := getattr(cache, "padding", None)) is not None:
+            # Each row counts from its first input. (rows, length)
+            positions = torch.arange(length, device=padding.device) - padding.unsqueeze(1)
+            options |= {"attention_mask": (positions >= 0).long(), "position_ids": positions[:, start:].clamp(min=0)}
         cache_options = {self._cache_argument: cache, "use_cache": True}
         output = self.model(inputs_embeds=embeddings, logits_to_keep=1, **cache_options, **options)
         if cache.get_seq_length() != length:  # the model ignores the cache

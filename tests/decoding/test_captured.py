@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from prefixcap.decoding import GenerationLimits, captured, decode
 from prefixcap.decoding.beam import _BeamSearch
 from prefixcap.decoding.clipcap import _ClipCapSearch
+from prefixcap.decoding.padded import PaddedPrefix, pad_left
 from prefixcap.decoding.search import Search
 from prefixcap.decoding.stepwise import _Nucleus, _Stepwise, generate
 from prefixcap.language import LanguageModel
@@ -94,7 +95,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     yield made
 
 
-def liked_end(lm: LanguageModel, prefix: Tensor) -> int:
+def liked_end(lm: LanguageModel, prefix: Tensor | PaddedPrefix) -> int:
     """A token that the model likes: if it ends captions, they have many lengths."""
     lm.eos_token_id = -1
     with torch.inference_mode():
@@ -102,7 +103,9 @@ def liked_end(lm: LanguageModel, prefix: Tensor) -> int:
     return int(endless[..., 2:].flatten().mode().values)
 
 
-def decode_eagerly(lm: LanguageModel, prefix: Tensor, method: str, **options: Any) -> list[list[list[int]]]:
+def decode_eagerly(
+    lm: LanguageModel, prefix: Tensor | PaddedPrefix, method: str, **options: Any
+) -> list[list[list[int]]]:
     lm.cuda_graphs = False
     try:
         return decode(lm, prefix, method, **options)
@@ -129,6 +132,38 @@ def test_same_captions_as_eager(kind: str, method: str, options: dict[str, Any],
             assert decode(lm, batch, method, max_tokens=12, **options_of(method, options)) == expected
             lengths |= {len(caption) for captions in expected for caption in captions}
     assert len(tapes) == 2 and all(tape.captured > 3 and tape.replayed > 20 for tape in tapes)
+    assert len(lengths) > 3, "captions of one length only would prove little"
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize("kind", slow_after(1, ["gpt2", "opt", "llama"]))
+def test_padded_prefixes(kind: str, method: str, options: dict[str, Any], tapes: list[Tape]) -> None:
+    """Of many lengths: shorter ones fit the same tapes, a longer one has new ones. Double precision, as a row that is
+    padded further is summed in another order."""
+    lengths = set()
+    for seed in range(2):
+        lm = random_lm(kind, seed).double()
+        counts = [
+            (0, 4, 9, 1, 0, 2, 3),
+            (2, 9, 0, 1, 5, 0, 7),
+            (0, 4, 1, 0, 0, 1, 3),
+            (3, 1, 0),
+            (13, 1, 5),
+            (1, 12, 2),
+        ]
+        prefixes = []
+        for batch in counts:
+            prompts = [torch.randint(1, 40, (count,)).tolist() for count in batch]
+            prefixes.append(pad_left(torch.randn(len(batch), 3, 32, dtype=torch.float64), prompts, lm))
+        lm.eos_token_id = liked_end(lm, prefixes[0])
+        if method.startswith("clipcap"):
+            lm.tokenizer = OneWord(lm.eos_token_id)
+        for prefix in prefixes:
+            assert isinstance(prefix, PaddedPrefix)
+            expected = decode_eagerly(lm, prefix, method, max_tokens=12, **options_of(method, options))
+            assert decode(lm, prefix, method, max_tokens=12, **options_of(method, options)) == expected
+            lengths |= {len(caption) for captions in expected for caption in captions}
+    assert len(tapes) == 4 and all(tape.replayed > 5 for tape in tapes)
     assert len(lengths) > 3, "captions of one length only would prove little"
 
 
@@ -160,6 +195,21 @@ def test_every_kind_of_model_that_training_takes(kind: str, tapes: list[Tape]) -
         assert len(reasons) == (not lm.cuda_graphs)
         assert lm.cuda_graphs == (kind not in EAGER), reasons
         lm.cuda_graphs = True
+
+
+PADDED = [kind for kind in FEW if kind not in EAGER]
+
+
+@pytest.mark.parametrize("kind", slow_after(len(PADDED), [*PADDED, *sorted(ACCEPTED.keys() - EAGER - {*PADDED})]))
+def test_padded_prefixes_of_every_kind_of_model(kind: str, tapes: list[Tape]) -> None:
+    """Rows shorter and longer than a window."""
+    lm = tiny_model(*ACCEPTED[kind]).double()
+    lm.eos_token_id = -1
+    prompts = [torch.randint(1, 400, (count,)).tolist() for count in (0, 9, 2, 5)]
+    prefix = pad_left(torch.randn(4, 3, lm.dim), prompts, lm)
+    expected = decode_eagerly(lm, prefix, "beam", beams=3, max_tokens=9)
+    assert [decode(lm, prefix, "beam", beams=3, max_tokens=9) for _ in range(3)] == [expected] * 3
+    assert tapes[0].replayed
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "clipcap"])
