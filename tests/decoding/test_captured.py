@@ -203,7 +203,7 @@ PADDED = [kind for kind in FEW if kind not in EAGER]
 @pytest.mark.parametrize("kind", slow_after(len(PADDED), [*PADDED, *sorted(ACCEPTED.keys() - EAGER - {*PADDED})]))
 def test_padded_prefixes_of_every_kind_of_model(kind: str, tapes: list[Tape]) -> None:
     """Rows shorter and longer than a window."""
-    lm = tiny_model(*ACCEPTED[kind]).double()
+    lm = tiny_model(*ACCEPTED[kind])
     lm.eos_token_id = -1
     prompts = [torch.randint(1, 400, (count,)).tolist() for count in (0, 9, 2, 5)]
     prefix = pad_left(torch.randn(4, 3, lm.dim), prompts, lm)
