@@ -9,19 +9,20 @@ from torch import Tensor
 
 from prefixcap.commands import main
 from prefixcap.decoding import DECODERS, GenerationLimits
+from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.stepwise import generate
 from prefixcap.language import LanguageModel
 
 
 @torch.inference_mode()
 def avoiding(
-    language_model: LanguageModel, prefix: Tensor, limits: GenerationLimits, words: str = ""
+    language_model: LanguageModel, prefix: Tensor | PaddedPrefix, limits: GenerationLimits, words: str = ""
 ) -> list[list[list[int]]]:
     """Greedy search that avoids some words.
 
     Args:
         language_model: the model to decode with.
-        prefix: (batch, length, dim) embeddings that the captions continue.
+        prefix: (batch, length, dim) embeddings that the captions continue, padded where some are shorter.
         limits: limits of a caption, which `generate` observes.
         words: separated by spaces; none of them is in a caption, except as its first word.
     """

@@ -126,7 +126,8 @@ def test_nothing_is_masked_where_nothing_is_padded(monkeypatch: pytest.MonkeyPat
 
     spy.__signature__ = None  # type: ignore[attr-defined]
     monkeypatch.setattr(lm.model, "forward", spy)
-    for prompts in ([[], []], [[5, 6], [7, 8]]):
+    equally_long: list[list[list[int]]] = [[[], []], [[5, 6], [7, 8]]]
+    for prompts in equally_long:
         same = pad_left(prefix, prompts, lm)
         assert isinstance(same, Tensor)
         assert torch.equal(same, torch.cat([row_alone(lm, *row) for row in zip(prefix, prompts, strict=True)]))
