@@ -1,21 +1,25 @@
 """Packing: captions of several images in one row of a language model's batch, so that little of it is padding.
 
-A row holds images one after another, each as its prefix followed by its captions:
+A row holds images one after another, each as its prefix, its prompt (a text about it that is read and not predicted,
+if it has one) and its captions:
 
-    prefix prefix A red ring A ring that is red prefix prefix Two stars ...
-    '--------------- image 0 -----------------' '----- image 1 -------
+    prefix prefix ring, red A red ring A ring that is red prefix prefix Two stars ...
+    '-- prefix -' '-prompt-' '----- two captions -----'
+    '--------------------- image 0 ---------------------' '----- image 1 -------
 
-A token attends to the prefix of its image and to the earlier tokens of its caption, and to nothing else, so that the
-losses are the same as if each caption were read by itself after its own prefix (block-diagonal attention; Krell et al.
-2021, "Efficient Sequence Packing without Cross-contamination"). The captions of an image share its prefix.
+A token attends to the prefix and the prompt of its image and to the earlier tokens of its caption, and to nothing else,
+so that the losses are the same as if each caption were read by itself after its own prefix and prompt (block-diagonal
+attention; Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). The captions of an image share
+its prefix and its prompt.
 
-Shapes: I images, C captions, P prefix vectors of an image, N tokens of all captions, I * P + N - C inputs (prefix
-vectors and tokens; the last token of a caption is only predicted), R rows, L positions of a row.
+Shapes: I images, C captions, P prefix vectors of an image, Q tokens of all prompts (0 where there are none), N tokens
+of all captions, I * P + Q + N - C inputs (prefix vectors and tokens; the last token of a caption is only predicted), R
+rows, L positions of a row.
 """
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 
 import numpy as np
@@ -37,7 +41,7 @@ class BatchShape:
         images: I.
         rows: R.
         length: L, positions of a row.
-        input_ids: tokens that are read, N - C.
+        input_ids: tokens that are read, Q + N - C.
         targets: T, tokens that are predicted.
     """
 
@@ -56,22 +60,24 @@ class BatchShape:
 class Batch:
     """Images and their captions, packed into R rows of L positions.
 
-    A batch that is padded to a `BatchShape` has images, inputs and targets beyond those of its captions; the inputs
-    among them have the position R * L, behind the last row.
+    One that is padded to a `BatchShape` has more images, inputs and targets; these inputs have the position R * L,
+    behind the last row.
 
     Attributes:
         embeddings: (I, dim) or (I, patches, dim), as the encoder returned them.
-        input_ids: (N - C,) token ids that the language model reads: those of all captions without the last of each.
-        input_index: (I * P + N - C,) the position of each input among the R * L flattened ones: first of all prefix
+        input_ids: (Q + N - C,) token ids that the language model reads: those of all prompts, image by image, then
+            those of all captions without the last of each.
+        input_index: (I * P + Q + N - C,) the position of each input among the R * L flattened ones: first of all prefix
             vectors, image by image, then of `input_ids`.
         images: (R, L) the image at each position; -1: padding.
-        captions: (R, L) the caption at each position; -1: prefix or padding.
+        captions: (R, L) the caption at each position; -1: prefix, prompt or padding.
         position_ids: (R, L) position from the beginning of the image's prefix, the same for all its captions.
         targets: (T,) token ids to predict: those of all captions, T = N; and C start tokens if these are predicted.
         logit_index: (T,) the flattened position whose logits predict each target.
         weights: (T,) float32 of each target in the loss: 1, or 0 for those that only pad the batch to a shape.
         caption_rows: row of each caption in its split.
         image_rows: row of each image in its split.
+        prompts: the prompt of each image as text; empty if no image has one.
     """
 
     embeddings: Tensor
@@ -85,6 +91,7 @@ class Batch:
     weights: Tensor
     caption_rows: list[int]
     image_rows: list[int]
+    prompts: list[str] = field(default_factory=list)
 
     @property
     def shape(self) -> BatchShape:
@@ -112,17 +119,15 @@ class Batch:
         def moved(index: Tensor) -> Tensor:  # flattened positions, where rows are longer
             return index // own.length * shape.length + index % own.length
 
+        def padded(index: Tensor, more: int) -> Tensor:
+            return F.pad(moved(index), (0, more), value=shape.rows * shape.length)
+
         prefix_index, token_index = self.input_index.tensor_split([len(self.input_index) - own.input_ids])
-        prefix_length, behind = len(prefix_index) // max(own.images, 1), shape.rows * shape.length
+        prefix_length = len(prefix_index) // max(own.images, 1)
         return Batch(
             torch.cat((self.embeddings, self.embeddings.new_zeros(images, *self.embeddings.shape[1:]))),
             input_ids=F.pad(self.input_ids, (0, input_ids)),
-            input_index=torch.cat(
-                (
-                    F.pad(moved(prefix_index), (0, images * prefix_length), value=behind),
-                    F.pad(moved(token_index), (0, input_ids), value=behind),
-                )
-            ),
+            input_index=torch.cat((padded(prefix_index, images * prefix_length), padded(token_index, input_ids))),
             images=F.pad(self.images, (0, length, 0, rows), value=_PADDING),
             captions=F.pad(self.captions, (0, length, 0, rows), value=_PREFIX),
             position_ids=F.pad(self.position_ids, (0, length, 0, rows)),
@@ -131,6 +136,7 @@ class Batch:
             weights=F.pad(self.weights, (0, targets)),
             caption_rows=self.caption_rows,
             image_rows=self.image_rows,
+            prompts=self.prompts,
         )
 
     def pin_memory(self) -> "Batch":
@@ -151,7 +157,7 @@ class Batch:
         causal = torch.ones(length, length, dtype=torch.bool, device=self.images.device).tril()  # (L, L)
         same_image = self.images.unsqueeze(2) == self.images.unsqueeze(1)  # (R, L, L)
         captions = self.captions.unsqueeze(1)
-        # Prefix vectors are visible to each other and to all captions of their image.
+        # Prefix vectors and prompts are visible to each other and to all captions of their image.
         same_caption_or_prefix = (captions == self.captions.unsqueeze(2)) | (captions == _PREFIX)  # (R, L, L)
         return (causal & same_image & same_caption_or_prefix).unsqueeze(1)
 
@@ -162,6 +168,7 @@ class Layout:
 
     Attributes:
         prefix_length: P.
+        prompt_lengths: (I,) tokens of each image's prompt.
         sizes: (I,) positions that each image takes.
         image_start: (I,) the flattened position where each begins.
         lengths: (C,) tokens of each caption.
@@ -172,6 +179,7 @@ class Layout:
     """
 
     prefix_length: int
+    prompt_lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     image_start: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -188,6 +196,7 @@ def lay_out(
     prefix_length: int,
     start_learned: bool = False,
     shapes: Sequence[BatchShape] = (),
+    prompt_lengths: NDArray[np.int64] | None = None,
 ) -> Layout:
     """Distribute images over rows.
 
@@ -198,11 +207,15 @@ def lay_out(
         prefix_length: P.
         start_learned: start tokens are predicted, too, one for each caption.
         shapes: see `pack`.
+        prompt_lengths: (I,) tokens of each image's prompt; None: no image has one.
     """
+    if prompt_lengths is None:
+        prompt_lengths = np.zeros(num_images, np.int64)
     # An image takes a position for each prefix vector and each token that is read.
     num_inputs = lengths - 1  # (C,) of each caption: its last token is only predicted
-    sizes = prefix_length + np.bincount(owner, num_inputs, num_images).astype(np.int64)  # (I,)
-    input_ids, targets = int(num_inputs.sum()), int(lengths.sum()) + start_learned * len(lengths)
+    sizes = prefix_length + prompt_lengths + np.bincount(owner, num_inputs, num_images).astype(np.int64)  # (I,)
+    input_ids = int(prompt_lengths.sum() + num_inputs.sum())
+    targets = int(lengths.sum()) + start_learned * len(lengths)
 
     # Rows: those of the first shape that holds the batch, or about as long as `_ROW`.
     for padded in shapes:
@@ -218,11 +231,11 @@ def lay_out(
         shape = BatchShape(num_images, int(row.max()) + 1, length, input_ids, targets)
     image_start = row * shape.length + column  # (I,) in the flattened positions
 
-    # Captions: each starts behind the prefix and the earlier captions of its image.
+    # Captions: each starts behind the prefix, the prompt and the earlier captions of its image.
     inputs_before = np.cumsum(num_inputs) - num_inputs  # (C,) in the batch
     inputs_before -= inputs_before[np.searchsorted(owner, owner)]  # less those before the image's first caption
-    caption_start = image_start[owner] + prefix_length + inputs_before  # (C,)
-    return Layout(prefix_length, sizes, image_start, lengths, owner, caption_start, shape, padded)
+    caption_start = (image_start + prefix_length + prompt_lengths)[owner] + inputs_before  # (C,)
+    return Layout(prefix_length, prompt_lengths, sizes, image_start, lengths, owner, caption_start, shape, padded)
 
 
 def fill(
@@ -233,6 +246,7 @@ def fill(
     start_token: int | None = None,
     caption_rows: Sequence[int] = (),
     image_rows: Sequence[int] = (),
+    prompts: NDArray[np.int64] | None = None,
 ) -> Batch:
     """The batch of a layout, on the device of the tokens. Nothing waits for a GPU.
 
@@ -244,44 +258,56 @@ def fill(
         start_token: see `pack`.
         caption_rows: see `Batch`.
         image_rows: see `Batch`.
+        prompts: (Q,) token ids of the images' prompts, one prompt after another; None: no image has one.
     """
-    num_images, prefix_length, num_inputs = layout.shape.images, layout.prefix_length, layout.shape.input_ids
-    num_captions, positions = len(layout.lengths), layout.shape.rows * layout.shape.length
+    num_images, prefix_length, num_captions = layout.shape.images, layout.prefix_length, len(layout.lengths)
+    positions = layout.shape.rows * layout.shape.length
     before = np.cumsum(layout.lengths) - layout.lengths  # (C,) tokens of earlier captions
-    caption_table = np.concatenate((layout.owner, layout.caption_start, token_start, before, layout.lengths))
-    numbers = to_device(np.concatenate((layout.image_start, caption_table)), tokens.device)  # (I + 5 * C,) in one copy
-    image_start, table = numbers[:num_images], numbers[num_images:].view(5, num_captions)  # (I,), (5, C)
-    owner, lengths = table[0], table[4]  # (C,)
+    # (C,) the position from which the first token of each caption is predicted: the last of its prefix and prompt.
+    first_logit = (layout.image_start + prefix_length + layout.prompt_lengths)[layout.owner] - 1
+    columns = (layout.owner, layout.caption_start, token_start, before, first_logit, layout.lengths)
+    # Of each prompt token: its image, and its offset from the beginning of the image's prefix.
+    prompt_image = np.repeat(np.arange(num_images), layout.prompt_lengths)  # (Q,)
+    prompts_before = np.cumsum(layout.prompt_lengths) - layout.prompt_lengths  # (I,) tokens of earlier prompts
+    prompt_offset = prefix_length + np.arange(len(prompt_image)) - prompts_before[prompt_image]  # (Q,)
+    by_token = (prompt_image, prompt_offset, np.empty(0, np.int64) if prompts is None else prompts)
+    num_inputs = layout.shape.input_ids - len(prompt_image)  # N - C
+    numbers = to_device(np.concatenate((layout.image_start, *columns, *by_token)), tokens.device)  # one copy
+    image_start, of_captions, of_prompts = numbers.split((num_images, 6 * num_captions, 3 * len(prompt_image)))
+    table, (prompt_images, prompt_offsets, prompt_ids) = of_captions.view(6, -1), of_prompts.view(3, -1)  # (6, C), (Q,)
+    owner, lengths = table[0], table[5]  # (C,)
     arange = partial(torch.arange, device=tokens.device)
 
-    # Targets: a token is predicted from the position before it; the first of a caption from the last prefix vector.
+    # Targets: a token is predicted from the position before it; the first of a caption from the end of its prompt.
     caption = torch.repeat_interleave(lengths, output_size=num_inputs + num_captions)  # (N,) of each token
-    image, first_position, first_token, before_caption, _ = table.index_select(1, caption)  # (N,) each
+    _, first_position, first_token, before_caption, first_logit_of, _ = table.index_select(1, caption)  # (N,) each
     offset = arange(len(caption)) - before_caption  # (N,) from 0 in each caption
     targets = tokens[first_token + offset].long()  # (N,)
-    logit_index = torch.where(offset == 0, image_start[image] + prefix_length, first_position + offset) - 1  # (N,)
+    logit_index = torch.where(offset == 0, first_logit_of, first_position + offset - 1)  # (N,)
     if start_token is not None:  # and the start token, once for each caption, from the vector before it
         logit_index = torch.cat((logit_index, image_start[owner] + prefix_length - 2))
         targets = torch.cat((targets, targets.new_full((num_captions,), start_token)))
 
-    # Inputs: all prefix vectors, then all tokens but the last of each caption.
+    # Inputs: all prefix vectors, then all prompts, then all tokens but the last of each caption.
     caption = torch.repeat_interleave(lengths - 1, output_size=num_inputs)  # (N - C,)
-    image, first_position, first_token, before_caption, _ = table.index_select(1, caption)  # (N - C,) each
+    image, first_position, first_token, before_caption, first_logit_of, _ = table.index_select(1, caption)  # (N - C,)
     offset = arange(num_inputs) - (before_caption - caption)  # (N - C,), without the last token of earlier captions
     prefix_index = image_start.unsqueeze(1) + arange(prefix_length)  # (I, P)
+    prompt_index = image_start[prompt_images] + prompt_offsets  # (Q,)
     token_index = first_position + offset  # (N - C,)
-    input_index = torch.cat((prefix_index.flatten(), token_index))  # (I * P + N - C,)
+    input_index = torch.cat((prefix_index.flatten(), prompt_index, token_index))  # (I * P + Q + N - C,)
 
     # What is at each of the R * L positions.
-    prefix_image = arange(num_images).repeat_interleave(prefix_length)  # (I * P,)
-    images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, torch.cat((prefix_image, image)))
+    image_of_input = torch.cat((arange(num_images).repeat_interleave(prefix_length), prompt_images, image))
+    images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, image_of_input)
     captions = input_index.new_full((positions,), _PREFIX).index_copy_(0, token_index, caption)
-    offsets = torch.cat((arange(prefix_length).repeat(num_images), prefix_length + offset))  # (I * P + N - C,)
+    first_offset = first_logit_of - image_start[image] + 1  # (N - C,) prefix vectors and prompt tokens before
+    offsets = torch.cat((arange(prefix_length).repeat(num_images), prompt_offsets, first_offset + offset))
     position_ids = input_index.new_zeros(positions).index_copy_(0, input_index, offsets)
     rows = (layout.shape.rows, layout.shape.length)
     batch = Batch(
         embeddings,
-        input_ids=tokens[first_token + offset].long(),
+        input_ids=torch.cat((prompt_ids, tokens[first_token + offset].long())),
         input_index=input_index,
         images=images.view(rows),
         captions=captions.view(rows),
@@ -304,6 +330,7 @@ def pack(
     image_rows: Sequence[int] = (),
     start_token: int | None = None,
     shapes: Sequence[BatchShape] = (),
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> Batch:
     """Pack captions of images into rows.
 
@@ -317,6 +344,8 @@ def pack(
         start_token: id of the token that ends every prefix, if it is to be predicted too, once for each caption, as in
             MacCap's released code; None: only the captions are predicted.
         shapes: the batch is padded to the first of these that holds it; if none does, it stays as it is.
+        prompts: token ids of a text about each of I images, which are read between its prefix and its captions and not
+            predicted; an image may have none. None: no image has any.
 
     Examples:
         >>> batch = pack(torch.randn(2, 512), [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], prefix_length=2)
@@ -326,13 +355,23 @@ def pack(
         tensor([[-1, -1,  0,  0,  1, -1, -1,  2,  2, -1, -1, -1, -1, -1, -1, -1]])
         >>> batch.logit_index  # the first token of a caption is predicted from the last prefix vector
         tensor([1, 2, 3, 1, 4, 6, 7, 8])
+        >>> batch = pack(torch.randn(1, 512), [[5, 6, 0], [7, 0]], [0, 0], prefix_length=2, prompts=[[3, 4]])
+        >>> batch.input_ids, batch.position_ids  # both captions follow the prompt
+        (tensor([3, 4, 5, 6, 7]), tensor([[0, 1, 2, 3, 4, 5, 4, 0]]))
     """
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))  # (C,)
-    flat = np.concatenate([np.empty(0, np.int64), *tokens], dtype=np.int64, casting="unsafe")  # (N,)
+    flat, lengths = flatten(tokens)  # (N,), (C,)
     owner, learned = np.asarray(image_of_caption, np.int64), start_token is not None
-    layout = lay_out(lengths, owner, len(embeddings), prefix_length, learned, shapes)
+    prompt_ids, prompt_lengths = (None, None) if prompts is None else flatten(prompts)
+    layout = lay_out(lengths, owner, len(embeddings), prefix_length, learned, shapes, prompt_lengths)
     first_token = np.cumsum(lengths) - lengths  # (C,)
-    return fill(layout, embeddings, torch.from_numpy(flat), first_token, start_token, caption_rows, image_rows)
+    rows = caption_rows, image_rows
+    return fill(layout, embeddings, torch.from_numpy(flat), first_token, start_token, *rows, prompt_ids)
+
+
+def flatten(rows: Sequence[Sequence[int] | NDArray[np.integer]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of all rows, one row after another, and (rows,) the length of each."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.concatenate([np.empty(0, np.int64), *rows], dtype=np.int64, casting="unsafe"), lengths
 
 
 def to_device(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
