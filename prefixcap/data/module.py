@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 from prefixcap.captioner import Captioner
 from prefixcap.data.dataset import CaptionDataset
 from prefixcap.data.device import DeviceCopy, features_bytes
+from prefixcap.data.prompts import PromptFunction, PromptTokens
 from prefixcap.data.shapes import choose_shapes
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.data.tokens import CaptionTokens, Tokens
@@ -24,6 +25,7 @@ from prefixcap.features import Feature
 from prefixcap.packing import Batch
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.utils.hardware import free_memory_bytes
+from prefixcap.utils.options import Positive, check_value
 
 _DRAWN_BATCHES, _DRAWN_CAPTIONS = 256, 100_000  # at most, to choose the shapes of batches by
 _DEVICE_SHARE = 4  # the training data take at most this part of a device's free memory
@@ -53,6 +55,9 @@ class CaptionData(L.LightningDataModule):
             ones padded, and padding is learned like other tokens. Validation captions are not changed.
         on_device: copy the training data to the device that trains, and make training batches there, without worker
             processes; "auto": on a GPU, where they fit in a quarter of its free memory. The batches are the same.
+        prompts: gives each image a text of its own, which is read before its captions and not predicted; where training
+            is from text, each caption. It may draw texts anew for each epoch. None: no image has one.
+        max_prompt_tokens: cut longer prompts, which lose their last words; None: none is cut.
 
     Attributes:
         fixed_shapes: pad training batches to at most four shapes, which CUDA graphs need; a rare larger one keeps its
@@ -77,6 +82,8 @@ class CaptionData(L.LightningDataModule):
         from_text: bool = False,
         released_tokens: bool = False,
         on_device: Literal["auto"] | bool = "auto",
+        prompts: PromptFunction | None = None,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if from_text and group_captions:
@@ -84,6 +91,10 @@ class CaptionData(L.LightningDataModule):
                 "group_captions is for captions that share an image's features, and in training on text each "
                 "has its own: leave it out"
             )
+        if max_prompt_tokens is not None:
+            if prompts is None:
+                raise InputError("max_prompt_tokens cuts prompts: give prompts, too, or leave it out")
+            max_prompt_tokens = check_value("max_prompt_tokens", max_prompt_tokens, Positive)
         self.batch_size = batch_size
         self.num_workers = (2 if torch.cuda.is_available() else 0) if num_workers is None else num_workers
         self.seed = seed
@@ -112,6 +123,12 @@ class CaptionData(L.LightningDataModule):
         self.train_tokens = CaptionTokens(self.train_split, captioner, max_caption_tokens, folder, released_tokens)
         self.learned_start = captioner.language_model.start_token if released_tokens and captioner.start_token else None
         self.val_tokens = CaptionTokens(self.val_split, captioner, max_caption_tokens, folder)
+        self.train_prompts, self.val_prompts = (
+            None if prompts is None else PromptTokens(prompts, split, captioner, from_text, max_prompt_tokens)
+            for split in (self.train_split, self.val_split)
+        )
+        if prompts is not None:
+            self.longest()  # an image whose captions do not fit after its prompt is refused now
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what the order of training captions depends on."""
@@ -125,38 +142,47 @@ class CaptionData(L.LightningDataModule):
         """Restore a `state_dict`: within an epoch, a run can continue only with the same batches."""
         self._before = state_dict
 
-    def longest(self) -> tuple[Tensor, list[Tokens], int]:
+    def longest(self) -> tuple[Tensor, list[Tokens], int, list[str]]:
         """Data to check a language model with before it is trained.
 
         Returns:
             (2, …) features of two training images; the token ids of a caption of each, the first about as long as any;
-            and the most positions that an image has in a row, in training or in validation.
+            the most positions that an image has in a row, in training or in validation; and the prompts of the two
+            images, none if no image has one.
         """
-        captions = self._dataset(self.train_split, self.train_tokens, by_image=False)
+        captions = self._dataset(self.train_split, by_image=False)
         longest, positions = captions.longest()
         rows = np.array([longest, len(captions) - 1 if longest == 0 else 0])
-        by_image = [self._dataset(self.val_split, self.val_tokens, by_image=True)]
+        by_image = [self._dataset(self.val_split, by_image=True)]
         if self.group_captions:
-            by_image.append(self._dataset(self.train_split, self.train_tokens, by_image=True))
+            by_image.append(self._dataset(self.train_split, by_image=True))
         most_positions = max(positions, *(dataset.longest()[1] for dataset in by_image))
-        return captions.__getitems__(rows.tolist()).embeddings, self.train_tokens[rows], most_positions
+        batch = captions.__getitems__(rows.tolist())
+        return batch.embeddings, self.train_tokens[rows], most_positions, batch.prompts
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a prompt of an image, among those with the most bytes; 0 without prompts."""
+        return max(0 if prompts is None else prompts.longest for prompts in (self.train_prompts, self.val_prompts))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Captions, or images with all their captions, in random order; an epoch's last batch may be smaller."""
-        dataset = self._dataset(self.train_split, self.train_tokens, self.group_captions, self.learned_start)
+        dataset = self._dataset(self.train_split, self.group_captions, self.learned_start)
+        dataset.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         size, items = self.batch_size, range(len(dataset))
         if self.group_captions:
             items = np.unique(self.train_split.caption_images[:])  # type: ignore[assignment]  # is indexed like a range
             size = max(1, round(size * len(items) / len(self.train_split.captions)))
         dataset.copy = self._device_copy(dataset)
         taken = lambda: size * self._batches_taken()  # noqa: E731
-        loader = self._loader(Subset(dataset, items), size, ShuffledSampler(len(items), self.seed, taken))
-        loader.begin = partial(self._fix_shapes, dataset, items, size)
+        sampler = ShuffledSampler(len(items), self.seed, taken)
+        loader = self._loader(Subset(dataset, items), size, sampler)
+        loader.begin = partial(self._begin_epoch, dataset, sampler, items, size)
         return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Images in the store's order."""
-        return self._loader(self._dataset(self.val_split, self.val_tokens, by_image=True), self.batch_size, None)
+        return self._loader(self._dataset(self.val_split, by_image=True), self.batch_size, None)
 
     def _batches_taken(self) -> int:
         """The number of this epoch's training batches before the run was stopped, after which it continues."""
@@ -170,8 +196,10 @@ class CaptionData(L.LightningDataModule):
         self._before = {}
         return taken
 
-    def _fix_shapes(self, dataset: CaptionDataset, items: Sequence[int], size: int) -> None:
-        """Choose the shapes of training batches, if they are to have few."""
+    def _begin_epoch(self, dataset: CaptionDataset, sampler: ShuffledSampler, items: Sequence[int], size: int) -> None:
+        """Tell the data set the epoch, and choose the shapes of training batches, if they are to have few."""
+        assert dataset.epoch is not None
+        dataset.epoch.fill_(sampler.epoch)
         if self.fixed_shapes and not dataset.shapes:
             drawn = islice(self._draws(items, size), min(_DRAWN_BATCHES, -(-_DRAWN_CAPTIONS // self.batch_size)))
             dataset.shapes = choose_shapes([dataset.layout(batch) for batch in drawn])
@@ -198,10 +226,10 @@ class CaptionData(L.LightningDataModule):
             self._copy = DeviceCopy(dataset.features, dataset.tokens, device)
         return self._copy
 
-    def _dataset(
-        self, split: StoreSplit, tokens: CaptionTokens, by_image: bool, start_token: int | None = None
-    ) -> CaptionDataset:
-        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token)
+    def _dataset(self, split: StoreSplit, by_image: bool, start_token: int | None = None) -> CaptionDataset:
+        training = split is self.train_split
+        tokens, prompts = (self.train_tokens, self.train_prompts) if training else (self.val_tokens, self.val_prompts)
+        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token, prompts)
 
     def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> "_Loader":
         in_place = sampler is not None and self._copy is not None  # batches are made on the device
@@ -229,7 +257,12 @@ class _Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         self.begin()
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except InputError as error:
+            if not (message := str(error)).startswith("Caught "):
+                raise
+            raise InputError(message.rpartition("InputError: ")[2].strip()) from error  # without a worker's traceback
 
 
 def require_match(store: FeatureStore, captioner: Captioner) -> None:

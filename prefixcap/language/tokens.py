@@ -1,5 +1,6 @@
 """Tokenize texts as plain text: nothing in them becomes a special token."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefixcap.errors import InputError
@@ -30,12 +31,17 @@ def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | None) ->
         >>> tokenize_prompt(tokenizer, "A red ") == tokenize_prompt(tokenizer, "A red")
         True
     """
-    prompt = "" if prompt is None else prompt
-    if not isinstance(prompt, str):
-        raise InputError(f"prompt must be one text, not {shortened(prompt)}")
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise InputError(f"prompt {shortened(prompt)} has half of a surrogate pair: give it in Unicode")
-    return tokenize_texts(tokenizer, [prompt.strip()])[0]
+    return tokenize_prompts(tokenizer, ["" if prompt is None else prompt])[0]
+
+
+def tokenize_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of several prompts, each as `tokenize_prompt` returns them."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt must be one text, not {shortened(prompt)}")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InputError(f"prompt {shortened(prompt)} has half of a surrogate pair: give it in Unicode")
+    return tokenize_texts(tokenizer, [prompt.strip() for prompt in prompts])
 
 
 def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

@@ -118,11 +118,13 @@ class CaptionTraining(L.LightningModule):
             self._require_same_reading(data)
 
     def _require_same_reading(self, data: CaptionData) -> None:
-        embeddings, captions, positions = data.longest()
+        embeddings, captions, positions, texts = data.longest()
+        language_model, sampled = self.captioner.language_model, self.objective.max_positions
+        prompts = [language_model.tokenize_prompt(text) for text in texts] or None
         with undisturbed(self.captioner), unsharded(self.captioner):
             prefix = self.captioner.prefix(embeddings if self.noise is None else self.noise(embeddings))
-            longest = max(positions, self.objective.max_positions)
-            require_same_reading(self.captioner.language_model, prefix, captions, longest)
+            longest = max(positions, sampled + data.longest_prompt if sampled else 0)
+            require_same_reading(language_model, prefix, captions, longest, prompts)
         self._reading_checked = True
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -172,8 +174,9 @@ class CaptionTraining(L.LightningModule):
         self.val_loss.update(self.captioner.loss(batch, weights) / tokens.clamp(min=1), weight=tokens)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=len(batch.image_rows))
         with unsharded(self.captioner):
+            prompts: dict[str, Any] = {"prompts": batch.prompts} if batch.prompts else {}
             captions = self.captioner.caption(
-                batch.embeddings, "greedy", len(batch.image_rows), max_tokens=self.max_tokens
+                batch.embeddings, "greedy", len(batch.image_rows), max_tokens=self.max_tokens, **prompts
             )
         ids = [self.val_split.ids[row] for row in batch.image_rows]
         self.val_captions |= dict(zip(ids, captions, strict=True))

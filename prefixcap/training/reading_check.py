@@ -54,7 +54,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def require_same_reading(
-    language_model: LanguageModel, prefix: Tensor, captions: Sequence[Tokens], positions: int
+    language_model: LanguageModel,
+    prefix: Tensor,
+    captions: Sequence[Tokens],
+    positions: int,
+    prompts: Sequence[Tokens] | None = None,
 ) -> None:
     """Check that a language model reads captions packed into rows, by their embeddings, and from its cache, as it reads
     each by itself.
@@ -68,13 +72,14 @@ def require_same_reading(
         prefix: (2, P, E) prefixes of two images.
         captions: token ids of one caption of each, with the end token: real ones, the first about as long as any.
         positions: the longest that one image, with all its captions, is in a row.
+        prompts: token ids of the prompt of each of the two images; None: there are none.
 
     Raises:
         InputError: the model reads them differently, or fails.
     """
     rounding = _rounding(language_model)
     try:
-        for what, actual, expected in _readings(language_model, prefix, captions, positions):
+        for what, actual, expected in _readings(language_model, prefix, captions, positions, prompts or ((), ())):
             difference, size = (actual.float() - expected.float()).norm(), expected.float().norm()
             # `FiniteLoss` reports values that are not finite, with their captions.
             if size.isfinite() and not difference <= rounding * size:
@@ -98,7 +103,11 @@ def _unfit(language_model: LanguageModel, problem: str) -> InputError:
 
 
 def _readings(
-    language_model: LanguageModel, prefix: Tensor, captions: Sequence[Tokens], positions: int
+    language_model: LanguageModel,
+    prefix: Tensor,
+    captions: Sequence[Tokens],
+    positions: int,
+    prompts: Sequence[Tokens],
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What is compared: a description, the result as in training or decoding, and the model's own."""
     tokens = [list(map(int, caption)) for caption in captions]
@@ -113,7 +122,8 @@ def _readings(
     cut = f" (its window of {window} counts along the row: max_caption_tokens may cut captions so that they fit)"
     row = f"reads captions in one row, up to {positions} positions of an image, differently than each by itself"
     row += cut if window and window < positions else ""
-    for actual, expected in zip(*_by_rows(language_model, prefix, tokens, positions), strict=True):
+    prompt_ids = [list(map(int, prompt)) for prompt in prompts]
+    for actual, expected in zip(*_by_rows(language_model, prefix, tokens, positions, prompt_ids), strict=True):
         yield row, actual, expected
 
 
@@ -146,12 +156,17 @@ def _centered(logits: Tensor) -> Tensor:
 
 
 def _by_rows(
-    language_model: LanguageModel, prefix: Tensor, captions: list[list[int]], positions: int
+    language_model: LanguageModel,
+    prefix: Tensor,
+    captions: list[list[int]],
+    positions: int,
+    prompts: list[list[int]],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The loss and gradients of some captions in rows of many, and of the same captions each by itself."""
-    owners, tokens, compared = _layout(prefix.shape[1], captions, positions)
-    images = torch.tensor([0] + [1] * owners[-1])  # the prefix of each image: the first or the second
-    batch = pack(images, tokens, owners, prefix.shape[1]).to(prefix.device)
+    owners, tokens, compared = _layout(prefix.shape[1] + len(prompts[0]), captions, positions)
+    images = torch.tensor([0] + [1] * owners[-1])  # the prefix and prompt of each image: the first or the second
+    own_prompts = [prompts[image] for image in images.tolist()]
+    batch = pack(images, tokens, owners, prefix.shape[1], prompts=own_prompts).to(prefix.device)
     weights = torch.cat([torch.full((len(row),), float(index in compared)) for index, row in enumerate(tokens)])
     prefix = prefix.clone().requires_grad_()
     trained = [weight for weight in language_model.parameters() if weight.requires_grad]
@@ -162,7 +177,10 @@ def _by_rows(
         return token_cross_entropy(states, head.weight, head.bias, batch.targets, weights.to(prefix.device))
 
     def separate() -> Tensor:
-        losses = [_loss(language_model, prefix[images[owners[index]]], tokens[index]) for index in compared]
+        losses = []
+        for index in compared:
+            image = int(images[owners[index]])
+            losses.append(_loss(language_model, prefix[image], prompts[image], tokens[index]))
         return torch.stack(losses).sum()
 
     return _with_gradients(packed, leaves), _with_gradients(separate, leaves)
@@ -190,11 +208,12 @@ def _layout(
     return owners, first_image + others, sorted({0, len(first_image) - 1, len(owners) - 1})
 
 
-def _loss(language_model: LanguageModel, prefix: Tensor, caption: list[int]) -> Tensor:
-    """Negative log-probability of a caption after a (P, E) prefix, by the model's own forward pass."""
+def _loss(language_model: LanguageModel, prefix: Tensor, prompt: list[int], caption: list[int]) -> Tensor:
+    """Negative log-probability of a caption after a (P, E) prefix and a prompt, by the model's own forward pass."""
     targets = torch.tensor(caption, device=prefix.device)  # (L,)
-    embeddings = torch.cat((prefix, language_model.embed(targets[:-1]))).unsqueeze(0)  # (1, P + L - 1, E)
-    logits = language_model.model(inputs_embeds=embeddings, use_cache=False).logits[0, len(prefix) - 1 :]
+    input_ids = torch.tensor(prompt + caption[:-1], dtype=torch.long, device=prefix.device)  # (prompt + L - 1,)
+    embeddings = torch.cat((prefix, language_model.embed(input_ids))).unsqueeze(0)  # (1, P + prompt + L - 1, E)
+    logits = language_model.model(inputs_embeds=embeddings, use_cache=False).logits[0, -len(caption) :]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 

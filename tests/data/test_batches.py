@@ -129,7 +129,7 @@ def test_batches_made_on_the_device_are_the_usual_ones(
             assert one.caption_rows == other.caption_rows and one.image_rows == other.image_rows
             for name, value in tensors(one).items():
                 torch.testing.assert_close(tensors(other)[name], value, rtol=0, atol=0)
-    copy = data._device_copy(data._dataset(data.train_split, data.train_tokens, False))
+    copy = data._device_copy(data._dataset(data.train_split, by_image=False))
     assert copy is not None and copy.features.dtype == torch.float16  # as in the store
 
 

@@ -233,7 +233,7 @@ def test_the_longest_image_of_the_data_is_known(grouped: bool, tmp_path: Path) -
     data = CaptionData(
         make_store(tmp_path / "store", captions=texts), captioner_of(tiny_model("gpt2", {})), group_captions=grouped
     )
-    embeddings, tokens, positions = data.longest()
+    embeddings, tokens, positions, _ = data.longest()
     lm = tiny_model("gpt2", {})
     sizes = [[len(row) - 1 for row in lm.tokenize(list(own))] for own in texts]
     assert positions == 4 + max(map(sum, sizes)) and len(tokens[0]) - 1 == max(map(max, sizes))

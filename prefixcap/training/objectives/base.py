@@ -23,7 +23,7 @@ class Objective:
     Attributes:
         fewest_steps: with fewer steps of training, a warning says that little is learned.
         max_positions: if `prepare` changes the captions, the most positions of an image: its prefix and all of its
-            captions, without the last token of each.
+            captions, without the last token of each, and without its prompt.
         capturable: whether a CUDA graph may replay the objective: it only computes with tensors on the batch's device,
             reads no value of one in Python, and gives all of them shapes that follow from the batch's. Moreover
             `caption_rows` and `image_rows` are those of another batch then.

@@ -5,7 +5,7 @@ Shapes: B images of a batch, K samples an image, D width of the encoder's embedd
 B · K samples), H width of the last hidden states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -76,13 +76,18 @@ class SelfCritical(Objective):
         """K captions sampled for each image, in place of those in the data. They are judged on another thread while
         the language model reads them."""
         images = np.repeat(np.arange(len(batch.embeddings)), self.draws)  # (B·K,) image of each sample
-        tokens = self.sample(noisy.embeddings)
+        prompts = [self.captioner.language_model.tokenize_prompt(text) for text in batch.prompts]
+        tokens = self.sample(noisy.embeddings, prompts or None)
         captions = [self.captioner.language_model.detokenize(row) for row in tokens]
         rows = [batch.image_rows[image] for image in images]
         embeddings = batch.embeddings[torch.from_numpy(images)]  # (B·K, D)
         self._rewards = self._thread.submit(self.reward, captions, rows, embeddings)
         self._sample_lengths = list(map(len, tokens))
-        sampled = pack(noisy.embeddings, tokens, images, self.captioner.prefix_length, image_rows=batch.image_rows)
+        sampled = pack(
+            noisy.embeddings, tokens, images, self.captioner.prefix_length, image_rows=batch.image_rows,
+            prompts=prompts or None,
+        )  # fmt: skip
+        sampled.prompts = batch.prompts
         return sampled.to(self.captioner.device)
 
     def __call__(self, states: Tensor, batch: Batch) -> Tensor:
@@ -103,11 +108,12 @@ class SelfCritical(Objective):
         return {"train_reward": torch.tensor(self._rewards.result().mean())}
 
     @torch.no_grad()
-    def sample(self, embeddings: Tensor) -> list[list[int]]:
+    def sample(self, embeddings: Tensor, prompts: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
         """Captions drawn from the language model at the temperature, without dropout.
 
         Args:
             embeddings: (B, D) of the images.
+            prompts: token ids of each image's prompt; None: no image has one.
 
         Returns:
             Token ids of B · K captions, those of an image next to each other; each ends with the end token, unless it
@@ -118,12 +124,26 @@ class SelfCritical(Objective):
         captioner.eval()
         with unsharded(captioner):
             prefix = captioner.prefix(embeddings).to(getattr(torch, language_model.dtype))
-            drawn = decode(
-                language_model, prefix, "nucleus", self.draws,
-                top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
-            )  # fmt: skip
+            drawn = self._decode(prefix, [()] * len(prefix) if prompts is None else prompts)
         captioner.train(training)
         end = [language_model.eos_token_id]
         return [
             caption + end if len(caption) < self.sample_tokens else caption for samples in drawn for caption in samples
         ]
+
+    def _decode(self, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+        """K samples after the (B, P, E) prefix and the prompt of each image. Images whose prompts are of one length are
+        decoded together."""
+        language_model, lengths = self.captioner.language_model, np.array(list(map(len, prompts)))
+        drawn: list[list[list[int]]] = [[] for _ in prompts]
+        for length in np.unique(lengths):
+            images = np.flatnonzero(lengths == length).tolist()
+            input_ids = torch.tensor([prompts[image] for image in images], dtype=torch.long, device=prefix.device)
+            words = language_model.embed(input_ids).to(prefix.dtype)  # (images, length, E)
+            samples = decode(
+                language_model, torch.cat((prefix[images], words), dim=1), "nucleus", self.draws,
+                top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
+            )  # fmt: skip
+            for image, own in zip(images, samples, strict=True):
+                drawn[image] = own
+        return drawn
