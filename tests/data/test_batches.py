@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
@@ -15,9 +16,16 @@ from prefixcap.data import CaptionData
 from prefixcap.data import device as device_module
 from prefixcap.errors import OptionError
 from prefixcap.packing import Batch
-from prefixcap.store import ImageRecord, StoreWriter, join
+from prefixcap.store import ImageRecord, StoreSplit, StoreWriter, join
 from prefixcap.training import CaptionTraining
 from tests.conftest import IDENTITY, small_lm
+
+
+def drawn_prompts(split: StoreSplit, rows: NDArray[np.int64], epoch: int | None) -> list[str]:
+    """None to five words, others in each epoch."""
+    drawn = [np.random.default_rng((7, epoch or 0, row)) for row in rows.tolist()]
+    return [" ".join(generator.choice(["star", "ring", "tree"], generator.integers(6))) for generator in drawn]
+
 
 KINDS: dict[str, dict[str, Any]] = {
     "alone": {},
@@ -26,6 +34,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": {"from_text": True},
     "released": {"from_text": True, "released_tokens": True, "max_caption_tokens": 9},
     "patches": {"group_captions": True},
+    "prompts": {"prompts": drawn_prompts},
+    "grouped, prompts": {"prompts": drawn_prompts, "group_captions": True, "max_prompt_tokens": 3},
+    "text, prompts": {"prompts": drawn_prompts, "from_text": True},
+    "released, prompts": {
+        "prompts": drawn_prompts,
+        "from_text": True,
+        "released_tokens": True,
+        "max_caption_tokens": 9,
+    },
 }
 
 
@@ -58,7 +75,7 @@ def make(kind: str) -> Captioner:
     torch.manual_seed(0)
     mapper = {"name": "query", "layers": 1, "width": 16} if kind == "patches" else {"name": "mlp"}
     lm = small_lm()
-    return Captioner(lm.requires_grad_(True), IDENTITY, mapper | {"prefix_length": 4}, start_token=kind == "released")
+    return Captioner(lm.requires_grad_(True), IDENTITY, mapper | {"prefix_length": 4}, start_token="released" in kind)
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
@@ -97,6 +114,7 @@ def test_batches_of_few_shapes_have_the_losses_and_gradients_of_the_usual_ones(k
     rest = list(padded_loader)[3:]
     assert [batch.shape for batch in resumed] == [batch.shape for batch in rest]
     assert [batch.caption_rows for batch in resumed] == [batch.caption_rows for batch in rest]
+    assert [batch.prompts for batch in resumed] == [batch.prompts for batch in rest]
 
 
 def stopped_after(batches: int) -> Any:
@@ -127,6 +145,7 @@ def test_batches_made_on_the_device_are_the_usual_ones(
         assert len(found[0]) == len(found[1]) > 6
         for one, other in zip(*found, strict=True):
             assert one.caption_rows == other.caption_rows and one.image_rows == other.image_rows
+            assert one.prompts == other.prompts
             for name, value in tensors(one).items():
                 torch.testing.assert_close(tensors(other)[name], value, rtol=0, atol=0)
     copy = data._device_copy(data._dataset(data.train_split, by_image=False))
