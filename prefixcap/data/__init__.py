@@ -2,5 +2,6 @@
 
 from prefixcap.data.dataset import CaptionDataset
 from prefixcap.data.module import CaptionData, require_match
+from prefixcap.data.prompts import PromptFunction
 
-__all__ = ["CaptionData", "CaptionDataset", "require_match"]
+__all__ = ["CaptionData", "CaptionDataset", "PromptFunction", "require_match"]

@@ -66,7 +66,8 @@ class CaptionData(L.LightningDataModule):
     Raises:
         InputError: there is no such store; it was made by another encoder; it has no split "train" or "val", or not the
             features that the mapper reads; its embeddings are on another scale than the captioner reads; a caption does
-            not fit the language model's context; or captions are to be grouped though each has its own embedding.
+            not fit the language model's context, by itself or after its prompt; a prompt is no text; or captions are to
+            be grouped though each has its own embedding.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from prefixcap.errors import InputError
 from prefixcap.language import LanguageModel, load_language_model
 from prefixcap.language.masks import attention_masks
 from prefixcap.packing import pack
-from prefixcap.training import CaptionTraining
+from prefixcap.training import CaptionTraining, reading_check
 from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.zeroshot.caption_lm import CaptionLMTraining, CaptionTexts
 from tests.conftest import plain_loss
@@ -51,6 +51,23 @@ def gradients(captioner: Captioner, loss: Tensor) -> list[Tensor]:
     """Of the mapper's weights and the language model's first."""
     weights = [*captioner.mapper.parameters(), next(captioner.language_model.parameters())]
     return list(torch.autograd.grad(loss, weights))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_prompts_are_read_in_rows_as_by_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = captioner_of(tiny_model(name, {}))
+    prefix = captioner.prefix(torch.randn(2, 16)).detach()
+
+    def check_prompts(*prompts: list[int]) -> None:
+        with undisturbed(captioner):
+            require_same_reading(captioner.language_model, prefix, captions()[:2], POSITIONS, prompts)
+
+    check_prompts([7, 8, 9], [])
+    check_prompts([], [5])
+    monkeypatch.setattr(reading_check, "pack", lambda *given, prompts: pack(*given))  # as if they were not read
+    check_prompts([], [])
+    with pytest.raises(InputError, match="reads captions in one row, up to 60 positions of an image, differently"):
+        check_prompts([7, 8, 9], [])
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
