@@ -9,10 +9,11 @@ is no chair.
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
+
+from prefixcap.vocabulary import Phrases, forms
 
 # Each line: a category, by COCO's name, which is a word for itself, and other words. Plurals are made of all of them.
 _LISTED = """
@@ -144,13 +145,6 @@ _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "
 _VEHICLES = ("car", "airplane", "bus", "train", "boat")
 _KIN = ("baby", "adult", "mother", "father", "mom", "dad")  # of animals, too
 
-_IRREGULAR = {
-    "child": "children", "knife": "knives", "calf": "calves", "goose": "geese", "mouse": "mice", "ox": "oxen",
-    "person": "people", "sheep": "sheep", "human": "humans", "passerby": "passersby",
-    "someone": "someone", "somebody": "somebody", "persons": "persons", "aircraft": "aircraft",
-    "craft": "craft", "scissors": "scissors", "shears": "shears", "skis": "skis",
-}  # fmt: skip
-
 
 class Mention(NamedTuple):
     """A word or a compound of a caption that names an object.
@@ -177,67 +171,23 @@ def mentions(caption: str) -> tuple[Mention, ...]:
         >>> mentions("train tracks")
         ()
     """
-    tokens = _TOKENS.findall(caption.lower())
-    phrases = _phrases()
-    named = []
-    start = 0
-    while start < len(tokens):
-        length = 1
-        for words, category in phrases.get(tokens[start], ()):
-            if words == tuple(tokens[start : start + len(words)]):
-                length = len(words)
-                if category is not None:
-                    named.append(Mention(" ".join(words), category))
-                break
-        start += length
+    named = [Mention(words, category) for words, category in _phrases().mentions(caption) if category is not None]
     if any(mention.category == "toilet" for mention in named):  # "the seat of a toilet"
         named = [mention for mention in named if mention.words not in ("seat", "seats")]
     return tuple(named)
 
 
-_TOKENS = re.compile(r"[^\W\d_]+|[^\w\s'\u2019-]")  # words of letters, and the signs that separate them
-
-
 @cache
-def _phrases() -> dict[str, list[tuple[tuple[str, ...], str | None]]]:
-    """By first word: phrases that begin with it, the longest first, with the category that they mention, if any."""
+def _phrases() -> Phrases[str | None]:
+    """All words and phrases, with the category that they mention, if any."""
     named: dict[str, str | None] = {
-        number: category for category, words in WORDS.items() for word in words for number in _numbers(word)
+        form: category for category, words in WORDS.items() for word in words for form in forms(word)
     }
     animals, vehicles = ([word for category in group for word in WORDS[category]] for group in (_ANIMALS, _VEHICLES))
     qualified = [f"{kin} {animal}" for kin in _KIN for animal in animals]
     qualified += [f"{who} {vehicle}" for who in ("passenger", "commuter") for vehicle in vehicles]
     for phrase in qualified:
         category = named[phrase.split(" ", 1)[1]]
-        named |= dict.fromkeys(_numbers(phrase), category)
+        named |= dict.fromkeys(forms(phrase), category)
     nothing = [*_NO_OBJECTS, *(f"{kin} animal" for kin in _KIN)]
-    named |= dict.fromkeys(chain.from_iterable(map(_numbers, nothing)))
-    phrases: dict[str, list[tuple[tuple[str, ...], str | None]]] = {}
-    for phrase in sorted(named, key=lambda phrase: -phrase.count(" ")):
-        words = tuple(phrase.split(" "))
-        phrases.setdefault(words[0], []).append((words, named[phrase]))
-    return phrases
-
-
-def _numbers(phrase: str) -> Iterator[str]:
-    """Singular and plural of a word, or of the last word of a compound."""
-    yield phrase
-    before, _, last = phrase.rpartition(" ")
-    yield f"{before} {_plural(last)}".strip()
-    if last.endswith("bus"):
-        yield f"{phrase}ses"
-
-
-def _plural(word: str) -> str:
-    """
-    Examples:
-        >>> [_plural(word) for word in ("woman", "bench", "puppy", "donkey", "bus", "knife", "sheep")]
-        ['women', 'benches', 'puppies', 'donkeys', 'buses', 'knives', 'sheep']
-    """
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    if word.endswith("man"):
-        return word[:-3] + "men"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return Phrases(named | dict.fromkeys(chain.from_iterable(map(forms, nothing))))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixcap.metrics.cache import Arrays, cached
+from prefixcap.metrics.cache import cached
 from prefixcap.metrics.ngrams import ORDERS, Grams, ReferenceGrams, ReferenceTexts, images_of
 from prefixcap.metrics.tokenizers import TOKENIZERS
+from prefixcap.utils.array_cache import Arrays
 
 WORTH_A_FILE = 1000  # texts; of fewer, nothing takes long
 
