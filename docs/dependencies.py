@@ -25,11 +25,12 @@ LAYERS = [  # from the top down
     ["training", "interpretation", "sharing", "evaluation"],
     ["data"],
     ["captioner"],
+    ["prompts"],
     ["checkpoints", "textonly", "pipeline"],
     ["reranking"],
     ["model", "decoding", "sampling", "metrics"],
     ["mappers", "language", "encoders", "noise", "store"],
-    ["packing", "losses", "weights", "features", "demo", "photos", "version"],
+    ["packing", "losses", "weights", "features", "vocabulary", "demo", "photos", "version"],
     ["utils"],
     ["errors", "renamed"],
 ]
