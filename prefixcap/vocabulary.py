@@ -93,7 +93,7 @@ class Vocabulary:
                 raise InputError(f"{source}: name {number} is {shortened(line)}: give a text")
             content = line.partition("#")[0]
             if not content.strip():
-                empty += not line.strip()
+                empty += 0 if line.strip() else 1
                 continue
             words = _read(content, f"{source}, line {number}")
             keys = [" ".join(tokens(word)) for word in words]
@@ -247,9 +247,9 @@ def vocabulary_of(captions: Iterable[str], least: int = 10) -> Vocabulary:
         for before, word, after in zip(words, words[1:], words[2:], strict=False):
             counts[word] += 1
             begins, ends = before in _DETERMINERS, after in _AFTER_NOUNS or not after[0].isalnum()
-            first[word] += begins
-            last[word] += ends
-            both[word] += begins and ends
+            first[word] += int(begins)
+            last[word] += int(ends)
+            both[word] += int(begins and ends)
     singular: dict[str, str] = {}
     for word in sorted(counts, key=counts.__getitem__):  # of two singulars the more frequent, and none that is a typo
         if counts[word] >= _TYPO * counts[plural(word)] > 0:
@@ -259,10 +259,12 @@ def vocabulary_of(captions: Iterable[str], least: int = 10) -> Vocabulary:
         groups.setdefault(singular.get(word, word), set()).add(word)
     nouns: dict[str, int] = {}
     for word, group in groups.items():
-        count, begins, ends, whole = (sum(table[form] for form in group) for table in (counts, first, last, both))
+        count, as_first, as_last, as_both = (
+            sum(table[form] for form in group) for table in (counts, first, last, both)
+        )
         if count < least or len(word) < 2 or not word.isalpha() or word in _NO_ENTITIES:
             continue
-        if begins >= 0.12 * count and ends >= 0.3 * count and whole >= 0.08 * count:
+        if as_first >= 0.12 * count and as_last >= 0.3 * count and as_both >= 0.08 * count:
             nouns[word] = count
     return Vocabulary(sorted(nouns, key=lambda word: -nouns[word]), "the vocabulary of the captions")
 

@@ -1,6 +1,6 @@
 """Prompts of images: what each image's own text says, read between the prefix and the caption."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefixcap.errors import InputError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefixcap.prompts.retrieval import RetrievedCaptions
 
 # Imported when they are built: names and options are known without torch. One of one's own is any `PromptProvider`.
-PROVIDERS: dict[str, "type[PromptProvider]"] = {
+PROVIDERS: dict[str, Callable[..., "PromptProvider"]] = {
     "clip_entities": deferred("prefixcap.prompts.entities.ClipEntities"),
     "retrieved_entities": deferred("prefixcap.prompts.entities.RetrievedEntities"),
     "retrieved_captions": deferred("prefixcap.prompts.retrieval.RetrievedCaptions"),
@@ -76,7 +76,7 @@ def build_provider(
     """
     name, options = check_provider(description)
     provider = PROVIDERS[name]
-    if provider.needs_datastore and datastore is None:
+    if getattr(provider, "needs_datastore", False) and datastore is None:
         made_with = (description.get("datastore") or {}).get("source")
         hint = f", e.g. {shortened(made_with)}, with which it was made" if made_with else ""
         raise InputError(f"prompts '{name}' need a datastore: give a feature store with embeddings of captions{hint}")

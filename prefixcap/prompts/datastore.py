@@ -132,11 +132,11 @@ class Datastore:
             short = []
             for row, texts, scores in zip(rows, candidates, cosines.tolist(), strict=True):
                 taken = set(barred[row]) if barred is not None else set()
+                if images is not None:  # nor captions of other images in the same words
+                    taken |= {same(text) for text, image in texts if image == images[row]}
                 kept: list[Item] = []
-                for (text, image), score in zip(texts, scores, strict=True):
-                    if images is not None and image == images[row]:
-                        taken.add(same(text))  # nor the same words as a caption of another image
-                    elif same(text) not in taken:
+                for (text, _), score in zip(texts, scores, strict=True):
+                    if same(text) not in taken:
                         taken.add(same(text))
                         kept.append(Item(text, score))
                 found[row] = kept[:count]

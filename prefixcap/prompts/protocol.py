@@ -46,8 +46,6 @@ class PromptProvider(Protocol):
 
     needs_datastore: ClassVar[bool]
 
-    def __init__(self, encoder: Any, datastore: Any, **options: Any) -> None: ...
-
     def prompts(
         self,
         embeddings: Tensor,

@@ -4,6 +4,7 @@ import csv
 import doctest
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefixcap.encoders import BACKENDS, embed_images, load_encoder
 from prefixcap.mappers import MAPPERS
 from prefixcap.metrics import METRICS
 from prefixcap.metrics.ptb import tokenize
+from prefixcap.prompts import PROVIDERS, build_provider
 from prefixcap.store import FeatureStore
 from prefixcap.training.objectives import OBJECTIVES
 from tests.conftest import ROOT
@@ -26,7 +28,15 @@ from tests.docs.conftest import SHORT, run_file
 from tests.docs.pages import PAGES, code_blocks, name_of
 
 EXAMPLES = ROOT / "docs" / "examples"
-REGISTERS: tuple[MutableMapping[str, Any], ...] = (MAPPERS, DECODERS, BACKENDS, METRICS, READERS, OBJECTIVES)
+REGISTERS: tuple[MutableMapping[str, Any], ...] = (
+    MAPPERS,
+    DECODERS,
+    BACKENDS,
+    METRICS,
+    READERS,
+    OBJECTIVES,
+    PROVIDERS,
+)
 WITH_DOCTESTS = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in sorted([*(ROOT / "prefixcap").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])
@@ -127,6 +137,18 @@ def test_a_metric_of_ones_own(folder: Path) -> None:
     low, high = metrics["intervals"]["repetition"]
     assert metrics["repetition"] == pytest.approx(repeated) and low <= metrics["repetition"] <= high
     assert metrics["humans"]["repetition"] < 0.3
+
+
+def test_prompts_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file(EXAMPLES / "add_prompts.py", "photo.jpg", "another.png")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    provider = PROVIDERS["thing_and_place"](load_encoder("demo"), None, things=["a star", "a ring"], places=["a", "b"])
+    assert all(re.fullmatch(r"There is a (circle|square|star|heart), (in|on|by) (a|the) \w+\.", line) for line in lines)
+    assert provider.compose(["a star"]) == "There is a star." and provider.compose([]) == ""
+    again = build_provider(provider.describe(), load_encoder("demo"))
+    embeddings = load_encoder("demo").encode_texts(["a star", "a ring"])
+    assert [prompt.items[0].text for prompt in again.prompts(embeddings)] == ["a star", "a ring"]
 
 
 def test_an_objective_of_ones_own(folder: Path) -> None:
