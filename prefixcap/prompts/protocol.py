@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class PromptProvider(Protocol):
         needs_datastore: whether it retrieves captions; others are built with None in place of a datastore.
     """
 
-    needs_datastore: ClassVar[bool]
+    needs_datastore: bool
 
     def prompts(
         self,
