@@ -186,8 +186,9 @@ class MemoryBank:
         """(Q, D) queries -> (Q, count) indices in the memory and (Q, count) cosines."""
         best = queries.new_full((len(queries), count), -math.inf)
         indices = torch.zeros_like(best, dtype=torch.int64)
+        with_faiss = queries.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
         for start, memories in self._chunks(queries):
-            cosines, rows = _search(queries, memories, min(count, len(memories)))
+            cosines, rows = _search(queries, memories, min(count, len(memories)), with_faiss)
             best, order = torch.cat([best, cosines], dim=1).topk(count)
             indices = torch.cat([indices, rows + start], dim=1).gather(1, order)
         return indices, best
@@ -211,12 +212,13 @@ class MemoryBank:
 def _normalize(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = None) -> Tensor:
     """(n, D) embeddings -> of unit length, in float32. Raises RowsError with their numbers in `rows` if some cannot be
     scaled."""
-    norms: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+    exact = embeddings.float()
+    norms: Tensor = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
     good = (norms > 0) & (norms < math.inf)
     if not good.all():
         bad = (~good[:, 0]).nonzero()[:, 0].cpu().numpy()
         raise RowsError(what, (bad if rows is None else rows[bad]).tolist(), "NaN, infinite or all zero: embed again")
-    return embeddings.float() / norms
+    return exact / norms if exact is embeddings else exact.div_(norms)  # a copy may be changed
 
 
 def _groups(cosines: Tensor) -> Tensor:
@@ -228,9 +230,9 @@ def _groups(cosines: Tensor) -> Tensor:
     return cosines.view(len(cosines), size, cosines.shape[1] // size)
 
 
-def _search(queries: Tensor, memories: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _search(queries: Tensor, memories: Tensor, count: int, with_faiss: bool) -> tuple[Tensor, Tensor]:
     """(Q, D) queries, (M, D) memories -> (Q, count) highest cosines, and the rows of `memories` that have them."""
-    if queries.device.type == "cpu" and importlib.util.find_spec("faiss"):
+    if with_faiss:
         faiss = importlib.import_module("faiss")
         cosines, rows = faiss.knn(queries.numpy(), memories.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(cosines), torch.from_numpy(rows)
