@@ -61,7 +61,8 @@ class PromptProvider(Protocol):
             images: n ids: captions of these images must not be retrieved; for a datastore of the same images.
 
         Raises:
-            InputError: the width is another, an embedding is zero, NaN or infinite, or too few captions are left.
+            InputError: the width is another, an embedding is NaN or infinite, or zero where captions are retrieved,
+                or too few captions are left.
         """
         ...
 
