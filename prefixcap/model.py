@@ -40,6 +40,8 @@ class PrefixLM(nn.Module):
             that the captioner learned from; None: not known.
         rerank: how many candidates are generated for each image, of which the encoder chooses the closest, unless the
             caller says otherwise; 0: none, the decoder chooses. See `prefixcap.reranking`.
+        prompts: what makes the prompts of images, as `prefixcap.prompts.PromptProvider.describe` says it: an image's
+            prompt is read between its prefix and the caption; None: images have none.
 
     Attributes:
         features: the feature of an image that the mapper reads.
@@ -68,6 +70,7 @@ class PrefixLM(nn.Module):
         start_token: bool = False,
         low_similarity: float | None = None,
         rerank: int = 0,
+        prompts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(start_token, bool):
@@ -86,7 +89,7 @@ class PrefixLM(nn.Module):
         self._start: Tensor
         self.register_buffer("_start", torch.tensor([language_model.start_token]), persistent=False)
         self.trained_on = trained_on or {}
-        self.low_similarity, self.rerank = low_similarity, rerank
+        self.low_similarity, self.rerank, self.prompts = low_similarity, rerank, prompts
         self.source: Path | None = None
 
     @property
@@ -158,6 +161,8 @@ class PrefixLM(nn.Module):
             description["low_similarity"] = self.low_similarity
         if self.rerank:
             description["rerank"] = self.rerank
+        if self.prompts is not None:
+            description["prompts"] = self.prompts
         return description
 
     def checkpoint_state_dict(self) -> dict[str, Tensor]:

@@ -76,6 +76,15 @@ class TrainedOn(Strict):
     images: dict[str, int] = {}
 
 
+class PromptsDescription(Strict):
+    """Further keys are the provider's own options, see `prefixcap.prompts.check_provider`."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Name
+    vocabulary: list[str] | None = None  # and no path: files that a stranger names are not read
+    max_prompt_tokens: Size | None = None  # missing where prompts are not cut
+
+
 class Description(Strict):
     format_version: int
     mapper: MapperDescription
@@ -86,6 +95,7 @@ class Description(Strict):
     trained_on: TrainedOn
     low_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None  # of the cosine; missing where it is not known
     rerank: Annotated[int, Field(ge=0, le=10_000)] = 0  # missing where the decoder chooses
+    prompts: PromptsDescription | None = None  # missing where images have none
 
 
 def require_description(value: object, source: object) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from prefixcap.commands.common.inputs import find_images, read_ahead
 from prefixcap.commands.common.options import Checkpoint, Device, load_captioner
 from prefixcap.commands.common.outputs import WITHOUT_SIMILARITY, Format, Row, open_output
 from prefixcap.errors import InputError, spell_options
+from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.utils.files import no_space
 
 if TYPE_CHECKING:
@@ -110,6 +111,22 @@ def main(
             help='How every caption begins, e.g. "a photo of".',
         ),
     ] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=DECODING, show_default=False,
+            help="A text for each image, e.g. what is known of it, which the language model reads before the caption: "
+            "JSON {image: text}, or CSV or JSONL with image and caption (default: the captioner's own, if it was "
+            "trained with any).",
+        ),
+    ] = None,
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE", rich_help_panel=DECODING, show_default=False,
+            help="A feature store with captions to retrieve from, for a captioner that reads such captions.",
+        ),
+    ] = None,
     rerank: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +152,7 @@ def main(
     # `--set beams=10 max_tokens=20`: the second word arrives among the inputs.
     images = find_images([word for word in inputs if not _is_setting(word)], allow_urls)
     options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs)])
+    texts = dict(zip(images, read_prompts(prompts, images), strict=True)) if prompts else None
     stop, skipped, written = Stop(), list[str](), 0
     try:
         with stop, open_output(form, out, images, overwrite) as output:
@@ -142,12 +160,14 @@ def main(
             from prefixcap.reranking import default_candidates  # imports torch: after the options are checked
 
             captioner = load_captioner(ckpt, device, tokenizer)
+            if datastore:
+                captioner.use_datastore(datastore)
             if rerank is None:
                 rerank = default_candidates(captioner.rerank, decode, options)
             options |= {"decode": decode, "prompt": prompt}
             if similarity is None:
                 similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
-            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped, similarity)
+            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped, similarity, texts)
             with closing(batches):
                 for rows in batches:
                     with stop.deferred():
@@ -182,6 +202,7 @@ def caption_batches(
     options: dict[str, Any],
     skipped: list[str],
     similarity: bool = False,
+    prompts: Mapping[str, str] | None = None,
 ) -> Generator[list[Row]]:
     """Caption images, batch by batch, while the next images are read.
 
@@ -195,6 +216,7 @@ def caption_batches(
         options: further arguments of `Captioner.candidates`.
         skipped: a list that "NAME: reason" is appended to for each image that cannot be read.
         similarity: also give the cosines of captions and image.
+        prompts: the text of each image that is read before its caption; None: the captioner's own.
 
     Raises:
         InputError: `Captioner.candidates` raises it, or a batch does not fit into memory.
@@ -216,14 +238,15 @@ def caption_batches(
                 pixels = torch.stack([pixels for _, pixels in part if not isinstance(pixels, InputError)])
                 try:
                     embeddings, cosines = None, None
-                    if rerank or similarity:
+                    if rerank or similarity or captioner.prompts:
                         features, embeddings = encode_for_reranking(encoder, pixels, captioner.features)
                     else:
                         features = encode_feature(encoder, pixels, captioner.features)
+                    own = None if prompts is None else [prompts[name] for name in names]
                     with spell_options("--set {}".format, "give"):
                         captions = captioner.candidates(
                             features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
-                            embeddings=embeddings, **options,
+                            embeddings=embeddings, prompts=own, **options,
                         )  # fmt: skip
                     captions = [candidates[:count] for candidates in captions]
                     if similarity and embeddings is not None:

@@ -138,6 +138,8 @@ def evaluate_checkpoint(config: DictConfig, objects: Objects | None) -> tuple[Ev
     # What the metrics need is loaded first: generating captions takes long.
     encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
     language_model, text_encoder = _language_model(config) or captioner.language_model, _text_encoder(config)
+    if config.datastore:
+        captioner.use_datastore(config.datastore)
     captions = write_captions(config, captioner, split)
     training_store = None
     if "store" in captioner.trained_on:
@@ -339,7 +341,8 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
     words += [override.removeprefix("decode.") for override in decoding]
     words += [f"regions-{config.regions}"] if config.regions is not None else []
-    words += [f"memory-{Path(config.memory).name}"] if config.memory else []
+    for option in ("memory", "datastore", "prompts"):
+        words += [f"{option}-{Path(config[option]).name}"] if config[option] else []
     if in_run and ckpt.stem != "best":
         words.append(ckpt.stem)
     title = re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-")

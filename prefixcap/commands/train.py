@@ -31,6 +31,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.captioner import Captioner
     from prefixcap.checkpoints.files import load_weights
     from prefixcap.commands.common.automatic import choose_grouping, choose_precision
+    from prefixcap.commands.common.prompting import build_prompts
     from prefixcap.commands.common.trainer import (
         fit,
         half_batch,
@@ -87,6 +88,7 @@ def main(config: DictConfig) -> float | None:
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
         start_token=config.model.start_token,
     )
+    prompts, max_prompt_tokens = build_prompts(config, captioner, store)
     if config.start and not config.ckpt:
         load_weights(captioner, Path(config.start))
     if config.compile:
@@ -94,7 +96,7 @@ def main(config: DictConfig) -> float | None:
     data = CaptionData(
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
         config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
-        config.data.on_device,
+        config.data.on_device, prompts, max_prompt_tokens,
     )  # fmt: skip
     training = CaptionTraining(
         captioner, data.val_split, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",

@@ -3,7 +3,6 @@
 Shapes: N rows of a split, Q tokens of all their prompts.
 """
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
-from prefixcap.language.tokens import tokenize_prompts
+from prefixcap.language.tokens import cut_prompts, tokenize_prompts
 from prefixcap.packing import flatten
 from prefixcap.store import StoreSplit
 from prefixcap.utils.validation import shortened
@@ -101,12 +100,9 @@ class PromptTokens:
             InputError: there are not N texts.
         """
         texts = self._ask(rows, epoch)
-        tokens = tokenize_prompts(self._tokenizer, texts)
         if self.max_tokens is not None:
-            long = [place for place, row in enumerate(tokens) if len(row) > self.max_tokens]
-            shorter = self._cut([texts[place] for place in long], self.max_tokens)
-            for place, text, row in zip(long, shorter, tokenize_prompts(self._tokenizer, shorter), strict=True):
-                texts[place], tokens[place] = text, row
+            texts = cut_prompts(self._tokenizer, texts, self.max_tokens)
+        tokens = tokenize_prompts(self._tokenizer, texts)
         return texts, *flatten(tokens)
 
     @cached_property
@@ -164,14 +160,3 @@ class PromptTokens:
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise InputError(f"the prompt of an image must be a text, not {shortened(wrong[0])}")
         return texts
-
-    def _cut(self, texts: Sequence[str], most: int) -> list[str]:
-        """Texts of more than `most` tokens, each without as many of its last words as are too many."""
-        ends = [[0, *(word.end() for word in re.finditer(r"\S+", text))] for text in texts]
-        fewest, too_many = [0] * len(texts), [len(own) - 1 for own in ends]  # words that fit, and that do not
-        while unsure := [place for place in range(len(texts)) if too_many[place] - fewest[place] > 1]:
-            middle = [(fewest[place] + too_many[place]) // 2 for place in unsure]
-            tried = [texts[place][: ends[place][words]] for place, words in zip(unsure, middle, strict=True)]
-            for place, words, row in zip(unsure, middle, tokenize_prompts(self._tokenizer, tried), strict=True):
-                (fewest if len(row) <= most else too_many)[place] = words
-        return [text[: own[words]] for text, own, words in zip(texts, ends, fewest, strict=True)]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from prefixcap.errors import InputError, RowsError
+from prefixcap.features import Feature
 from prefixcap.utils.validation import shortened
 
 Images = Sequence[str | Path | Image.Image] | Tensor | NDArray[np.floating[Any]]
@@ -83,3 +84,37 @@ def check_finite(embeddings: Tensor) -> None:
     finite = [part.to(torch.float32).flatten(1).isfinite().all(1) for part in embeddings.split(_ROWS)]
     if wrong := (~torch.cat(finite)).nonzero().flatten().tolist() if finite else []:
         raise RowsError("embeddings", wrong, "NaN or infinite: embed again")
+
+
+def check_embeddings(embeddings: Tensor | NDArray[Any], shape: tuple[int, int]) -> Tensor:
+    """(images, dim) embeddings of entire images. Raises InputError unless they have that shape and are finite."""
+    checked = as_embeddings(embeddings)
+    if checked.shape != shape:
+        raise InputError(f"embeddings= of shape {tuple(checked.shape)}: give {shape}, one for each image")
+    check_finite(checked)
+    return checked
+
+
+def require_embeddings(features: Feature, known: bool, rerank: bool, divide: bool, prompts: bool) -> None:
+    """Raise InputError if embeddings of entire images are needed beside what a captioner reads, and not known.
+
+    Args:
+        features: what the captioner reads.
+        known: they are given, or the encoder computes them.
+        rerank: captions are compared with the image.
+        divide: regions are divided by it, see `prefixcap.sampling.Sampling`.
+        prompts: the captioner makes a prompt of it.
+    """
+    if divide and features is not Feature.REGIONS:
+        raise InputError(
+            f"unit_parts divides regions by the image's embedding, and this captioner reads {features}: leave it out"
+        )
+    if known or features is Feature.IMAGE:
+        return
+    for needed, what in (
+        (rerank, "rerank compares captions with the image's embedding"),
+        (divide, "unit_parts divides regions by the image's embedding"),
+        (prompts, "this captioner makes prompts of the image's embedding"),
+    ):
+        if needed:
+            raise InputError(f"{what}, not with {features}: give embeddings, too")

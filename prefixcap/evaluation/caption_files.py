@@ -3,15 +3,16 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, listed
 from prefixcap.metrics import ImageId
 from prefixcap.utils.files import from_cell, parse_json, read_json, read_text
+from prefixcap.utils.image_ids import by_image
 
 _FORMS = (
     "give COCO annotations, a Karpathy split file, an object {id: [captions]}, or a list of entries with 'image_name' "
@@ -62,6 +63,23 @@ SIMILARITY = re.compile(r"-?[01]\.\d\d( \(low: [^\t]*\))?")
 """The third column of a line of text that `prefixcap caption` wrote."""
 
 _Entry = tuple[int, Any, Any]  # its number, the id of its image, and the captions
+
+
+def read_prompts(file: str | Path, images: Sequence[ImageId]) -> list[str]:
+    """The prompts in a file, one for each image.
+
+    Args:
+        file: {id: text}, or what else `captions=` reads.
+        images: ids, in the order of the prompts.
+
+    Raises:
+        InputError: the file cannot be read, or has no prompt for an image.
+    """
+    given = {image: texts[0] for image, texts in read_candidates(file).items()}
+    own = by_image(given, images)
+    if missing := [repr(image) for image in images if image not in own]:
+        raise InputError(f"{file} has no prompt for {listed('image', missing)}: give each one, if need be an empty one")
+    return [own[image] for image in images]
 
 
 def _json_entries(path: Path) -> Iterator[_Entry]:

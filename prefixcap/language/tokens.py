@@ -1,5 +1,6 @@
 """Tokenize texts as plain text: nothing in them becomes a special token."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,23 @@ def tokenize_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError(f"prompt {shortened(prompt)} has half of a surrogate pair: give it in Unicode")
     return tokenize_texts(tokenizer, [prompt.strip() for prompt in prompts])
+
+
+def cut_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], most: int) -> list[str]:
+    """Prompts of at most `most` tokens; longer ones lose their last words, as many as are too many."""
+    cut = list(prompts)
+    long = [place for place, ids in enumerate(tokenize_prompts(tokenizer, prompts)) if len(ids) > most]
+    ends = {place: [0, *(word.end() for word in re.finditer(r"\S+", cut[place]))] for place in long}
+    fewest = dict.fromkeys(long, 0)  # words that fit
+    too_many = {place: len(own) - 1 for place, own in ends.items()}  # words that do not
+    while unsure := [place for place in long if too_many[place] - fewest[place] > 1]:
+        middle = [(fewest[place] + too_many[place]) // 2 for place in unsure]
+        tried = [cut[place][: ends[place][words]] for place, words in zip(unsure, middle, strict=True)]
+        for place, words, ids in zip(unsure, middle, tokenize_prompts(tokenizer, tried), strict=True):
+            (fewest if len(ids) <= most else too_many)[place] = words
+    for place in long:
+        cut[place] = cut[place][: ends[place][fewest[place]]]
+    return cut
 
 
 def tokenize_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

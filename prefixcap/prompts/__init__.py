@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prefixcap.encoders import Encoder
     from prefixcap.prompts.datastore import Datastore
     from prefixcap.prompts.entities import ClipEntities, RetrievedEntities
+    from prefixcap.prompts.own import OwnPrompts
     from prefixcap.prompts.protocol import Item, Prompt, PromptProvider
     from prefixcap.prompts.retrieval import RetrievedCaptions
 
@@ -28,12 +29,14 @@ __all__ = [
     "ClipEntities",
     "Datastore",
     "Item",
+    "OwnPrompts",
     "Prompt",
     "PromptProvider",
     "RetrievedCaptions",
     "RetrievedEntities",
     "build_provider",
     "check_provider",
+    "retrieves",
 ]
 
 __getattr__ = deferred_attributes(
@@ -42,6 +45,7 @@ __getattr__ = deferred_attributes(
         "ClipEntities": "entities",
         "Datastore": "datastore",
         "Item": "protocol",
+        "OwnPrompts": "own",
         "Prompt": "protocol",
         "PromptProvider": "protocol",
         "RetrievedCaptions": "retrieval",
@@ -49,7 +53,7 @@ __getattr__ = deferred_attributes(
     },
 )
 
-_NOT_OPTIONS = ("name", "datastore")  # of a description
+_NOT_OPTIONS = ("name", "datastore", "max_prompt_tokens")  # of a description
 
 
 def build_provider(
@@ -76,7 +80,7 @@ def build_provider(
     """
     name, options = check_provider(description)
     provider = PROVIDERS[name]
-    if getattr(provider, "needs_datastore", False) and datastore is None:
+    if retrieves(description) and datastore is None:
         made_with = (description.get("datastore") or {}).get("source")
         hint = f", e.g. {shortened(made_with)}, with which it was made" if made_with else ""
         raise InputError(f"prompts '{name}' need a datastore: give a feature store with embeddings of captions{hint}")
@@ -90,3 +94,8 @@ def check_provider(description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
         raise InputError(f"unknown prompts '{name}': choose one of {', '.join(PROVIDERS)}")
     options = {option: value for option, value in description.items() if option not in _NOT_OPTIONS}
     return name, check_options(f"prompts '{name}'", PROVIDERS[name], options, positional=2)
+
+
+def retrieves(description: Mapping[str, Any]) -> bool:
+    """Whether a provider with this description retrieves captions from a datastore."""
+    return bool(getattr(PROVIDERS[check_provider(description)[0]], "needs_datastore", False))

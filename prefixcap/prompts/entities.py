@@ -1,19 +1,19 @@
 """Entities as a prompt: "There are dog, frisbee in image."
 
-By CLIP: Fei et al., "Transferable Decoding with Visual Entities for Zero-Shot Image Captioning" (ViECap), ICCV 2023,
-section 3.2. The names of a vocabulary are embedded in several templates each, whose mean direction stands for the name
-(Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4). A name's
-probability is softmax(cosine / temperature) over the vocabulary, and the prompt has the k likeliest that reach a
-threshold: 3 at a temperature of 0.01, with thresholds of 0.4 (COCO's 80 categories), 0.3 (Flickr30k) and 0.2 (nocaps,
-both with the names of Visual Genome, COCO and Open Images). Where none does, the prompt is "There are something in
-image." In training on text, the entities are those that the caption names, and each is masked with a probability of
-0.4 (section 3.3), so that a captioner learns to read them and not to depend on them.
+By CLIP: Fei et al., "Transferable Decoding with Visual Entities for Zero-Shot Image Captioning" (ViECap), ICCV 2023;
+values are those of its published code. The names of a vocabulary are embedded in several templates each, whose mean
+direction stands for the name (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021). A name's probability is softmax(cosine / temperature) over the vocabulary, and the prompt has the k likeliest
+that reach a threshold: 3 at a temperature of 0.01, with thresholds of 0.4 (COCO's 80 categories), 0.3 (Flickr30k) and
+0.2 (nocaps, both with the names of Visual Genome, COCO and Open Images). Where none does, the prompt is "There are
+something in image." In training on text, the entities are those that the caption names, and each is masked with a
+probability of 0.4, so that a captioner learns to read them and not to depend on them.
 
 By retrieval: Lee et al., "IFCap: Image-like Retrieval and Frequency-based Entity Filtering for Zero-shot Captioning",
 EMNLP 2024, frequency-based entity filtering: the entities that occur often among the captions of a datastore nearest to
-the image, 9 in the paper, at least 5 times on COCO and 3 times on Flickr30k. No vocabulary of the images' domain is
-needed: it is that of the captions. The published code counts every noun that a tagger finds; here, captions that
-mention a name of the vocabulary are counted, each once.
+the image, at least 5 of 9 by default. No vocabulary of the images' domain is needed: it is that of the captions. The
+published code counts every noun that a tagger finds; here, captions that mention a name of the vocabulary are counted,
+each once.
 
 Shapes: n images; dim of an embedding; V names of the vocabulary; T templates.
 """
@@ -257,7 +257,7 @@ class RetrievedEntities(_EntityPrompts):
 
 
 def mask(entities: Sequence[str], share: float, generator: torch.Generator | None = None) -> list[str]:
-    """Leave out each entity with a probability, independently of the others (ViECap, section 3.3).
+    """Leave out each entity with a probability, independently of the others (ViECap).
 
     Args:
         entities: of a caption.

@@ -1,5 +1,5 @@
 """Retrieved captions as a prompt (Ramos et al., "SmallCap: Lightweight Image Captioning Prompted with Retrieval
-Augmentation", CVPR 2023, sections 3.2 and 3.3).
+Augmentation", CVPR 2023).
 
 The k captions of a datastore that are nearest to the image by CLIP, 4 in the paper, are put into a template: "Similar
 images show", the captions, "This image shows". In training, captions of the image itself are left out, as they will not

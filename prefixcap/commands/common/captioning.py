@@ -13,6 +13,7 @@ from data_prep.stores import feature_path, open_store
 from prefixcap.captioner import Captioner
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows, spell_options
+from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.reranking import default_candidates
 from prefixcap.store import FeatureStore, StoreSplit
@@ -77,9 +78,11 @@ def write_captions(
     features = _features(config.regions, split, reads, chosen)
     if reads != captioner.features:  # the full image has no parts
         options.pop("unit_parts", None)
-    if options.get("rerank") or options.get("unit_parts"):
+    if options.get("rerank") or options.get("unit_parts") or captioner.prompts:
         options["embeddings"] = split.embeddings[chosen]
     ids = [split.ids[row] for row in chosen.tolist()]
+    if config.get("prompts"):
+        options["prompts"] = read_prompts(Path(config.prompts), ids)
     with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()

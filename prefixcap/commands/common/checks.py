@@ -7,6 +7,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from prefixcap.checkpoints.paths import require_captioner
+from prefixcap.commands.common.prompting import prompts_options
 from prefixcap.decoding import check_decoder
 from prefixcap.errors import spell_options
 from prefixcap.mappers import check_mapper
@@ -49,6 +50,8 @@ def check_config(config: DictConfig) -> None:
         mapper = {name: value for name, value in model["mapper"].items() if name != "name"}
         check_mapper(model["mapper"].get("name"), mapper)
         check_options("model.noise", Noise, model.get("noise") or {})
+    if not isinstance(given.get("prompts"), str):
+        prompts_options(config)
     if lm := given.get("lm"):
         check_options("lm.lora", Lora, lm.pop("lora", {}))
         check_options("lm", load_language_model, lm)

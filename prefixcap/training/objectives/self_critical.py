@@ -16,6 +16,7 @@ from torch import Tensor
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
 from prefixcap.decoding import check_decoder, decode
+from prefixcap.decoding.padded import pad_left
 from prefixcap.errors import InputError
 from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import Batch, pack
@@ -124,26 +125,12 @@ class SelfCritical(Objective):
         captioner.eval()
         with unsharded(captioner):
             prefix = captioner.prefix(embeddings).to(getattr(torch, language_model.dtype))
-            drawn = self._decode(prefix, [()] * len(prefix) if prompts is None else prompts)
+            drawn = decode(
+                language_model, prefix if prompts is None else pad_left(prefix, prompts, language_model), "nucleus",
+                self.draws, top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
+            )  # fmt: skip
         captioner.train(training)
         end = [language_model.eos_token_id]
         return [
             caption + end if len(caption) < self.sample_tokens else caption for samples in drawn for caption in samples
         ]
-
-    def _decode(self, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-        """K samples after the (B, P, E) prefix and the prompt of each image. Images whose prompts are of one length are
-        decoded together."""
-        language_model, lengths = self.captioner.language_model, np.array(list(map(len, prompts)))
-        drawn: list[list[list[int]]] = [[] for _ in prompts]
-        for length in np.unique(lengths):
-            images = np.flatnonzero(lengths == length).tolist()
-            input_ids = torch.tensor([prompts[image] for image in images], dtype=torch.long, device=prefix.device)
-            words = language_model.embed(input_ids).to(prefix.dtype)  # (images, length, E)
-            samples = decode(
-                language_model, torch.cat((prefix[images], words), dim=1), "nucleus", self.draws,
-                top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
-            )  # fmt: skip
-            for image, own in zip(images, samples, strict=True):
-                drawn[image] = own
-        return drawn

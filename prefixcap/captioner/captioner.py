@@ -1,4 +1,4 @@
-"""The user API: load a captioner, caption images, save it again."""
+"""The captioner: captions images, and is saved to a folder or the model hub."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,21 +14,23 @@ from tqdm import tqdm
 
 from prefixcap import renamed, reranking
 from prefixcap.checkpoints import pretrained
-from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_clipcap
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
-from prefixcap.checkpoints.files import captioner_state_dict, read_file, require_checkpoint
 from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
+from prefixcap.decoding.padded import PaddedPrefix, pad_left
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
-from prefixcap.encoders.inputs import Images, as_embeddings, check_finite, check_images
+from prefixcap.encoders.inputs import Images, check_embeddings, check_finite, check_images, require_embeddings
 from prefixcap.encoders.missing import missing_encoder
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
+from prefixcap.language.tokens import tokenize_prompts
 from prefixcap.model import PrefixLM
 from prefixcap.pipeline import own_options
+from prefixcap.prompts import Datastore, OwnPrompts, Prompt, PromptProvider
 from prefixcap.sampling import Sampling
+from prefixcap.store.reader import FeatureStore
 from prefixcap.utils.hub import naming
 from prefixcap.utils.options import Count, Positive, check_value
 from prefixcap.weights import shapes_of
@@ -53,6 +55,7 @@ class Captioner(PrefixLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
+        self._own_prompts = OwnPrompts(self.prompts)
 
     def caption(
         self,
@@ -100,6 +103,7 @@ class Captioner(PrefixLM):
         progress: bool = False,
         by_similarity: bool = False,
         embeddings: Tensor | NDArray[np.floating[Any]] | None = None,
+        prompts: Sequence[str] | None = None,
         prompt: str = "",
         seed: int | torch.Generator | None = None,
         **options: Any,
@@ -115,8 +119,11 @@ class Captioner(PrefixLM):
             batch_size: images that are captioned together.
             progress: show a progress bar on stderr, if it takes longer than a second.
             by_similarity: order captions by the cosine between their text embedding and the image's, highest first.
-            embeddings: (images, dim) of the entire images, for `by_similarity` and `unit_parts` if `images` are patches
-                or regions; None: the encoder computes them if `images` are paths or pictures.
+            embeddings: (images, dim) of the entire images, for `by_similarity`, `unit_parts` and the captioner's own
+                prompts if `images` are patches or regions; None: the encoder computes them if `images` are paths or
+                pictures.
+            prompts: a text for each image, which the language model reads between the image's prefix and the caption,
+                and which is not part of the caption; "": none. None: the captioner's own, see `image_prompts`.
             prompt: the beginning of every caption, e.g. "a photo of"; leading and trailing spaces are ignored.
             seed: for noise and sampling decoders, 0 to 2**63 - 1; or a generator on the CPU.
             options: those of the decoder, e.g. `beams=5`, `max_tokens=67`, and of `prefixcap.sampling.Sampling`.
@@ -134,8 +141,10 @@ class Captioner(PrefixLM):
         sampling = Sampling.take_from(options)
         images = self._check_images(images)
         divide = sampling.unit_parts and self.features is not Feature.IMAGE
-        self._check_embeddings_given(images, embeddings is not None, by_similarity, divide)
-        given = None if embeddings is None else self._check_embeddings(embeddings, len(images))
+        makes_prompts = prompts is None and self.prompts is not None
+        known = embeddings is not None or not isinstance(images, Tensor)
+        require_embeddings(self.features, known, by_similarity, divide, makes_prompts)
+        given = None if embeddings is None else check_embeddings(embeddings, (len(images), self.encoder_identity.dim))
 
         generator = random_generator(seed)
         if "generator" in options:
@@ -146,6 +155,8 @@ class Captioner(PrefixLM):
         elif seed is not None and not sampling.noise:
             raise InputError(f"seed is for random sampling, and '{decode}' does not draw: leave it out")
         prompt_ids = self.language_model.tokenize_prompt(prompt)
+        if prompts is not None and len(prompts) != len(images):
+            raise InputError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
 
         if sampling.noise:  # each candidate takes a row of a batch
             batch_size = max(1, batch_size // count)
@@ -157,10 +168,13 @@ class Captioner(PrefixLM):
             with torch.inference_mode(), bar:
                 for start in range(0, len(images), batch_size):
                     batch = slice(start, start + batch_size)
-                    features, computed = self._encode(images[batch], by_similarity or divide)
+                    features, computed = self._encode(images[batch], by_similarity or divide or makes_prompts)
                     compared = computed if given is None else given[batch]  # (batch, dim)
                     inputs = sampling.inputs(features, compared if divide else None, count, generator)
-                    prefix = self.append_tokens(self.prefix(inputs), torch.tensor(prompt_ids, dtype=torch.long))
+                    own = None if prompts is None else prompts[batch]
+                    if makes_prompts and compared is not None:
+                        own = [each.text for each in self.image_prompts(compared)]
+                    prefix = self._with_prompts(self.prefix(inputs), own, prompt_ids)
                     input_ids = decode_tokens(
                         self.language_model, prefix, decode, sampling.decoded_per_row(count), **options
                     )
@@ -173,6 +187,22 @@ class Captioner(PrefixLM):
         finally:
             self.train(training)
         return captions
+
+    def _with_prompts(
+        self, prefix: Tensor, prompts: Sequence[str] | None, prompt_ids: list[int]
+    ) -> Tensor | PaddedPrefix:
+        """(rows, P, E) prefixes, each followed by the prompt of its image and the tokens of `prompt`.
+
+        Args:
+            prefix: one row an image, or several next to each other.
+            prompts: of the images; None: they have none.
+            prompt_ids: the beginning of every caption.
+        """
+        if prompts is None:
+            return self.append_tokens(prefix, torch.tensor(prompt_ids, dtype=torch.long))
+        per_image = len(prefix) // max(len(prompts), 1)
+        own = tokenize_prompts(self.language_model.tokenizer, prompts)
+        return pad_left(prefix, [ids + prompt_ids for ids in own for _ in range(per_image)], self.language_model)
 
     def _encode(
         self, images: Sequence[str | Path | Image.Image] | Tensor, reranked: bool
@@ -242,6 +272,42 @@ class Captioner(PrefixLM):
             self._encoder.append(encoder)
         return self._encoder[0]
 
+    def use_prompts(self, provider: PromptProvider, max_prompt_tokens: int | None = None) -> None:
+        """Make prompts of images by this provider from now on; checkpoints describe it.
+
+        Args:
+            provider: makes them.
+            max_prompt_tokens: longer prompts lose their last words; None: none is cut.
+        """
+        self.prompts = provider.describe() | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {})
+        self._own_prompts = OwnPrompts(self.prompts, provider)
+
+    def use_datastore(self, store: FeatureStore | str | Path | Datastore) -> None:
+        """Retrieve captions for the prompts of images from this datastore from now on.
+
+        Args:
+            store: a feature store with embeddings of captions by the captioner's encoder, or its path.
+
+        Raises:
+            InputError: the captioner retrieves nothing; or there is no such store, it has no captions, or is of another
+                encoder.
+        """
+        self._own_prompts.use(store, self.encoder)
+
+    def image_prompts(self, embeddings: Tensor) -> list[Prompt]:
+        """The prompts that the captioner makes for images, as it learned to read them.
+
+        Args:
+            embeddings: (images, dim) of the images, as `embed` returns them.
+
+        Returns:
+            For each image the text of its prompt, and what that was made of, with scores.
+
+        Raises:
+            InputError: the captioner has no prompts, or it retrieves captions and has no datastore yet.
+        """
+        return self._own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer)
+
     @classmethod
     def build(
         cls,
@@ -280,6 +346,7 @@ class Captioner(PrefixLM):
             description.get("start_token", False),  # an older one does not say
             description.get("low_similarity"),
             description.get("rerank", 0),
+            description.get("prompts"),
         )
 
     def save_pretrained(self, folder: str | Path, license: str = "unknown", dtype: Dtype | None = None) -> None:
@@ -330,73 +397,3 @@ class Captioner(PrefixLM):
             self.check_shape(checked)
             check_finite(checked)
         return checked
-
-    def _check_embeddings(self, embeddings: Tensor | NDArray[Any], images: int) -> Tensor:
-        """(images, dim) embeddings of entire images. Raises InputError unless they have that shape and are finite."""
-        checked, shape = as_embeddings(embeddings), (images, self.encoder_identity.dim)
-        if checked.shape != shape:
-            raise InputError(f"embeddings= of shape {tuple(checked.shape)}: give {shape}, one for each image")
-        check_finite(checked)
-        return checked
-
-    def _check_embeddings_given(
-        self, images: Sequence[object] | Tensor, given: bool, by_similarity: bool, divide: bool
-    ) -> None:
-        """Raise InputError if embeddings of entire images are needed but neither given nor computable from `images`."""
-        lacking = isinstance(images, Tensor) and self.features is not Feature.IMAGE and not given
-        if by_similarity and lacking:
-            raise InputError(
-                f"rerank compares captions with the image's embedding, not with {self.features}: give embeddings, too"
-            )
-        if divide and (lacking or self.features is not Feature.REGIONS):
-            remedy = "give embeddings, too" if self.features is Feature.REGIONS else "leave it out"
-            raise InputError(
-                f"unit_parts divides regions by the image's embedding, and this captioner reads {self.features}: "
-                f"{remedy}"
-            )
-
-
-def load(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    tokenizer: str | None = None,
-    normalize_embeddings: bool | None = None,
-) -> Captioner:
-    """Load a captioner, in eval mode.
-
-    Args:
-        path: "photos", the captioner of photographs that comes with the package; a checkpoint (`*.ckpt`) of training, a
-            folder that `save_pretrained` wrote, or weights (`*.pt`) that the authors of ClipCap published; or a name on
-            the model hub, e.g. "someone/captioner". Pickled code is never run. A folder named photos is "./photos".
-        device: where to put it.
-        tokenizer: only for ClipCap's weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
-        normalize_embeddings: only for ClipCap's weights: whether to scale embeddings to unit length; None: as their
-            authors do, for the transformer but not for the MLP.
-
-    Raises:
-        InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, it is
-            not ClipCap's and takes no such argument, or "photos" may mean a captioner in the working folder, too.
-
-    Examples:
-        >>> captioner = load("best.ckpt")  # also available as `prefixcap.load`
-        >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
-        2
-    """
-    path = pretrained.downloaded(str(path)) if is_hub_name(path) else local_captioner(path)
-    content: Any = None if path.is_dir() else read_file(path)
-    if is_clipcap(content):
-        parts = read_clipcap(content, path, tokenizer or "gpt2", normalize_embeddings)
-        captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
-        captioner.load_checkpoint_state_dict(parts.weights, path)
-    elif tokenizer is not None or normalize_embeddings is not None:
-        given = "normalize_embeddings" if tokenizer is None else "tokenizer"
-        raise InputError(f"{given} is for the files that ClipCap published, and {path} is none: leave it out")
-    elif path.is_dir():
-        captioner = Captioner.from_pretrained(path)
-    else:
-        checkpoint = require_checkpoint(content, path)
-        weights = captioner_state_dict(checkpoint)
-        captioner = Captioner.build(checkpoint["prefixcap"], weights=weights, source=path)
-        captioner.load_checkpoint_state_dict(weights, path)
-        captioner.source = path
-    return captioner.to(device).eval()

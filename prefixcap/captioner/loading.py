@@ -1,0 +1,59 @@
+"""Opens captioners: checkpoints, folders, published weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefixcap.captioner.captioner import Captioner
+from prefixcap.checkpoints import pretrained
+from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_clipcap
+from prefixcap.checkpoints.files import captioner_state_dict, read_file, require_checkpoint
+from prefixcap.checkpoints.paths import is_hub_name, local_captioner
+from prefixcap.errors import InputError
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    tokenizer: str | None = None,
+    normalize_embeddings: bool | None = None,
+) -> Captioner:
+    """Load a captioner, in eval mode.
+
+    Args:
+        path: "photos", the captioner of photographs that comes with the package; a checkpoint (`*.ckpt`) of training, a
+            folder that `save_pretrained` wrote, or weights (`*.pt`) that the authors of ClipCap published; or a name on
+            the model hub, e.g. "someone/captioner". Pickled code is never run. A folder named photos is "./photos".
+        device: where to put it.
+        tokenizer: only for ClipCap's weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
+        normalize_embeddings: only for ClipCap's weights: whether to scale embeddings to unit length; None: as their
+            authors do, for the transformer but not for the MLP.
+
+    Raises:
+        InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, it is
+            not ClipCap's and takes no such argument, or "photos" may mean a captioner in the working folder, too.
+
+    Examples:
+        >>> captioner = load("best.ckpt")  # also available as `prefixcap.load`
+        >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
+        2
+    """
+    path = pretrained.downloaded(str(path)) if is_hub_name(path) else local_captioner(path)
+    content: Any = None if path.is_dir() else read_file(path)
+    if is_clipcap(content):
+        parts = read_clipcap(content, path, tokenizer or "gpt2", normalize_embeddings)
+        captioner = Captioner(parts.language_model, parts.encoder, parts.mapper, parts.normalize_embeddings)
+        captioner.load_checkpoint_state_dict(parts.weights, path)
+    elif tokenizer is not None or normalize_embeddings is not None:
+        given = "normalize_embeddings" if tokenizer is None else "tokenizer"
+        raise InputError(f"{given} is for the files that ClipCap published, and {path} is none: leave it out")
+    elif path.is_dir():
+        captioner = Captioner.from_pretrained(path)
+    else:
+        checkpoint = require_checkpoint(content, path)
+        weights = captioner_state_dict(checkpoint)
+        captioner = Captioner.build(checkpoint["prefixcap"], weights=weights, source=path)
+        captioner.load_checkpoint_state_dict(weights, path)
+        captioner.source = path
+    return captioner.to(device).eval()

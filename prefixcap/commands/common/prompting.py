@@ -1,0 +1,61 @@
+"""Prompts of images, as a configuration describes them."""
+
+from typing import Annotated, Any, cast
+
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+
+from prefixcap.prompts import check_provider, retrieves
+from prefixcap.utils.deferred import deferred_imports
+from prefixcap.utils.options import Positive, Proportion, check_value
+
+with deferred_imports():  # what follows imports torch
+    from prefixcap.captioner import Captioner
+    from prefixcap.data.provided import ProvidedPrompts
+    from prefixcap.prompts import Datastore, build_provider
+    from prefixcap.store import FeatureStore
+
+# In the group `prompts`, beside the provider's options.
+_OF_TRAINING: dict[str, tuple[Any, Any]] = {
+    "masked": (Proportion, 0.0),
+    "noise": (Annotated[float, Ge(0.0)], 0.0),
+    "max_prompt_tokens": (Positive | None, None),
+    "datastore": (str | None, None),
+}
+
+
+def prompts_options(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The group `prompts`: the description of a provider, and the options of training. None: there are no prompts.
+
+    Raises:
+        InputError: there is no such provider, it does not take an option, or a value is out of range.
+    """
+    if not config.get("prompts"):
+        return None
+    options = cast(dict[str, Any], OmegaConf.to_container(config.prompts, resolve=True))
+    training = {
+        name: check_value(f"prompts.{name}", options.pop(name, default), kind)
+        for name, (kind, default) in _OF_TRAINING.items()
+    }
+    check_provider(options)
+    return options, training
+
+
+def build_prompts(
+    config: DictConfig, captioner: "Captioner", store: "FeatureStore"
+) -> tuple["ProvidedPrompts | None", int | None]:
+    """The prompts of training, which the captioner will make for images from now on, and the most tokens of one.
+
+    Raises:
+        InputError: as `prompts_options`, or the provider cannot be built.
+    """
+    options = prompts_options(config)
+    if options is None:
+        return None, None
+    description, training = options
+    datastore = Datastore.open(training["datastore"] or store) if retrieves(description) else None
+    provider = build_provider(description, captioner.encoder(), datastore)
+    captioner.use_prompts(provider, training["max_prompt_tokens"])
+    from_text = config.model.learns_from == "text"
+    prompts = ProvidedPrompts(provider, from_text, training["masked"], training["noise"], config.seed)
+    return prompts, training["max_prompt_tokens"]

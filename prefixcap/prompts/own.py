@@ -1,0 +1,59 @@
+"""The prompts that a captioner makes for images by itself, as it learned to read them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from prefixcap.encoders import Encoder
+from prefixcap.errors import InputError
+from prefixcap.language.tokens import cut_prompts
+from prefixcap.prompts import build_provider, check_provider, retrieves
+from prefixcap.prompts.datastore import Datastore
+from prefixcap.prompts.protocol import Prompt, PromptProvider
+from prefixcap.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class OwnPrompts:
+    """A provider that is built when it is first needed, from a captioner's description.
+
+    Args:
+        description: what `PromptProvider.describe` returned; None: the captioner has no prompts.
+        provider: the one that it describes; None: it is still to be built.
+
+    Raises:
+        InputError: no provider has this name, or it does not take one of the options.
+    """
+
+    def __init__(self, description: Mapping[str, Any] | None, provider: PromptProvider | None = None) -> None:
+        if description is not None:
+            check_provider(description)
+        self.description = description
+        self._provider = provider
+
+    def use(self, store: FeatureStore | str | Path | Datastore, encoder: Callable[[], Encoder]) -> None:
+        """Retrieve from this datastore from now on. Raises as `prefixcap.captioner.Captioner.use_datastore`."""
+        if self.description is None or not retrieves(self.description):
+            raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
+        if not isinstance(store, Datastore):
+            store = Datastore.open(store if isinstance(store, FeatureStore) else str(store))
+        self._provider = build_provider(self.description, encoder(), store)
+
+    def make(
+        self, embeddings: Tensor, encoder: Callable[[], Encoder], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Prompt]:
+        """The prompts of images; `encoder` loads the encoder. Raises as `Captioner.image_prompts`."""
+        if self.description is None:
+            raise InputError("this captioner was trained without prompts of images, and makes none")
+        if self._provider is None:
+            self._provider = build_provider(self.description, encoder())
+        prompts, most = self._provider.prompts(embeddings), self.description.get("max_prompt_tokens")
+        if most is None:
+            return prompts
+        texts = cut_prompts(tokenizer, [prompt.text for prompt in prompts], most)
+        return [replace(prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]

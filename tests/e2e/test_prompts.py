@@ -1,0 +1,86 @@
+"""Training, evaluation and captioning with prompts of images, by the scripts, in a small world of few pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefixcap.captioner import load
+from prefixcap.demo.scenes import COLOURS, SHAPES
+from tests.commands.conftest import Command
+from tests.commands.conftest import command as command
+from tests.e2e.conftest import Script
+
+SHORT = (
+    "model=mlp", "trainer.max_steps=2", "trainer.val_check_interval=2", "val_max_tokens=8", "batch_size=8",
+    "data.keep_tokens=false",
+)  # fmt: skip
+QUICK = ("decode=greedy", "decode.max_tokens=6", "metrics=[CIDEr]")
+
+
+@pytest.fixture
+def vocabulary(folder: Path) -> Path:
+    """A file with all pairs of a colour and a shape."""
+    file = folder / "objects.txt"
+    file.write_text("".join(f"{colour} {shape}\n" for colour in COLOURS for shape in SHAPES))
+    return file
+
+
+def test_entities_by_clip(script: Script, vocabulary: Path, folder: Path, command: Command) -> None:
+    """The captioner makes them when it captions; texts that are given are read in their place."""
+    entities = ("prompts=clip_entities", f"prompts.vocabulary={vocabulary}", "prompts.top_k=1", "prompts.threshold=0.0")
+    script("train", *SHORT, *entities, "run_dir=runs/entities")
+    ckpt = folder / "runs/entities/checkpoints/best.ckpt"
+    assert load(ckpt).describe()["prompts"]["vocabulary"][:2] == ["red circle", "red square"]
+    printed = script("eval", f"ckpt={ckpt}", *QUICK)
+    assert "out-of-domain" in printed
+    pictures = sorted((folder / "data/demo/images").iterdir())[:2]
+    given = folder / "given.json"
+    given.write_text(json.dumps({pictures[0].name: "There are purple hexagon in image.", pictures[1].name: ""}))
+    words = ("caption", *pictures, "--ckpt", ckpt, "--decode", "greedy", "--set", "max_tokens=6", "--format", "json")
+    own, other = command(*words), command(*words, "--prompts", given)
+    assert (own.status, other.status) == (0, 0)
+    images = [str(picture) for picture in pictures]
+    expected = load(ckpt).caption(images, "greedy", max_tokens=6, prompts=["There are purple hexagon in image.", ""])
+    assert [entry["captions"][0] for entry in json.loads(other.out)] == expected
+    assert [entry["captions"][0] for entry in json.loads(own.out)] == load(ckpt).caption(images, "greedy", max_tokens=6)
+
+
+def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, command: Command) -> None:
+    """The captions of the training are retrieved in training, and then those of any store of the same encoder."""
+    script("data_prep.embed", "features=[image,caption]", "data.store=stores/both")
+    (folder / "others.txt").write_text("A purple hexagon in the snow.\nA brown crescent.\nA pink ring by the sea.\n")
+    script("data_prep.embed", "data=text", "data.files=others.txt", "encoder=demo", "data.store=stores/others")
+    retrieved = ("prompts=retrieved_captions", "prompts.k=1", "prompts.template='Like {}'", "data.store=stores/both")
+    script("train", *SHORT, *retrieved, "run_dir=runs/retrieved")
+    ckpt = folder / "runs/retrieved/checkpoints/best.ckpt"
+    found = {}
+    for store in ("both", "others"):
+        script("eval", f"ckpt={ckpt}", f"datastore=stores/{store}", *QUICK, f"out=eval/{store}")
+        found[store] = (folder / "eval" / store / "captions.json").read_text()
+    assert found["both"] != found["others"]
+    picture = sorted((folder / "data/demo/images").iterdir())[0]
+    words = ("caption", picture, "--ckpt", ckpt, "--decode", "greedy", "--set", "max_tokens=6")
+    assert command(*words, "--datastore", folder / "stores/others").status == 0
+    status, _, err = command(*words)
+    assert status == 2 and "need a datastore" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("prompts=clip_entities",), "prompts.vocabulary"),
+        (("prompts=clip_entities", "prompts.vocabulary=nowhere.txt"), "nowhere.txt"),
+        (("prompts=retrieved_captions", "prompts.k=0"), "k must be"),
+        (("prompts=clip_entities", "prompts.vocabulary=objects.txt", "prompts.template=captions"), "must have {} once"),
+        (("prompts=retrieved_captions",), "captions/embedding"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: tuple[str, ...], problem: str, script: Script, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        script("train", *SHORT, *options)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and problem in err, err
+    assert err.splitlines()[-1].startswith("error: ")
