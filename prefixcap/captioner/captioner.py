@@ -1,6 +1,6 @@
 """The captioner: captions images, and is saved to a folder or the model hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -294,11 +294,12 @@ class Captioner(PrefixLM):
         """
         self._own_prompts.use(store, self.encoder)
 
-    def image_prompts(self, embeddings: Tensor) -> list[Prompt]:
+    def image_prompts(self, embeddings: Tensor, without: Sequence[Collection[str]] | None = None) -> list[Prompt]:
         """The prompts that the captioner makes for images, as it learned to read them.
 
         Args:
             embeddings: (images, dim) of the images, as `embed` returns them.
+            without: for each image, texts of items that its prompt leaves out, e.g. because they are wrong.
 
         Returns:
             For each image the text of its prompt, and what that was made of, with scores.
@@ -306,7 +307,7 @@ class Captioner(PrefixLM):
         Raises:
             InputError: the captioner has no prompts, or it retrieves captions and has no datastore yet.
         """
-        return self._own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer)
+        return self._own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer, without)
 
     @classmethod
     def build(

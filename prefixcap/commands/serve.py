@@ -65,6 +65,14 @@ def main(
         str,
         typer.Option(metavar="LIST", help="Addresses and networks of proxies whose X-Forwarded-* is trusted; *: all."),
     ] = "127.0.0.1,::1",
+    datastore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="A feature store of captions, for a captioner that retrieves captions like the picture.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """Serve until Ctrl-C or SIGTERM; see `prefixcap.web.server.serve`."""
@@ -73,4 +81,5 @@ def main(
     serve(
         ckpt, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
         allow_hosts=allow_host or (), allow_origins=allow_origin or (), forwarded_allow_ips=forwarded_allow_ips,
+        datastore=datastore,
     )  # fmt: skip

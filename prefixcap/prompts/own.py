@@ -1,6 +1,6 @@
 """The prompts that a captioner makes for images by itself, as it learned to read them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from prefixcap.errors import InputError
 from prefixcap.language.tokens import cut_prompts
 from prefixcap.prompts import build_provider, check_provider, retrieves
 from prefixcap.prompts.datastore import Datastore
-from prefixcap.prompts.protocol import Prompt, PromptProvider
+from prefixcap.prompts.protocol import Prompt, PromptProvider, leave_out_items
 from prefixcap.store.reader import FeatureStore
 
 if TYPE_CHECKING:
@@ -45,15 +45,22 @@ class OwnPrompts:
         self._provider = build_provider(self.description, encoder(), store)
 
     def make(
-        self, embeddings: Tensor, encoder: Callable[[], Encoder], tokenizer: "PreTrainedTokenizerBase"
+        self,
+        embeddings: Tensor,
+        encoder: Callable[[], Encoder],
+        tokenizer: "PreTrainedTokenizerBase",
+        without: Sequence[Collection[str]] | None = None,
     ) -> list[Prompt]:
-        """The prompts of images; `encoder` loads the encoder. Raises as `Captioner.image_prompts`."""
+        """The prompts of images; `encoder` loads the encoder. Otherwise as `Captioner.image_prompts`."""
         if self.description is None:
             raise InputError("this captioner was trained without prompts of images, and makes none")
         if self._provider is None:
             self._provider = build_provider(self.description, encoder())
-        prompts, most = self._provider.prompts(embeddings), self.description.get("max_prompt_tokens")
-        if most is None:
+        prompts = self._provider.prompts(embeddings)
+        if without is not None:
+            pairs = zip(prompts, without, strict=True)
+            prompts = [leave_out_items(self._provider, prompt, items) for prompt, items in pairs]
+        if (most := self.description.get("max_prompt_tokens")) is None:
             return prompts
         texts = cut_prompts(tokenizer, [prompt.text for prompt in prompts], most)
         return [replace(prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]

@@ -75,6 +75,12 @@ class PromptProvider(Protocol):
         ...
 
 
+def leave_out_items(provider: PromptProvider, prompt: Prompt, items: Collection[str]) -> Prompt:
+    """A prompt that a provider made, without the items that have these texts."""
+    kept = tuple(item for item in prompt.items if item.text not in items)
+    return prompt if kept == prompt.items else Prompt(provider.compose([item.text for item in kept]), kept)
+
+
 def check_template(name: str, template: str) -> str:
     """Return a template. Raises InputError unless it has the field {} once.
 

@@ -20,7 +20,7 @@ from prefixcap.utils.images import TooManyPixels, decode_image
 from prefixcap.web.access import refusal
 from prefixcap.web.batcher import Batcher, Stopped
 from prefixcap.web.gate import RETRY_AFTER
-from prefixcap.web.jobs import Arithmetic, Interpretations, Job, Scored, Sum
+from prefixcap.web.jobs import Arithmetic, Captioned, Interpretations, Job, Picture, Scored, Sum
 from prefixcap.web.schema import (
     ERRORS,
     MOST_IMAGES,
@@ -31,11 +31,13 @@ from prefixcap.web.schema import (
     CaptionedImage,
     CaptionRequest,
     Health,
+    ImagePrompt,
     Info,
     InterpretAnswer,
     InterpretedImage,
     InterpretRequest,
     Limits,
+    PromptItem,
     ScoredText,
     decoder_settings,
     with_decoder_options,
@@ -90,17 +92,22 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
     async def pixels_of(upload: UploadFile) -> Tensor:
         return await anyio.to_thread.run_sync(open_upload, upload, limiter=opening)
 
-    async def do(request: Request, job: Job, images: Sequence[UploadFile]) -> list[tuple[str, Any, str | None]]:
-        """For each image its name, what a job gives for it, and why it gives nothing; one at least must be an image."""
-        pixels, problems = list[Tensor](), dict[int, HTTPException]()
+    async def do(
+        request: Request, job: Job, images: Sequence[UploadFile], item: Callable[[Tensor, int], Any]
+    ) -> list[tuple[str, Any, str | None]]:
+        """For each image its name, what a job gives for it, and why it gives nothing; one at least must be an image.
+
+        `item` is what the job takes of an image's pixels, and its number.
+        """
+        items, problems = list[Any](), dict[int, HTTPException]()
         for number, image in enumerate(images):
             try:
-                pixels.append(await pixels_of(image))
+                items.append(item(await pixels_of(image), number))
             except HTTPException as error:
                 problems[number] = error
-        if not pixels:
+        if not items:
             raise HTTPException(problems[0].status_code, "; ".join(error.detail for error in problems.values()))
-        submitted = asyncio.gather(*(batcher.submit(job, image, request) for image in pixels))
+        submitted = asyncio.gather(*(batcher.submit(job, each, request) for each in items))
         results = iter(await _unless_gone(request, submitted))
         return [
             (_name(image), None, problems[number].detail) if number in problems else (_name(image), next(results), None)
@@ -113,13 +120,13 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> CaptionAnswer:
         """Caption images. One that cannot be read has an error in place of captions."""
-        results = await do(request, given.job(), given.images)
-        return CaptionAnswer(
-            images=[
-                CaptionedImage(name=name, captions=_scored(captions or ()), error=error)
-                for name, captions, error in results
-            ]
-        )
+        prompts, without = given.image_prompts(captioner.prompts is not None), frozenset(given.without)
+
+        def picture(pixels: Tensor, number: int) -> Picture:
+            return Picture(pixels, prompts[number], without)
+
+        results = await do(request, given.job(), given.images, picture)
+        return CaptionAnswer(images=[_captioned(name, captioned, error) for name, captioned, error in results])
 
     @app.post("/api/interpret", response_model_exclude_none=True)
     async def interpret(
@@ -129,7 +136,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
 
         An image that cannot be read has an error in place of vectors.
         """
-        results = await do(request, Interpretations(given.count), given.images)
+        results = await do(request, Interpretations(given.count), given.images, lambda pixels, _: pixels)
         return InterpretAnswer(
             images=[
                 InterpretedImage(name=name, vectors=[_scored(tokens) for tokens in vectors or ()], error=error)
@@ -169,6 +176,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
             prefix_length=captioner.prefix_length,
             trained_on=captioner.trained_on.get("data"),
             low_similarity=captioner.low_similarity,
+            prompts=None if captioner.prompts is None else captioner.prompts["name"],
             decoders={decoder: decoder_settings(decoder) for decoder in DECODERS},
             limits=Limits(),
         )
@@ -232,6 +240,16 @@ def _name(upload: UploadFile) -> str:
     """What an upload is called in answers: the last part of its name, which is nothing but a label here."""
     last = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
     return " ".join(last.split())[:100] or "image"
+
+
+def _captioned(name: str, captioned: Captioned | None, error: str | None) -> CaptionedImage:
+    if captioned is None:
+        return CaptionedImage(name=name, captions=[], error=error)
+    answer = CaptionedImage(name=name, captions=_scored(captioned.captions))
+    if captioned.prompt is not None:
+        items = [PromptItem(text=text, score=score) for text, score in captioned.prompt.items]
+        answer.prompt = ImagePrompt(text=captioned.prompt.text, items=items)
+    return answer
 
 
 def _scored(texts: Iterable[Scored]) -> list[ScoredText]:

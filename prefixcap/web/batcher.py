@@ -28,7 +28,7 @@ class Batcher(Generic[Job, Item, Result]):
     All methods belong to one event loop.
 
     Args:
-        work: runs a job on a list of items and returns the result of each.
+        work: runs a job on a list of items and returns the result of each, or an exception, which its caller gets.
         most: items in a batch.
         wait: seconds that an idle batcher waits for more items after the first.
 
@@ -39,7 +39,7 @@ class Batcher(Generic[Job, Item, Result]):
     """
 
     def __init__(
-        self, work: Callable[[Job, list[Item]], Sequence[Result]], most: int = 32, wait: float = 0.004
+        self, work: Callable[[Job, list[Item]], Sequence[Result | Exception]], most: int = 32, wait: float = 0.004
     ) -> None:
         self._work, self._most, self._wait = work, most, wait
         self._waiting: deque[_Waiting[Job, Item, Result]] = deque()
@@ -89,7 +89,9 @@ class Batcher(Generic[Job, Item, Result]):
             try:
                 results = await loop.run_in_executor(self.thread, self._work, batch[0].job, items)
                 for waiting, result in zip(batch, results, strict=True):
-                    if not waiting.result.done():  # its caller may have gone
+                    if isinstance(result, Exception):
+                        _fail([waiting], result)
+                    elif not waiting.result.done():  # its caller may have gone
                         waiting.result.set_result(result)
             except Exception as error:
                 _fail(batch, error)

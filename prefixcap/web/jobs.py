@@ -11,6 +11,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.encoders import Encoder, encode_feature
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
+from prefixcap.prompts import Prompt
 from prefixcap.reranking import encode_for_reranking
 from prefixcap.zeroshot.arithmetic import encoder_of, weighted_sum
 
@@ -20,6 +21,27 @@ class Scored(NamedTuple):
 
     text: str
     similarity: float
+
+
+class Picture(NamedTuple):
+    """An image to caption, and what is read with it.
+
+    Attributes:
+        pixels: (3, height, width), as the encoder preprocesses it.
+        prompt: read between the image's prefix and the caption; "": none; None: the captioner's own, if it makes one.
+        without: texts of items that the captioner's own prompt leaves out.
+    """
+
+    pixels: Tensor
+    prompt: str | None = None
+    without: frozenset[str] = frozenset()
+
+
+class Captioned(NamedTuple):
+    """The captions of an image, the best first, and the prompt that the captioner made for it; None: it made none."""
+
+    captions: list[Scored]
+    prompt: Prompt | None = None
 
 
 class Sum(NamedTuple):
@@ -53,22 +75,36 @@ class Captions:
     seed: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
-    def run(self, captioner: Captioner, images: list[Tensor]) -> list[list[Scored]]:
-        """Captions of each image, (3, height, width) as the encoder preprocesses it."""
-        pixels = torch.stack(images)
+    def run(self, captioner: Captioner, images: list[Picture]) -> list[Captioned]:
+        """Captions of each image."""
+        pixels = torch.stack([image.pixels for image in images])
         features, embeddings = encode_for_reranking(captioner.encoder(), pixels, captioner.features)
-        return self.caption_features(captioner, features, embeddings)
+        made: dict[int, Prompt] = {}
+        rows = [row for row, image in enumerate(images) if image.prompt is None]
+        if captioner.prompts is not None and rows:
+            own = captioner.image_prompts(embeddings[rows], [images[row].without for row in rows])
+            made = dict(zip(rows, own, strict=True))
+        texts = [made[row].text if row in made else image.prompt or "" for row, image in enumerate(images)]
+        captions = self.caption_features(captioner, features, embeddings, texts)
+        return [Captioned(candidates, made.get(row)) for row, candidates in enumerate(captions)]
 
-    def caption_features(self, captioner: Captioner, features: Tensor, embeddings: Tensor) -> list[list[Scored]]:
-        """Captions of the features that the captioner reads, with their cosines to the (images, dim) embeddings."""
-        parts = [features] if self.seed is None else [row.unsqueeze(0) for row in features]
+    def caption_features(
+        self, captioner: Captioner, features: Tensor, embeddings: Tensor, prompts: Sequence[str] | None = None
+    ) -> list[list[Scored]]:
+        """Captions of the features that the captioner reads, with their cosines to the (images, dim) embeddings.
+
+        `prompts` are those of the images, as `Captioner.candidates` takes them.
+        """
+        rows = [slice(None)] if self.seed is None else [slice(row, row + 1) for row in range(len(features))]
         captions = [
             candidates
-            for part in parts
+            for part in rows
             for candidates in captioner.candidates(
-                part, self.count, self.decode, len(part), prompt=self.prompt, seed=self.seed, **dict(self.options)
+                features[part], self.count, self.decode, len(features),
+                prompts=None if prompts is None else prompts[part], prompt=self.prompt, seed=self.seed,
+                **dict(self.options),
             )
-        ]
+        ]  # fmt: skip
         scored = [
             list(map(Scored, candidates, cosines))
             for candidates, cosines in zip(captions, captioner.similarities(embeddings, captions), strict=True)

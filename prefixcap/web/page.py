@@ -23,7 +23,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS, GenerationLimits, decoder_label, decoder_options, takes_num_captions
 from prefixcap.utils.options import Option, declared_options
 from prefixcap.web.gate import PAGE, PAGE_FOLDERS
-from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, decoder_settings, request_bounds
+from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, MOST_PROMPT_CHARACTERS, decoder_settings, request_bounds
 
 # As on the page of an evaluation.
 COLOURS = {
@@ -51,6 +51,11 @@ DROP_ZONE = """
   <span>or click to choose them, or paste one</span>
 </label>
 <button id="camera" class="quiet" type="button" hidden>Use the camera</button>
+<label id="known">About the pictures
+  <input type="text" maxlength="{characters}" placeholder="e.g. Taken at a horse race." aria-describedby="known-hint">
+  <span id="known-hint" class="hint">What you know of those that you add next. It is read before the caption is
+    written{own}.</span>
+</label>
 {examples}
 """
 
@@ -88,7 +93,7 @@ def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> list[str]:
             with gr.Column(scale=2, min_width=330):
                 with gr.Tabs():
                     with gr.Tab("Captions"):
-                        _part("captions", DROP_ZONE.format(examples=_examples(examples)))
+                        _part("captions", _drop_zone(captioner, examples))
                     with gr.Tab("Arithmetic"):
                         example = '<button id="example" class="quiet" type="button">An example</button>'
                         _part("arithmetic", SUM.format(example=example if examples else ""))
@@ -151,6 +156,11 @@ def _header(captioner: Captioner) -> str:
     return f"""<header id="head"{low}><img src="favicon.ico" alt=""><div><h1>prefixcap</h1>
         <p>Captions by an <b>image encoder</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
         <a href="docs">HTTP API</a></header>"""
+
+
+def _drop_zone(captioner: Captioner, examples: int) -> str:
+    own = "" if captioner.prompts is None else ", in place of what the captioner finds by itself"
+    return DROP_ZONE.format(examples=_examples(examples), characters=MOST_PROMPT_CHARACTERS, own=own)
 
 
 def _examples(count: int) -> str:

@@ -15,11 +15,14 @@ from prefixcap.web.jobs import Captions
 MOST_IMAGES = 16  # in a request
 MOST_TEXTS = 8
 MOST_CHARACTERS = 200  # of a prompt or text
+MOST_PROMPT_CHARACTERS = 1000  # of the prompt of an image, which may be several captions, or an item of it
+MOST_ITEMS = 64  # of a prompt, to leave out
 
 Images = Annotated[
     list[UploadFile], Field(description=f"JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF; at most {MOST_IMAGES}")
 ]
 Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+ImageText = Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)]
 Weight = Annotated[float, Field(ge=-10, le=10)]
 
 
@@ -128,6 +131,36 @@ class CaptionRequest(Settings):
     """Images to caption."""
 
     images: Images = Field(min_length=1, max_length=MOST_IMAGES)
+    prompts: list[ImageText] = Field(
+        [],
+        max_length=MOST_IMAGES,
+        description="what is known of each image, in order, or one text for all, which is read before the caption and "
+        "is no part of it; none: the prompts that the captioner makes by itself, if it does",
+        examples=[["There are dog, frisbee in image."]],
+    )
+    without: list[ImageText] = Field(
+        [],
+        max_length=MOST_ITEMS,
+        description="items that the captioner's own prompts leave out, e.g. because they are wrong",
+        examples=[["frisbee"]],
+    )
+
+    def image_prompts(self, makes_prompts: bool) -> list[str | None]:
+        """The prompt of each image; None: the captioner's own, if it `makes_prompts`.
+
+        Raises:
+            InputError: there are not as many prompts as images, or there are no items to leave out.
+        """
+        if len(self.prompts) not in (0, 1, len(self.images)):
+            raise InputError(
+                f"prompts: {len(self.prompts)} are given for {len(self.images)} images: give one for each, or for all"
+            )
+        if self.without and (self.prompts or not makes_prompts):
+            reason = "prompts are given" if self.prompts else "this captioner makes none"
+            raise InputError(f"without: leaves out items of the captioner's own prompts, and {reason}: leave it out")
+        if not self.prompts:
+            return [None] * len(self.images)
+        return [*self.prompts] * (len(self.images) if len(self.prompts) == 1 else 1)
 
 
 class InterpretRequest(BaseModel):
@@ -157,11 +190,28 @@ class ScoredText(BaseModel):
     similarity: float
 
 
+class PromptItem(BaseModel):
+    """An entity or a caption, with how well it fits the image: a probability, a share or a cosine."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"text": "dog", "score": 0.71}})
+
+    text: str
+    score: float
+
+
+class ImagePrompt(BaseModel):
+    """What a captioner that makes prompts by itself read between the image's prefix and the caption."""
+
+    text: str = Field(examples=["There are dog in image."])
+    items: list[PromptItem] = Field(description="what the text was made of, the best first")
+
+
 class CaptionedImage(BaseModel):
     """Captions of one image, the best first, each with the cosine of its text embedding and the image's."""
 
     name: str = Field(examples=["photo.jpg"])
     captions: list[ScoredText]
+    prompt: ImagePrompt | None = Field(None, description="the one that the captioner made; otherwise left out")
     error: str | None = Field(None, description="why there are none; otherwise left out")
 
 
@@ -198,6 +248,7 @@ class Limits(BaseModel):
     images: int = MOST_IMAGES
     pixels: int = Field(default=MOST_PIXELS, description="of each image")
     characters: int = Field(default=MOST_CHARACTERS, description="of a prompt or text")
+    prompt_characters: int = Field(default=MOST_PROMPT_CHARACTERS, description="of what is known of an image")
 
 
 class Info(BaseModel):
@@ -212,6 +263,9 @@ class Info(BaseModel):
     low_similarity: float | None = Field(
         description="a similarity below this says that the image is unlike those learned from, where that is known",
         examples=[0.25],
+    )
+    prompts: str | None = Field(
+        description="what the captioner makes prompts of images with, where it does", examples=["clip_entities"]
     )
     decoders: dict[str, list[str]] = Field(
         description="the settings that each takes, beside decode, prompt and by_similarity",

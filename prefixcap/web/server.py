@@ -30,7 +30,7 @@ from prefixcap.web.api import build_api
 from prefixcap.web.batcher import Batcher
 from prefixcap.web.connections import Connection
 from prefixcap.web.gate import Gate, RequestSlots
-from prefixcap.web.jobs import Captions, Job
+from prefixcap.web.jobs import Captions, Job, Picture
 
 STATIC = Path(__file__).with_name("static")
 FILES = {
@@ -63,6 +63,7 @@ def serve(
     allow_hosts: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     forwarded_allow_ips: str = PROXIES,
+    datastore: str | None = None,
 ) -> None:
     """Serve the web page and the HTTP API of a captioner until Ctrl-C or SIGTERM.
 
@@ -83,10 +84,11 @@ def serve(
             any. A server on all addresses also answers to every IP address.
         allow_origins: other sites, e.g. "https://example.org", whose pages may use the API; "*": any.
         forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
+        datastore: the feature store that the captioner retrieves captions from; see `Captioner.use_datastore`.
 
     Raises:
-        InputError: the port is in use or not allowed, the captioner or its encoder cannot be loaded, or a value is out
-            of range.
+        InputError: the port is in use or not allowed, the captioner, its encoder or the datastore cannot be loaded, the
+            captioner needs a datastore or takes none, or a value is out of range.
     """
     if password == "":
         raise InputError("the password is empty: give one, or none for no authentication")
@@ -106,6 +108,8 @@ def serve(
                 root_path=root_path,
             )
             captioner = load(ckpt or photos.require_captioner(), usable_device(device))
+            if datastore is not None:
+                captioner.use_datastore(datastore)
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio creates a folder in it, and puts nothing there
                 app = build_app(captioner, password, max_queue, max_per_client, access)
@@ -161,16 +165,22 @@ def build_app(
         access: who may send requests; None: clients that use a local name of this machine.
 
     Raises:
-        InputError: the captioner's encoder cannot be loaded.
+        InputError: the captioner's encoder cannot be loaded, or it has no datastore and needs one.
     """
     from prefixcap.web.page import mount_page  # Gradio is slow to import
 
     def work(job: Job, items: list[Any]) -> Any:
-        return job.run(captioner, items)
+        try:
+            return job.run(captioner, items)
+        except InputError as error:
+            if len(items) == 1:
+                return [error]
+        return [work(job, [item])[0] for item in items]  # the mistake, e.g. a long prompt, may be in one of them only
 
     batcher = Batcher[Job, Any, Any](work)
     picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
-    batcher.thread.submit(Captions().run, captioner, [picture]).result()  # the first call in a thread takes longer
+    # The first call in a thread takes longer.
+    batcher.thread.submit(Captions().run, captioner, [Picture(picture)]).result()
     app = build_api(captioner, batcher, importlib.metadata.version("prefixcap"))
     examples = EXAMPLES if captioner.encoder_identity.name == "demo" else ()
     for number, scene in enumerate(examples):

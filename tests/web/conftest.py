@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.encoders import load_encoder
 from prefixcap.language import load_language_model
+from prefixcap.prompts import Datastore, build_provider
+from prefixcap.textonly.memory import MemoryBank
 from prefixcap.web import jobs
 from prefixcap.web.server import Server, build_app
 
@@ -32,6 +33,20 @@ def captioner() -> Captioner:
     torch.manual_seed(0)
     lm, identity = load_language_model("demo"), load_encoder("demo").identity
     return Captioner(lm, identity, {"name": "mlp", "prefix_length": 4}).eval()
+
+
+CAPTIONS = ["a large red circle", "a yellow star at night", "a pink heart", "a blue square", "a green ring", "snow"]
+
+
+@pytest.fixture(scope="session")
+def retrieving(captioner: Captioner) -> Captioner:
+    """The same captioner, with retrieved captions as prompts."""
+    encoder = captioner.encoder()
+    retrieving = Captioner(captioner.language_model, captioner.encoder_identity, captioner.mapper_options).eval()
+    retrieving.load_state_dict(captioner.state_dict())
+    datastore = Datastore(MemoryBank(encoder.encode_texts(CAPTIONS), CAPTIONS), encoder.identity, "these captions")
+    retrieving.use_prompts(build_provider({"name": "retrieved_captions", "k": 3}, encoder, datastore))
+    return retrieving
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +139,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, thr
     """A model that says when it has begun, and goes on when it is told to. To be asked for once a server is there."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def run(job: jobs.Captions, captioner: Captioner, images: list[Tensor]) -> list[list[jobs.Scored]]:
+    def run(job: jobs.Captions, captioner: Captioner, images: list[jobs.Picture]) -> list[jobs.Captioned]:
         begun.set()
         assert go_on.wait(60)
-        return [[jobs.Scored("a caption", 0.5)] for _ in images]
+        return [jobs.Captioned([jobs.Scored("a caption", 0.5)]) for _ in images]
 
     monkeypatch.setattr(jobs.Captions, "run", run)
     yield begun, go_on

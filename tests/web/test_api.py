@@ -184,11 +184,11 @@ def test_who_goes_away_is_not_captioned(
 ) -> None:
     begun, go_on, seen = threading.Event(), threading.Event(), list[int]()
 
-    def run(job: jobs.Captions, captioner: Captioner, images: list[Tensor]) -> list[list[jobs.Scored]]:
+    def run(job: jobs.Captions, captioner: Captioner, images: list[jobs.Picture]) -> list[jobs.Captioned]:
         seen.append(len(images))
         begun.set()
         go_on.wait(30)
-        return [[jobs.Scored("a caption", 0.5)] for _ in images]
+        return [jobs.Captioned([jobs.Scored("a caption", 0.5)]) for _ in images]
 
     monkeypatch.setattr(jobs.Captions, "run", run)
     with ThreadPoolExecutor(2) as pool:

@@ -69,9 +69,10 @@ window.prefixcap = (() => {
   const cards = [];
 
   class Card {
-    // `picture` shows what is captioned; `request` gives path and parts, read anew each time.
+    // `picture` shows what is captioned; `request` gives path and parts, read anew each time. `without` are items that
+    // the visitor has taken out of the captioner's own prompt.
     constructor(label, picture, request, file) {
-      Object.assign(this, { label, request, file });
+      Object.assign(this, { label, request, file, without: [] });
       this.text = element("div", { class: "text" });
       this.box = element("article", { class: "card" }, picture, this.text);
       cards.push(this);
@@ -85,8 +86,10 @@ window.prefixcap = (() => {
       say("Writing …");
       this.box.classList.remove("failed");
       try {
-        const answer = await ask(...this.request(), () => say("The server is busy, this picture waits for its turn …"));
-        if (number === this.number) this.show(answer.captions ?? answer.images[0].captions);
+        const [path, parts] = this.request();
+        const left = this.without.map((item) => ["without", item]);
+        const answer = await ask(path, [...parts, ...left], () => say("The server is busy, this picture waits for its turn …"));
+        if (number === this.number) this.show(answer.captions ?? answer.images[0].captions, answer.images?.[0].prompt);
       } catch (error) {
         if (number !== this.number) return;
         this.box.classList.add("failed");
@@ -98,15 +101,44 @@ window.prefixcap = (() => {
       }
     }
 
-    show([best, ...others]) {
+    show([best, ...others], prompt) {
       const alternatives = others.map((caption) => element("li", {}, element("span", { dir: "auto" }, caption.text), score(caption)));
       this.text.replaceChildren(
         element("h3", { dir: "auto" }, best.text || "(an empty caption)"),
         element("p", { class: "about" }, element("span", { class: "name" }, this.label), score(best)),
         this.file && best.similarity < low() ? element("p", { class: "low" }, LOW) : "",
         alternatives.length ? element("ol", {}, ...alternatives) : "",
+        prompt ? this.items(prompt.items) : "",
         this.file ? this.prefix() : "",
       );
+      this.focus?.();
+      this.focus = undefined;
+    }
+
+    // What the captioner's own prompt was made of. An item that is clicked is left out, and the caption written anew.
+    items(items) {
+      const rewrite = (without, place) => {
+        this.without = without;
+        this.focus = () => { // the button that was clicked has gone
+          const buttons = [...this.text.querySelectorAll(".items button")];
+          if (document.activeElement === document.body) buttons[Math.min(place, buttons.length - 1)]?.focus();
+        };
+        this.write();
+      };
+      const buttons = items.map((item, place) => {
+        const name = `${item.text}: write without it`;
+        const onclick = () => rewrite([...this.without, item.text], place);
+        const cross = element("span", { class: "cross" }, "×");
+        const text = element("span", { class: "item", dir: "auto" }, item.text);
+        const title = "how well it fits the picture; click to write without it";
+        return element("li", {}, element("button", { type: "button", "aria-label": name, title, onclick }, text, element("span", {}, item.score.toFixed(2)), cross));
+      });
+      if (this.without.length) {
+        const all = element("button", { type: "button", class: "all", onclick: () => rewrite([], 0) }, "Put all back");
+        buttons.push(element("li", {}, all));
+      }
+      const heading = items.length ? "Read before writing; take out what is wrong:" : "Nothing was read before writing.";
+      return element("div", { class: "items" }, element("p", {}, heading), element("ul", {}, ...buttons));
     }
 
     prefix() {
@@ -156,8 +188,10 @@ window.prefixcap = (() => {
   }
 
   function addPictures(files) {
+    const known = document.querySelector("#known input").value.trim();
+    const prompts = known ? [["prompts", known]] : [];
     const added = [...files].map((file) => {
-      const request = () => ["api/caption", [["images", file], ...chosen()]];
+      const request = () => ["api/caption", [["images", file], ...prompts, ...chosen()]];
       return new Card(file.name, element("div", { class: "picture" }, show(file)), request, file);
     });
     added.forEach((card) => card.write());
