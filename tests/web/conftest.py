@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 from prefixcap.captioner import Captioner
 from prefixcap.demo.drawing import draw
@@ -25,6 +26,7 @@ from prefixcap.prompts import Datastore, build_provider
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.web import jobs
 from prefixcap.web.server import Server, build_app
+from tests.web.browsing import CHROMIUM, DESKTOP, OPTIONS, Visit
 
 
 @pytest.fixture(scope="session")
@@ -147,3 +149,18 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, thr
     monkeypatch.setattr(jobs.Captions, "run", run)
     yield begun, go_on
     go_on.set()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address, DESKTOP)
+    yield visit
+    visit.page.close()

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import io
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,63 +12,17 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
 from prefixcap.web.access import Access
 from prefixcap.zeroshot.arithmetic import embed_expressions
 from tests.conftest import slow_after
+from tests.web.browsing import CHROMIUM, DESKTOP, PATIENCE, PHONE, Visit, captions
 from tests.web.conftest import jpeg, served
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-]  # fmt: skip
-PATIENCE = 30_000  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page that was opened, with the addresses that it asked for and what went wrong in it."""
-
-    def __init__(self, browser: Browser, address: str, viewport: dict[str, int], scheme: str = "light") -> None:
-        self.page = browser.new_page(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
-        self.page.set_default_timeout(PATIENCE)
-        self.requests: list[str] = []
-        self.mistakes: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.mistakes.append(str(error)))
-        self.page.on("console", lambda said: said.type == "error" and self.mistakes.append(said.text))
-        self.page.goto(address)
-        self.page.locator("#drop").wait_for()
-
-
-@pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
-    visit = Visit(browser, address, DESKTOP)
-    yield visit
-    visit.page.close()
-
-
-def captions(page: Page, cards: int) -> list[list[str]]:
-    """All that stand in the cards, when there are so many and all have some; a card may take a moment to come."""
-    expect(page.locator(".card")).to_have_count(cards, timeout=PATIENCE)
-    expect(page.locator(".card .working")).to_have_count(0, timeout=PATIENCE)
-    texts = "h3, li > span:first-child"
-    return [card.locator(texts).all_text_contents() for card in page.locator(".card").all()]
 
 
 @pytest.mark.slow
@@ -160,52 +113,6 @@ def test_settings_are_those_of_the_decoder_and_are_obeyed(
     options = {"top_k": 2, "penalty": 0.9, "max_tokens": 7, "prompt": "In the snow"}
     expected = captioner.candidates(pictures[:1], 1, "contrastive", **options)
     assert captions(page, 1) == expected
-
-
-def test_what_is_known_of_pictures_is_sent_with_those_that_follow(
-    visit: Visit, captioner: Captioner, pictures: list[Path]
-) -> None:
-    visit.page.get_by_label("About the pictures").fill("A large green ring")
-    visit.page.set_input_files("#files", pictures[:1])
-    captions(visit.page, 1)
-    visit.page.get_by_label("About the pictures").fill("")
-    visit.page.set_input_files("#files", pictures[:1])
-    known = captioner.candidates(pictures[:1], 3, prompts=["A large green ring"], by_similarity=True)
-    assert captions(visit.page, 2) == known + captioner.candidates(pictures[:1], 3, by_similarity=True)
-    expect(visit.page.locator(".items")).to_have_count(0)  # this captioner makes no prompts
-    assert visit.mistakes == []
-
-
-def test_items_of_the_captioners_own_prompt_are_taken_out_by_a_click_or_a_key(
-    browser: Browser, retrieving: Captioner, pictures: list[Path]
-) -> None:
-    (prompt,) = retrieving.image_prompts(retrieving.embed(pictures[:1]))
-    first, second, third = (item.text for item in prompt.items)
-
-    def expected(*items: str) -> list[list[str]]:
-        texts = "Similar images show\n\n" + "\n\n".join(items) + ".\n\nThis image shows"
-        return retrieving.candidates(pictures[:1], 3, by_similarity=True, prompts=[texts])
-
-    with served(retrieving) as address:
-        visit = Visit(browser, address, DESKTOP)
-        page, items = visit.page, visit.page.locator(".items .item")
-        page.set_input_files("#files", pictures[:1])
-        assert captions(page, 1) == expected(first, second, third)
-        assert items.all_inner_texts() == [first, second, third]
-        scores = [f"{item.score:.2f}" for item in prompt.items]
-        assert page.locator(".items .item + span").all_inner_texts() == scores
-        page.get_by_role("button", name=f"{second}: write without it").click()
-        expect(items).to_have_text([first, third], timeout=PATIENCE)
-        assert captions(page, 1) == expected(first, third)
-        expect(page.get_by_role("button", name=f"{third}: write without it")).to_be_focused()  # it is in the place now
-        page.keyboard.press("Enter")
-        expect(items).to_have_text([first], timeout=PATIENCE)
-        assert captions(page, 1) == expected(first)
-        page.get_by_role("button", name="Put all back").click()
-        expect(items).to_have_text([first, second, third], timeout=PATIENCE)
-        assert captions(page, 1) == expected(first, second, third)
-        assert visit.mistakes == []
-        page.close()
 
 
 def test_what_the_prefix_says_is_shown_when_asked_for(visit: Visit, pictures: list[Path]) -> None:
