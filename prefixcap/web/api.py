@@ -243,13 +243,12 @@ def _name(upload: UploadFile) -> str:
 
 
 def _captioned(name: str, captioned: Captioned | None, error: str | None) -> CaptionedImage:
-    if captioned is None:
-        return CaptionedImage(name=name, captions=[], error=error)
-    answer = CaptionedImage(name=name, captions=_scored(captioned.captions))
-    if captioned.prompt is not None:
-        items = [PromptItem(text=text, score=score) for text, score in captioned.prompt.items]
-        answer.prompt = ImagePrompt(text=captioned.prompt.text, items=items)
-    return answer
+    captions, made = captioned or Captioned([])
+    prompt = None
+    if made is not None:
+        items = [PromptItem(text=text, score=score) for text, score in made.items]
+        prompt = ImagePrompt(text=made.text, items=items)
+    return CaptionedImage(name=name, captions=_scored(captions), prompt=prompt, error=error)
 
 
 def _scored(texts: Iterable[Scored]) -> list[ScoredText]:
