@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -28,12 +28,15 @@ from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
 from prefixcap.language.tokens import tokenize_prompts
 from prefixcap.model import PrefixLM
 from prefixcap.pipeline import own_options
-from prefixcap.prompts import Datastore, OwnPrompts, Prompt, PromptProvider
+from prefixcap.prompts import OwnPrompts, Prompt, PromptProvider
 from prefixcap.sampling import Sampling
-from prefixcap.store.reader import FeatureStore
 from prefixcap.utils.hub import naming
 from prefixcap.utils.options import Count, Positive, check_value
 from prefixcap.weights import shapes_of
+
+if TYPE_CHECKING:
+    from prefixcap.prompts import Datastore
+    from prefixcap.store import FeatureStore
 
 
 class Captioner(PrefixLM):
@@ -42,6 +45,7 @@ class Captioner(PrefixLM):
     Arguments and attributes are those of `PrefixLM`; `load` and `from_pretrained` open one.
 
     Examples:
+        >>> from prefixcap import load
         >>> captioner = load("best.ckpt")
         >>> captions = captioner.caption(["photo.jpg", "another.png"], decode="beam", beams=3)
         >>> len(captions)
@@ -79,12 +83,6 @@ class Captioner(PrefixLM):
 
         Raises:
             InputError: as `candidates`.
-
-        Examples:
-            >>> captioner = load("best.ckpt")
-            >>> captions = captioner.caption(["photo.jpg"], decode="nucleus", rerank=5, seed=0, prompt="A")
-            >>> captions[0][:2]
-            'A '
         """
         if rerank is None:
             rerank = reranking.default_candidates(self.rerank, decode, options)
@@ -282,7 +280,7 @@ class Captioner(PrefixLM):
         self.prompts = provider.describe() | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {})
         self._own_prompts = OwnPrompts(self.prompts, provider)
 
-    def use_datastore(self, store: FeatureStore | str | Path | Datastore) -> None:
+    def use_datastore(self, store: "FeatureStore | str | Path | Datastore") -> None:
         """Retrieve captions for the prompts of images from this datastore from now on.
 
         Args:
@@ -356,6 +354,7 @@ class Captioner(PrefixLM):
         Arguments and errors are those of `prefixcap.checkpoints.pretrained.save`.
 
         Examples:
+            >>> from prefixcap import load
             >>> load("best.ckpt").save_pretrained("my-captioner")
             >>> captioner = Captioner.from_pretrained("my-captioner")
         """

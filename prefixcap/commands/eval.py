@@ -341,7 +341,7 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
     words += [override.removeprefix("decode.") for override in decoding]
     words += [f"regions-{config.regions}"] if config.regions is not None else []
-    for option in ("memory", "datastore", "prompts"):
+    for option in ("memory", "datastore", "prompts_file"):
         words += [f"{option}-{Path(config[option]).name}"] if config[option] else []
     if in_run and ckpt.stem != "best":
         words.append(ckpt.stem)

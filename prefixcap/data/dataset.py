@@ -98,7 +98,7 @@ class CaptionDataset(Dataset[Batch]):
     def __getitems__(self, items: list[int]) -> Batch:
         """The batch of these items. A DataLoader calls it with all items of a batch at once."""
         drawn = self._draw(items)
-        texts, prompts, prompt_lengths = self._prompts(drawn, None if self.epoch is None else int(self.epoch))
+        texts, prompts, prompt_lengths = self._prompts(drawn, None if self.epoch is None else int(self.epoch.numpy()))
         if self.copy is not None:
             features, tokens, first_token, lengths = self.copy.read(drawn.features, drawn.captions)
         else:

@@ -112,9 +112,9 @@ def require_embeddings(features: Feature, known: bool, rerank: bool, divide: boo
     if known or features is Feature.IMAGE:
         return
     for needed, what in (
-        (rerank, "rerank compares captions with the image's embedding"),
-        (divide, "unit_parts divides regions by the image's embedding"),
-        (prompts, "this captioner makes prompts of the image's embedding"),
+        (rerank, f"rerank compares captions with the image's embedding, not with {features}"),
+        (divide, f"unit_parts divides regions by the image's embedding, and this captioner reads {features}"),
+        (prompts, f"this captioner makes prompts of the image's embedding, and reads {features}"),
     ):
         if needed:
-            raise InputError(f"{what}, not with {features}: give embeddings, too")
+            raise InputError(f"{what}: give embeddings, too")

@@ -11,12 +11,13 @@ from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 from prefixcap.language.tokens import cut_prompts
 from prefixcap.prompts import build_provider, check_provider, retrieves
-from prefixcap.prompts.datastore import Datastore
 from prefixcap.prompts.protocol import Prompt, PromptProvider, leave_out_items
-from prefixcap.store.reader import FeatureStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from prefixcap.prompts.datastore import Datastore
+    from prefixcap.store.reader import FeatureStore
 
 
 class OwnPrompts:
@@ -36,8 +37,11 @@ class OwnPrompts:
         self.description = description
         self._provider = provider
 
-    def use(self, store: FeatureStore | str | Path | Datastore, encoder: Callable[[], Encoder]) -> None:
+    def use(self, store: "FeatureStore | str | Path | Datastore", encoder: Callable[[], Encoder]) -> None:
         """Retrieve from this datastore from now on. Raises as `prefixcap.captioner.Captioner.use_datastore`."""
+        from prefixcap.prompts.datastore import Datastore  # which reads stores: other captioners need not
+        from prefixcap.store.reader import FeatureStore
+
         if self.description is None or not retrieves(self.description):
             raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
         if not isinstance(store, Datastore):

@@ -187,11 +187,11 @@ def test_noise_on_parts_of_length_one(given: str, monkeypatch: pytest.MonkeyPatc
         features = {"images/regions": regions, "images/embedding": embeddings}
         images = ["0.png", "1.png", "2.png"]
         monkeypatch.setattr(
-            "prefixcap.captioner.embed_images",
+            "prefixcap.captioner.captioner.embed_images",
             lambda encoder, files, name: features[name][[int(file[0]) for file in files]],
         )
         monkeypatch.setattr(
-            "prefixcap.captioner.preprocess_images",
+            "prefixcap.captioner.captioner.preprocess_images",
             lambda encoder, files: torch.tensor([int(file[0]) for file in files]),
         )
         monkeypatch.setattr("prefixcap.reranking.encode_feature", lambda encoder, rows, name: features[name][rows])

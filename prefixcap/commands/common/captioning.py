@@ -81,8 +81,8 @@ def write_captions(
     if options.get("rerank") or options.get("unit_parts") or captioner.prompts:
         options["embeddings"] = split.embeddings[chosen]
     ids = [split.ids[row] for row in chosen.tolist()]
-    if config.get("prompts"):
-        options["prompts"] = read_prompts(Path(config.prompts), ids)
+    if config.get("prompts_file"):
+        options["prompts"] = read_prompts(Path(config.prompts_file), ids)
     with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()

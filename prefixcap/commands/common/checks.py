@@ -50,8 +50,7 @@ def check_config(config: DictConfig) -> None:
         mapper = {name: value for name, value in model["mapper"].items() if name != "name"}
         check_mapper(model["mapper"].get("name"), mapper)
         check_options("model.noise", Noise, model.get("noise") or {})
-    if not isinstance(given.get("prompts"), str):
-        prompts_options(config)
+    prompts_options(config)
     if lm := given.get("lm"):
         check_options("lm.lora", Lora, lm.pop("lora", {}))
         check_options("lm", load_language_model, lm)
