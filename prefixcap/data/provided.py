@@ -9,7 +9,7 @@ Shapes: N rows of a split, D width of an embedding.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from prefixcap.store import StoreSplit
 _BLOCK = 1 << 12  # images whose prompts are made together
 
 
+@runtime_checkable
 class EntityProvider(PromptProvider, Protocol):
     """A provider that knows which entities a caption names."""
 
@@ -45,14 +46,6 @@ class ProvidedPrompts:
         noise: the variance of the noise on the unit-length embedding of a caption by which others are retrieved; only
             in training on text.
         seed: of what is drawn.
-
-    Examples:
-        >>> from prefixcap.encoders import load_encoder
-        >>> from prefixcap.prompts import build_provider
-        >>> described = {"name": "clip_entities", "vocabulary": ["red", "blue", "circle"], "top_k": 2}
-        >>> prompts = ProvidedPrompts(build_provider(described, load_encoder("demo")), from_text=True)
-        >>> prompts.of_captions(["A blue circle."], np.array([0]), epoch=None)
-        ['There are circle, blue in image.']
     """
 
     def __init__(
@@ -69,8 +62,8 @@ class ProvidedPrompts:
             texts = self._of_images[split.name]
             return [texts[row] for row in rows]
         captions: list[str] = list(split.captions[rows])
-        if hasattr(self.provider, "of_captions"):
-            return self.of_captions(captions, rows, epoch)
+        if isinstance(self.provider, EntityProvider):
+            return self._of_captions(self.provider, captions, rows, epoch)
         embeddings = F.normalize(torch.from_numpy(split.feature(Feature.CAPTION)[rows]).float(), dim=-1)  # (N, D)
         if epoch is not None and self.noise:
             drawn = zip(embeddings, rows.tolist(), strict=True)
@@ -78,9 +71,10 @@ class ProvidedPrompts:
         own = [[caption] for caption in captions]
         return [prompt.text for prompt in self.provider.prompts(embeddings, leave_out=own)]
 
-    def of_captions(self, captions: Sequence[str], rows: NDArray[np.int64], epoch: int | None) -> list[str]:
-        """The prompts of the entities that N captions name, which are rows of a split; see `__call__`."""
-        provider: EntityProvider = self.provider  # type: ignore[assignment]  # it has `of_captions`
+    def _of_captions(
+        self, provider: EntityProvider, captions: Sequence[str], rows: NDArray[np.int64], epoch: int | None
+    ) -> list[str]:
+        """The prompts of the entities that N captions name."""
         masked = 0.0 if epoch is None else self.masked
         pairs = zip(captions, rows.tolist(), strict=True)
         return [provider.of_captions([text], masked, self._generator(epoch or 0, row))[0].text for text, row in pairs]
