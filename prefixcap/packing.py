@@ -273,11 +273,8 @@ def fill(
     by_token = (prompt_image, prompt_offset, np.empty(0, np.int64) if prompts is None else prompts)
     num_inputs = layout.shape.input_ids - len(prompt_image)  # N - C
     numbers = to_device(np.concatenate((layout.image_start, *columns, *by_token)), tokens.device)  # one copy
-    image_start, caption_numbers, prompt_numbers = numbers.split((num_images, 6 * num_captions, 3 * len(prompt_image)))
-    table, (prompt_images, prompt_offsets, prompt_ids) = (
-        caption_numbers.view(6, -1),
-        prompt_numbers.view(3, -1),
-    )  # (6, C), (Q,)
+    image_start, by_caption, by_prompt = numbers.split((num_images, 6 * num_captions, 3 * len(prompt_image)))
+    table, (prompt_images, prompt_offsets, prompt_ids) = by_caption.view(6, -1), by_prompt.view(3, -1)  # (6, C), (Q,)
     owner, lengths = table[0], table[5]  # (C,)
     arange = partial(torch.arange, device=tokens.device)
 
