@@ -105,7 +105,7 @@ def evaluated(name: str, seed: int, folder: Path, train: list[str]) -> Path:
     first = next(other for other, each in ROWS.items() if each.train == row.train)
     run, out = folder / "runs" / f"{first}-{seed}", folder / "eval" / f"{name}-{seed}"
     train_once(run, *row.train, f"data.store={TRAINING}", f"seed={seed}", *train)
-    options = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}", "metrics=[CIDEr]", f"out={out}"]
+    options = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}", "metrics=[CIDEr]", "decode.max_tokens=30", f"out={out}"]
     options += [f"datastore={row.datastore}"] if row.datastore else []
     run_once(out, "eval", options, out / "metrics.json")
     return out
