@@ -168,9 +168,9 @@ def score_humans(
     check_metrics(metrics)
     check_references(references)
     selected = select_metrics(metrics).items()
-    of_sets = {name: metric for name, metric in selected if "candidates" in metric.needs and inputs.candidates}
-    check_inputs(inputs, ("candidates",) if of_sets else (), references)
-    sets = sets_of_people(list(references.values()), inputs.candidates) if of_sets else None
+    set_metrics = {name: metric for name, metric in selected if "candidates" in metric.needs and inputs.candidates}
+    check_inputs(inputs, ("candidates",) if set_metrics else (), references)
+    sets = sets_of_people(list(references.values()), inputs.candidates) if set_metrics else None
     compared = {image: texts for image, texts in references.items() if len(texts) > 1}
     inputs = inputs.select([row for row, texts in enumerate(references.values()) if len(texts) > 1])
     images, written = list(compared), list(compared.values())
@@ -209,7 +209,7 @@ def score_humans(
     if sets is not None:
         first = {image: texts[0] for image, texts in references.items()}
         everyone = _tokenized(first, references, replace(inputs, candidates=sets, shared={}))
-        computed = _scores([everyone], of_sets, {n: [_statistics(m, everyone)] for n, m in of_sets.items()}, {})
+        computed = _scores([everyone], set_metrics, {n: [_statistics(m, everyone)] for n, m in set_metrics.items()}, {})
         for name in ("corpus", "per_image", "statistics"):
             getattr(scores, name).update(getattr(computed, name))
     return scores

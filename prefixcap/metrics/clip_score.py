@@ -207,18 +207,18 @@ def cosines_of_texts(
     if not len(captions) or len(captions) != len(images):
         raise InputError(f"{len(images)} image embeddings, {len(captions)} captions: give as many, at least one")
     require_directions(images)  # here, where row numbers are those of all images
-    of_images, of_references = [], []
+    image_cosines, reference_cosines = [], []
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
         caption_embeddings = _embed(encoder, captions[batch], batch_size)
-        of_images.append(_image_cosines(images[batch].to(encoder.device), caption_embeddings).cpu())
+        image_cosines.append(_image_cosines(images[batch].to(encoder.device), caption_embeddings).cpu())
         if references is not None:
             # The references of all images of the batch are embedded together, and split by image again.
             groups = references[batch]
             embedded = _embed(encoder, [text for texts in groups for text in texts], batch_size)
             reference_embeddings = torch.split(embedded, [len(texts) for texts in groups])
-            of_references.append(_reference_cosines(caption_embeddings, reference_embeddings).cpu())
-    return Cosines(torch.cat(of_images), torch.cat(of_references) if references is not None else None)
+            reference_cosines.append(_reference_cosines(caption_embeddings, reference_embeddings).cpu())
+    return Cosines(torch.cat(image_cosines), torch.cat(reference_cosines) if references is not None else None)
 
 
 def scores_of_cosines(

@@ -44,10 +44,10 @@ def captions(ckpt: Path, photos: Path, count: int = 1, **options: Any) -> dict[s
 def test_every_format_holds_the_same_captions(command: Command, ckpt: Path, photos: Path, tmp_path: Path) -> None:
     beams = ("--decode", "beam", "--set", "max_tokens=4", "beams=3", "--count", "2", "--batch-size", "2")
     expected = captions(ckpt, photos, 2, decode="beam", beams=3)
-    rows = [[image, caption] for image, of_image in expected.items() for caption in of_image]
+    rows = [[image, caption] for image, image_captions in expected.items() for caption in image_captions]
     visible = [[image.replace("\n", "\\n").replace("\t", "\\t"), caption] for image, caption in rows]
-    of_image = [[image, found] for image, found in expected.items()]
-    right = {"json": of_image, "jsonl": of_image, "csv": rows, "text": visible}
+    image_captions = [[image, found] for image, found in expected.items()]
+    right = {"json": image_captions, "jsonl": image_captions, "csv": rows, "text": visible}
     for form, read in READ.items():
         out = tmp_path / "new folder" / f"captions.{form}"
         assert command("caption", photos, "--ckpt", ckpt, *beams, "--format", form, "--out", out)[:2] == (0, "")
@@ -67,8 +67,8 @@ def test_sidecars(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path
     options = ("--ckpt", ckpt, *QUICK, "--format", "sidecar")
     assert command("caption", photos, *options)[:2] == (0, "")
     expected = captions(ckpt, photos)
-    for image, of_image in expected.items():
-        assert Path(image).with_suffix(".txt").read_text() == "".join(f"{caption}\n" for caption in of_image)
+    for image, image_captions in expected.items():
+        assert Path(image).with_suffix(".txt").read_text() == "".join(f"{caption}\n" for caption in image_captions)
     (photos / "a b.txt").write_text("mine")
     assert "a b.txt" in mistaken("caption", photos / "a b.png", *options)
     assert (photos / "a b.txt").read_text() == "mine"

@@ -69,10 +69,10 @@ def test_what_is_drawn_depends_on_epoch_and_row_alone(workers: int, store: Path)
         epochs.append(list(loader))
         for batch in epochs[-1]:
             assert batch.prompts == drawn_prompts(data.train_split, np.array(batch.image_rows), epoch)
-    of_image = [
+    image_prompts = [
         {row: prompt for b in epoch for row, prompt in zip(b.image_rows, b.prompts, strict=True)} for epoch in epochs
     ]
-    assert of_image[0] != of_image[1] != of_image[2]
+    assert image_prompts[0] != image_prompts[1] != image_prompts[2]
     resumed = CaptionData(store, captioner, 7, 2 - workers, prompts=drawn_prompts)
     resumed.trainer = stopped_after(4)
     loader = resumed.train_dataloader()
