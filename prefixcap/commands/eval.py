@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,6 +30,7 @@ from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.hardware import usable_device
 from prefixcap.utils.hub import missing_language_model, naming
 from prefixcap.utils.image_ids import by_image
+from prefixcap.vocabulary import Vocabulary
 
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     import torch
@@ -40,9 +41,11 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.data import require_match
     from prefixcap.encoders import Encoder, load_encoder
     from prefixcap.language import LanguageModel, load_language_model
-    from prefixcap.metrics.text_encoder import TextEncoder, load_text_encoder
+    from prefixcap.metrics.text_encoder import load_text_encoder
+    from prefixcap.prompts import Datastore
 
-Objects: TypeAlias = dict[ImageId, set[str]]
+# What `evaluate` takes besides the captions, the images and the models of the captioner.
+Inputs: TypeAlias = dict[str, Any]
 
 # What a metric may need, and the options that give it.
 _REMEDIES = {
@@ -50,6 +53,7 @@ _REMEDIES = {
     "candidates": "several captions of each image: give captions=FILE with them",
     "text_encoder": "an encoder of texts: name one with text_encoder=…, e.g. roberta-large",
     "language_model": "a language model: name one with perplexity_lm=…, e.g. gpt2",
+    "vocabulary": "the names to look for: give vocabulary=FILE, one name a line",
 }
 
 
@@ -85,27 +89,44 @@ def main(config: DictConfig) -> None:
         "embeddings": not config.captions or config.get("data"),
         "candidates": config.captions,
         "text_encoder": config.text_encoder,
+        "vocabulary": config.vocabulary,
         "language_model": config.perplexity_lm or config.ckpt or (method and method.name != "clipre"),
     }
     check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
-    if config.instances is not None and "objects" not in needed_inputs(config.metrics):
+    inputs = read_inputs(config)
+    if method:
+        evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
+    else:
+        evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
+    evaluation, folder, title = evaluate_fn(config, inputs)
+    folder = Path(config.out or folder)
+    evaluation.write(folder, title)
+    print(evaluation.table())
+    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
+
+
+def read_inputs(config: DictConfig) -> Inputs:
+    """What metrics read besides captions, references and images; refuses what no metric reads."""
+    needed = needed_inputs(config.metrics)
+    if config.instances is not None and "objects" not in needed:
         raise InputError("instances= is for metrics=[CHAIR]: leave it out, or name CHAIR in metrics=")
-    if config.text_encoder and "text_encoder" not in needed_inputs(config.metrics):
+    if config.vocabulary is not None and "vocabulary" not in needed:
+        raise InputError("vocabulary= is for metrics=[entities]: leave it out, or name entities in metrics=")
+    if config.text_encoder and "text_encoder" not in needed:
         raise InputError(
             "text_encoder= is for metrics=[BERTScore], BERTScore-idf or sentence-similarity: leave it out, or name one"
         )
     if config.text_encoder_layer is not None and not config.text_encoder:
         raise InputError("text_encoder_layer= is a layer of text_encoder=NAME: leave it out, or name that")
-    objects = None if config.instances is None else read_instances(_names(config, "instances"))
-    if method:
-        evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
-    else:
-        evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
-    evaluation, folder, title = evaluate_fn(config, objects)
-    folder = Path(config.out or folder)
-    evaluation.write(folder, title)
-    print(evaluation.table())
-    print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
+    inputs: Inputs = {"tokenizer": str(config.metric_tokenizer)}
+    if config.instances is not None:
+        inputs["objects"] = read_instances(_names(config, "instances"))
+    if config.vocabulary is not None:
+        inputs["vocabulary"] = Vocabulary.read(config.vocabulary)
+    if config.text_encoder:
+        device = usable_device(config.device)
+        inputs["text_encoder"] = load_text_encoder(config.text_encoder, config.text_encoder_layer, device)
+    return inputs
 
 
 def compare_folders(config: DictConfig) -> None:
@@ -126,7 +147,7 @@ def compare_folders(config: DictConfig) -> None:
         print(f"\nresults: {config.out}/ (comparison.json, systems.csv, pairs.csv)")
 
 
-def evaluate_checkpoint(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
+def evaluate_checkpoint(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, Path, str]:
     """Caption a split with a checkpoint and score it: the evaluation, its folder and its title."""
     captioner = load(config.ckpt, usable_device(config.device), config.tokenizer)
     if config.get("data"):
@@ -137,21 +158,25 @@ def evaluate_checkpoint(config: DictConfig, objects: Objects | None) -> tuple[Ev
     split = store.split(config.split)
     # What the metrics need is loaded first: generating captions takes long.
     encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
-    language_model, text_encoder = _language_model(config) or captioner.language_model, _text_encoder(config)
-    if config.datastore:
-        captioner.use_datastore(config.datastore)
+    language_model = _language_model(config) or captioner.language_model
+    datastore = Datastore.open(config.datastore) if config.datastore else None
+    if datastore is not None:
+        captioner.use_datastore(datastore)
     captions = write_captions(config, captioner, split)
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
-    evaluation = evaluate_split(
-        config, store, captions, objects, encoder, language_model, training_store, text_encoder=text_encoder
-    )
+    evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, training_store)
+    if datastore is not None and (leaks := datastore.leaks(evaluation.references.values())):
+        evaluation.notes.append(
+            f"{leaks:,} of {len(evaluation.references):,} images have a reference that is in the datastore, too, "
+            "by the same words: scores may be higher for it"
+        )
     _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
 
 
-def evaluate_retrieval(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
+def evaluate_retrieval(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, Path, str]:
     """Retrieve for each image of a split the closest caption of a corpus (CLIPRe), and score these captions."""
     if not config.memory or not config.get("data"):
         raise InputError(
@@ -160,21 +185,19 @@ def evaluate_retrieval(config: DictConfig, objects: Objects | None) -> tuple[Eva
     training_store = FeatureStore(config.memory)
     store = open_store(config.data, training_store.encoder.name)
     encoder = _encoder(config, store)
-    language_model, text_encoder = _language_model(config), _text_encoder(config)
+    language_model = _language_model(config)
     split, memory = store.split(config.split), open_memory(config, store.encoder)
     assert memory is not None
     with name_rows(split.ids):
         retrieved = memory.retrieve(torch.from_numpy(split.embeddings[:]))
     captions = dict(zip(split.ids, retrieved, strict=True))
-    evaluation = evaluate_split(
-        config, store, captions, objects, encoder, language_model, lambda: training_store, text_encoder=text_encoder
-    )
+    evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, lambda: training_store)
     _add_attribute_accuracy(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
 
 
-def evaluate_zero_shot(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
+def evaluate_zero_shot(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, Path, str]:
     """Caption a split with a language model that CLIP steers, and score it; captions of an earlier start are kept."""
     if not config.get("data"):
         raise InputError(f"method={config.method.name} needs images, e.g. data=coco")
@@ -193,12 +216,9 @@ def evaluate_zero_shot(config: DictConfig, objects: Objects | None) -> tuple[Eva
     folder = Path(config.out or Path("runs/eval") / hydra.runtime.choices["method"] / title)
     job = {"method": config.method.name, "encoder": encoder.digest, "language model": lm.name, "images": store.location}
     job |= {"split": config.split, "limit": config.limit, "options": OmegaConf.to_container(config.method)}
-    text_encoder = _text_encoder(config)
     captions = write_resumably(captioner, store.split(config.split), config.limit, config.batch_size, folder, job)
     language_model = _language_model(config) or lm
-    evaluation = evaluate_split(
-        config, store, captions, objects, _encoder(config, store), language_model, text_encoder=text_encoder
-    )
+    evaluation = evaluate_split(config, store, captions, inputs, _encoder(config, store), language_model)
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
     _add_attribute_accuracy(evaluation, store, captions)
@@ -214,7 +234,7 @@ def _add_attribute_accuracy(evaluation: Evaluation, store: FeatureStore, caption
             evaluation.extra["right attributes"] = accuracy
 
 
-def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluation, Path, str]:
+def evaluate_file(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, Path, str]:
     """Score the captions in a file against a file of references or a split of a data set."""
     file = Path(config.captions)
     candidates = read_candidates(file)
@@ -223,15 +243,13 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
     notes = [f"{several:,} images have several captions: the first, the best, of each is scored"] if several else []
     if several and "candidates" in needed_inputs(config.metrics):
         notes[0] += ", except by set-diversity and mBLEU-4, which read all"
-    language_model, text_encoder = _language_model(config), _text_encoder(config)
+    language_model = _language_model(config)
     if config.get("data"):
         store = open_store(config.data, config.data.default_encoder)
         encoder = _encoder(config, store)
         if encoder is not None:
             store.require_encoder(encoder.identity)
-        evaluation = evaluate_split(
-            config, store, captions, objects, encoder, language_model, candidates=candidates, text_encoder=text_encoder
-        )
+        evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, candidates=candidates)
     else:
         references = read_references(config.references or file, config.split)
         captions, references, left_out = _same_images(config, captions, references)
@@ -240,10 +258,8 @@ def evaluate_file(config: DictConfig, objects: Objects | None) -> tuple[Evaluati
             references,
             config.metrics,
             language_model=language_model,
-            objects=objects,
             candidates=by_image(candidates, references),
-            text_encoder=text_encoder,
-            tokenizer=str(config.metric_tokenizer),
+            **inputs,
         )
         evaluation.notes += left_out
         if "training_captions" in needed_inputs(config.metrics):
@@ -279,12 +295,11 @@ def evaluate_split(
     config: DictConfig,
     store: FeatureStore,
     captions: dict[ImageId, str],
-    objects: Objects | None,
+    inputs: Inputs,
     encoder: Encoder | None,
     language_model: LanguageModel | None,
     training_store: Callable[[], FeatureStore] | None = None,
     candidates: dict[ImageId, list[str]] | None = None,
-    text_encoder: TextEncoder | None = None,
 ) -> Evaluation:
     """Score captions of a split of a store; `training_store` opens the store that the captioner was trained on."""
     split = store.split(config.split)
@@ -307,10 +322,8 @@ def evaluate_split(
         embeddings=torch.from_numpy(split.embeddings[rows]) if encoder is not None else None,
         language_model=language_model,
         training_captions=training_captions,
-        objects=objects,
         candidates=None if candidates is None else by_image(candidates, references, files),
-        text_encoder=text_encoder,
-        tokenizer=str(config.metric_tokenizer),
+        **inputs,
     )
     evaluation.notes += notes
     return evaluation
@@ -375,13 +388,6 @@ def _language_model(config: DictConfig) -> LanguageModel | None:
     if "language_model" not in needed_inputs(config.metrics) or not config.perplexity_lm:
         return None
     return load_language_model(config.perplexity_lm).to(usable_device(config.device))
-
-
-def _text_encoder(config: DictConfig) -> TextEncoder | None:
-    """The encoder that `text_encoder=` names."""
-    if not config.text_encoder:
-        return None
-    return load_text_encoder(config.text_encoder, config.text_encoder_layer, usable_device(config.device))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from prefixcap.errors import InputError
-from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, TOKENIZER, finite
+from prefixcap.evaluation.evaluation import OBJECTS, STATISTICS, TOKENIZER, VOCABULARY, finite
 from prefixcap.evaluation.matrices import aligned, label, matrix, number, signed
 from prefixcap.evaluation.report import table
 from prefixcap.metrics import METRICS
@@ -201,8 +201,9 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
     if len(first.rows) < 2:
         raise InputError(f"{_several(folders)} evaluate one image, which cannot tell which is better: evaluate more")
     common = [name for name in first.arrays if all(_has_same(run, name, first) for runs in read for run in runs)]
-    if any("objects" in getattr(METRICS.get(name), "needs", ()) for name in common):
-        _require_same_objects([run for runs in read for run in runs])
+    needed = {need for name in common for need in getattr(METRICS.get(name), "needs", ())}
+    for need in needed & _SAME.keys():
+        _require_same_inputs([run for runs in read for run in runs], need)
     parts = [part for part in map(_part, common) if part is not None]
     if not parts:
         raise InputError(f"{_several(folders)} have no metric in common: evaluate all with the same metrics")
@@ -233,13 +234,13 @@ def compare(*systems: Runs, test: Test = "bootstrap", samples: int | None = None
 
 
 class _Run(NamedTuple):
-    """What `statistics.npz` holds: the row of each image, digests of references and of objects in images, the
+    """What `statistics.npz` holds: the row of each image, digests of references and of what else scores depend on, the
     tokenizer, (n, k) statistics by name."""
 
     folder: Path
     rows: dict[str | int, int]
     references: str
-    objects: str
+    inputs: dict[str, str]
     tokenizer: str
     arrays: dict[str, Statistics]
 
@@ -261,8 +262,8 @@ def _read(folder: Path) -> _Run:
             f"{folder} holds no evaluation ({STATISTICS}: {error}): give folders that an evaluation was written to"
         ) from error
     images, references = json.loads(str(arrays.pop("images"))), str(arrays.pop("references"))
-    objects, tokenizer = str(arrays.pop(OBJECTS, "")), str(arrays.pop(TOKENIZER, "ptb"))
-    return _Run(folder, {image: row for row, image in enumerate(images)}, references, objects, tokenizer, arrays)
+    inputs, tokenizer = {name: str(arrays.pop(name, "")) for name in _SAME}, str(arrays.pop(TOKENIZER, "ptb"))
+    return _Run(folder, {image: row for row, image in enumerate(images)}, references, inputs, tokenizer, arrays)
 
 
 def _require_same(first: _Run, other: _Run) -> None:
@@ -288,13 +289,17 @@ def _has_same(run: _Run, name: str, first: _Run) -> bool:
     return name in run.arrays and run.arrays[name].shape[-1] == first.arrays[name].shape[-1]
 
 
-def _require_same_objects(runs: Sequence[_Run]) -> None:
+# What the scores of a metric depend on besides captions and references: what a message calls it, and what to do.
+_SAME = {
+    OBJECTS: "objects of images: score CHAIR of all with the same instances",
+    VOCABULARY: "vocabularies: score entities of all with the same names",
+}
+
+
+def _require_same_inputs(runs: Sequence[_Run], need: str) -> None:
     for run in runs:
-        if run.objects != runs[0].objects:
-            raise InputError(
-                f"{runs[0].folder} and {run.folder} have different objects of images: score CHAIR of all with the same "
-                "instances"
-            )
+        if run.inputs[need] != runs[0].inputs[need]:
+            raise InputError(f"{runs[0].folder} and {run.folder} have different {_SAME[need]}")
 
 
 def _several(folders: Sequence[Sequence[Path]]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefixcap.errors import listed
 from prefixcap.evaluation.report import CaptionedImage, Table, html_report, table
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
     from prefixcap.metrics.text_encoder import TextEncoder
+    from prefixcap.vocabulary import Vocabulary
 
 STATISTICS = "statistics.npz"
 OBJECTS = "objects"  # in that file: a digest of the objects of images, on which CHAIR depends
+VOCABULARY = "vocabulary"  # likewise: a digest of the names and words on which the scores of entities depend
 TOKENIZER = "tokenizer"  # likewise: its name
 LEAST = 0.001  # people's score has to be, for a ratio to it; lower BLEU comes from constants against division by 0
 
@@ -57,6 +60,7 @@ class Evaluation:
         files: where the images are stored, as far as is known.
         notes: what else a reader of the figures should know, one line each.
         objects: in each image, in the order of the references, where CHAIR was computed with them.
+        vocabulary: of the entities that were counted.
         tokenizer: what split captions into words, see `prefixcap.metrics.tokenizers`.
     """
 
@@ -69,6 +73,7 @@ class Evaluation:
     files: Mapping[ImageId, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     objects: ObjectsOfImages | None = None
+    vocabulary: "Vocabulary | None" = None
     tokenizer: str = "ptb"
 
     @cached_property
@@ -176,14 +181,16 @@ class Evaluation:
             described = {
                 TOKENIZER: np.array(self.tokenizer),
                 "images": np.array(json.dumps(list(self.references))),
-                "references": np.array(hashlib.sha256(json.dumps(references).encode()).hexdigest()),
+                "references": _digest(references),
             }
             if self.objects is not None:
                 named = sorted(
                     json.dumps([image_id, None if names is None else sorted(names)])
                     for image_id, names in zip(self.references, self.objects, strict=True)
                 )
-                described[OBJECTS] = np.array(hashlib.sha256(json.dumps(named).encode()).hexdigest())
+                described[OBJECTS] = _digest(named)
+            if self.vocabulary is not None:
+                described[VOCABULARY] = _digest(sorted(self.vocabulary.lines))
             figures = {
                 figure_key(metric, name): statistics
                 for metric, arrays in self.scores.figure_statistics.items()
@@ -238,6 +245,7 @@ def evaluate(
     candidates: Mapping[Any, Sequence[str]] | None = None,
     text_encoder: "TextEncoder | None" = None,
     tokenizer: str = "ptb",
+    vocabulary: "Vocabulary | None" = None,
 ) -> Evaluation:
     """Score captions against references, and the references against each other.
 
@@ -258,6 +266,7 @@ def evaluate(
         text_encoder: for BERTScore and sentence-similarity, as
             `prefixcap.metrics.text_encoder.load_text_encoder` gives it.
         tokenizer: what splits captions into words: "ptb", as the COCO caption tools do, "characters", "13a" or "none".
+        vocabulary: for entities: which words of captions and references are looked for.
 
     Raises:
         InputError: a metric is unknown or lacks what it needs, and as `prefixcap.metrics.score_captions`. Mistakes are
@@ -276,25 +285,31 @@ def evaluate(
         parts.setdefault(domain, []).append(image_id)
     ordered = None if objects is None else objects_in_order(objects, references)
     inputs = MetricInputs(embeddings, encoder, language_model, training_captions, ordered)
-    inputs = replace(inputs, text_encoder=text_encoder, tokenizer=tokenizer)
+    inputs = replace(inputs, text_encoder=text_encoder, tokenizer=tokenizer, vocabulary=vocabulary)
     if candidates is not None:
         inputs = replace(inputs, candidates=[candidates.get(image, ()) for image in references])
     scored = score_parts(captions, references, parts, metrics, inputs)
     scores = scored["overall"]
     humans = score_humans(
-        references, metrics, MetricInputs(objects=ordered, candidates=inputs.candidates, tokenizer=tokenizer)
+        references,
+        metrics,
+        MetricInputs(objects=ordered, candidates=inputs.candidates, tokenizer=tokenizer, vocabulary=vocabulary),
     )
     domain_scores = scored if parts else {}
     figures = dict(scores.figures)
     evaluation = Evaluation(captions, references, scores, humans, domain_scores, figures, files or {}, objects=ordered)
     if humans is not None and "self-CIDEr" in scores.corpus.keys() - humans.corpus.keys():
         evaluation.notes.append("diversity of sets: none of people, as an image has fewer references than captions")
-    return replace(evaluation, tokenizer=tokenizer)
+    return replace(evaluation, tokenizer=tokenizer, vocabulary=vocabulary)
 
 
 def figure_key(metric: str, figure: str) -> str:
     """The name of a figure's array in `statistics.npz`, where a metric's array has that of the metric."""
     return f"{metric}/{figure}"
+
+
+def _digest(texts: Sequence[str]) -> NDArray[np.str_]:
+    return np.array(hashlib.sha256(json.dumps(texts).encode()).hexdigest())
 
 
 def _intervals(scores: Scores) -> dict[str, tuple[float, float]]:

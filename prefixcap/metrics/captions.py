@@ -154,8 +154,9 @@ def score_humans(
 
     Args:
         references: the captions of each image.
-        metrics: names in `METRICS`; those that need more than captions, references and `objects` are left out.
-        inputs: of the same images; only their `objects`, `tokenizer` and `candidates`, see `MetricInputs`, are read.
+        metrics: names in `METRICS`; those that need more than captions, references, `objects` and `vocabulary` are
+            left out.
+        inputs: of the same images; only `objects`, `vocabulary`, `tokenizer` and `candidates` of them are read.
             With candidates, and at least as many references of each image, the diversity of sets is that of as many
             references: the first of each image.
 
@@ -201,7 +202,9 @@ def score_humans(
         keep = own and sum(map(len, texts)) >= WORTH_A_FILE
         return list((cached(f"humans-{metric.name}", texts, compute) if keep else compute()).values())
 
-    chosen = {name: metric for name, metric in selected if metric.scores and set(metric.needs) <= {"objects"}}
+    chosen = {
+        name: metric for name, metric in selected if metric.scores and set(metric.needs) <= {"objects", "vocabulary"}
+    }
     direct = {name: metric for name, metric in chosen.items() if not metric.combines}
     statistics, missing = _run(direct, fold_statistics)
     add_combined(chosen, statistics, missing)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefixcap.encoders import Encoder
     from prefixcap.language import LanguageModel
     from prefixcap.metrics.text_encoder import TextEncoder
+    from prefixcap.vocabulary import Vocabulary
 
 ImageId: TypeAlias = int | str
 # `Any` stands for ImageId: the key type of a Mapping is invariant, so a dict[str, str] is no Mapping[int | str, str].
@@ -49,6 +50,7 @@ class MetricInputs:
             are not known; metrics have to work without them (None), too.
         candidates: (n) captions of each image, two or more, in the order of the references: for the diversity of sets.
         text_encoder: for metrics that compare the meanings of texts, see `prefixcap.metrics.text_encoder`.
+        vocabulary: of the entities that are counted in captions and references.
         tokenizer: which of `prefixcap.metrics.tokenizers.TOKENIZERS` splits captions and references into words.
         shared: what metrics of the same images compute once and use together, by a name of their own.
     """
@@ -60,6 +62,7 @@ class MetricInputs:
     objects: ObjectsOfImages | None = None
     candidates: Sequence[Sequence[str]] | None = None
     text_encoder: "TextEncoder | None" = None
+    vocabulary: "Vocabulary | None" = None
     tokenizer: str = "ptb"
     shared: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +94,7 @@ class Metric:
         name: what `metrics=[...]` calls it.
         scores: the names of its scores, e.g. BLEU-1 to BLEU-4. Empty: `figures` is called instead of `statistics`.
         needs: fields of `MetricInputs`. `statistics` and `figures` get them as keyword arguments. People are scored
-            by the metrics that need nothing but captions, references and `objects`.
+            by the metrics that need nothing but captions, references, `objects` and `vocabulary`.
         tokenized: True: texts come as the tokenizer of the COCO caption tools leaves them, in lower case, without
             punctuation, words separated by spaces, or as another does that `MetricInputs.tokenizer` names. False: as
             they were written.

@@ -6,6 +6,7 @@ from prefixcap.errors import InputError
 from prefixcap.metrics.bleu import Bleu
 from prefixcap.metrics.chair import Chair
 from prefixcap.metrics.cider import Cider
+from prefixcap.metrics.entities import EntityMentions
 from prefixcap.metrics.meteor import Meteor
 from prefixcap.metrics.metric import Metric, Statistics
 from prefixcap.metrics.rouge import RougeL
@@ -30,6 +31,7 @@ METRICS: dict[str, Metric] = {
     "SPICE": Spice(),
     "SPIDEr": Spider(),
     "CHAIR": Chair(),
+    "entities": EntityMentions(),
     "CLIPScore": ClipScore(),
     "RefCLIPScore": RefClipScore(),
     "PAC-S": PacScore(),
@@ -53,6 +55,7 @@ REMEDIES = {
     "language_model": "a language model: give language_model=",
     "candidates": "several captions of each image: give candidates=",
     "text_encoder": "an encoder of texts: give text_encoder=",
+    "vocabulary": "the names to look for: give vocabulary=",
 }
 """What a metric may need besides captions and references, and how to give it in Python."""
 

@@ -7,6 +7,7 @@ import pytest
 
 from prefixcap.captioner import load
 from prefixcap.demo.scenes import COLOURS, SHAPES
+from prefixcap.store import FeatureStore
 from tests.commands.conftest import Command
 from tests.commands.conftest import command as command
 from tests.e2e.conftest import Script
@@ -49,16 +50,30 @@ def test_entities_by_clip(script: Script, vocabulary: Path, folder: Path, comman
 def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, command: Command) -> None:
     """The captions of the training are retrieved in training, and then those of any store of the same encoder."""
     script("data_prep.embed", "features=[image,caption]", "data.store=stores/both")
-    (folder / "others.txt").write_text("A purple hexagon in the snow.\nA brown crescent.\nA pink ring by the sea.\n")
-    script("data_prep.embed", "data=text", "data.files=others.txt", "encoder=demo", "data.store=stores/others")
+    references = list(FeatureStore(folder / "stores/both").split("test").references().values())
+    reference = references[0][0]
+    sentences = "A purple hexagon in the snow.\nA brown crescent.\nA pink ring by the sea.\n"
+    (folder / "others.txt").write_text(f"{sentences}{reference.upper()} !\n")
+    script(
+        "data_prep.embed",
+        "data=text",
+        "data.files=others.txt",
+        "data.reader.val_share=0",
+        "encoder=demo",
+        "data.store=stores/others",
+    )
     retrieved = ("prompts=retrieved_captions", "prompts.k=1", "prompts.template='Like {}'", "data.store=stores/both")
     script("train", *SHORT, *retrieved, "run_dir=runs/retrieved")
     ckpt = folder / "runs/retrieved/checkpoints/best.ckpt"
-    found = {}
+    found, leaks = {}, {}
     for store in ("both", "others"):
         script("eval", f"ckpt={ckpt}", f"datastore=stores/{store}", *QUICK, f"out=eval/{store}")
         found[store] = (folder / "eval" / store / "captions.json").read_text()
+        notes = json.loads((folder / "eval" / store / "metrics.json").read_text())["notes"]
+        leaks[store] = [note.split(" have ")[0] for note in notes if "in the datastore" in note]
     assert found["both"] != found["others"]
+    count = sum(reference in texts for texts in references)
+    assert leaks == {"both": [], "others": [f"{count} of {len(references)} images"]}
     picture = sorted((folder / "data/demo/images").iterdir())[0]
     words = ("caption", picture, "--ckpt", ckpt, "--decode", "greedy", "--set", "max_tokens=6")
     assert command(*words, "--datastore", folder / "stores/others").status == 0

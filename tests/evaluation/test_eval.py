@@ -166,6 +166,21 @@ def test_several_captions_of_an_image_from_a_file(
     )
 
 
+def test_entities_of_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "references.json").write_text(json.dumps({"1": ["a dog on a sofa"], "2": ["a dog"]}))
+    (tmp_path / "captions.json").write_text(json.dumps({"1": "a dog", "2": "a cat"}))
+    (tmp_path / "names.txt").write_text("dog\ncat\nsofa\n")
+    files = [f"captions={tmp_path}/captions.json", f"references={tmp_path}/references.json"]
+    evaluate(monkeypatch, *files, "metrics=entities", "vocabulary=names.txt", "out=scores")
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert (scores["entity precision"], scores["entity recall"]) == pytest.approx((1 / 2, 1 / 3))
+    assert "entities needs the names to look for: give vocabulary=FILE" in mistake("eval", *files, "metrics=[entities]")
+    unused = mistake("eval", *files, "metrics=[CIDEr]", f"vocabulary={tmp_path}/names.txt")
+    assert "vocabulary= is for metrics=[entities]: leave it out, or name entities in metrics=" in unused
+    assert "none.txt" in mistake("eval", *files, "metrics=[entities]", f"vocabulary={tmp_path}/none.txt")
+
+
 def test_the_image_of_a_damaged_embedding_is_named(
     run_folder: Path, encoder: Encoder, tmp_path: Path, mistake: Callable[..., str]
 ) -> None:

@@ -263,7 +263,7 @@ def test_metrics_that_need_models(tmp_path: Path) -> None:
     [
         (
             ["CIDEr", "bleu"],
-            "unknown metric 'bleu': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE, SPIDEr, CHAIR, CLIPScore",
+            "unknown metric 'bleu': choose from BLEU, METEOR, ROUGE-L, CIDEr, SPICE, SPIDEr, CHAIR, entities",
         ),
         (["CLIPScore"], "CLIPScore needs the images' embeddings"),
         (["perplexity"], "perplexity needs a language model"),

@@ -309,6 +309,7 @@ def test_mistakes_in_what_is_asked_for_are_told_in_one_line() -> None:
         "SPICE",
         "SPIDEr",
         "CHAIR",
+        "entities",
         "CLIPScore",
         "RefCLIPScore",
         "PAC-S",

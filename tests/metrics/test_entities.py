@@ -1,13 +1,13 @@
 """Entity precision and recall, beside a plain count."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from prefixcap.errors import InputError
 from prefixcap.evaluation import evaluate
-from prefixcap.metrics import METRICS
-from prefixcap.metrics.entities import EntityMentions, entity_scores
+from prefixcap.evaluation.comparison import compare
 from prefixcap.vocabulary import Vocabulary
 
 NAMES = ("dog", "cat", "sofa", "ball", "tree", "car")
@@ -29,26 +29,36 @@ def test_beside_a_plain_count() -> None:
             said += in_caption
             there += in_references
     expected = (right / said, right / there, 2 * right / (said + there))
-    assert list(entity_scores(captions, references, Vocabulary(NAMES)).values()) == pytest.approx(expected)
+    scores = evaluate(captions, references, ["entities"], vocabulary=Vocabulary(NAMES)).scores
+    assert list(scores.corpus.values()) == pytest.approx(expected)
 
 
-def test_as_a_metric_it_has_intervals_and_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "entities", EntityMentions(Vocabulary(NAMES)))
+def test_intervals_people_and_domains() -> None:
     captions = {1: "a dog and dogs", 2: "Two cats", 3: "a car"}
     references = {1: ["a dog", "a dog on a sofa"], 2: ["a dog", "a dog"], 3: ["cars", "a street"]}
-    evaluation = evaluate(captions, references, ["entities"])
+    domains = {1: "in", 2: "out", 3: "in"}
+    evaluation = evaluate(captions, references, ["entities"], domains=domains, vocabulary=Vocabulary([*NAMES, "dog"]))
     assert evaluation.scores.corpus == pytest.approx(
         {"entity precision": 2 / 3, "entity recall": 2 / 4, "entity F1": 4 / 7}
     )
     assert evaluation.scores.per_image["entity recall"] == {1: 0.5, 2: 0, 3: 1}
+    assert evaluation.domains["out"].corpus["entity precision"] == 0
     assert evaluation.humans is not None and evaluation.humans.corpus["entity recall"] > 0.5
-    assert "entity precision" in evaluation.table()
+    assert "entity precision" in evaluation.table() and "names that were there before" in evaluation.table()
 
 
-def test_nothing_is_said_and_mistakes() -> None:
-    vocabulary = Vocabulary(NAMES)
-    assert set(entity_scores({1: "a street"}, {1: ["a road"]}, vocabulary).values()) == {0.0}
-    with pytest.raises(InputError, match="no captions to score"):
-        entity_scores({}, {}, vocabulary)
-    with pytest.raises(InputError, match="image 2 has a caption and no references"):
-        entity_scores({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: []}, vocabulary)
+def test_nothing_is_said_and_no_vocabulary() -> None:
+    scores = evaluate({1: "a street"}, {1: ["a road"]}, ["entities"], vocabulary=Vocabulary(NAMES)).scores
+    assert set(scores.corpus.values()) == {0.0}
+    with pytest.raises(InputError, match="entities needs the names to look for: give vocabulary="):
+        evaluate({1: "a street"}, {1: ["a road"]}, ["entities"])
+
+
+def test_scores_with_other_names_are_not_compared(tmp_path: Path) -> None:
+    captions, references = {1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a dog"]}
+    for folder, names in (("a", NAMES), ("same", NAMES[::-1]), ("b", NAMES[:2])):
+        evaluation = evaluate(captions, references, ["entities"], vocabulary=Vocabulary(names))
+        evaluation.write(tmp_path / folder, folder)
+    assert "entity F1" in compare(tmp_path / "a", tmp_path / "same").table()
+    with pytest.raises(InputError, match="different vocabularies: score entities of all with the same names"):
+        compare(tmp_path / "a", tmp_path / "b")
