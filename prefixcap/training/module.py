@@ -115,7 +115,23 @@ class CaptionTraining(L.LightningModule):
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CaptionData) and not self._reading_checked:
+            self._require_room(0 if data.val_prompts is None else data.val_prompts.longest)
             self._require_same_reading(data)
+
+    def _require_room(self, prompt: int) -> None:
+        """Refuse captions in validation that would not fit after a prompt of so many tokens: training would be lost."""
+        language_model, prefix = self.captioner.language_model, self.captioner.prefix_length
+        if language_model.context is None or prefix + prompt + self.max_tokens <= language_model.context:
+            return
+        room = language_model.context - prefix - prompt
+        given = f"a prefix of {prefix}" + (f" and the longest prompt of {prompt}" if prompt else "")
+        problem = (
+            f"captions of up to {self.max_tokens} tokens in validation do not fit: with {given}, language model "
+            f"'{language_model.name}' has room for {room}"
+        )
+        if room < 1:
+            raise OptionError(problem, max_prompt_tokens=max(1, language_model.context - prefix - self.max_tokens))
+        raise OptionError(problem, max_tokens=room)
 
     def _require_same_reading(self, data: CaptionData) -> None:
         embeddings, captions, positions, texts = data.longest()

@@ -89,6 +89,11 @@ def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, c
         (("prompts=retrieved_captions", "prompts.k=0"), "k must be"),
         (("prompts=clip_entities", "prompts.vocabulary=objects.txt", "prompts.template=captions"), "must have {} once"),
         (("prompts=retrieved_captions",), "captions/embedding"),
+        (("val_max_tokens=600",), "set val_max_tokens="),
+        (
+            ("prompts=clip_entities", "prompts.vocabulary=objects.txt", "prompts.template='{}'", "val_max_tokens=600"),
+            "longest prompt of",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

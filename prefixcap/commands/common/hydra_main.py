@@ -44,6 +44,8 @@ OPTIONS = {
     "dtype": "lm.dtype",
     "gradient_checkpointing": "lm.gradient_checkpointing",
     "heads": "model.mapper.heads",
+    "max_prompt_tokens": "prompts.max_prompt_tokens",
+    "max_tokens": "val_max_tokens",
     "normalize_embeddings": "model.normalize_embeddings",
     "on_device": "data.on_device",
     "reward": "scst.reward",
