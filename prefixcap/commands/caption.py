@@ -1,28 +1,26 @@
 """Caption images: files, folders, patterns or URLs."""
 
-import itertools
 import re
-import signal
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from prefixcap.commands.common.batches import caption_batches
 from prefixcap.commands.common.decoders import SEED, CommandWithDecoders, complete_decoder
-from prefixcap.commands.common.inputs import find_images, read_ahead
+from prefixcap.commands.common.formats import WITHOUT_SIMILARITY, Format
+from prefixcap.commands.common.inputs import find_images, read_list
 from prefixcap.commands.common.options import Checkpoint, Device, load_captioner
-from prefixcap.commands.common.outputs import WITHOUT_SIMILARITY, Format, Row, open_output
-from prefixcap.errors import InputError, spell_options
+from prefixcap.commands.common.outputs import Destination, Existing
+from prefixcap.commands.common.stopping import Stop
+from prefixcap.commands.common.wording import Wording
+from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.utils.files import no_space
-
-if TYPE_CHECKING:
-    from prefixcap.captioner import Captioner
 
 MAX_LISTED = 5  # skipped images
 
@@ -34,9 +32,10 @@ By another one:
 
   prefixcap caption photo.jpg --ckpt best.ckpt
 
-All images below a folder, a text file next to each:
+All images below a folder, a text file next to each, with a trigger word. Images that have one are left out, so that the
+same command goes on where it was stopped:
 
-  prefixcap caption photos --ckpt best.ckpt --format sidecar
+  prefixcap caption photos --format sidecar --before 'ohwx, '
 
 Ten sampled captions per image, of which the three closest to the image, by CLIP:
 
@@ -53,13 +52,24 @@ COMMAND_CLASS = CommandWithDecoders  # whose help lists the decoders
 
 def main(
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="INPUT",
+            metavar="INPUT", show_default=False,
             help="Image files, folders (with their subfolders), quoted patterns such as '*.jpg', URLs.",
         ),
-    ],
+    ] = None,
     ckpt: Checkpoint = None,
+    filelist: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False,
+            help="A text file that names further images or folders, one a line (or with a zero byte between, as find "
+            "-print0 writes); -: the standard input.",
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive/--no-recursive", help="Look into the subfolders of folders.")
+    ] = True,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch http and https URLs, each at most 50 MB and 30 s.")
     ] = False,
@@ -77,8 +87,51 @@ def main(
             help="The output file (default: standard output).",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing files.")
+    existing: Annotated[
+        Existing,
+        typer.Option(
+            metavar="WHAT", rich_help_panel=OUTPUT,
+            help="If there are captions already: skip (keep them, caption only other images), overwrite, error, or, "
+            "for sidecars, append or prepend (add lines).",
+        ),
+    ] = "skip",
+    overwrite: Annotated[bool, typer.Option("--overwrite", hidden=True)] = False,
+    caption_extension: Annotated[
+        str, typer.Option(metavar="SUFFIX", rich_help_panel=OUTPUT, help="The end of the names of sidecars.")
+    ] = ".txt",
+    separate: Annotated[
+        bool,
+        typer.Option(
+            "--separate", rich_help_panel=OUTPUT,
+            help="With --count, a sidecar for each caption (photo.txt, photo_2.txt) in place of a line.",
+        ),
+    ] = False,
+    before: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", rich_help_panel=OUTPUT, show_default=False,
+            help="Put this before each caption as it is, e.g. a trigger word: 'ohwx, '. Unlike --prompt it does not "
+            "change what the captioner says.",
+        ),
+    ] = "",
+    after: Annotated[
+        str,
+        typer.Option(metavar="TEXT", rich_help_panel=OUTPUT, show_default=False, help="Put this after each caption."),
+    ] = "",
+    template: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", rich_help_panel=OUTPUT,
+            help="What is written for a caption; {name} is the name of the image's file without suffix, {folder} "
+            "that of its folder.",
+        ),
+    ] = "{caption}",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=OUTPUT,
+            help="Print which images would be captioned, and write nothing.",
+        ),
     ] = False,
     count: Annotated[
         int, typer.Option(min=1, metavar="N", rich_help_panel=OUTPUT, help="Captions per image, best first.")
@@ -136,6 +189,12 @@ def main(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch.")] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", show_default=False, help="Threads that read images (default: one a core, at most 8)."
+        ),
+    ] = None,
     device: Device = "auto",
     tokenizer: Annotated[
         str | None,
@@ -149,13 +208,29 @@ def main(
         raise InputError(f"--format coco has one caption per image: omit --count {count}, or choose another --format")
     if similarity and form in WITHOUT_SIMILARITY:
         raise InputError(f"--format {form} has no similarities: omit --similarity, or choose another --format")
+    if overwrite:
+        print("warning: --overwrite is now --existing overwrite", file=sys.stderr)
+        existing = "overwrite"
+    wording = Wording(before, after, template)
     # `--set beams=10 max_tokens=20`: the second word arrives among the inputs.
-    images = find_images([word for word in inputs if not _is_setting(word)], allow_urls)
-    options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs)])
+    words = [word for word in inputs or () if not _is_setting(word)] + (read_list(filelist) if filelist else [])
+    images = find_images(words, allow_urls, recursive)
+    options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs or ())])
     texts = dict(zip(images, read_prompts(prompts, images), strict=True)) if prompts else None
+    destination = Destination(images, form, out, existing, count, caption_extension, separate)
+    left = [image for image in images if image not in destination.done]
+    if len(left) < len(images):
+        have = f"{len(images) - len(left):,} of {len(images):,} images have captions already"
+        print(f"{have}; --existing overwrite replaces them", file=sys.stderr)
+    if dry_run:
+        for image in left:
+            print(image, *(destination.sidecars(image) if form == "sidecar" else ()), sep="\t")
+        return
+    if not left:
+        return
     stop, skipped, written = Stop(), list[str](), 0
     try:
-        with stop, open_output(form, out, images, overwrite) as output:
+        with stop, destination.open() as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
             from prefixcap.reranking import default_candidates  # imports torch: after the options are checked
 
@@ -167,106 +242,37 @@ def main(
             options |= {"decode": decode, "prompt": prompt}
             if similarity is None:
                 similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
-            batches = caption_batches(captioner, images, batch_size, count, rerank, options, skipped, similarity, texts)
+            batches = caption_batches(
+                captioner, images, batch_size, count, rerank, options, skipped, similarity, texts,
+                destination.done, workers,
+            )  # fmt: skip
             with closing(batches):
                 for rows in batches:
+                    worded = [row._replace(captions=wording.of(row.captions, row.image)) for row in rows]
                     with stop.deferred():
-                        output.add(rows)
+                        output.add(worded)
                         written += len(rows)
             if not written:
-                raise InputError(f"none of {len(images):,} images could be read: {skipped[0]}")
+                raise InputError(f"none of {len(left):,} images could be read: {skipped[0]}")
     except KeyboardInterrupt:
         pass
     except OSError as error:
         if not no_space(error):
             raise
-        done = f"{out or 'the output'} has the captions of {written:,} of {len(images):,} images"
+        done = (
+            f"{out or 'the output'} has the captions of {len(images) - len(left) + written:,} of {len(images):,} images"
+        )
         raise InputError(f"no space left on the disk: {done}; free some, and caption the others") from error
     if skipped:
         more = [f"and {len(skipped) - MAX_LISTED:,} more"] if len(skipped) > MAX_LISTED else []
         reasons = "".join(f"\n  {' '.join(line.split())}" for line in [*skipped[:MAX_LISTED], *more])
         print(f"skipped {len(skipped):,} of {len(images):,} images:{reasons}", file=sys.stderr)
     if stop.signal is not None:
-        print(f"stopped: {written:,} of {len(images):,} images have captions", file=sys.stderr)
+        have = f"{len(images) - len(left) + written:,} of {len(images):,} images have captions"
+        print(f"stopped: {have}", file=sys.stderr)
         raise typer.Exit(128 + stop.signal)
     if skipped:
         raise typer.Exit(1)
-
-
-def caption_batches(
-    captioner: "Captioner",
-    images: Sequence[str],
-    batch_size: int,
-    count: int,
-    rerank: int,
-    options: dict[str, Any],
-    skipped: list[str],
-    similarity: bool = False,
-    prompts: Mapping[str, str] | None = None,
-) -> Generator[list[Row]]:
-    """Caption images, batch by batch, while the next images are read.
-
-    Args:
-        captioner: the captioner, whose own encoder reads the images.
-        images: paths and URLs.
-        batch_size: images per batch.
-        count: captions per image.
-        rerank: generate this many candidates per image, and keep those closest to it by the encoder; 0: the decoder's
-            best.
-        options: further arguments of `Captioner.candidates`.
-        skipped: a list that "NAME: reason" is appended to for each image that cannot be read.
-        similarity: also give the cosines of captions and image.
-        prompts: the text of each image that is read before its caption; None: the captioner's own.
-
-    Raises:
-        InputError: `Captioner.candidates` raises it, or a batch does not fit into memory.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from prefixcap.encoders import encode_feature
-    from prefixcap.reranking import encode_for_reranking
-    from prefixcap.utils.hardware import out_of_memory
-
-    encoder = captioner.encoder()
-    bar = tqdm(total=len(images), unit=" images", delay=1)
-    with bar, closing(read_ahead(images, encoder.preprocess, 2 * batch_size)) as reading:
-        while part := list(itertools.islice(reading, batch_size)):
-            skipped += [str(pixels) for _, pixels in part if isinstance(pixels, InputError)]
-            names = [name for name, pixels in part if not isinstance(pixels, InputError)]
-            if names:
-                pixels = torch.stack([pixels for _, pixels in part if not isinstance(pixels, InputError)])
-                try:
-                    embeddings, cosines = None, None
-                    if rerank or similarity or captioner.prompts:
-                        features, embeddings = encode_for_reranking(encoder, pixels, captioner.features)
-                    else:
-                        features = encode_feature(encoder, pixels, captioner.features)
-                    own = None if prompts is None else [prompts[name] for name in names]
-                    with spell_options("--set {}".format, "give"):
-                        captions = captioner.candidates(
-                            features, max(count, rerank), batch_size=len(names), by_similarity=rerank > 0,
-                            embeddings=embeddings, prompts=own, **options,
-                        )  # fmt: skip
-                    captions = [candidates[:count] for candidates in captions]
-                    if similarity and embeddings is not None:
-                        cosines = captioner.similarities(embeddings, captions)
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise InputError(f"out of memory: give a smaller --batch-size than {batch_size}") from error
-                # On a terminal the bar makes room for the captions.
-                with tqdm.external_write_mode(sys.stdout) if sys.stderr.isatty() else nullcontext():
-                    yield [
-                        Row(
-                            names[row],
-                            captions[row],
-                            None if cosines is None else cosines[row],
-                            captioner.low_similarity,
-                        )
-                        for row in range(len(names))
-                    ]
-            bar.update(len(part))
 
 
 def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -295,38 +301,3 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
 
 def _is_setting(word: str) -> bool:
     return re.fullmatch(r"[a-z_]+=[^/]*", word) is not None and not Path(word).exists()
-
-
-class Stop:
-    """A context in which Ctrl-C and SIGTERM raise KeyboardInterrupt, but not before a `deferred` block has ended.
-
-    Attributes:
-        signal: the number of the signal that was received; None: none was.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._is_deferring = False
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *raised: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """A context that a signal does not interrupt; it is raised at the end."""
-        self._is_deferring = True
-        try:
-            yield
-        finally:
-            self._is_deferring = False
-        if self.signal is not None:
-            raise KeyboardInterrupt
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        if not self._is_deferring:
-            raise KeyboardInterrupt

@@ -90,11 +90,16 @@ def nucleus(
     """
     count = len(prefix) * num_captions
     # All random numbers are drawn at once, one for each caption and step, so that none depends on the batches.
-    uniform = torch.rand(count, limits.max_tokens, generator=generator).to(prefix.device)
+    uniform = draw(count, limits.max_tokens, generator).to(prefix.device)
     eos = language_model.eos_token_id
     search = _Nucleus(count, limits, eos, uniform, top_p, top_k, temperature)
     generated = [_strip_end(caption, eos) for caption in _generated(language_model, prefix, search)]
     return [generated[first : first + num_captions] for first in range(0, len(generated), num_captions)]
+
+
+def draw(captions: int, max_tokens: int, generator: torch.Generator | None) -> Tensor:
+    """The (captions, max_tokens) random numbers, from 0 to 1, that `nucleus` draws: as many for every caption."""
+    return torch.rand(captions, max_tokens, generator=generator)
 
 
 def divide(logits: Tensor, temperature: float) -> Tensor:

@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             untouched.
     """
     temporary = temporary_path(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         try:
@@ -74,7 +74,7 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
         InputError: as `atomic_write`.
     """
     temporary = temporary_path(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         _remove_leftovers(path)
         try:
             yield temporary
@@ -86,7 +86,7 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path) -> Iterator[None]:
     """Turn what keeps `path` from being written into an InputError, whichever library was writing."""
     try:
         yield
@@ -341,7 +341,7 @@ class Journal:
     def add(self, results: Mapping[Any, Any]) -> None:
         """Add results, by id: they are on the disk when this returns. Raises InputError as `atomic_write`."""
         self.results |= results
-        with _one_line_errors(self.file), self.file.open("a", encoding="utf-8") as file:
+        with one_line_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([key, result]) + "\n" for key, result in results.items())
             file.flush()
             os.fsync(file.fileno())

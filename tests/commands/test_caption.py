@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import prefixcap
+from prefixcap.commands.common.formats import Row, Stream
 from prefixcap.commands.common.inputs import find_images
-from prefixcap.commands.common.outputs import Row, Stream
 from prefixcap.decoding import DECODERS, decoder_options, draws
 from tests.commands.conftest import QUICK, Command
 from tests.processes import Python
@@ -70,12 +70,13 @@ def test_sidecars(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path
     for image, image_captions in expected.items():
         assert Path(image).with_suffix(".txt").read_text() == "".join(f"{caption}\n" for caption in image_captions)
     (photos / "a b.txt").write_text("mine")
-    assert "a b.txt" in mistaken("caption", photos / "a b.png", *options)
+    assert "a b.txt" in mistaken("caption", photos / "a b.png", *options, "--existing", "error")
     assert (photos / "a b.txt").read_text() == "mine"
-    assert command("caption", photos / "a b.png", *options, "--overwrite").status == 0
+    status, _, err = command("caption", photos / "a b.png", *options, "--overwrite")
+    assert status == 0 and "warning: --overwrite is now --existing overwrite\n" in err
     assert (photos / "a b.txt").read_text() == f"{expected[str(photos / 'a b.png')][0]}\n"
     (photos / "a b.jpg").write_bytes((photos / "a b.png").read_bytes())
-    assert "share a sidecar" in mistaken("caption", photos, *options, "--overwrite")
+    assert "share a sidecar" in mistaken("caption", photos, *options, "--existing", "overwrite")
     assert "leave --out out" in mistaken("caption", photos, *options, "--out", "x")
     assert "no folder for a sidecar" in mistaken("caption", "http://x/y.png", *options, "--allow-urls")
 
@@ -148,7 +149,7 @@ def test_mistakes(mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path) 
     assert "no image is named" in mistaken("caption", "beams=3", "--ckpt", ckpt)
 
     (tmp_path / "there.csv").write_text("mine")
-    assert "is there already" in told("--out", tmp_path / "there.csv")
+    assert "holds something else than captions" in told("--out", tmp_path / "there.csv")
     assert (tmp_path / "there.csv").read_text() == "mine"
     assert "is a folder" in told("--out", tmp_path)
     assert "a file stands where its folder belongs" in told("--out", tmp_path / "there.csv" / "captions.csv")

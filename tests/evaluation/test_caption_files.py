@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from prefixcap.commands.common.outputs import Row, open_output
+from prefixcap.commands.common.formats import Row
+from prefixcap.commands.common.outputs import Destination
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_candidates, read_captions, read_references
 
@@ -54,7 +55,7 @@ def test_what_the_command_writes_is_read_again(form: Any, tmp_path: Path) -> Non
     texts = ["a dog", "=HYPERLINK(1)", "-0.3", "'-quoted", 'a, b; "c"', "caf\u00e9 \u72d7", "+", "@x"]
     rows = [Row(name, [text, f"{text} again"]) for name, text in zip(NAMES, texts, strict=True)]
     file = tmp_path / {"text": "captions.txt"}.get(form, f"captions.{form}")
-    with open_output(form, file, [row.image for row in rows], False) as output:
+    with Destination([row.image for row in rows], form, file).open() as output:
         output.add(rows[:3])
         output.add(rows[3:])
     assert read_candidates(file) == {row.image: row.captions for row in rows}
@@ -63,18 +64,15 @@ def test_what_the_command_writes_is_read_again(form: Any, tmp_path: Path) -> Non
 
 def test_coco_results_are_read_again(tmp_path: Path) -> None:
     names = ["val2014/COCO_val2014_000000391895.jpg", "000000000139.jpg", "x/1000092795.jpg", "http://h/a%20b.png?x=1"]
-    with open_output("coco", tmp_path / "results.json", names, False) as output:
+    with Destination(names, "coco", tmp_path / "results.json").open() as output:
         output.add([Row(name, [f"a dog {number}"]) for number, name in enumerate(names)])
     written = json.loads((tmp_path / "results.json").read_text())
     ids = [391895, 139, "1000092795.jpg", "a b.png"]
     assert written == [{"image_id": image, "caption": f"a dog {number}"} for number, image in enumerate(ids)]
     assert list(read_captions(tmp_path / "results.json")) == ids
     for same in (["a/x.jpg", "b/x.jpg"], ["COCO_train2014_000000000139.jpg", "val2017/000000000139.jpg"]):
-        with (
-            pytest.raises(InputError, match="several images would share an id"),
-            open_output("coco", None, same, False),
-        ):
-            pass
+        with pytest.raises(InputError, match="several images would share an id"):
+            Destination(same, "coco")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from data_prep.readers.karpathy import read_karpathy
 from data_prep.readers.tables import read_rows
 from data_prep.readers.text import read_text
 from data_prep.records import Dataset
-from prefixcap.commands.common.outputs import Row, Sidecars, Stream
+from prefixcap.commands.common.formats import Row, Stream
+from prefixcap.commands.common.outputs import Destination, Sidecars
 from prefixcap.errors import InputError
 from tests.data_prep import records
 
@@ -109,7 +110,7 @@ def test_what_prefixcap_caption_writes_can_be_read(photos: Path, monkeypatch: py
         output.close()
         (photos.parent / name).write_bytes(file.getvalue())
         assert captions(read_folder("photos", name)) == FOUND, form
-    Sidecars().add(images)
+    Sidecars(Destination([row.image for row in images], "sidecar")).add(images)
     assert captions(read_folder("photos")) == FOUND
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import prefixcap
 from prefixcap import photos
 from prefixcap.captioner import Captioner
-from prefixcap.commands.common.outputs import LOW
+from prefixcap.commands.common.formats import LOW
 from prefixcap.demo.drawing import draw
 from prefixcap.demo.scenes import random_scene
 from prefixcap.errors import InputError

@@ -1,8 +1,10 @@
 """The images that a command line names: files, folders, patterns and URLs, read ahead of the model."""
 
+import codecs
 import http.client
 import io
 import os
+import sys
 import time
 import urllib.request
 from collections import deque
@@ -23,13 +25,14 @@ MAX_BYTES = 50_000_000  # of a fetched image
 MAX_SECONDS = 30
 
 
-def find_images(words: Sequence[str], allow_urls: bool = False) -> list[str]:
+def find_images(words: Sequence[str], allow_urls: bool = False, recursive: bool = True) -> list[str]:
     """The images that the words of a command line name, each once: paths and URLs.
 
     Args:
         words: each a file of any name; a folder, which stands for all files below it with the suffix of an image,
             except hidden ones; a quoted pattern, which stands for the files that match; or a URL.
         allow_urls: accept http and https URLs.
+        recursive: a folder stands for the files in its subfolders, too.
 
     Raises:
         InputError: there is no such file, no image in a folder or for a pattern, or URLs are not allowed.
@@ -46,11 +49,10 @@ def find_images(words: Sequence[str], allow_urls: bool = False) -> list[str]:
         except OSError:  # too long for a name
             is_there = is_folder = False
         if is_folder:
-            files = _below(word)
+            files = _below(word, recursive)
             if not files:
-                raise InputError(
-                    f"no image in {word} or its folders: images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-                )
+                within = " or its folders" if recursive else ""
+                raise InputError(f"no image in {word}{within}: images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
             images += files
         elif is_there:
             images.append(word)
@@ -66,18 +68,35 @@ def find_images(words: Sequence[str], allow_urls: bool = False) -> list[str]:
     return list(dict.fromkeys(images))
 
 
+def read_list(file: Path) -> list[str]:
+    """The names in a list of files, one a line, or with a zero byte between; "-": in the standard input.
+
+    Raises:
+        InputError: the file cannot be read, or names nothing.
+    """
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    lines = data.split(b"\0") if b"\0" in data else data.removeprefix(codecs.BOM_UTF8).splitlines()
+    names = [os.fsdecode(line) for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{'the standard input' if str(file) == '-' else file} names no image: give one a line")
+    return names
+
+
 def is_url(word: str) -> bool:
     """Whether a word is a URL, not a path."""
     return word.lower().startswith(("http://", "https://"))
 
 
-def _below(folder: str) -> list[str]:
+def _below(folder: str, recursive: bool) -> list[str]:
     def report(error: OSError) -> None:
         raise InputError(f"cannot look into {error.filename}: {error.strerror}") from error
 
     images: list[str] = []
     for path, folders, files in os.walk(folder, onerror=report):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         names = (name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."))
         images += (str(Path(path) / name) for name in sorted(names))
     return images
@@ -130,7 +149,9 @@ def _fetch(url: str) -> bytes:
     return bytes(content)
 
 
-def read_ahead(names: Sequence[str], work: Callable[[Image], T], ahead: int) -> Generator[tuple[str, T | InputError]]:
+def read_ahead(
+    names: Sequence[str], work: Callable[[Image], T], ahead: int, workers: int | None = None
+) -> Generator[tuple[str, T | InputError]]:
     """Open images in threads while the caller works: yields each name, in order, with the result of `work` for its
     image, or the error why there is none.
 
@@ -138,6 +159,7 @@ def read_ahead(names: Sequence[str], work: Callable[[Image], T], ahead: int) -> 
         names: paths and URLs.
         work: a function of an image; small results keep the memory small.
         ahead: how many results may wait for the caller.
+        workers: threads; None: one a core, at most eight.
     """
 
     def read(name: str) -> T | InputError:
@@ -146,7 +168,7 @@ def read_ahead(names: Sequence[str], work: Callable[[Image], T], ahead: int) -> 
         except InputError as error:
             return error
 
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     waiting: deque[tuple[str, Future[T | InputError]]] = deque()
     try:
         for name in names:
