@@ -164,6 +164,13 @@ def main(
             help='How every caption begins, e.g. "a photo of".',
         ),
     ] = "",
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD", rich_help_panel=DECODING, show_default=False,
+            help="A word or phrase that no caption has; several: --forbid photo --forbid image.",
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -232,7 +239,8 @@ def main(
     try:
         with stop, destination.open() as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
-            from prefixcap.reranking import default_candidates  # imports torch: after the options are checked
+            from prefixcap.language.tokens import bad_words_ids  # imports torch: after the options are checked
+            from prefixcap.reranking import default_candidates
 
             captioner = load_captioner(ckpt, device, tokenizer)
             if datastore:
@@ -240,6 +248,8 @@ def main(
             if rerank is None:
                 rerank = default_candidates(captioner.rerank, decode, options)
             options |= {"decode": decode, "prompt": prompt}
+            if forbid:
+                options["bad_words_ids"] = bad_words_ids(captioner.language_model.tokenizer, forbid)
             if similarity is None:
                 similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
             batches = caption_batches(

@@ -1,5 +1,6 @@
 """Limits that every decoder observes: how long a caption may become, and what it may repeat."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,9 +28,10 @@ class GenerationLimits:
         min_tokens: minimum number of tokens before the end token (`min_new_tokens`).
         repetition_penalty: above 1.0, tokens that occur already become less likely (Keskar et al. 2019).
         no_repeat_ngram: no n-gram of this length occurs twice; 0: repetition is allowed (`no_repeat_ngram_size`).
+        bad_words_ids: sequences of tokens that do not occur, see `prefixcap.language.tokens.bad_words_ids`.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range, or a sequence has no token.
 
     Examples:
         >>> GenerationLimits(max_tokens=20).min_tokens
@@ -44,9 +46,12 @@ class GenerationLimits:
     min_tokens: Annotated[int, Ge(0)] = 0
     repetition_penalty: Annotated[float, Interval(ge=0.01, le=100.0)] = 1.0
     no_repeat_ngram: Annotated[int, Ge(0)] = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not all(self.bad_words_ids):
+            raise InputError("bad_words_ids has a sequence without a token: leave it out")
         if self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens must lie between 0 and max_tokens={self.max_tokens}, not {self.min_tokens}")
 
@@ -91,9 +96,29 @@ class GenerationLimits:
             position = torch.arange(ngrams.shape[1], device=tokens.device)  # of the first token of each n-gram
             repeated = _marked(ngrams[..., -1], same & (position + size <= length), scores)
             scores = scores.masked_fill(repeated, -float("inf"))
+        if self.bad_words_ids:
+            scores = self._without_bad_words(tokens, scores, length)
         if self.min_tokens:
             is_end = torch.arange(scores.shape[1], device=scores.device) == eos_token_id  # (vocabulary,)
             scores = scores.masked_fill(is_end & (length < self.min_tokens), -float("inf"))
+        return scores
+
+    def _without_bad_words(self, tokens: "Tensor", scores: "Tensor", length: "Tensor | int") -> "Tensor":
+        """(rows, vocabulary) scores, -inf for a token that would end a sequence of `bad_words_ids`."""
+        import torch
+
+        scores = scores.clone()
+        for *start, last in self.bad_words_ids:
+            if not start:
+                scores[:, last] = -float("inf")
+            elif len(start) <= tokens.shape[1]:
+                # Where the sequence would have begun, if there are as many tokens.
+                position = torch.arange(len(start), device=tokens.device) + (length - len(start))  # (start,)
+                before = tokens.index_select(1, position.clamp(min=0))  # (rows, start)
+                begun = (position[0] >= 0).expand(len(tokens))  # (rows,)
+                for place, token in enumerate(start):
+                    begun = begun & (before[:, place] == token)
+                scores[:, last] = scores[:, last].masked_fill(begun, -float("inf"))
         return scores
 
     @property

@@ -45,6 +45,34 @@ def tokenize_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str
     return tokenize_texts(tokenizer, [prompt.strip() for prompt in prompts])
 
 
+def bad_words_ids(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[list[int]]:
+    """The sequences of tokens that write words or phrases, for the decoders' `bad_words_ids`, as `transformers` has it.
+
+    A word is written with a space before it or without, as it is given, in lower case, and with a capital. Longer words
+    that begin with the same token are then written in other tokens, if at all; plurals are words of their own.
+
+    Args:
+        tokenizer: of the language model that is to avoid them.
+        words: words or phrases.
+
+    Raises:
+        InputError: one is no text, or empty.
+
+    Examples:
+        >>> from prefixcap.language import load_tokenizer
+        >>> len(bad_words_ids(load_tokenizer("demo"), ["red"]))
+        4
+    """
+    written: dict[str, None] = {}
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise InputError(f"a word to avoid must be a text, not {shortened(word)}")
+        for form in (word.strip(), word.strip().lower(), word.strip().capitalize()):
+            written |= dict.fromkeys((form, f" {form}"))
+    rows = tokenize_texts(tokenizer, list(written))
+    return [list(row) for row in dict.fromkeys(map(tuple, rows)) if row]
+
+
 def cut_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], most: int) -> list[str]:
     """Prompts of at most `most` tokens; longer ones lose their last words, as many as are too many."""
     cut = list(prompts)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ def test_what_is_written_around_a_caption(command: Command, mistaken: Mistaken, 
     for template, message in (("{name}", "has no {caption}"), ("{caption} {tag}", "has an unknown field {tag}")):
         assert message in mistaken(*words, "--template", template)
     assert "--before has several lines" in mistaken(*words, "--before", "a\nb")
+
+
+def test_words_that_no_caption_has(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path) -> None:
+    words = ("caption", photos, "--ckpt", ckpt, "--decode", "greedy", "--set", "max_tokens=12", "--format", "json")
+
+    def said(*options: str) -> list[str]:
+        return [text for entry in json.loads(command(*words, *options).out) for text in entry["captions"]]
+
+    frequent, second = (word for word, _ in Counter(" ".join(said()).split()).most_common(2))
+    after = " ".join(said("--forbid", frequent, "--forbid", f"{second} "))
+    assert after and not {frequent, second} & set(after.split())
+    assert "a word to avoid must be a text" in mistaken(*words, "--forbid", " ")
 
 
 def test_names_from_a_list(

@@ -27,6 +27,8 @@ from tests.language.kinds import ACCEPTED, tiny_model
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("greedy", {}),
     ("greedy", {"repetition_penalty": 1.3, "no_repeat_ngram": 2}),
+    ("greedy", {"bad_words_ids": [[3], [4, 5], [6, 7, 8]]}),
+    ("beam", {"beams": 3, "bad_words_ids": [[3], [4, 5], [6, 7, 8]]}),
     ("beam", {"beams": 1}),
     ("beam", {"beams": 3, "num_captions": 3}),
     ("beam", {"beams": 3, "length_penalty": 0.0, "min_tokens": 3, "repetition_penalty": 1.3, "no_repeat_ngram": 2}),
@@ -298,7 +300,9 @@ def test_an_image_of_nan_harms_no_other(tapes: list[Tape]) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
 def test_a_step_on_a_gpu_never_asks_the_host(kind: str, search: str) -> None:
     """A fake GPU knows shapes alone: it fails where a value is asked for, or where a tensor lies on the CPU."""
-    limits = GenerationLimits(max_tokens=9, min_tokens=2, repetition_penalty=1.2, no_repeat_ngram=2)
+    limits = GenerationLimits(
+        max_tokens=9, min_tokens=2, repetition_penalty=1.2, no_repeat_ngram=2, bad_words_ids=((3,), (4, 5))
+    )
     lm, device = random_lm(kind, 0), torch.device("cuda")
     lm._without_token = torch.zeros(40, dtype=torch.bool)
     with FakeTensorMode() as fake, torch.inference_mode():

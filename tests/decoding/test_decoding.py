@@ -49,6 +49,42 @@ def test_same_tokens_as_generate(kind: str, method: str, options: dict[str, Any]
     assert len(lengths) > 1, "captions of one length only would prove little"
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize(
+    ("method", "options", "of_generate"), [("greedy", {}, {}), ("beam", {"beams": 3}, {"num_beams": 3})]
+)
+def test_bad_words_as_in_generate(kind: str, method: str, options: dict[str, Any], of_generate: dict[str, Any]) -> None:
+    """Tokens, pairs and triples that the captions would have, also at their beginning."""
+    for seed in range(3):
+        lm = random_lm(kind, seed)
+        prefix = torch.randn(8, 5, 32)
+        free = [caption for of_image in decode(lm, prefix, method, max_tokens=10, **options) for caption in of_image]
+        bad = [[free[0][1]], free[1][:2], free[2][3:5], free[3][:3], free[4][2:5], free[5][4:5]]
+        bad = [ids for ids in bad if ids and ids != [lm.eos_token_id]]
+        common = {"inputs_embeds": prefix, "attention_mask": torch.ones(8, 5), "max_new_tokens": 10, "do_sample": False}
+        end = lm.eos_token_id
+        generated = lm.model.generate(
+            **common, eos_token_id=end, pad_token_id=end, bad_words_ids=bad, **of_generate
+        ).tolist()
+        expected = [row[: row.index(end)] if end in row else row for row in generated]
+        found = decode(lm, prefix, method, max_tokens=10, bad_words_ids=bad, **options)
+        assert [caption for of_image in found for caption in of_image] == expected != free
+
+
+@pytest.mark.parametrize("method", DECODERS)
+def test_no_decoder_writes_bad_words(method: str) -> None:
+    lm = small_lm()
+    prefix = torch.randn(6, 4, lm.dim) * 2
+    options = SEEDED.get(method, {})
+    bad = [caption[start : start + size] for ((caption,), size, start) in zip(
+        decode(lm, prefix, method, max_tokens=8, **options), (1, 2, 3, 1, 2, 3), (0, 0, 0, 1, 2, 3), strict=True
+    )]  # fmt: skip
+    bad = [ids for ids in bad if ids]
+    for (caption,) in decode(lm, prefix, method, max_tokens=8, bad_words_ids=bad, **options):
+        parts = {tuple(caption[i:j]) for i in range(len(caption)) for j in range(i + 1, len(caption) + 1)}
+        assert parts.isdisjoint(map(tuple, bad))
+
+
 @pytest.mark.parametrize("method", ["greedy", "beam", "contrastive", "clipcap", "clipcap_greedy"])
 def test_a_batch_gives_what_single_images_give(method: str) -> None:
     lm = small_lm()
@@ -94,6 +130,7 @@ def test_half_precision(method: str, dtype: torch.dtype) -> None:
         ("greedy", {"max_tokens": 0}, "max_tokens must be at least 1"),
         ("greedy", {"max_tokens": 4, "min_tokens": 5}, "min_tokens must lie between 0 and max_tokens=4, not 5"),
         ("greedy", {"repetition_penalty": 0.0}, r"repetition_penalty must be between 0\.01 and 100\.0, not 0\.0"),
+        ("greedy", {"bad_words_ids": [[3], []]}, "bad_words_ids has a sequence without a token"),
         ("greedy", {"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
         ("beam", {"beams": 0}, "beams must be between 1 and 10000, not 0"),
         ("beam", {"beams": 5, "groups": 2}, "a multiple of groups=2, not 5"),
