@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 FLICKR8K, COCO = Path("stores/flickr8k-photo"), Path("stores/coco_text-photo")
+FLICKR30K = Path("stores/flickr30k_text-photo")  # only captions are retrieved from it
+OBJECTS = Path("objects.txt")  # the vocabulary of entities
 SMALL, SMOLLM2 = Path("language_models/small"), Path("language_models/smollm2")
 
 IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo")
@@ -34,7 +36,9 @@ SELF_CRITICAL = "model.objective=scst"
 
 METRICS = ("BLEU", "METEOR", "CIDEr", "SPICE")
 
-Part = Literal["supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot", "chosen on validation"]
+Part = Literal[
+    "supervised", "text only, of Flickr8k", "text only, of COCO", "zero-shot", "with prompts", "chosen on validation"
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Row:
         start: the row from whose best checkpoint the training starts.
         same_as: score the captions of this row, and nothing else, ...
         images_of: ... for the images that this row captions.
-        needs: the store of COCO's captions and the language models that it reads.
+        needs: the stores, vocabularies and language models that it reads, besides the store of Flickr8k.
         seeds: random seeds, unless --seeds gives others; one where nothing is random.
         split: whose photographs are captioned.
     """
@@ -186,11 +190,44 @@ def zero_shot() -> dict[str, Row]:
     }  # fmt: skip
 
 
+def with_prompts() -> dict[str, Row]:
+    """Captioners that read captions like a photograph's, or the objects that these name, beside its embedding.
+
+    Each is evaluated with several datastores: only what is retrieved changes, and the weights do not.
+    """
+    # The language model's context is of 128 tokens: the template is short.
+    captions = (
+        "prompts=retrieved_captions", "prompts.template='{}'", "prompts.separator=' '", "prompts.max_prompt_tokens=72"
+    )  # fmt: skip
+    objects = ("prompts=retrieved_entities", f"prompts.vocabulary={OBJECTS}", "prompts.least=3")
+    stores = {"flickr8k": FLICKR8K, "coco": COCO, "flickr30k": FLICKR30K}
+    rows = {
+        "mlp": ("flickr8k", supervised()["mlp"]),
+        "capdec": ("flickr8k", text_only("with prompts", "", "flickr8k", FLICKR8K)["capdec"]),
+        "coco-capdec": ("coco", text_only("with prompts", "coco-", "coco_text", COCO)["coco-capdec"]),
+    }
+    made = {}
+    for name, (own, row) in rows.items():
+        for kind, prompts, needs in (("captions", captions, ()), ("objects", objects, (OBJECTS,))):
+            train = (*row.train, *prompts, "val_max_tokens=40")
+            for store, path in sorted(stores.items(), key=lambda pair: pair[0] != own):
+                made[f"{name}-{kind}-{store}"] = replace(
+                    row,
+                    part="with prompts",
+                    label=f"{row.label}; {kind} of {store}",
+                    train=train,
+                    evaluate=(f"datastore={path}", "decode.max_tokens=40"),
+                    needs=tuple(dict.fromkeys((*row.needs, path, *needs))),
+                )
+    return made
+
+
 ROWS: dict[str, Row] = {
     **supervised(),
     **text_only("text only, of Flickr8k", "", "flickr8k", FLICKR8K),
     **text_only("text only, of COCO", "coco-", "coco_text", COCO),
     **zero_shot(),
+    **with_prompts(),
     **chosen(),
 }
 
@@ -202,6 +239,14 @@ PAIRS = [
         ("maccap-one", "maccap-without-noise"),
         ("maccap", "capdec"),
         ("decap", "baseline"),  # a projection over none
+    )
+] + [
+    (f"{name}-{kind}-{store}", other)
+    for name, own in (("mlp", "flickr8k"), ("capdec", "flickr8k"), ("coco-capdec", "coco"))
+    for kind in ("captions", "objects")
+    for store, other in (
+        (own, name),  # something to read over nothing
+        *((store, f"{name}-{kind}-{own}") for store in ("flickr8k", "coco", "flickr30k") if store != own),
     )
 ]
 """Which row the papers find better than which."""

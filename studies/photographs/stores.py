@@ -20,6 +20,7 @@ from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.utils.files import read_json
 
 COCO_FILES = ("coco_karpathy_val.json", "coco_karpathy_test.json")
+FLICKR30K_FILES = ("flickr30k_val.json", "flickr30k_test.json")
 COCO_VAL = 0.05  # share of the images whose captions choose the checkpoint of a captioner that learns from COCO's
 AT_ONCE = 8192  # rows through a head
 
@@ -92,18 +93,18 @@ def through(head: Head, file: Path, rows: int) -> NDArray[np.float16]:
     return np.concatenate(parts)
 
 
-def make_coco(store: Path, data: Path, encoder: Encoder) -> None:
-    """COCO's captions without images, embedded by the encoder, unless the store is complete.
+def make_texts(store: Path, data: Path, records: list[ImageRecord], encoder: Encoder) -> None:
+    """Captions without images, embedded by the encoder, unless the store is complete.
 
     Args:
         store: the folder to write.
-        data: the folder `captions` of the shared data.
+        data: the folder that the captions are from.
+        records: the captions of each image.
         encoder: `load_encoder("photo")`.
 
     Raises:
-        InputError: a file is missing, or the store is one of other data or of another encoder.
+        InputError: the store is one of other data or of another encoder.
     """
-    records = coco_records(data)
     shards = [FileShard(records[first : first + 1000], data) for first in range(0, len(records), 1000)]
     dataset = Dataset(shards, [], data, f"captions in {data}", has_images=False)
     embed(dataset, encoder, store, features=[Feature.CAPTION.option])
@@ -116,6 +117,25 @@ def coco_records(data: Path) -> list[ImageRecord]:
     return [
         ImageRecord(number, "", "val" if number in drawn else "train", tuple(map(as_sentence, entry["captions"])))
         for number, entry in enumerate(entries)
+    ]
+
+
+def flickr30k_records(data: Path) -> list[ImageRecord]:
+    """The images of Flickr30k's val and test splits, without files, as "train", but for those that are in the splits of
+    Flickr8k on which captioners are chosen and evaluated.
+
+    Args:
+        data: the shared data.
+    """
+    splits = read_json(require(data / "flickr8k" / "captions.json"))
+    used = {
+        Path(name).stem.partition("_")[0] for split, images in splits.items() if split != "train" for name in images
+    }
+    entries = [entry for file in FLICKR30K_FILES for entry in read_json(require(data / "captions" / file))]
+    return [
+        ImageRecord(number, "", "train", tuple(map(as_sentence, entry["captions"])))
+        for number, entry in enumerate(entries)
+        if Path(entry["image_name"]).stem not in used
     ]
 
 

@@ -16,10 +16,24 @@ from prefixcap.metrics import METRICS
 from prefixcap.metrics.spice_setup import is_set_up
 from prefixcap.store import FeatureStore
 from prefixcap.utils.files import atomic_write_text, read_json
+from prefixcap.vocabulary import vocabulary_of
 from studies.photographs.language_model import unpack_smollm2, write_small
-from studies.photographs.rows import COCO, FLICKR8K, IMAGES, PAIRS, PUBLISHED, ROWS, SELF_CRITICAL, SMALL, SMOLLM2, Row
+from studies.photographs.rows import (
+    COCO,
+    FLICKR8K,
+    FLICKR30K,
+    IMAGES,
+    OBJECTS,
+    PAIRS,
+    PUBLISHED,
+    ROWS,
+    SELF_CRITICAL,
+    SMALL,
+    SMOLLM2,
+    Row,
+)
 from studies.photographs.scores import COLUMNS, METRIC, Scores, Value, difference, people, read_scores, write_similarity
-from studies.photographs.stores import make_coco, make_flickr8k, training_captions
+from studies.photographs.stores import coco_records, flickr30k_records, make_flickr8k, make_texts, training_captions
 
 CAPTIONS = "captions.json"
 HEAD = ["", "captioner", *COLUMNS, "distinct", "training, s", "captioning, s", "on"]
@@ -74,7 +88,12 @@ class Study:
         needed = {path for name in names for path in ROWS[name].needs}
         make_flickr8k(FLICKR8K, self.data / "flickr8k", self.encoder)
         if COCO in needed:
-            make_coco(COCO, self.data / "captions", self.encoder)
+            make_texts(COCO, self.data / "captions", coco_records(self.data / "captions"), self.encoder)
+        if FLICKR30K in needed:
+            make_texts(FLICKR30K, self.data / "captions", flickr30k_records(self.data), self.encoder)
+        if OBJECTS in needed and not OBJECTS.exists():
+            names = vocabulary_of(training_captions(self.data)).names
+            atomic_write_text(OBJECTS, "".join(f"{name}\n" for name in names))
         if SMALL in needed and not SMALL.exists():
             write_small(SMALL, training_captions(self.data))
         if SMOLLM2 in needed and not SMOLLM2.exists():

@@ -19,7 +19,7 @@ from studies.photographs.__main__ import main
 from studies.photographs.language_model import require_packages, write_small
 from studies.photographs.rows import FLICKR8K, PAIRS, ROWS
 from studies.photographs.scores import difference, read_scores
-from studies.photographs.stores import make_flickr8k
+from studies.photographs.stores import as_sentence, flickr30k_records, make_flickr8k
 from tests.test_conf import composed
 
 WHO, WHAT, WHERE = ("black dog", "boy", "brown horse"), ("runs", "jumps", "sleeps"), ("beach", "snow", "grass")
@@ -49,6 +49,8 @@ def data(tmp_path: Path) -> Path:
     for split in ("val", "test"):
         entries = [{"captions": sentences(generator, 5)} for _ in range(20)]
         (captions / f"coco_karpathy_{split}.json").write_text(json.dumps(entries))
+        named = [entry | {"image_name": f"{split}{number}.jpg"} for number, entry in enumerate(entries)]
+        (captions / f"flickr30k_{split}.json").write_text(json.dumps(named))
     return folder
 
 
@@ -65,6 +67,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr("subprocess.run", call)
     return run
+
+
+def test_a_datastore_has_no_captions_of_photographs_that_are_evaluated(data: Path) -> None:
+    """Flickr30k has photographs of Flickr8k, too; a name of the latter begins with the number of the photograph."""
+    records = flickr30k_records(data)
+    entries = [json.loads((data / "captions" / f"flickr30k_{split}.json").read_text()) for split in ("val", "test")]
+    # The first four of each are named as photographs of the splits for validation and test are.
+    assert [record.captions for record in records] == [
+        tuple(map(as_sentence, entry["captions"])) for part in entries for entry in part[4:]
+    ]
 
 
 def test_the_table_says_what_the_evaluations_say(
