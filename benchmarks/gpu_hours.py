@@ -26,6 +26,7 @@ LAUNCHED_LAYER, LAUNCHED_RATE = 0.060 / LAYERS, 1280 * COUNTED / 0.100  # second
 CAPTURED_LAYER, CAPTURED_RATE = 0.0042 / LAYERS, (1280 - 40) * COUNTED / (0.072 - 0.0063)
 
 CAPTION = 14  # tokens: some eleven words, one of them in two pieces, the full stop, and the end
+PROMPT = 9  # tokens: "There are dog, grass in image." and the like
 COCO, FLICKR30K, CC3M, CC12M = 566_747, 144_998, 3_302_783, 12_423_374  # captions to train on
 PHOTOGRAPHS = {"COCO": 123_287, "Conceptual Captions 3M": 3_302_783, "Conceptual Captions 12M": 12_423_374}
 NVLINK, PCIE, ETHERNET = 300e9, 20e9, 10e9  # bytes a second of an all-reduce, assumed
@@ -51,7 +52,7 @@ class Run:
     tuned: it is trained, too.
     layers: transformer layers of both.
     captions: seen in all epochs, or steps times the batch.
-    prefix: its length.
+    prefix: its length, with that of a prompt.
     batch: captions a step, of one GPU.
     """
 
@@ -122,6 +123,10 @@ RUNS = [
     Run("capdec_frozen, decap_frozen data=flickr30k_text", LINEAR, OPT, False, 24, 8 * FLICKR30K, 1, 128),
     SYSTEMS["CapDec, tuned GPT-2"],
     SYSTEMS["DeCap, own language model"],
+    Run("viecap", TRANSFORMER, GPT2, True, 20, 15 * COCO, 10 + PROMPT, 80),
+    Run(
+        "viecap data=flickr30k_text trainer.max_epochs=30", TRANSFORMER, GPT2, True, 20, 30 * FLICKR30K, 10 + PROMPT, 80
+    ),
     Run("train-lm data=coco lm=gpt2", None, GPT2, True, 12, 20_000 * 128, 0, 128),
 ]
 

@@ -13,19 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
+from prefixcap.captioner.prompted import with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
-from prefixcap.decoding.padded import PaddedPrefix, pad_left
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
 from prefixcap.encoders.inputs import Images, check_embeddings, check_finite, check_images, require_embeddings
 from prefixcap.encoders.missing import missing_encoder
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
-from prefixcap.language.tokens import tokenize_prompts
 from prefixcap.model import PrefixLM
 from prefixcap.pipeline import own_options
 from prefixcap.prompts import OwnPrompts, Prompt, PromptProvider
@@ -172,7 +171,7 @@ class Captioner(PrefixLM):
                     own = None if prompts is None else prompts[batch]
                     if makes_prompts and compared is not None:
                         own = [each.text for each in self.image_prompts(compared)]
-                    prefix = self._with_prompts(self.prefix(inputs), own, prompt_ids)
+                    prefix = with_prompts(self, self.prefix(inputs), own, prompt_ids)
                     input_ids = decode_tokens(
                         self.language_model, prefix, decode, sampling.decoded_per_row(count), **options
                     )
@@ -185,22 +184,6 @@ class Captioner(PrefixLM):
         finally:
             self.train(training)
         return captions
-
-    def _with_prompts(
-        self, prefix: Tensor, prompts: Sequence[str] | None, prompt_ids: list[int]
-    ) -> Tensor | PaddedPrefix:
-        """(rows, P, E) prefixes, each followed by the prompt of its image and the tokens of `prompt`.
-
-        Args:
-            prefix: one row an image, or several next to each other.
-            prompts: of the images; None: they have none.
-            prompt_ids: the beginning of every caption.
-        """
-        if prompts is None:
-            return self.append_tokens(prefix, torch.tensor(prompt_ids, dtype=torch.long))
-        per_image = len(prefix) // max(len(prompts), 1)
-        own = tokenize_prompts(self.language_model.tokenizer, prompts)
-        return pad_left(prefix, [ids + prompt_ids for ids in own for _ in range(per_image)], self.language_model)
 
     def _encode(
         self, images: Sequence[str | Path | Image.Image] | Tensor, reranked: bool
@@ -270,15 +253,20 @@ class Captioner(PrefixLM):
             self._encoder.append(encoder)
         return self._encoder[0]
 
-    def use_prompts(self, provider: PromptProvider, max_prompt_tokens: int | None = None) -> None:
+    def use_prompts(self, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None = None) -> None:
         """Make prompts of images by this provider from now on; checkpoints describe it.
 
         Args:
-            provider: makes them.
-            max_prompt_tokens: longer prompts lose their last words; None: none is cut.
+            provider: makes them; or its description, from which it is built when it is first needed.
+            max_prompt_tokens: longer prompts lose their last words; None: none is cut, unless a description says so.
+
+        Raises:
+            InputError: no provider has this description.
         """
-        self.prompts = provider.describe() | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {})
-        self._own_prompts = OwnPrompts(self.prompts, provider)
+        built = None if isinstance(provider, Mapping) else provider
+        description = dict(provider) if isinstance(provider, Mapping) else provider.describe()
+        self.prompts = description | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {})
+        self._own_prompts = OwnPrompts(self.prompts, built)
 
     def use_datastore(self, store: "FeatureStore | str | Path | Datastore") -> None:
         """Retrieve captions for the prompts of images from this datastore from now on.

@@ -37,6 +37,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
     from prefixcap.captioner import load
     from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
+    from prefixcap.commands.common.prompting import change_prompts
     from prefixcap.commands.common.steering import load_steered
     from prefixcap.data import require_match
     from prefixcap.encoders import Encoder, load_encoder
@@ -159,6 +160,7 @@ def evaluate_checkpoint(config: DictConfig, inputs: Inputs) -> tuple[Evaluation,
     # What the metrics need is loaded first: generating captions takes long.
     encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
     language_model = _language_model(config) or captioner.language_model
+    change_prompts(captioner, config.prompts)
     datastore = Datastore.open(config.datastore) if config.datastore else None
     if datastore is not None:
         captioner.use_datastore(datastore)
@@ -350,9 +352,9 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
     """The folder of a checkpoint's results, and their title: one for each checkpoint, split and way of decoding."""
     ckpt, hydra = Path(config.ckpt), HydraConfig.get()
     in_run = ckpt.resolve().parent.name == "checkpoints"
-    decoding = [override.lstrip("+") for override in hydra.overrides.task if override.lstrip("+").startswith("decode.")]
+    options = [override.lstrip("+") for override in hydra.overrides.task]
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
-    words += [override.removeprefix("decode.") for override in decoding]
+    words += [word.removeprefix("decode.") for word in options if word.startswith(("decode.", "prompts."))]
     words += [f"regions-{config.regions}"] if config.regions is not None else []
     for option in ("memory", "datastore", "prompts_file"):
         words += [f"{option}-{Path(config[option]).name}"] if config[option] else []

@@ -47,6 +47,35 @@ def test_entities_by_clip(script: Script, vocabulary: Path, folder: Path, comman
     assert [entry["captions"][0] for entry in json.loads(own.out)] == load(ckpt).caption(images, "greedy", max_tokens=6)
 
 
+def test_viecap_and_another_vocabulary(
+    script: Script, vocabulary: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It learns from captions; what it is told of images follows the options of the evaluation."""
+    script(
+        "train", *SHORT, "model=viecap", "prompts=clip_entities", f"prompts.vocabulary={vocabulary}", "run_dir=runs/v"
+    )
+    ckpt = folder / "runs/v/checkpoints/best.ckpt"
+    (folder / "few.txt").write_text("red circle\nsea\n")
+    changes: dict[str, tuple[str, ...]] = {
+        "own": (),
+        "few": (f"prompts.vocabulary={folder / 'few.txt'}", "prompts.top_k=1", "prompts.threshold=0.0"),
+        "none": ("prompts.temperature=100.0",),
+    }
+    found = {}
+    for name, options in changes.items():
+        script("eval", f"ckpt={ckpt}", "data=demo", *options, *QUICK, f"out=eval/{name}")
+        written = json.loads((folder / "eval" / name / "captions.json").read_text())
+        found[name] = {row["image_id"]: row["caption"] for row in written}
+    assert len({json.dumps(captions) for captions in found.values()}) == 3
+    store = FeatureStore(folder / "stores/demo-demo").split("test")
+    nothing = ["There are something in image."] * len(store)
+    expected = load(ckpt).caption(store.embeddings[:], "greedy", max_tokens=6, prompts=nothing)
+    assert list(found["none"].values()) == expected
+    with pytest.raises(SystemExit):
+        script("eval", f"ckpt={ckpt}", "data=demo", "prompts.least=2", *QUICK)
+    assert "prompts 'clip_entities': got an unexpected keyword argument 'least'" in capsys.readouterr().err
+
+
 def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, command: Command) -> None:
     """The captions of the training are retrieved in training, and then those of any store of the same encoder."""
     script("data_prep.embed", "features=[image,caption]", "data.store=stores/both")

@@ -124,3 +124,17 @@ def test_a_checkpoint_with_wrong_prompts_is_refused(
     captioner.prompts = prompts
     with pytest.raises(InputError, match=problem):
         load(checkpoint(captioner, tmp_path / "a.ckpt"))
+
+
+def test_a_captioner_makes_prompts_by_a_description(encoder: Encoder) -> None:
+    captioner = demo_captioner(encoder)
+    embeddings = encoder.encode_texts(["a red star", "a blue ring"])
+    captioner.use_prompts(build_provider(ENTITIES, encoder), max_prompt_tokens=20)
+    assert captioner.prompts is not None
+    changed = captioner.prompts | {"vocabulary": ["red star", "green heart"], "template": "{}!", "threshold": 0.9}
+    captioner.use_prompts(changed)
+    expected = build_provider(changed, encoder).prompts(embeddings)
+    assert captioner.image_prompts(embeddings) == expected and expected[0].text == "red star!"
+    assert captioner.describe()["prompts"]["max_prompt_tokens"] == 20
+    with pytest.raises(InputError, match="least"):
+        captioner.use_prompts(changed | {"least": 2})

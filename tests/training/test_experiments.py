@@ -13,6 +13,32 @@ from prefixcap.mappers import build_mapper
 from prefixcap.noise import Noise
 from tests.conftest import ROOT
 
+WIDTH = 768  # of GPT-2
+# A layer of the transformer mapper: attention without bias but on its output, an MLP twice as wide, two norms.
+LAYER = (4 * WIDTH * WIDTH + WIDTH) + (4 * WIDTH * WIDTH + 2 * WIDTH + WIDTH) + 2 * 2 * WIDTH
+VIECAP = {  # train_coco.sh, and main.py where it says nothing
+    "encoder.name": "clip:ViT-B/32",
+    "lm.name": "gpt2",
+    "data.name": "coco_text",
+    "data.reader.max_words": None,
+    "model.learns_from": "text",
+    "model.lm_tuning": "full",
+    "model.normalize_embeddings": True,
+    "model.noise.variance": 0.016,
+    "model.mapper.prefix_length": 10,  # continuous_prompt_length
+    "model.mapper.clip_length": 10,
+    "model.mapper.layers": 8,
+    "model.mapper.heads": 8,
+    "prompts.template": "There are {} in image.",
+    "prompts.nothing": "something",
+    "prompts.masked": 0.4,
+    "batch_size": 80,
+    "optimizer.learning_rate": 2e-5,
+    "optimizer.weight_decay": 0.0,  # of the AdamW of transformers
+    "optimizer.warmup_steps": 5000,
+    "trainer.gradient_clip_val": None,
+}
+
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -55,13 +81,9 @@ def test_the_web_captioner_has_the_values_of_its_paper() -> None:
 
 def test_the_web_captioner_trains_as_many_parameters_as_its_parts_have() -> None:
     config = composed("experiment=clip_gpt2_web")
-    embedding, width, length, layers = 640, 768, 40, 8
-    attention = width * width + width * 2 * width + (width * width + width)
-    perceptron = (width * 2 * width + 2 * width) + (2 * width * width + width)
-    layer = attention + perceptron + 2 * 2 * width
-    expected = (embedding * length * width + length * width) + length * width + layers * layer
+    expected = (640 * 40 * WIDTH + 40 * WIDTH) + 40 * WIDTH + 8 * LAYER
     with torch.device("meta"):
-        mapper = build_mapper(embedding_dim=embedding, lm_dim=width, **config.model.mapper)
+        mapper = build_mapper(embedding_dim=640, lm_dim=WIDTH, **config.model.mapper)
         gpt2 = GPT2LMHeadModel(GPT2Config())
     assert sum(weight.numel() for weight in mapper.parameters()) == expected
     trained = expected + sum(weight.numel() for weight in gpt2.parameters())
@@ -76,3 +98,29 @@ def test_its_noise_is_on_a_tenth_of_the_features_of_each_image() -> None:
     assert ((moved.sum(1) >= 60) & (moved.sum(1) <= 64)).all()
     assert (moved[0] != moved[1]).any()
     assert 0.0095 < change[moved].std() < 0.0105
+
+
+def test_viecap_has_the_values_of_its_code() -> None:
+    config = composed("experiment=viecap")
+    own = {
+        "model.mapper.name": "transformer",
+        "prompts.name": "clip_entities",
+        "prompts.top_k": 3,
+        "prompts.threshold": 0.4,  # eval_coco.sh
+        "prompts.temperature": 0.01,
+        "trainer.max_epochs": 15,
+    }
+    published = VIECAP | own
+    assert {name: OmegaConf.select(config, name) for name in published} == published
+    assert OmegaConf.is_missing(config.prompts, "vocabulary"), "it is a file of the user's"
+
+
+def test_viecap_trains_as_many_parameters_as_its_parts_have() -> None:
+    """Counted from the sizes that main.py and ClipCap.py of its code name; GPT-2 is tuned, too."""
+    expected = (512 * 10 * WIDTH + 10 * WIDTH) + 10 * WIDTH + 8 * LAYER
+    with torch.device("meta"):
+        mapper = build_mapper(embedding_dim=512, lm_dim=WIDTH, **composed("experiment=viecap").model.mapper)
+        gpt2 = GPT2LMHeadModel(GPT2Config())
+    assert sum(weight.numel() for weight in mapper.parameters()) == expected
+    trained = expected + sum(weight.numel() for weight in gpt2.parameters())
+    assert round(trained / 1e6, 1) == 166.2

@@ -50,7 +50,8 @@ def check_config(config: DictConfig) -> None:
         mapper = {name: value for name, value in model["mapper"].items() if name != "name"}
         check_mapper(model["mapper"].get("name"), mapper)
         check_options("model.noise", Noise, model.get("noise") or {})
-    prompts_options(config)
+    if (given.get("prompts") or {}).get("name"):  # of an evaluation, they may be changes of those of a checkpoint
+        prompts_options(config)
     if lm := given.get("lm"):
         check_options("lm.lora", Lora, lm.pop("lora", {}))
         check_options("lm", load_language_model, lm)

@@ -146,6 +146,11 @@ def _taken(group: str, node: DictConfig) -> set[str]:
         from prefixcap.training.objectives import OBJECTIVES
 
         return {name for part in OBJECTIVES.values() for name in list(inspect.signature(part).parameters)[2:]}
+    if group == "prompts":
+        from prefixcap.prompts import PROVIDERS
+
+        parts = [PROVIDERS[name] for name in PROVIDERS if name == node.get("name", name)]
+        return {"name", "max_prompt_tokens"}.union(*(list(inspect.signature(part).parameters)[2:] for part in parts))
     if group == "decode":
         from prefixcap.decoding import own_options
 

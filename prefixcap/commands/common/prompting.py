@@ -5,9 +5,11 @@ from typing import Annotated, Any, cast
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
+from prefixcap.errors import InputError
 from prefixcap.prompts import check_provider, retrieves
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.options import Positive, Proportion, check_value
+from prefixcap.vocabulary import Vocabulary
 
 with deferred_imports():  # what follows imports torch
     from prefixcap.captioner import Captioner
@@ -59,3 +61,22 @@ def build_prompts(
     from_text = config.model.learns_from == "text"
     prompts = ProvidedPrompts(provider, from_text, training["masked"], training["noise"], config.seed)
     return prompts, training["max_prompt_tokens"]
+
+
+def change_prompts(captioner: "Captioner", options: DictConfig) -> None:
+    """Make the prompts of images with other options, e.g. another vocabulary; with a `name`, by another provider.
+
+    Raises:
+        InputError: the captioner makes no prompts, the provider does not take an option, or the vocabulary cannot be
+            read.
+    """
+    changes = cast(dict[str, Any], OmegaConf.to_container(options, resolve=True))
+    if not changes:
+        return
+    if captioner.prompts is None:
+        raise InputError(
+            "prompts.… changes how a captioner makes prompts, and this one was trained without: leave it out"
+        )
+    if isinstance(vocabulary := changes.get("vocabulary"), str):
+        changes["vocabulary"] = Vocabulary.read(vocabulary).lines
+    captioner.use_prompts(changes if "name" in changes else captioner.prompts | changes)
