@@ -100,17 +100,31 @@ class PrefixLM(nn.Module):
     def prefix(self, embeddings: Tensor) -> Tensor:
         """(B, D) embeddings as the encoder returned them -> (B, P, E) prefix.
 
-        A mapper of patches or regions, see `features`, takes (B, patches, D).
+        A mapper of patches or regions, see `features`, takes (B, patches, D). One of `retrieved` captions also takes
+        (B, 1 + retrieved, D), with their embeddings behind the image's.
 
         Raises:
-            InputError: the embeddings have the wrong shape.
+            InputError: the embeddings have the wrong shape, or captions cannot be retrieved.
         """
         self.check_shape(embeddings)
         embeddings = embeddings.to(self.device, torch.float32)
+        if self.mapper.retrieved and embeddings.ndim == 2:
+            embeddings = self.with_retrieved(embeddings)
         if self.normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
         prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
         return self.append_tokens(prefix, self._start) if self.start_token else prefix
+
+    def with_retrieved(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> (B, 1 + retrieved, D), behind each embedding those of the captions that are nearest to it.
+
+        Raises:
+            InputError: there is nothing to retrieve from.
+        """
+        raise InputError(
+            f"this captioner reads {self.mapper.retrieved} retrieved captions beside each image, and has no datastore: "
+            "give a feature store with embeddings of captions"
+        )
 
     def append_tokens(self, prefix: Tensor, input_ids: Tensor) -> Tensor:
         """(B, P, E) prefix followed by (N,) tokens -> (B, P + N, E), in the language model's precision."""
@@ -139,6 +153,8 @@ class PrefixLM(nn.Module):
         """Raise InputError unless embeddings have the shape that `prefix` takes."""
         dim, option = self.encoder_identity.dim, self.features.option
         several, command = ("", "") if self.features.ndim == 2 else (f"{option}, ", f" and features=[image,{option}]")
+        if self.mapper.retrieved and embeddings.shape[1:] == (1 + self.mapper.retrieved, dim):
+            return
         if embeddings.ndim != self.features.ndim or embeddings.shape[-1] != dim:
             raise InputError(
                 f"embeddings of shape {tuple(embeddings.shape)}, but this captioner reads (batch, {several}{dim}): "

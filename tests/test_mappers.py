@@ -23,6 +23,7 @@ from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import LanguageModel, Tuning, load_language_model
 from prefixcap.mappers import MAPPERS, Mapper, MLPMapper, QueryMapper, TransformerMapper, build_mapper
+from prefixcap.mappers.fusion import FusionMapper
 from prefixcap.mappers.transformer import Attention
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.training import trainable_parameters
@@ -64,6 +65,32 @@ def test_transformer_mapper_computes_the_published_layers() -> None:
         first, _, second = layer.mlp
         hidden = hidden + F.relu(normed @ first.weight.T + first.bias) @ second.weight.T + second.bias
     torch.testing.assert_close(mapper(embedding), hidden[:, 2:])
+
+
+def test_fusion_mapper_computes_the_layers_of_its_paper() -> None:
+    """F_att(f_1(image), f_2(captions)), by torch's own attention, and the mapping network on it."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"prefix_length": 3, "clip_length": 2, "layers": 2, "heads": 4}
+    mapper = build_mapper("fusion", 6, 16, **options, retrieved=5)
+    assert isinstance(mapper, FusionMapper)
+    embeddings = F.normalize(torch.randn(4, 6, 6), dim=-1)
+    first, second, layer = mapper.linear, mapper.linear_retrieved, mapper.fuse
+    queries = (embeddings[:, 0] @ first.weight.T + first.bias).view(4, 2, 16)
+    keys = 8 * embeddings[:, 1:] @ second.weight.T + second.bias
+    normed = F.layer_norm(queries, (16,), layer.norm1.weight, layer.norm1.bias)
+    fused = queries + torch_attention(layer.attn, normed, keys)
+    normed = F.layer_norm(fused, (16,), layer.norm2.weight, layer.norm2.bias)
+    inner, _, outer = layer.mlp
+    fused = fused + F.relu(normed @ inner.weight.T + inner.bias) @ outer.weight.T + outer.bias
+
+    transformer = TransformerMapper(16, 16, **options)  # that reads the fused vectors as they are
+    transformer.linear = nn.Identity()  # type: ignore[assignment]
+    transformer.load_state_dict(mapper.state_dict(), strict=False)  # its prefix_const and layers
+    torch.testing.assert_close(mapper(embeddings), transformer(fused.flatten(1)))
+    other = embeddings.clone()
+    other[:, 1:] = other[:, 1:].flip(1)
+    torch.testing.assert_close(mapper(other), mapper(embeddings))  # captions have no order
+    assert not torch.allclose(mapper(embeddings.roll(1, 1)), mapper(embeddings))
 
 
 def test_mlp_mapper_has_one_hidden_layer_with_tanh() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.prompted import with_prompts
+from prefixcap.captioner.beside import open_datastore, with_nearest, with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
@@ -59,6 +59,7 @@ class Captioner(PrefixLM):
         super().__init__(*args, **kwargs)
         self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
         self._own_prompts = OwnPrompts(self.prompts)
+        self._datastore: Datastore | None = None
 
     def caption(
         self,
@@ -190,7 +191,8 @@ class Captioner(PrefixLM):
     ) -> tuple[Tensor, Tensor | None]:
         """What the mapper reads of images, and, if they are `reranked`, the embeddings to compare captions with."""
         if isinstance(images, Tensor):
-            return images, images if self.features is Feature.IMAGE else None
+            # Behind an image's embedding there may be those of retrieved captions.
+            return images, images.flatten(1)[:, : images.shape[-1]] if self.features is Feature.IMAGE else None
         if not reranked:
             return self.embed(images), None
         pixels = preprocess_images(self.encoder(), images)
@@ -269,16 +271,26 @@ class Captioner(PrefixLM):
         self._own_prompts = OwnPrompts(self.prompts, built)
 
     def use_datastore(self, store: "FeatureStore | str | Path | Datastore") -> None:
-        """Retrieve captions for the prompts of images from this datastore from now on.
+        """Retrieve captions, for the mapper or for the prompts of images, from this datastore from now on.
 
         Args:
             store: a feature store with embeddings of captions by the captioner's encoder, or its path.
 
         Raises:
-            InputError: the captioner retrieves nothing; or there is no such store, it has no captions, or is of another
-                encoder.
+            InputError: the captioner retrieves nothing; or there is no such store, or it does not fit the captioner.
         """
-        self._own_prompts.use(store, self.encoder)
+        if not self.mapper.retrieved and not self._own_prompts.retrieve:
+            raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
+        datastore = open_datastore(store, self.encoder_identity, self.mapper.retrieved)
+        if self._own_prompts.retrieve:
+            self._own_prompts.use(datastore, self.encoder)
+        self._datastore = datastore
+
+    def with_retrieved(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> (B, 1 + retrieved, D), behind each embedding those of the nearest captions of the datastore."""
+        if self._datastore is None:
+            return super().with_retrieved(embeddings)
+        return with_nearest(embeddings, self._datastore, self.mapper.retrieved)
 
     def image_prompts(self, embeddings: Tensor, without: Sequence[Collection[str]] | None = None) -> list[Prompt]:
         """The prompts that the captioner makes for images, as it learned to read them.

@@ -31,7 +31,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.captioner import Captioner
     from prefixcap.checkpoints.files import load_weights
     from prefixcap.commands.common.automatic import choose_grouping, choose_precision
-    from prefixcap.commands.common.prompting import build_prompts
+    from prefixcap.commands.common.prompting import build_prompts, retrieval_options
     from prefixcap.commands.common.trainer import (
         fit,
         half_batch,
@@ -44,6 +44,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.language import load_language_model
     from prefixcap.language.lora import Lora
     from prefixcap.noise import Noise, read_offset
+    from prefixcap.prompts import Datastore
     from prefixcap.training import CaptionTraining, trainable_parameters
     from prefixcap.training.checkpoints import best_and_last
     from prefixcap.training.cuda_graphs import CapturedTraining
@@ -66,6 +67,7 @@ def main(config: DictConfig) -> float | None:
     if config.cuda_graphs not in ("auto", True, False):
         raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
+    retrieve_from, retrieval_noise = retrieval_options(config.model)
     if config.start:
         require_file(file_with_weights(Path(config.start)))
     reads = required_feature(config.model)
@@ -97,6 +99,7 @@ def main(config: DictConfig) -> float | None:
         store, captioner, config.batch_size, config.num_workers, config.max_caption_tokens, config.seed,
         config.data.group_captions, config.data.keep_tokens, config.model.learns_from == "text", config.released_tokens,
         config.data.on_device, prompts, max_prompt_tokens,
+        Datastore.open(retrieve_from) if retrieve_from else None, retrieval_noise,
     )  # fmt: skip
     training = CaptionTraining(
         captioner, data.val_split, **config.optimizer, max_tokens=config.val_max_tokens, samples=run_dir / "samples",

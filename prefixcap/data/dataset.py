@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prefixcap.data.device import DeviceCopy
+from prefixcap.data.neighbours import Neighbours
 from prefixcap.data.prompts import PromptTokens
 from prefixcap.data.tokens import CaptionTokens
 from prefixcap.packing import Batch, BatchShape, Layout, fill, lay_out
@@ -45,6 +46,7 @@ class CaptionDataset(Dataset[Batch]):
         by_image: an item is an image with all of its captions, not a caption with its image.
         start_token: a start token that is learned, too, see `pack`.
         prompts: the split's prompts; None: no image has one.
+        neighbours: the captions that are read beside each image; None: none are.
 
     Attributes:
         epoch: () the number of the epoch, from 0, in memory that worker processes share; None: nothing is drawn at
@@ -62,11 +64,12 @@ class CaptionDataset(Dataset[Batch]):
         by_image: bool,
         start_token: int | None = None,
         prompts: PromptTokens | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.split, self.features = split, split.feature(features)
         self.from_captions = features.startswith("captions/")
         self.tokens, self.prefix_length, self.start_token = tokens, prefix_length, start_token
-        self.prompts = prompts
+        self.prompts, self.neighbours = prompts, neighbours
         self.epoch: Tensor | None = None
         self.shapes: Sequence[BatchShape] = ()
         self.copy: DeviceCopy | None = None
@@ -105,6 +108,8 @@ class CaptionDataset(Dataset[Batch]):
             features = torch.from_numpy(self.features[drawn.features]).float()
             flat, lengths = self.tokens.flat(drawn.captions)
             tokens, first_token = torch.from_numpy(flat.astype(np.int64)), np.cumsum(lengths) - lengths
+        if self.neighbours is not None:
+            features = self.neighbours.append(features, drawn.features)
         layout = self._lay_out(lengths, drawn, prompt_lengths)
         rows_in_split = drawn.captions.tolist(), drawn.images.tolist()
         batch = fill(layout, features, tokens, first_token, self.start_token, *rows_in_split, prompts)

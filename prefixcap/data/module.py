@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 from prefixcap.captioner import Captioner
 from prefixcap.data.dataset import CaptionDataset
 from prefixcap.data.device import DeviceCopy, features_bytes
+from prefixcap.data.neighbours import Neighbours
 from prefixcap.data.prompts import PromptFunction, PromptTokens
 from prefixcap.data.shapes import choose_shapes
 from prefixcap.data.shuffle import ShuffledSampler
@@ -23,6 +24,7 @@ from prefixcap.data.tokens import CaptionTokens, Tokens
 from prefixcap.errors import InputError, OptionError
 from prefixcap.features import Feature
 from prefixcap.packing import Batch
+from prefixcap.prompts.datastore import Datastore
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.utils.hardware import free_memory_bytes
 from prefixcap.utils.options import Positive, check_value
@@ -58,6 +60,8 @@ class CaptionData(L.LightningDataModule):
         prompts: gives each image a text of its own, which is read before its captions and not predicted; where training
             is from text, each caption. It may draw texts anew for each epoch. None: no image has one.
         max_prompt_tokens: cut longer prompts, which lose their last words; None: none is cut.
+        datastore: where captions are retrieved for a mapper that reads such; None: among the store's own.
+        retrieval_noise: with `from_text`, the variance of the noise on the embedding that retrieves them.
 
     Attributes:
         fixed_shapes: pad training batches to at most four shapes, which CUDA graphs need; a rare larger one keeps its
@@ -85,6 +89,8 @@ class CaptionData(L.LightningDataModule):
         on_device: Literal["auto"] | bool = "auto",
         prompts: PromptFunction | None = None,
         max_prompt_tokens: int | None = None,
+        datastore: Datastore | None = None,
+        retrieval_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if from_text and group_captions:
@@ -128,6 +134,13 @@ class CaptionData(L.LightningDataModule):
             None if prompts is None else PromptTokens(prompts, split, captioner, from_text, max_prompt_tokens)
             for split in (self.train_split, self.val_split)
         )
+        self.train_neighbours, self.val_neighbours = None, None
+        if k := captioner.mapper.retrieved:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.train_neighbours, self.val_neighbours = (
+                Neighbours(datastore or Datastore.open(opened), split, k, from_text, retrieval_noise, seed, device)
+                for split in (self.train_split, self.val_split)
+            )
         if prompts is not None:
             self.longest()  # an image whose captions do not fit after its prompt is refused now
 
@@ -230,7 +243,8 @@ class CaptionData(L.LightningDataModule):
     def _dataset(self, split: StoreSplit, by_image: bool, start_token: int | None = None) -> CaptionDataset:
         training = split is self.train_split
         tokens, prompts = (self.train_tokens, self.train_prompts) if training else (self.val_tokens, self.val_prompts)
-        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token, prompts)
+        beside = self.train_neighbours if training else self.val_neighbours
+        return CaptionDataset(split, self.features, tokens, self.prefix_length, by_image, start_token, prompts, beside)
 
     def _loader(self, dataset: Dataset[Batch], size: int, sampler: ShuffledSampler | None) -> "_Loader":
         in_place = sampler is not None and self._copy is not None  # batches are made on the device

@@ -10,6 +10,7 @@ from prefixcap.utils.options import check_options
 if TYPE_CHECKING:
     from prefixcap.mappers.adaptor import AdaptorMapper
     from prefixcap.mappers.base import Mapper
+    from prefixcap.mappers.fusion import FusionMapper
     from prefixcap.mappers.mlp import MLPMapper
     from prefixcap.mappers.query import QueryMapper
     from prefixcap.mappers.transformer import TransformerMapper
@@ -20,11 +21,13 @@ MAPPERS: dict[str, "type[Mapper]"] = {
     "transformer": deferred("prefixcap.mappers.transformer.TransformerMapper"),
     "query": deferred("prefixcap.mappers.query.QueryMapper"),
     "adaptor": deferred("prefixcap.mappers.adaptor.AdaptorMapper"),
+    "fusion": deferred("prefixcap.mappers.fusion.FusionMapper"),
 }
 
 __all__ = [
     "MAPPERS",
     "AdaptorMapper",
+    "FusionMapper",
     "MLPMapper",
     "Mapper",
     "QueryMapper",
@@ -37,6 +40,7 @@ __getattr__ = deferred_attributes(
     __name__,
     {
         "AdaptorMapper": "adaptor",
+        "FusionMapper": "fusion",
         "MLPMapper": "mlp",
         "Mapper": "base",
         "QueryMapper": "query",
@@ -49,7 +53,7 @@ def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> 
     """Build the mapper called `name`.
 
     Args:
-        name: a name in `MAPPERS`: "mlp", "transformer", "query" or "adaptor".
+        name: a name in `MAPPERS`: "mlp", "transformer", "query", "adaptor" or "fusion".
         embedding_dim: width of the encoder's joint space.
         lm_dim: width of the language model's word embeddings.
         options: of the mapper's class.

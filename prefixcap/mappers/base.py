@@ -16,7 +16,10 @@ class Mapper(nn.Module):
             or `Feature.REGIONS`, (batch, patches or regions, embedding_dim); or its name: "image" (or "embedding"),
             "patches", "regions".
         prefix_length: the number of prefix vectors.
+        retrieved: how many captions of a datastore, those nearest to the image, it reads beside `Feature.IMAGE`: a
+            batch is then (batch, 1 + retrieved, embedding_dim), the image's embedding first. 0: none.
     """
 
     features: Feature | str
     prefix_length: int
+    retrieved: int = 0

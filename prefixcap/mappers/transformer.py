@@ -58,7 +58,10 @@ class TransformerMapper(Mapper):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, embedding_dim) -> (batch, prefix_length, lm_dim)."""
-        image = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # (batch, clip_length, lm_dim)
+        return self.prefix(self.linear(embedding).unflatten(1, (self.clip_length, -1)))
+
+    def prefix(self, image: Tensor) -> Tensor:
+        """(batch, clip_length, lm_dim) vectors of an image -> (batch, prefix_length, lm_dim)."""
         # len() is a constant to torch.export
         constant = self.prefix_const.expand(image.shape[0], -1, -1)  # (batch, prefix_length, lm_dim)
         hidden = torch.cat((image, constant), dim=1)
@@ -77,9 +80,9 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, dim) -> the same shape."""
-        hidden = hidden + self.attn(self.norm1(hidden))
+    def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """(batch, length, dim) -> the same shape; attends to (batch, keys, dim) `context`, or to `hidden` itself."""
+        hidden = hidden + self.attn(self.norm1(hidden), context)
         return torch.add(hidden, self.mlp(self.norm2(hidden)))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefixcap.errors import InputError, listed
@@ -111,6 +112,26 @@ class Datastore:
             InputError: fewer than `count` different captions are left, ids are given though the datastore knows none,
                 the width is not the datastore's, or an embedding is zero, NaN or infinite.
         """
+        return [[item for _, item in row] for row in self._nearest(embeddings, count, leave_out, images)]
+
+    def neighbours(
+        self, embeddings: Tensor, count: int, leave_out: Sequence[Collection[str]] | None = None
+    ) -> NDArray[np.int64]:
+        """(n, dim) embeddings -> (n, count) the nearest captions by their indices in `memory`, the nearest first.
+
+        Arguments and errors are those of `nearest`.
+        """
+        nearest = self._nearest(embeddings, count, leave_out, None)
+        return np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
+
+    def _nearest(
+        self,
+        embeddings: Tensor,
+        count: int,
+        leave_out: Sequence[Collection[str]] | None,
+        images: Sequence[int | str] | None,
+    ) -> list[list[tuple[int, Item]]]:
+        """Like `nearest`, each caption with its index in the memory."""
         for name, given in (("leave_out", leave_out), ("images", images)):
             if given is not None and len(given) != len(embeddings):
                 raise InputError(f"{name} has {len(given)} entries for {len(embeddings)} embeddings: give one each")
@@ -122,7 +143,7 @@ class Datastore:
                 "1 to as many"
             )
         barred = [set(map(same, texts)) for texts in leave_out] if leave_out is not None else None
-        found: list[list[Item]] = [[] for _ in range(len(embeddings))]
+        found: list[list[tuple[int, Item]]] = [[] for _ in range(len(embeddings))]
         rows = list(range(len(embeddings)))
         wanted = 2 * count + max((len(texts) for texts in barred or ()), default=0) + (_OWN if images else 0)
         while rows:
@@ -130,15 +151,16 @@ class Datastore:
             indices, cosines = self.memory.nearest(embeddings[rows], wanted)
             candidates = self._candidates(indices.cpu().numpy(), images is not None)
             short = []
-            for row, texts, scores in zip(rows, candidates, cosines.tolist(), strict=True):
+            of_rows = zip(rows, indices.tolist(), candidates, cosines.tolist(), strict=True)
+            for row, places, texts, scores in of_rows:
                 taken = set(barred[row]) if barred is not None else set()
                 if images is not None:  # nor captions of other images in the same words
                     taken |= {same(text) for text, image in texts if image == images[row]}
-                kept: list[Item] = []
-                for (text, _), score in zip(texts, scores, strict=True):
+                kept: list[tuple[int, Item]] = []
+                for place, (text, _), score in zip(places, texts, scores, strict=True):
                     if same(text) not in taken:
                         taken.add(same(text))
-                        kept.append(Item(text, score))
+                        kept.append((place, Item(text, score)))
                 found[row] = kept[:count]
                 if len(kept) < count:
                     short.append(row)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from prefixcap.prompts.datastore import Datastore
-    from prefixcap.store.reader import FeatureStore
 
 
 class OwnPrompts:
@@ -37,16 +35,15 @@ class OwnPrompts:
         self.description = description
         self._provider = provider
 
-    def use(self, store: "FeatureStore | str | Path | Datastore", encoder: Callable[[], Encoder]) -> None:
-        """Retrieve from this datastore from now on. Raises as `prefixcap.captioner.Captioner.use_datastore`."""
-        from prefixcap.prompts.datastore import Datastore  # which reads stores: other captioners need not
-        from prefixcap.store.reader import FeatureStore
+    @property
+    def retrieve(self) -> bool:
+        """Whether they are made of captions that are retrieved from a datastore."""
+        return self.description is not None and retrieves(self.description)
 
-        if self.description is None or not retrieves(self.description):
-            raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
-        if not isinstance(store, Datastore):
-            store = Datastore.open(store if isinstance(store, FeatureStore) else str(store))
-        self._provider = build_provider(self.description, encoder(), store)
+    def use(self, datastore: "Datastore", encoder: Callable[[], Encoder]) -> None:
+        """Retrieve from this datastore from now on. Raises InputError if it does not fit."""
+        assert self.description is not None
+        self._provider = build_provider(self.description, encoder(), datastore)
 
     def make(
         self,

@@ -112,6 +112,11 @@ def _require_exportable(captioner: Captioner) -> ExportableEncoder:
             f"this captioner reads {captioner.features}, and only those that read an image's one embedding can be "
             "exported: share it with save_pretrained"
         )
+    if captioner.mapper.retrieved:
+        raise InputError(
+            "this captioner reads captions that it retrieves, and an export has no datastore: share it with "
+            "save_pretrained"
+        )
     if lm.quantization is not None:
         raise InputError(
             f"language model '{lm.name}' is quantized ({lm.quantization}), which cannot be exported: share the "

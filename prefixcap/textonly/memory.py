@@ -96,6 +96,13 @@ class MemoryBank:
         """The texts of captions by their indices in the memory, 0 to C - 1, as `nearest` returns them."""
         return list(self._captions[self.rows[np.asarray(indices, np.int64)]])
 
+    def embeddings(self, indices: ArrayLike) -> Tensor:
+        """(…, D) float32 embeddings of captions by their (…) indices, as they were given, on the CPU."""
+        places = np.asarray(indices, np.int64)
+        unique, order = np.unique(places, return_inverse=True)  # each is read once
+        read = torch.from_numpy(self._embeddings[self.rows[unique]]).float()
+        return read[torch.from_numpy(order.reshape(places.shape))]
+
     @torch.no_grad()
     def project(self, embeddings: Tensor, temperature: float = 0.01) -> Tensor:
         """The mean of the memory, weighted by softmax(cosine / temperature) (DeCap, as in its released code).

@@ -138,7 +138,7 @@ class CaptionTraining(L.LightningModule):
         language_model, sampled = self.captioner.language_model, self.objective.max_positions
         prompts = [language_model.tokenize_prompt(text) for text in texts] or None
         with undisturbed(self.captioner), unsharded(self.captioner):
-            prefix = self.captioner.prefix(embeddings if self.noise is None else self.noise(embeddings))
+            prefix = self.captioner.prefix(self._noisy(embeddings, None))
             longest = max(positions, sampled + data.longest_prompt if sampled else 0)
             require_same_reading(language_model, prefix, captions, longest, prompts)
         self._reading_checked = True
@@ -161,7 +161,15 @@ class CaptionTraining(L.LightningModule):
         if self.noise is None:
             return batch
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        return replace(batch, embeddings=self.noise(batch.embeddings, generator))
+        return replace(batch, embeddings=self._noisy(batch.embeddings, generator))
+
+    def _noisy(self, embeddings: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Embeddings with noise; those of retrieved captions, behind the first, stay as they are."""
+        if self.noise is None:
+            return embeddings
+        if not self.captioner.mapper.retrieved:
+            return self.noise(embeddings, generator)
+        return torch.cat((self.noise(embeddings[:, :1], generator), embeddings[:, 1:]), dim=1)
 
     def _normalize_per_token(self, total: Tensor, tokens: Tensor) -> Tensor:
         """A batch's sum over target tokens, divided so that each token of the step has the same weight in the gradient.

@@ -107,13 +107,15 @@ class ClipReward:
         Args:
             captions: N captions, at least one; what exceeds the encoder's context is cut.
             images: not used.
-            embeddings: (N, D) embeddings of their images, on any device.
+            embeddings: (N, D) embeddings of their images, on any device; or (N, 1 + retrieved, D), with those of
+                retrieved captions behind.
 
         Raises:
             InputError: there are not as many embeddings as captions, they are of another width than the encoder's, or
                 one is NaN, infinite or all zero.
         """
-        scores = clip_scores_of_texts(self.captioner.encoder(), embeddings, captions)["CLIPScore"]
+        whole = embeddings if embeddings.ndim == 2 else embeddings[:, 0]  # (N, D)
+        scores = clip_scores_of_texts(self.captioner.encoder(), whole, captions)["CLIPScore"]
         return scores.double().numpy()
 
 

@@ -110,6 +110,33 @@ def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, c
     assert status == 2 and "need a datastore" in err
 
 
+def test_ifcap(script: Script, vocabulary: Path, folder: Path, command: Command) -> None:
+    """It learns from captions and those like them, and reads those like an image in a datastore that is given."""
+    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", "val_max_tokens=8", "batch_size=8")
+    entities = ("prompts=retrieved_entities", f"prompts.vocabulary={vocabulary}", "prompts.k=5", "prompts.least=2")
+    script("train", *few, "model=ifcap", *entities, "run_dir=runs/ifcap")
+    ckpt = folder / "runs/ifcap/checkpoints/best.ckpt"
+    made = load(ckpt)
+    assert made.mapper.retrieved == 5 and made.describe()["prompts"]["least"] == 2
+    (folder / "several.txt").write_text("".join(f"A purple hexagon in the snow, {n}.\n" for n in range(9)))
+    script("data_prep.embed", "data=text", "data.files=several.txt", "encoder=demo", "data.store=stores/several")
+    captions = {}
+    for store in ("demo-demo-caption", "several"):
+        script("eval", f"ckpt={ckpt}", "data=demo", f"datastore=stores/{store}", *QUICK, f"out=eval/{store}")
+        captions[store] = json.loads((folder / "eval" / store / "captions.json").read_text())
+    assert captions["several"] != captions["demo-demo-caption"]
+    made.use_datastore(folder / "stores/several")
+    embeddings = FeatureStore(folder / "stores/demo-demo").split("test").embeddings[:]
+    expected = made.caption(embeddings, "greedy", max_tokens=6)
+    assert [row["caption"] for row in captions["several"]] == expected
+
+    picture = sorted((folder / "data/demo/images").iterdir())[0]
+    words = ("caption", picture, "--ckpt", ckpt, "--decode", "greedy", "--set", "max_tokens=6")
+    assert command(*words, "--datastore", folder / "stores/several").status == 0
+    status, _, err = command(*words)
+    assert status == 2 and "need a datastore" in err
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -123,6 +150,9 @@ def test_retrieved_captions_of_another_datastore(script: Script, folder: Path, c
             ("prompts=clip_entities", "prompts.vocabulary=objects.txt", "prompts.template='{}'", "val_max_tokens=600"),
             "longest prompt of",
         ),
+        (("+model.retrieval.noise=0.04",), "'mlp' does not: set model.retrieval=null"),
+        (("model=ifcap", "+model.retrieval.variance=1"), "no option 'variance'"),
+        (("model=ifcap", "model.retrieval.noise=-1"), "model.retrieval.noise"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -124,3 +124,34 @@ def test_viecap_trains_as_many_parameters_as_its_parts_have() -> None:
     assert sum(weight.numel() for weight in mapper.parameters()) == expected
     trained = expected + sum(weight.numel() for weight in gpt2.parameters())
     assert round(trained / 1e6, 1) == 166.2
+
+
+def test_ifcap_has_the_values_of_its_code() -> None:
+    """Its code is ViECap's, with these changes: train_coco.sh, image_like_retrieval.py, and the README for K."""
+    config = composed("experiment=ifcap")
+    own = {
+        "model.mapper.name": "fusion",
+        "model.mapper.retrieved": 5,
+        "model.retrieval.noise": 0.04,
+        "prompts.name": "retrieved_entities",
+        "prompts.k": 9,
+        "prompts.least": 5,
+        "trainer.max_epochs": 5,
+    }
+    published = VIECAP | own
+    assert {name: OmegaConf.select(config, name) for name in published} == published
+
+
+def test_ifcap_trains_a_fusion_layer_more() -> None:
+    with torch.device("meta"):
+        sizes = [
+            sum(
+                weight.numel()
+                for weight in build_mapper(
+                    embedding_dim=512, lm_dim=WIDTH, **composed(f"experiment={name}").model.mapper
+                ).parameters()
+            )
+            for name in ("viecap", "ifcap")
+        ]
+    assert sizes[1] - sizes[0] == (512 * WIDTH + WIDTH) + LAYER
+    assert round((sizes[1] + 124_439_808) / 1e6, 1) == 171.3

@@ -1,11 +1,13 @@
-"""Prompts of images, as a configuration describes them."""
+"""Prompts of images and retrieved captions, as a configuration describes them."""
 
+import inspect
 from typing import Annotated, Any, cast
 
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
 from prefixcap.errors import InputError
+from prefixcap.mappers import MAPPERS
 from prefixcap.prompts import check_provider, retrieves
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.options import Positive, Proportion, check_value
@@ -18,9 +20,10 @@ with deferred_imports():  # what follows imports torch
     from prefixcap.store import FeatureStore
 
 # In the group `prompts`, beside the provider's options.
+_Noise = Annotated[float, Ge(0.0)]
 _OF_TRAINING: dict[str, tuple[Any, Any]] = {
     "masked": (Proportion, 0.0),
-    "noise": (Annotated[float, Ge(0.0)], 0.0),
+    "noise": (_Noise, 0.0),
     "max_prompt_tokens": (Positive | None, None),
     "datastore": (str | None, None),
 }
@@ -61,6 +64,26 @@ def build_prompts(
     from_text = config.model.learns_from == "text"
     prompts = ProvidedPrompts(provider, from_text, training["masked"], training["noise"], config.seed)
     return prompts, training["max_prompt_tokens"]
+
+
+def retrieval_options(model: DictConfig) -> tuple[str | None, float]:
+    """The group `model.retrieval`: the store to retrieve from, None for that of the training; and the noise.
+
+    Raises:
+        InputError: the mapper reads no retrieved captions, there is no such option, or a value is out of range.
+    """
+    if model.get("retrieval") is None:
+        return None, 0.0
+    options = cast(dict[str, Any], OmegaConf.to_container(model.retrieval, resolve=True))
+    if "retrieved" not in inspect.signature(MAPPERS[model.mapper.name]).parameters:
+        raise InputError(
+            f"model.retrieval is for a mapper that reads retrieved captions, and '{model.mapper.name}' does not: set "
+            "model.retrieval=null"
+        )
+    if unknown := options.keys() - {"datastore", "noise"}:
+        raise InputError(f"model.retrieval has no option '{min(unknown)}': it has datastore and noise")
+    store = check_value("model.retrieval.datastore", options.get("datastore"), str | None)
+    return store, check_value("model.retrieval.noise", options.get("noise", 0.0), _Noise)
 
 
 def change_prompts(captioner: "Captioner", options: DictConfig) -> None:
