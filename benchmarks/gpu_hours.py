@@ -94,6 +94,8 @@ def all_reduce_seconds(parameters: float, gpus: int, rate: float) -> float:
 TRANSFORMER = Mapper(
     41.74e6, 20 * 37.8e6 + 3.9e6
 )  # eight layers read the 10 + 10 vectors, a linear layer the embedding
+# The fusion layer: ten vectors attend to five, each through a linear layer first.
+FUSION = Mapper(46.86e6, TRANSFORMER.work + 10 * 3.5e6 + 5 * 1.6e6)
 LONG_TRANSFORMER = Mapper(57.6e6, 80 * 37.8e6 + 19.7e6)
 MLP = Mapper(31.5e6, 31.5e6)
 MACCAP = Mapper(5.8e6, 32 * 5.8e6)
@@ -127,6 +129,8 @@ RUNS = [
     Run(
         "viecap data=flickr30k_text trainer.max_epochs=30", TRANSFORMER, GPT2, True, 20, 30 * FLICKR30K, 10 + PROMPT, 80
     ),
+    Run("ifcap", FUSION, GPT2, True, 21, 5 * COCO, 10 + PROMPT, 80),
+    Run("ifcap data=flickr30k_text trainer.max_epochs=30", FUSION, GPT2, True, 21, 30 * FLICKR30K, 10 + PROMPT, 80),
     Run("train-lm data=coco lm=gpt2", None, GPT2, True, 12, 20_000 * 128, 0, 128),
 ]
 

@@ -173,6 +173,9 @@ def test_what_cannot_be_exported_is_refused(
     query = Captioner(load_language_model("demo"), load_encoder("demo").identity, {"name": "query"})
     with pytest.raises(InputError, match=r"reads images/patches, and only those .* share it with save_pretrained"):
         export_onnx(query, folder)
+    fusion = Captioner(load_language_model("demo"), load_encoder("demo").identity, {"name": "fusion"})
+    with pytest.raises(InputError, match=r"reads captions that it retrieves, .* share it with save_pretrained"):
+        export_onnx(fusion, folder)
     quantized = captioner_of(load_language_model("demo", quantization="8bit"))
     with pytest.raises(InputError, match=r"language model 'demo' is quantized \(8bit\), which cannot be exported"):
         export_program(quantized, folder)

@@ -129,6 +129,8 @@ def test_clip_reward_follows_the_paper() -> None:
     rewards = reward(captions, [0, 1, 2, 3], embeddings)
     assert rewards.dtype == np.float64 and rewards == pytest.approx(np.array(expected), abs=1e-5)
     assert expected[2] == 0 and len(set(expected)) == 4
+    with_retrieved = torch.stack((embeddings, torch.ones_like(embeddings)), dim=1)  # (4, 2, D)
+    np.testing.assert_array_equal(reward(captions, [0, 1, 2, 3], with_retrieved), rewards)
     with pytest.raises(InputError, match="4 captions"):
         reward(captions, [0, 1, 2, 3], embeddings[:3])
 

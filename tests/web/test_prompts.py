@@ -6,11 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
+from prefixcap.prompts import Datastore
 from prefixcap.store import ImageRecord, StoreWriter, join
+from prefixcap.textonly.memory import MemoryBank
 from prefixcap.utils.images import open_image
 from prefixcap.web import jobs, server
 from tests.web.conftest import CAPTIONS, served
@@ -113,6 +116,19 @@ def test_prompts_that_the_captioner_makes_are_in_the_answer_and_items_can_be_lef
         given = client.post("/api/caption", data={"prompts": ["", KNOWN[0]]}, files=files(pictures[:2]))
         assert texts(given) == captioned(retrieving, pictures[:2], ["", KNOWN[0]])
         assert all("prompt" not in image for image in given.json()["images"])
+
+
+def test_a_mapper_that_reads_retrieved_captions(captioner: Captioner, pictures: list[Path]) -> None:
+    torch.manual_seed(0)
+    mapper = {"name": "fusion", "prefix_length": 4, "layers": 1, "heads": 4, "retrieved": 3}
+    reading = Captioner(captioner.language_model, captioner.encoder_identity, mapper).eval()
+    with pytest.raises(InputError, match="reads 3 retrieved captions beside each image, and has no datastore"):
+        server.build_app(reading)
+    embeddings = captioner.encoder().encode_texts(CAPTIONS)
+    reading.use_datastore(Datastore(MemoryBank(embeddings, CAPTIONS), captioner.encoder_identity, "these captions"))
+    with served(reading) as address:
+        answer = httpx.post(f"{address}/api/caption", files=files(pictures[:3]), timeout=60)
+    assert texts(answer) == [reading.candidates([picture], 1)[0] for picture in pictures[:3]]
 
 
 def test_mistakes_of_prompts_are_named(client: httpx.Client, retrieving: Captioner, pictures: list[Path]) -> None:
