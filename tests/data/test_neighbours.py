@@ -95,10 +95,13 @@ def test_noise_changes_which_they_are_and_depends_on_seed_and_row(
     np.testing.assert_array_equal(Neighbours(datastore, split, K, True).indices, clean)  # of any size of blocks
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "on_device"), [(0, False), (1, False), (0, True)])
 @pytest.mark.parametrize("from_text", [True, False])
-def test_batches_have_their_embeddings_behind_each(from_text: bool, workers: int, store: FeatureStore) -> None:
-    data = CaptionData(store, captioner(), 7, workers, from_text=from_text, retrieval_noise=0.04, seed=3)
+def test_batches_have_their_embeddings_behind_each(
+    from_text: bool, workers: int, on_device: bool, store: FeatureStore
+) -> None:
+    options: dict[str, Any] = {"from_text": from_text, "on_device": on_device}
+    data = CaptionData(store, captioner(), 7, workers, retrieval_noise=0.04, seed=3, **options)
     of_captions = store.split("train").feature("captions/embedding")[:]
     for split, neighbours, batches in (
         (data.train_split, data.train_neighbours, data.train_dataloader()),
