@@ -20,6 +20,7 @@ from prefixcap.language import LanguageModel
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
 from prefixcap.packing import Batch
+from prefixcap.utils.validation import shortened
 from prefixcap.weights import require_numbers, require_shapes, shapes_of
 
 FORMAT_VERSION = 1  # of `PrefixLM.describe`
@@ -121,9 +122,11 @@ class PrefixLM(nn.Module):
         Raises:
             InputError: there is nothing to retrieve from.
         """
+        store = self.trained_on.get("store")
+        hint = f", e.g. {shortened(store)}, from which it learned" if store else ""
         raise InputError(
             f"this captioner reads {self.mapper.retrieved} retrieved captions beside each image, and has no datastore: "
-            "give a feature store with embeddings of captions"
+            f"give a feature store with embeddings of captions{hint}"
         )
 
     def append_tokens(self, prefix: Tensor, input_ids: Tensor) -> Tensor:

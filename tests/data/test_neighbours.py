@@ -217,6 +217,9 @@ def test_what_does_not_fit_is_told(store: FeatureStore, tmp_path: Path) -> None:
         model.use_datastore(few)
     with pytest.raises(InputError, match="3 nearest captions are asked for"):
         CaptionData(store, model, from_text=True, datastore=few)
+    model.trained_on = {"store": "stores/mine"}
+    with pytest.raises(InputError, match=r"has no datastore: give .*, e\.g\. 'stores/mine', from which it learned"):
+        model.prefix(torch.ones(2, 16))
     mlp = Captioner(small_lm(), IDENTITY, {"name": "mlp"})
     with pytest.raises(InputError, match="trained without retrieved captions, and takes no datastore"):
         mlp.use_datastore(store)
