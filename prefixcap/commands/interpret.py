@@ -30,8 +30,15 @@ def main(
         Path | None,
         typer.Option(metavar="FILE.png", help="Also draw images, captions and tokens.", show_default=False),
     ] = None,
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE", help="A feature store of captions, for a captioner that retrieves captions.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
-) -> None:
+) -> None:  # fmt: skip
     """Print the tokens nearest to the prefix of each image, and draw them if asked to."""
     from prefixcap.utils.images import open_image
     from prefixcap.utils.plotting import require_matplotlib, save_figure
@@ -46,6 +53,8 @@ def main(
     from prefixcap import interpretation  # imports torch: after the checks
 
     captioner = load_captioner(ckpt, device)
+    if datastore:
+        captioner.use_datastore(datastore)
     embeddings = captioner.embed(opened)
     captions, nearest = captioner.caption(embeddings), interpretation.interpret(captioner, embeddings, count)
     for image, caption, tokens in zip(images, captions, nearest, strict=True):

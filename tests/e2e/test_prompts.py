@@ -135,6 +135,8 @@ def test_ifcap(script: Script, vocabulary: Path, folder: Path, command: Command)
     assert command(*words, "--datastore", folder / "stores/several").status == 0
     status, _, err = command(*words)
     assert status == 2 and "need a datastore" in err
+    status, printed, _ = command("interpret", picture, "--ckpt", ckpt, "--datastore", folder / "stores/several")
+    assert status == 0 and made.caption([picture])[0] in printed
 
 
 @pytest.mark.parametrize(

@@ -212,3 +212,13 @@ def test_mistakes() -> None:
     embeddings[7] = np.nan
     with pytest.raises(InputError, match="captions of the memory: row 7 NaN"):
         bank_of(embeddings).project(torch.ones(1, DIM))
+
+
+def test_embeddings_are_those_of_the_captions_of_a_sample() -> None:
+    every = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)
+    bank = MemoryBank(every, [str(number) for number in range(50)], size=20, seed=1)
+    indices = np.array([[3, 19, 3], [0, 7, 1]])
+    read = bank.embeddings(indices)
+    assert read.shape == (2, 3, 4) and read.dtype == torch.float32
+    texts = np.array(bank.captions(indices.ravel()), int).reshape(2, 3)
+    np.testing.assert_array_equal(read.numpy(), every[texts].astype(np.float32))
