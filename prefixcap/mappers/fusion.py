@@ -20,7 +20,12 @@ class FusionMapper(TransformerMapper):
     mapper multiplies those of the captions by 8, about their length by ViT-B/32.
 
     Args:
-        embedding_dim, lm_dim, prefix_length, clip_length, layers, heads: as of `TransformerMapper`.
+        embedding_dim: width of the encoder's embeddings.
+        lm_dim: width of the language model's word embeddings.
+        prefix_length: the number of prefix vectors.
+        clip_length: the number of vectors that the image's embedding is expanded to.
+        layers: number of transformer layers.
+        heads: attention heads in each, and in the layer before them.
         retrieved: k, the number of retrieved captions.
 
     Raises:
