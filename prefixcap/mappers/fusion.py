@@ -32,6 +32,7 @@ class FusionMapper(TransformerMapper):
         InputError: as `TransformerMapper`.
 
     Examples:
+        >>> import torch
         >>> mapper = FusionMapper(embedding_dim=512, lm_dim=768, layers=2, retrieved=5)
         >>> mapper(torch.randn(4, 6, 512)).shape  # an image and five captions each
         torch.Size([4, 10, 768])
