@@ -167,6 +167,16 @@ def tokens(text: str) -> list[str]:
     return _TOKENS.findall(text.lower())
 
 
+def same(text: str) -> str:
+    """What texts of the same words have in common: case, punctuation and spaces make no difference.
+
+    Examples:
+        >>> same("A dog, asleep.") == same("a dog asleep")
+        True
+    """
+    return " ".join(word for word in tokens(text) if word[0].isalnum())
+
+
 def forms(phrase: str) -> Iterator[str]:
     """Singular and plural of a word, or of the last word of a phrase."""
     yield phrase

@@ -87,7 +87,7 @@ def read_text(
         shards = [replace(shards[0], rules=replace(rules, complete=True))]
     where = ", ".join(map(str, patterns))
     if not shards:
-        raise InputError(f"no sentence in {where or 'no file'}; set data.files to a path, a pattern or a list of them")
+        raise InputError(f"no sentence in {where or 'no file'}: give a path, a pattern or a list of them")
     return Dataset(shards, skipped, paths[0].parent, f"sentences of {where}", has_images=False)
 
 
@@ -207,7 +207,7 @@ def _matching(pattern: Path) -> list[Path]:
     paths = [pattern] if pattern.is_file() or not inside.name else sorted(Path(pattern.anchor).glob(str(inside)))
     paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise InputError(f"there is no file {pattern}; set data.files to a path, a pattern or a list of them")
+        raise InputError(f"there is no file {pattern}: give a path, a pattern or a list of them")
     for path in paths:
         if path.suffix.lower() not in (*IN_LINES, *NOT_IN_LINES):
             raise InputError(f"{path} must be a {', '.join(IN_LINES)}, {' or '.join(NOT_IN_LINES)} file")

@@ -7,6 +7,8 @@ so `prefixcap --help` and shell completion, which runs at every key press, load 
   which is its help, and `EXAMPLES`, which end it;
 - a command that Hydra configures, `name=VALUE` (`uses_hydra`): its module calls `hydra_main.run`, and its help comes
   from the comments in `conf/`.
+
+A command may have sub-commands of its own: then it is a package with a list `COMMANDS` like this one.
 """
 
 import importlib
@@ -14,7 +16,8 @@ import inspect
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -38,6 +41,7 @@ class Command(NamedTuple):
 
 
 CAPTION, STORES, TRAINING = "Caption images", "Prepare data", "Train and evaluate"
+HELP = {"help_option_names": ["-h", "--help"]}
 INSPECT, SHARE, FIGURES, SETUP = "Inspect", "Share", "Draw the papers' figures", "Set up"
 
 COMMANDS = {
@@ -48,6 +52,7 @@ COMMANDS = {
         Command("embed", "embed", STORES, "Embed a data set once, with CLIP, into a feature store.", True),
         Command("verify", "verify", STORES, "Check feature stores, every byte."),
         Command("import-features", "import_features", STORES, "Make a feature store from existing embeddings."),
+        Command("datastore", "datastore", STORES, "List and edit captions that captioners retrieve from."),
         Command("export-features", "export_features", STORES, "Write a feature store in clip-retrieval's format."),
         Command("train", "train", TRAINING, "Train a captioner.", True),
         Command("eval", "eval", TRAINING, "Caption a test split and score the captions.", True),
@@ -73,13 +78,16 @@ COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """The sub-commands. Their list and its lines are those of `COMMANDS`; a module is imported when it is called."""
+    """Sub-commands. Their list and its lines are those of `listed`; a module is imported when it is called."""
+
+    listed = COMMANDS
+    package = __name__
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = {
             name: TyperCommand(name, help=command.about, rich_help_panel=command.panel)
-            for name, command in COMMANDS.items()
+            for name, command in self.listed.items()
         }
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -87,21 +95,36 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load(str(name)), rest
+        return name, load(str(name), self.listed, self.package), rest
 
 
-def load(name: str) -> TyperCommand:
+def load(name: str, listed: Mapping[str, Command] = COMMANDS, package: str = __name__) -> TyperCommand | TyperGroup:
     """A sub-command, ready to be called."""
-    command = COMMANDS[name]
+    command = listed[name]
     if command.uses_hydra:
         return _hydra_command(command)
-    module = importlib.import_module(f"{__name__}.{command.module}")
+    module = importlib.import_module(f"{package}.{command.module}")
+    if hasattr(module, "COMMANDS"):
+        return _group(name, module)
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
     help_text = inspect.cleandoc(module.__doc__ or "")
     command_class = getattr(module, "COMMAND_CLASS", OptionCommand)
     single.command(name, cls=command_class, help=help_text, epilog=module.EXAMPLES)(module.main)
     loaded = typer.main.get_command(single)
     assert isinstance(loaded, TyperCommand)
+    return loaded
+
+
+def _group(name: str, module: ModuleType) -> TyperGroup:
+    """A command with sub-commands of its own."""
+    own = type("Commands", (Commands,), {"listed": module.COMMANDS, "package": module.__name__})
+    group = typer.Typer(
+        cls=own, name=name, help=inspect.cleandoc(module.__doc__ or ""), epilog=module.EXAMPLES, add_completion=False,
+        rich_markup_mode="rich", context_settings=HELP,
+    )  # fmt: skip
+    group.callback()(lambda: None)
+    loaded = typer.main.get_command(group)
+    assert isinstance(loaded, TyperGroup)
     return loaded
 
 
@@ -141,7 +164,7 @@ Caption a folder of images with it:
 `prefixcap COMMAND --help` describes a command, with examples.""",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 

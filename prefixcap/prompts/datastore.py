@@ -13,7 +13,7 @@ from prefixcap.features import EncoderIdentity
 from prefixcap.prompts.protocol import Item
 from prefixcap.store.reader import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
-from prefixcap.vocabulary import tokens
+from prefixcap.vocabulary import same
 
 _OWN = 5  # captions of an image, as COCO has them: how many more to look for where those of an image are left out
 _CHUNK = 1 << 16  # captions read at once
@@ -60,9 +60,7 @@ class Datastore:
             InputError: there is no such store or split, or it has no captions, or no embeddings of them.
         """
         opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
-        if split is None and opened.splits:
-            split = "train" if "train" in opened.splits else max(opened.splits, key=lambda name: opened.splits[name])
-        chosen = opened.split(split or "train")
+        chosen = opened.split(split or opened.default_split)
         if not len(chosen.captions):
             raise InputError(f"the datastore {opened.location} has no captions in split '{chosen.name}': give another")
         return cls(MemoryBank.from_store(chosen, size, seed), opened.encoder, opened.location, chosen)
@@ -203,13 +201,3 @@ class Datastore:
             ids = [self.split.ids[row] for row in self.split.caption_images[self.memory.rows[unique]].tolist()]
         pairs = list(zip(self.memory.captions(unique), ids, strict=True))
         return [[pairs[place] for place in row] for row in places.reshape(indices.shape).tolist()]
-
-
-def same(text: str) -> str:
-    """What texts of the same words have in common.
-
-    Examples:
-        >>> same("A dog, asleep.") == same("a dog asleep")
-        True
-    """
-    return " ".join(word for word in tokens(text) if word[0].isalnum())

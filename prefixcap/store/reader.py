@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ class Column:
 
     Args:
         counts: how many rows lie in each part.
-        read: returns rows of a part, given the part's number and positions within the split's share of that part.
+        read: returns rows of a part, given the part's number and positions within the split's share of that part, or a
+            slice of it.
         shape: of one row.
         dtype: of the rows; `object` for strings.
     """
 
     def __init__(
-        self, counts: list[int], read: Callable[[int, Rows], Any], shape: tuple[int, ...] = (), dtype: Any = object
+        self, counts: list[int], read: Callable[[int, Any], Any], shape: tuple[int, ...] = (), dtype: Any = object
     ) -> None:
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._read, self._shape, self.dtype = read, shape, np.dtype(dtype)
@@ -62,6 +63,15 @@ class Column:
                 values[places] = self._read(part, rows[places] - (self._ends[part - 1] if part else 0))
                 start = end
         return values.tolist() if self.dtype == object else values
+
+    def runs(self, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """All rows in order, at most `size` at once, each time the number of the first and the rows. They are not
+        copied where a part belongs entirely to the split, and must not be changed."""
+        first = 0
+        for part, end in enumerate(self._ends.tolist()):
+            for start in range(first, end, size):
+                yield start, self._read(part, slice(start - first, min(start + size, end) - first))
+            first = end
 
 
 class StoreSplit:
@@ -186,8 +196,9 @@ class StoreSplit:
             values += every if rows is None else [every[row] for row in rows]
         return values
 
-    def _features(self, name: str, kind: str, part: int, places: Rows) -> NDArray[Any]:
-        return self._parts[part].mapped(name)[self._in_part(part, kind, places)]
+    def _features(self, name: str, kind: str, part: int, places: Rows | slice) -> NDArray[Any]:
+        rows: NDArray[Any] = self._parts[part].mapped(name)[self._in_part(part, kind, places)]
+        return rows
 
     def _texts(self, part: int, places: Rows) -> list[str]:
         return self._parts[part].texts(self._in_part(part, "captions", places))
@@ -199,7 +210,7 @@ class StoreSplit:
         images += self._first_image[part]
         return images
 
-    def _in_part(self, part: int, kind: str, places: Rows) -> Rows:
+    def _in_part(self, part: int, kind: str, places: Any) -> Any:
         """Positions within the split's share of a part -> rows of that part."""
         return places if self._is_entire[part] else self._rows(part, kind)[places]
 
@@ -296,6 +307,13 @@ class FeatureStore:
             "embed the images again with that encoder, or give a store that it made"
         )
 
+    @property
+    def default_split(self) -> str:
+        """Where captions are retrieved from unless a split is named: "train", or the largest if there is none."""
+        if not self.splits or "train" in self.splits:
+            return "train"
+        return max(self.splits, key=lambda name: self.splits[name])
+
     def split(self, name: str) -> StoreSplit:
         """The images of one split; no column is read yet.
 
@@ -309,9 +327,13 @@ class FeatureStore:
         entries = [entry for entry in self._entries if name in entry.splits]
         return StoreSplit(name, self._opened(entries), entries, self.image_root)
 
+    def parts(self) -> list[Part]:
+        """The files of the store, opened. Raises InputError as the class, if it is remote."""
+        return self._opened(self._entries)
+
     def skipped(self) -> list[Skipped]:
         """The images and captions that were left out, with the reasons."""
-        return [skip for part in self._opened(self._entries) for skip in part.skipped()]
+        return [skip for part in self.parts() for skip in part.skipped()]
 
     def _opened(self, entries: list[PartEntry]) -> list[Part]:
         if is_remote(self.location):

@@ -77,7 +77,7 @@ class StoreWriter:
                 self._require_same_job(attributes["job"], attributes["encoder"], attributes["source"])
                 self.made_with = json.loads(attributes["made_with"])
         if self.finished():  # the run that finished it may have been killed while it removed the pieces
-            _tidy(path)
+            tidy(path)
 
     def finished(self) -> bool:
         """Whether the index and all parts exist and are complete."""
@@ -177,10 +177,10 @@ def _join(store: Path) -> None:
         if joined and not _is_part(file, first, end):
             write_part(file, attributes | {"shards": [first, end]}, joined)
     write_index(store, [Part(file) for file in files])
-    _tidy(store)
+    tidy(store)
 
 
-def _tidy(store: Path) -> None:
+def tidy(store: Path) -> None:
     """Remove what a finished store no longer needs, and nothing that a writer did not put there: its pieces, and the
     unfinished files of killed runs.
     """
@@ -200,8 +200,11 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def write_index(store: Path, parts: Sequence[Part]) -> None:
-    """Write `skipped.csv` and then `index.json`, which finishes the store, from its parts."""
+def write_index(store: Path, parts: Sequence[Part], attributes: dict[str, Any] | None = None) -> None:
+    """Write `skipped.csv` and then `index.json`, which finishes the store, from its parts.
+
+    `attributes` are those of the store; None: of its parts.
+    """
     with atomic_write(store / "skipped.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["id", "file", "reason"])
@@ -212,7 +215,7 @@ def write_index(store: Path, parts: Sequence[Part]) -> None:
     for entry in entries:
         for name, counts in entry["splits"].items():
             splits.setdefault(name, Counter()).update(counts)
-    attributes = parts[0].attributes
+    attributes = attributes or parts[0].attributes
     encoder = EncoderIdentity(
         attributes["encoder"], attributes["encoder_digest"], attributes["preprocessing"], int(attributes["dim"])
     )

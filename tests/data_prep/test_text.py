@@ -253,7 +253,7 @@ def test_shards_can_be_pickled(tmp_path: Path) -> None:
         ("a.csv", "image,text\n1,a\n", r"a\.csv has no column 'caption'; it has image, text"),
         ("a.csv", 'caption\n"a\n', r"a\.csv, line 1: unexpected end of data"),
         ("a.csv", b"caption\ncaf\xe9\n", r"a\.csv is not UTF-8 text"),
-        ("a.csv", "caption\n", r"no sentence in .*a\.csv; set data\.files"),
+        ("a.csv", "caption\n", r"no sentence in .*a\.csv: give a path"),
         ("a.json", "[", r"a\.json is not JSON"),
         ("a.json", "[[]]", r"a\.json: entry 0 is neither a string nor an object with 'caption' or 'captions'"),
         ("a.json", '["a", {"text": "b"}]', r"a\.json: entry 1 is neither"),
@@ -277,7 +277,7 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, content: str | bytes, me
 @pytest.mark.parametrize("pattern", ["nothing.txt", "*.txt", ".", "", "..", "/"])
 def test_no_such_file(tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"there is no file .*; set data\.files to a path, a pattern or a list"):
+    with pytest.raises(InputError, match=r"there is no file .*: give a path, a pattern or a list"):
         read_text(pattern)
 
 

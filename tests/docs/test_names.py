@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from typer.core import TyperGroup
 
 from benchmarks import gpu_hours
 from prefixcap.commands import COMMANDS, load
@@ -82,7 +83,11 @@ def test_calls_are_understood(call: str, monkeypatch: pytest.MonkeyPatch) -> Non
             compose(command.module, [option for option in overrides if option != "job"])
     else:  # the checkpoints that documents name are not here
         monkeypatch.setattr("prefixcap.commands.common.options.require_captioner", lambda path: path)
-        load(name).make_context(name, options)
+        called = load(name)
+        context = called.make_context(name, list(options))
+        if isinstance(called, TyperGroup):  # its sub-command, in the same way
+            own, loaded, rest = called.resolve_command(context, options)
+            loaded.make_context(own, rest)
 
 
 def test_hours_are_those_of_the_script() -> None:
