@@ -13,7 +13,10 @@ group, M = G * S.
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +29,10 @@ from prefixcap.features import Feature
 from prefixcap.store.reader import Column, StoreSplit
 
 QUERIES, CAPTIONS = 8192, 1024  # of a chunk: few enough that its cosines fit a CPU's cache, and sum well in float32
+FEW = 4  # queries that are faster one by one, each by products with the embeddings as they are stored
+FEW_FOR_FAISS = 64  # queries for which its search is slower than a product and `topk`
+RUN = 1 << 15  # captions of a product with one query
+SLACK = 1e-5  # more than the errors of sums in float32
 GROUP = 32  # S; a group is skipped if not even its highest cosine counts
 
 
@@ -78,6 +85,7 @@ class MemoryBank:
         self.rows: NDArray[np.int64] = np.arange(shape[0])
         if size is not None and size < shape[0]:
             self.rows = np.sort(np.random.default_rng(seed).choice(shape[0], size, replace=False))
+        self._is_all = len(self.rows) == shape[0]
         self.dim: int = shape[1]
 
     @classmethod
@@ -129,7 +137,9 @@ class MemoryBank:
 
     @torch.no_grad()
     def nearest(self, embeddings: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """The nearest captions of each embedding, the nearest first; by faiss's exact search if faiss is installed.
+        """The nearest captions of each embedding, the nearest first; many by faiss's exact search if it is installed.
+
+        The first call also computes the lengths of all embeddings, 4 bytes a caption, and keeps them.
 
         Args:
             embeddings: (n, D), of any length, on any device.
@@ -191,14 +201,81 @@ class MemoryBank:
 
     def _nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(Q, D) queries -> (Q, count) indices in the memory and (Q, count) cosines."""
+        on_cpu = queries.device.type == "cpu"
+        if on_cpu and 0 < len(queries) <= FEW:
+            pairs = [self._nearest_to_one(query, count) for query in queries]
+            indices, best = (torch.stack(values) for values in zip(*pairs, strict=True))
+            return indices, best
         best = queries.new_full((len(queries), count), -math.inf)
         indices = torch.zeros_like(best, dtype=torch.int64)
-        with_faiss = queries.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
-        for start, memories in self._chunks(queries):
-            cosines, rows = _search(queries, memories, min(count, len(memories)), with_faiss)
-            best, order = torch.cat([best, cosines], dim=1).topk(count)
-            indices = torch.cat([indices, rows + start], dim=1).gather(1, order)
+        with_faiss = on_cpu and len(queries) > FEW_FOR_FAISS and importlib.util.find_spec("faiss") is not None
+        for start, stored in self._stored(CAPTIONS):
+            inverse = self._inverse_lengths[start : start + len(stored)].to(queries.device)
+            memories = stored.to(queries.device).float()
+            many = min(count, len(memories))
+            if with_faiss:
+                cosines, rows = _search(queries, memories * inverse[:, None], many)
+                better = torch.arange(len(queries))
+            else:
+                products = (queries @ memories.T).mul_(inverse)  # (Q, M)
+                better = (products.amax(1) > best[:, -1]).nonzero()[:, 0]  # the queries for which the chunk has nearer
+                cosines, rows = products[better].topk(many)
+            best[better], order = torch.cat([best[better], cosines], dim=1).topk(count)
+            indices[better] = torch.cat([indices[better], rows + start], dim=1).gather(1, order)
         return indices, best
+
+    def _nearest_to_one(self, query: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(D,) a query of length 1 -> (count,) indices in the memory and (count,) cosines.
+
+        Products with embeddings in half precision say within which error the cosines lie; what may be among the nearest
+        is then compared exactly. That reads each embedding once, as it is stored, and converts hardly any.
+        """
+        products = query.new_empty(len(self))  # (C,)
+        error = 0.0  # that products have at most, per length of the embedding, and beside it a share of themselves
+        share = 0.0
+        for start, stored in self._stored(RUN):
+            rounded = query.to(stored.dtype)
+            products[start : start + len(stored)] = torch.mv(stored, rounded)
+            error = max(error, float(torch.linalg.vector_norm(query - rounded.float())))
+            share = max(share, torch.finfo(stored.dtype).eps)
+        cosines = products.mul_(self._inverse_lengths)
+        least = cosines.topk(count).values[-1]
+        margin = error + share + SLACK  # a cosine is at most 1
+        likely = (
+            (cosines >= least - 2 * margin).nonzero()[:, 0] if cosines.isfinite().all() else torch.arange(len(self))
+        )
+        exact = torch.cat([self._unit(likely[start : start + RUN]) @ query for start in range(0, len(likely), RUN)])
+        best, order = exact.topk(count)
+        return likely[order], best
+
+    @cached_property
+    def _inverse_lengths(self) -> Tensor:
+        """(C,) one by the length of each embedding. Raises RowsError if one has none."""
+        lengths = torch.empty(len(self))
+        for start, stored in self._stored(CAPTIONS):
+            rows = self.rows[start : start + len(stored)]
+            lengths[start : start + len(stored)] = _lengths(stored.float(), "captions of the memory", rows)[:, 0]
+        return lengths.reciprocal_()
+
+    def _unit(self, indices: Tensor) -> Tensor:
+        """(n,) indices in the memory -> (n, D) embeddings of length 1 in float32."""
+        rows = self.rows[indices.numpy()]
+        return _normalize(torch.from_numpy(self._embeddings[rows]), "captions of the memory", rows)
+
+    def _stored(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The memory as it is stored, in runs of at most `size`: the index of the first, and the embeddings.
+
+        They are not copied unless the memory is a sample, and must not be changed.
+        """
+        if not self._is_all:
+            yield from (
+                (start, torch.from_numpy(self._embeddings[self.rows[start : start + size]]))
+                for start in range(0, len(self), size)
+            )
+            return
+        runs = self._embeddings.runs(size) if isinstance(self._embeddings, Column) else _runs(self._embeddings, size)
+        for start, stored in runs:
+            yield start, _as_tensor(stored)
 
     def _queries(self, embeddings: Tensor) -> tuple[Tensor, ...]:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -210,22 +287,38 @@ class MemoryBank:
 
     def _chunks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The memory in chunks: the index of the first caption, and (M, D) embeddings of unit length in float32."""
-        for start in range(0, len(self), CAPTIONS):
-            rows = self.rows[start : start + CAPTIONS]
-            memories = torch.from_numpy(self._embeddings[rows]).to(queries.device)
-            yield start, _normalize(memories, "captions of the memory", rows)
+        for start, stored in self._stored(CAPTIONS):
+            rows = self.rows[start : start + len(stored)]
+            yield start, _normalize(stored.to(queries.device), "captions of the memory", rows)
 
 
 def _normalize(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = None) -> Tensor:
     """(n, D) embeddings -> of unit length, in float32. Raises RowsError with their numbers in `rows` if some cannot be
     scaled."""
     exact = embeddings.float()
-    norms: Tensor = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-    good = (norms > 0) & (norms < math.inf)
+    lengths = _lengths(exact, what, rows)
+    return exact / lengths if exact is embeddings else exact.div_(lengths)  # a copy may be changed
+
+
+def _lengths(embeddings: Tensor, what: str, rows: NDArray[np.int64] | None = None) -> Tensor:
+    """(n, D) embeddings in float32 -> (n, 1). Raises RowsError as `_normalize`."""
+    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    good = (lengths > 0) & (lengths < math.inf)
     if not good.all():
         bad = (~good[:, 0]).nonzero()[:, 0].cpu().numpy()
         raise RowsError(what, (bad if rows is None else rows[bad]).tolist(), "NaN, infinite or all zero: embed again")
-    return exact / norms if exact is embeddings else exact.div_(norms)  # a copy may be changed
+    return lengths
+
+
+def _runs(embeddings: NDArray[Any], size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    yield from ((start, embeddings[start : start + size]) for start in range(0, len(embeddings), size))
+
+
+def _as_tensor(stored: NDArray[Any]) -> Tensor:
+    """An array as a tensor that shares its memory, which may be a file's that cannot be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(stored)
 
 
 def _groups(cosines: Tensor) -> Tensor:
@@ -237,11 +330,8 @@ def _groups(cosines: Tensor) -> Tensor:
     return cosines.view(len(cosines), size, cosines.shape[1] // size)
 
 
-def _search(queries: Tensor, memories: Tensor, count: int, with_faiss: bool) -> tuple[Tensor, Tensor]:
-    """(Q, D) queries, (M, D) memories -> (Q, count) highest cosines, and the rows of `memories` that have them."""
-    if with_faiss:
-        faiss = importlib.import_module("faiss")
-        cosines, rows = faiss.knn(queries.numpy(), memories.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(cosines), torch.from_numpy(rows)
-    cosines, rows = (queries @ memories.T).topk(count)
-    return cosines, rows
+def _search(queries: Tensor, memories: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(Q, D) queries, (M, D) memories -> (Q, count) highest products by faiss, and the rows that have them."""
+    faiss = importlib.import_module("faiss")
+    products, rows = faiss.knn(queries.numpy(), memories.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(products), torch.from_numpy(rows)

@@ -1,5 +1,6 @@
 """The memory of captions, beside plain computations over all of it at once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,43 @@ def test_nearest(monkeypatch: pytest.MonkeyPatch, with_faiss: bool) -> None:
     assert np.abs(cosines.numpy() - np.take_along_axis(expected, order, 1)).max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("length", [1.0, 1e-4, 60.0, 3e4])
+def test_nearest_to_few(dtype: type, length: float) -> None:
+    """One query after the other; in half precision short embeddings lose digits, and products of long ones overflow."""
+    embeddings = unit(captions(3000)) * length
+    embeddings[1000:1040] = embeddings[0] * 0.5  # as near as each other
+    embeddings = embeddings.astype(dtype)
+    queries = np.concatenate([captions(1, seed=1), embeddings[:1], embeddings[7:8]]).astype(np.float32)
+    bank = MemoryBank(embeddings, [f"caption {row}" for row in range(3000)])
+    expected = unit(queries.astype(np.float64)) @ unit(embeddings.astype(np.float64)).T
+    for count in (1, 10, 60):
+        places, cosines = bank.nearest(torch.from_numpy(queries), count)
+        best = -np.sort(-expected, axis=1)[:, :count]
+        assert np.abs(cosines.numpy() - best).max() < 2e-6
+        assert np.abs(np.take_along_axis(expected, places.numpy(), 1) - best).max() < 2e-6
+        assert all(len(set(row)) == count for row in places.tolist())
+
+
+@pytest.mark.parametrize("size", [None, 200])
+def test_few_and_many_find_the_same_in_a_store(store: FeatureStore, size: int | None) -> None:
+    split = store.split("train")
+    queries = torch.from_numpy(captions(30, seed=2))
+    indices, cosines = MemoryBank.from_store(split, size).nearest(queries, 5)
+    bank = MemoryBank.from_store(split, size)
+    few = [bank.nearest(query[None], 5) for query in queries]
+    assert torch.equal(torch.cat([one for one, _ in few]), indices)
+    assert torch.allclose(torch.cat([one for _, one in few]), cosines, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_an_embedding_that_cannot_be_scaled_is_named(count: int) -> None:
+    embeddings = captions(2000)
+    embeddings[1500], embeddings[1510] = np.nan, 0
+    with pytest.raises(InputError, match="captions of the memory 1500, 1510"):
+        bank_of(embeddings).nearest(torch.randn(count, DIM))
+
+
 def test_no_embeddings() -> None:
     bank = bank_of(captions(64))
     assert bank.project(torch.empty(0, DIM)).shape == (0, DIM)
@@ -158,19 +196,20 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
 
 def test_of_a_store(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    reading = Column.__getitem__
+    runs = Column.runs
 
-    def counting(column: Column, which: np.ndarray) -> object:
-        read.append(len(which))
-        return reading(column, which)
+    def counting(column: Column, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        for start, rows in runs(column, size):
+            read.append(len(rows))
+            yield start, rows
 
-    monkeypatch.setattr(Column, "__getitem__", counting)
+    monkeypatch.setattr(Column, "runs", counting)
     monkeypatch.setattr(memory, "CAPTIONS", 100)
     embeddings, queries = captions(1200)[::2], captions(20, seed=1)
     bank = MemoryBank.from_store(store.split("train"))
     assert (len(bank), bank.dim) == (600, DIM)
     found = bank.project(torch.from_numpy(queries)).numpy()
-    assert read == [100] * 6, "in chunks"
+    assert max(read) == 100 and sum(read) == 600, "in chunks"
     assert np.abs(found - plain(queries, embeddings, 0.01)).max() < 1e-5
     best = (unit(queries) @ unit(embeddings).T).argmax(1)
     assert bank.retrieve(torch.from_numpy(queries)) == [f"caption {2 * row}" for row in best]
