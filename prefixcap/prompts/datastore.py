@@ -1,5 +1,6 @@
 """A datastore: captions with embeddings, from which those near an image are retrieved."""
 
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from prefixcap.errors import InputError, listed
 from prefixcap.features import EncoderIdentity
+from prefixcap.prompts.index import CaptionIndex, index_path
 from prefixcap.prompts.protocol import Item
 from prefixcap.store.reader import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
@@ -17,6 +19,7 @@ from prefixcap.vocabulary import same
 
 _OWN = 5  # captions of an image, as COCO has them: how many more to look for where those of an image are left out
 _CHUNK = 1 << 16  # captions read at once
+PROPOSED, LEAST_PROPOSED = 4, 64  # captions that an index proposes, for each that is asked for, and at least
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Datastore:
         encoder: that embedded them.
         source: where they come from, for messages and descriptions.
         split: of the feature store they are in; None: they are in none, and it is not known of which images they are.
+        index: proposes those that are near an embedding; None: all are compared.
 
     Examples:
         >>> import torch
@@ -43,18 +47,28 @@ class Datastore:
     encoder: EncoderIdentity
     source: str = ""
     split: StoreSplit | None = None
+    index: CaptionIndex | None = None
 
     @classmethod
     def open(
-        cls, store: "FeatureStore | str", split: str | None = None, size: int | None = None, seed: int = 0
+        cls,
+        store: "FeatureStore | str",
+        split: str | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        indexed: bool = True,
     ) -> "Datastore":
         """The captions of a feature store.
+
+        If the store has an index of them (`prefixcap datastore index`), it is used. One of captions that have changed
+        since, one that is damaged and one for which faiss is missing is not, and a warning says so.
 
         Args:
             store: with captions/embedding, or its path.
             split: of the store; None: "train", or the largest if there is no such split.
             size: take at most this many captions, sampled at random; None: all.
-            seed: of the sample.
+            seed: of the sample, which is searched without an index.
+            indexed: use an index if there is one; False: compare all captions.
 
         Raises:
             InputError: there is no such store or split, or it has no captions, or no embeddings of them.
@@ -63,7 +77,14 @@ class Datastore:
         chosen = opened.split(split or opened.default_split)
         if not len(chosen.captions):
             raise InputError(f"the datastore {opened.location} has no captions in split '{chosen.name}': give another")
-        return cls(MemoryBank.from_store(chosen, size, seed), opened.encoder, opened.location, chosen)
+        memory = MemoryBank.from_store(chosen, size, seed)
+        index, file = None, index_path(opened.path, chosen.name)
+        if indexed and not memory.is_sample and file.exists():
+            try:
+                index = CaptionIndex.open(file, chosen, memory.dim)
+            except InputError as error:
+                warnings.warn(f"all captions are compared, which takes longer: {error}", stacklevel=2)
+        return cls(memory, opened.encoder, opened.location, chosen, index)
 
     def __len__(self) -> int:
         return len(self.memory)
@@ -98,7 +119,8 @@ class Datastore:
         """The nearest captions of each embedding with their cosines, the nearest first, no text twice.
 
         Texts are the same if their words are: case, punctuation and spaces make no difference. All embeddings of a call
-        are searched for together, and each call reads the entire datastore: ask for many at once.
+        are searched for together. Without an index each call reads the entire datastore: ask for many at once. With one
+        some captions may not be the nearest; their cosines are exact, and what is to be left out is.
 
         Args:
             embeddings: (n, dim), of any length, on any device.
@@ -144,10 +166,11 @@ class Datastore:
         found: list[list[tuple[int, Item]]] = [[] for _ in range(len(embeddings))]
         rows = list(range(len(embeddings)))
         wanted = 2 * count + max((len(texts) for texts in barred or ()), default=0) + (_OWN if images else 0)
+        by_index = self.index is not None
         while rows:
             wanted = min(wanted, len(self))
-            indices, cosines = self.memory.nearest(embeddings[rows], wanted)
-            candidates = self._candidates(indices.cpu().numpy(), images is not None)
+            indices, cosines = self._search(embeddings[rows], wanted, by_index)
+            candidates = self._candidates(indices, images is not None)
             short = []
             of_rows = zip(rows, indices.tolist(), candidates, cosines.tolist(), strict=True)
             for row, places, texts, scores in of_rows:
@@ -168,7 +191,7 @@ class Datastore:
                     f"the {count} nearest captions are asked for, but the datastore {self.source} has only {left} "
                     f"different ones left for {listed('embedding', short)}: ask for fewer, or give a larger datastore"
                 )
-            rows, wanted = short, 4 * wanted
+            rows, wanted, by_index = short, 4 * wanted, False
         return found
 
     def leaks(self, references: Iterable[Collection[str]]) -> int:
@@ -192,6 +215,18 @@ class Datastore:
             indices = np.arange(start, min(start + _CHUNK, len(self)))
             there |= asked.intersection(map(same, self.memory.captions(indices)))
         return sum(not there.isdisjoint(captions) for captions in texts)
+
+    def _search(self, embeddings: Tensor, count: int, by_index: bool) -> tuple[NDArray[np.int64], Tensor]:
+        """(n, dim) -> (n, count) indices of the nearest captions in the memory, and their cosines."""
+        if self.index is None or not by_index or PROPOSED * count > len(self):
+            indices, cosines = self.memory.nearest(embeddings, count)
+            return indices.cpu().numpy(), cosines
+        queries = self.memory.normalized(embeddings).cpu()
+        proposed = self.index.candidates(queries, max(PROPOSED * count, LEAST_PROPOSED))
+        indices, cosines = self.memory.nearest_among(queries, proposed, count)
+        if len(short := (indices < 0).any(1).nonzero()[:, 0]):  # the lists that were looked into have too few
+            indices[short], cosines[short] = self.memory.nearest(queries[short], count)
+        return indices.numpy(), cosines
 
     def _candidates(self, indices: Any, with_images: bool) -> list[list[tuple[str, int | str | None]]]:
         """(n, wanted) indices of captions -> their texts, each with the id of its image if that is asked for."""

@@ -30,6 +30,7 @@ from prefixcap.store.reader import Column, StoreSplit
 
 QUERIES, CAPTIONS = 8192, 1024  # of a chunk: few enough that its cosines fit a CPU's cache, and sum well in float32
 FEW = 4  # queries that are faster one by one, each by products with the embeddings as they are stored
+FEW_AMONG = 32  # queries at once for which some captions are compared
 FEW_FOR_FAISS = 64  # queries for which its search is slower than a product and `topk`
 RUN = 1 << 15  # captions of a product with one query
 SLACK = 1e-5  # more than the errors of sums in float32
@@ -53,6 +54,7 @@ class MemoryBank:
 
     Attributes:
         rows: (C,) which of the N captions these are, ascending.
+        is_sample: whether C is less than N.
         dim: D.
 
     Raises:
@@ -85,7 +87,7 @@ class MemoryBank:
         self.rows: NDArray[np.int64] = np.arange(shape[0])
         if size is not None and size < shape[0]:
             self.rows = np.sort(np.random.default_rng(seed).choice(shape[0], size, replace=False))
-        self._is_all = len(self.rows) == shape[0]
+        self.is_sample = len(self.rows) < shape[0]
         self.dim: int = shape[1]
 
     @classmethod
@@ -163,6 +165,40 @@ class MemoryBank:
             raise InputError(f"the {count} nearest captions are asked for: give 1 to {len(self)}, the memory's size")
         parts = [self._nearest(part, count) for part in self._queries(embeddings)]
         return torch.cat([indices for indices, _ in parts]), torch.cat([cosines for _, cosines in parts])
+
+    def units(self, indices: ArrayLike) -> Tensor:
+        """(n,) indices of captions -> (n, D) their embeddings, of length 1 in float32.
+
+        Raises:
+            RowsError: one is zero, NaN or infinite.
+        """
+        rows = self.rows[np.asarray(indices, np.int64)]
+        return _normalize(torch.from_numpy(self._embeddings[rows]), "captions of the memory", rows)
+
+    @torch.no_grad()
+    def nearest_among(self, queries: Tensor, proposed: ArrayLike, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest of some captions of each query.
+
+        Args:
+            queries: (n, D), as `normalized` returns them, on the CPU.
+            proposed: (n, m) indices of captions, m at least `count`; -1: none.
+            count: how many.
+
+        Returns:
+            (n, count) indices and (n, count) cosines, as `nearest`; -1 where fewer are proposed.
+        """
+        rows = np.asarray(proposed, np.int64)
+        indices, cosines = [torch.empty(0, count, dtype=torch.int64)], [torch.empty(0, count)]
+        for start in range(0, len(rows), FEW_AMONG):
+            own = rows[start : start + FEW_AMONG]
+            unique, places = np.unique(np.maximum(own, 0), return_inverse=True)
+            units = self.units(unique)[torch.from_numpy(places.reshape(own.shape))]  # (Q, m, D)
+            exact = (units @ queries[start : start + FEW_AMONG, :, None])[:, :, 0]  # (Q, m)
+            exact[torch.from_numpy(own < 0)] = -math.inf
+            best, order = exact.topk(count)
+            cosines.append(best)
+            indices.append(torch.from_numpy(own).gather(1, order))
+        return torch.cat(indices), torch.cat(cosines)
 
     def retrieve(self, embeddings: Tensor) -> list[str]:
         """The nearest caption of each of (n, D) embeddings (CLIPRe). Raises as `nearest`."""
@@ -244,7 +280,8 @@ class MemoryBank:
         likely = (
             (cosines >= least - 2 * margin).nonzero()[:, 0] if cosines.isfinite().all() else torch.arange(len(self))
         )
-        exact = torch.cat([self._unit(likely[start : start + RUN]) @ query for start in range(0, len(likely), RUN)])
+        parts = likely.numpy()
+        exact = torch.cat([self.units(parts[start : start + RUN]) @ query for start in range(0, len(parts), RUN)])
         best, order = exact.topk(count)
         return likely[order], best
 
@@ -257,17 +294,12 @@ class MemoryBank:
             lengths[start : start + len(stored)] = _lengths(stored.float(), "captions of the memory", rows)[:, 0]
         return lengths.reciprocal_()
 
-    def _unit(self, indices: Tensor) -> Tensor:
-        """(n,) indices in the memory -> (n, D) embeddings of length 1 in float32."""
-        rows = self.rows[indices.numpy()]
-        return _normalize(torch.from_numpy(self._embeddings[rows]), "captions of the memory", rows)
-
     def _stored(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """The memory as it is stored, in runs of at most `size`: the index of the first, and the embeddings.
 
         They are not copied unless the memory is a sample, and must not be changed.
         """
-        if not self._is_all:
+        if self.is_sample:
             yield from (
                 (start, torch.from_numpy(self._embeddings[self.rows[start : start + size]]))
                 for start in range(0, len(self), size)
@@ -277,13 +309,21 @@ class MemoryBank:
         for start, stored in runs:
             yield start, _as_tensor(stored)
 
-    def _queries(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+    def normalized(self, embeddings: Tensor) -> Tensor:
+        """(n, D) embeddings -> of length 1 in float32.
+
+        Raises:
+            InputError: the width is not the memory's, or an embedding is zero, NaN or infinite.
+        """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise InputError(
                 f"embeddings of shape {tuple(embeddings.shape)}, but the memory's captions have {self.dim} dimensions: "
                 f"give (n, {self.dim}), from the encoder that embedded the captions"
             )
-        return torch.split(_normalize(embeddings, "embeddings"), QUERIES)
+        return _normalize(embeddings, "embeddings")
+
+    def _queries(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(self.normalized(embeddings), QUERIES)
 
     def _chunks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The memory in chunks: the index of the first caption, and (M, D) embeddings of unit length in float32."""

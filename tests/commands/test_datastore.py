@@ -12,6 +12,7 @@ import pytest
 from prefixcap.commands.verify import find_problems
 from prefixcap.encoders import load_encoder
 from prefixcap.features import EncoderIdentity, Feature
+from prefixcap.prompts.datastore import Datastore
 from prefixcap.store import FeatureStore, ImageRecord, StoreWriter, join
 from tests.commands.conftest import Command
 
@@ -138,6 +139,35 @@ def test_dedupe(store: Path, command: Command) -> None:
     assert (store / "index.json").read_bytes() == index
 
 
+def test_index(tmp_path: Path, command: Command, mistaken: Mistaken, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    store = make(tmp_path / "many", [f"caption {number}" for number in range(400)])
+    done = command("datastore", "index", store, "--lists", 8, "--bytes", 16)
+    assert (done.status, "captions: 400; lists: 8; bytes: 16; probes: 32" in done.out) == (0, True)
+    file = store / "index-train.safetensors"
+    arrays = file.read_bytes()[-400 * 16 :]
+    done = command("datastore", "index", store, "--bytes", 16, "--probes", 5)  # which needs no new index
+    assert "lists: 8; bytes: 16; probes: 5" in done.out and file.read_bytes()[-400 * 16 :] == arrays
+    assert "index: index-train.safetensors" in command("datastore", "list", store).out
+    assert Datastore.open(str(store)).index is not None
+    assert "the index is of the captions before" in command("datastore", "remove", store, "--match", "caption 7").out
+    with pytest.warns(UserWarning, match="of other captions"):
+        assert Datastore.open(str(store)).index is None
+    assert command("datastore", "index", store, "--lists", 4, "--bytes", 8).status == 0
+    index = Datastore.open(str(store)).index
+    assert index is not None and (index.about.lists, index.about.size) == (4, 8)
+    for words, message in (
+        ((make(tmp_path / "few"),), "needs at least 256 captions"),
+        ((store, "--bytes", 3), "give a divisor of 128"),
+        ((store, "--lists", 1000), "1000 lists for"),
+        ((store, "--split", "val"), "has no split 'val'"),
+        ((tmp_path / "none",), "there is no datastore"),
+    ):
+        assert message in mistaken("datastore", "index", *words)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'needs faiss: pip install "prefixcap[faiss]"' in mistaken("datastore", "index", store)
+
+
 def test_mistakes(store: Path, tmp_path: Path, command: Command, mistaken: Mistaken) -> None:
     (tmp_path / "a.txt").write_text("a cat\n")
     (tmp_path / "empty.txt").write_text("\n")
@@ -183,7 +213,7 @@ def test_mistakes(store: Path, tmp_path: Path, command: Command, mistaken: Mista
 
 def test_every_sub_command_has_a_help_with_examples(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("list", "add", "remove", "dedupe", "copy"):
+    for name in ("list", "add", "remove", "dedupe", "index", "copy"):
         status, out, err = command("datastore", name, "--help")
         assert (status, err) == (0, "") and f" prefixcap datastore {name} " in out.split("\u256f")[-1]
         assert max(map(len, out.splitlines())) <= 80

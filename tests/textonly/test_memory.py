@@ -169,7 +169,7 @@ def test_few_and_many_find_the_same_in_a_store(store: FeatureStore, size: int | 
 def test_an_embedding_that_cannot_be_scaled_is_named(count: int) -> None:
     embeddings = captions(2000)
     embeddings[1500], embeddings[1510] = np.nan, 0
-    with pytest.raises(InputError, match="captions of the memory 1500, 1510"):
+    with pytest.raises(InputError, match="captions of the memory: rows 1500, 1510"):
         bank_of(embeddings).nearest(torch.randn(count, DIM))
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
         Command("add", "add", "Edit", "Add captions of text files, or of another datastore."),
         Command("remove", "remove", "Edit", "Remove captions."),
         Command("dedupe", "dedupe", "Edit", "Keep one of the captions that have the same words."),
+        Command("index", "index", "Edit", "Index millions of captions, to search them faster."),
         Command("copy", "copy", "Edit", "Make a datastore of a store's captions."),
     )
 }

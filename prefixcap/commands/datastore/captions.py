@@ -21,6 +21,7 @@ from prefixcap.vocabulary import same
 BLOCK = 1 << 14  # captions read at once
 PATIENCE = 1  # seconds after which there is a progress bar
 MOST_SHOWN = 5
+INDEXES = "index-*.safetensors"  # see `prefixcap.prompts.index`
 
 DRY_RUN = "Say what would change, and change nothing."
 
@@ -94,3 +95,5 @@ def print_left(path: Path, done: str) -> None:
     """Print what was done, and how many captions a store has after it."""
     counts = ", ".join(f"{name} {count:,}" for name, count in FeatureStore(path).splits.items())
     print(f"{done}\ncaptions now: {counts}")
+    if any(path.glob(INDEXES)):
+        print(f"the index is of the captions before: make it again with `prefixcap datastore index {path}`")

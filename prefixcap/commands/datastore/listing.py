@@ -9,15 +9,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from prefixcap.commands.datastore.captions import MOST_SHOWN, PATIENCE, Store, digests, repetitions
+from prefixcap.commands.datastore.captions import BLOCK, INDEXES, MOST_SHOWN, PATIENCE, Store, digests, repetitions
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 
 EXAMPLES = """  prefixcap datastore list stores/mine
 
   prefixcap datastore list stores/mine --match horse --count 20"""
-
-BLOCK = 1 << 14  # captions read at once
 
 
 def main(
@@ -48,6 +46,8 @@ def main(
     names = [opened.split(split).name] if split else list(opened.splits)
     if match is None:
         print(f"datastore: {opened.location}\nencoder: {opened.encoder.name}")
+        for file in sorted(opened.path.glob(INDEXES)):
+            print(f"index: {file.name}")
     for name in names:
         captions = opened.split(name).captions
         if match is None:
