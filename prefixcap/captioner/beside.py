@@ -1,6 +1,6 @@
 """What is read beside images: prompts, and captions that are retrieved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prefixcap.decoding.padded import PaddedPrefix, pad_left
+from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.language.tokens import tokenize_prompts
 from prefixcap.model import PrefixLM
@@ -15,6 +16,8 @@ from prefixcap.model import PrefixLM
 if TYPE_CHECKING:
     from prefixcap.prompts import Datastore
     from prefixcap.store import FeatureStore
+
+    AnyDatastore = FeatureStore | str | Path | Datastore
 
 
 def with_prompts(
@@ -41,23 +44,34 @@ def with_nearest(embeddings: Tensor, datastore: "Datastore", count: int) -> Tens
     return torch.cat((embeddings.unsqueeze(1), retrieved), dim=1)
 
 
-def open_datastore(store: "FeatureStore | str | Path | Datastore", encoder: EncoderIdentity, least: int) -> "Datastore":
-    """A datastore that fits a captioner.
+def open_datastores(
+    stores: "AnyDatastore | Mapping[str, AnyDatastore]", encoder: EncoderIdentity, read: int
+) -> "dict[str, Datastore]":
+    """Datastores that fit a captioner, by name; one without a name has "".
 
     Args:
-        store: a feature store with embeddings of captions, or its path; or a datastore.
+        stores: a feature store with embeddings of captions, or its path, or a datastore; or several by name.
         encoder: the captioner's.
-        least: how many captions it must have.
+        read: how many captions its mapper reads; 0: prompts alone are made of captions.
 
     Raises:
-        InputError: there is no such store, it has fewer captions, or is of another encoder.
+        InputError: there is no such store, it has fewer captions, or is of another encoder; or there are none, or
+            several for a mapper, which reads from one.
     """
     from prefixcap.prompts.datastore import Datastore  # which reads stores: other captioners need not
     from prefixcap.prompts.retrieval import require_size
     from prefixcap.store.reader import FeatureStore
 
-    if not isinstance(store, Datastore):
-        store = Datastore.open(store if isinstance(store, FeatureStore) else str(store))
-    store.require_encoder(encoder)
-    require_size(store, least)
-    return store
+    given = stores if isinstance(stores, Mapping) else {"": stores}
+    if not given:
+        raise InputError("no datastore is given: give at least one")
+    if read and len(given) > 1:
+        raise InputError("the mapper of this captioner reads captions of one datastore: give one")
+    opened = {}
+    for name, store in given.items():
+        if not isinstance(store, Datastore):
+            store = Datastore.open(store if isinstance(store, FeatureStore) else str(store))
+        store.require_encoder(encoder)
+        require_size(store, read)
+        opened[name] = store
+    return opened

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.beside import open_datastore, with_nearest, with_prompts
+from prefixcap.captioner.beside import open_datastores, with_nearest, with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
@@ -34,8 +34,8 @@ from prefixcap.utils.options import Count, Positive, check_value
 from prefixcap.weights import shapes_of
 
 if TYPE_CHECKING:
+    from prefixcap.captioner.beside import AnyDatastore
     from prefixcap.prompts import Datastore
-    from prefixcap.store import FeatureStore
 
 
 class Captioner(PrefixLM):
@@ -58,7 +58,7 @@ class Captioner(PrefixLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
-        self._own_prompts = OwnPrompts(self.prompts)
+        self.own_prompts = OwnPrompts(self.prompts)
         self._datastore: Datastore | None = None
 
     def caption(
@@ -265,26 +265,24 @@ class Captioner(PrefixLM):
         Raises:
             InputError: no provider has this description.
         """
-        built = None if isinstance(provider, Mapping) else provider
-        description = dict(provider) if isinstance(provider, Mapping) else provider.describe()
-        self.prompts = description | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {})
-        self._own_prompts = OwnPrompts(self.prompts, built)
+        self.own_prompts = OwnPrompts.given(provider, max_prompt_tokens)
+        self.prompts = self.own_prompts.description
 
-    def use_datastore(self, store: "FeatureStore | str | Path | Datastore") -> None:
+    def use_datastore(self, store: "AnyDatastore | Mapping[str, AnyDatastore]") -> None:
         """Retrieve captions, for the mapper or for the prompts of images, from this datastore from now on.
 
         Args:
-            store: a feature store with embeddings of captions by the captioner's encoder, or its path.
+            store: a feature store with embeddings of captions, or its path; or several by name, the first as default.
 
         Raises:
-            InputError: the captioner retrieves nothing; or there is no such store, or it does not fit the captioner.
+            InputError: the captioner retrieves nothing, there is no such store, or it does not fit the captioner.
         """
-        if not self.mapper.retrieved and not self._own_prompts.retrieve:
+        if not self.mapper.retrieved and not self.own_prompts.retrieve:
             raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
-        datastore = open_datastore(store, self.encoder_identity, self.mapper.retrieved)
-        if self._own_prompts.retrieve:
-            self._own_prompts.use(datastore, self.encoder)
-        self._datastore = datastore
+        opened = open_datastores(store, self.encoder_identity, self.mapper.retrieved)
+        if self.own_prompts.retrieve:
+            self.own_prompts.use(opened, self.encoder)
+        self._datastore = next(iter(opened.values()))
 
     def with_retrieved(self, embeddings: Tensor) -> Tensor:
         """(B, D) -> (B, 1 + retrieved, D), behind each embedding those of the nearest captions of the datastore."""
@@ -292,20 +290,23 @@ class Captioner(PrefixLM):
             return super().with_retrieved(embeddings)
         return with_nearest(embeddings, self._datastore, self.mapper.retrieved)
 
-    def image_prompts(self, embeddings: Tensor, without: Sequence[Collection[str]] | None = None) -> list[Prompt]:
+    def image_prompts(
+        self, embeddings: Tensor, without: Sequence[Collection[str]] | None = None, datastore: str | None = None
+    ) -> list[Prompt]:
         """The prompts that the captioner makes for images, as it learned to read them.
 
         Args:
             embeddings: (images, dim) of the images, as `embed` returns them.
             without: for each image, texts of items that its prompt leaves out, e.g. because they are wrong.
+            datastore: the name of one of several, see `use_datastore`; None: the first, or the only one.
 
         Returns:
             For each image the text of its prompt, and what that was made of, with scores.
 
         Raises:
-            InputError: the captioner has no prompts, or it retrieves captions and has no datastore yet.
+            InputError: the captioner has no prompts, retrieves captions and has no datastore yet, or none of this name.
         """
-        return self._own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer, without)
+        return self.own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer, without, datastore)
 
     @classmethod
     def build(

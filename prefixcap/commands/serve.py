@@ -1,10 +1,12 @@
 """Serve a web page and an HTTP API that caption images."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prefixcap.commands.common.options import Checkpoint, Device
+from prefixcap.errors import InputError
 
 EXAMPLES = """The captioner of photographs that comes with the package:
 
@@ -18,7 +20,9 @@ Another one:
       --host 0.0.0.0 --port 8000 --allow-host gpu-box
 
   prefixcap serve --ckpt best.ckpt --root-path /captions \\
-      --allow-host example.org"""
+      --allow-host example.org
+
+  prefixcap serve --ckpt best.ckpt --datastore photos=stores/coco art=stores/art"""
 
 
 def main(
@@ -66,10 +70,11 @@ def main(
         typer.Option(metavar="LIST", help="Addresses and networks of proxies whose X-Forwarded-* is trusted; *: all."),
     ] = "127.0.0.1,::1",
     datastore: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="STORE",
-            help="A feature store of captions, for a captioner that retrieves captions like the picture.",
+            metavar="STORE...",
+            help="A feature store of captions, for a captioner that retrieves captions like the picture; NAME=STORE: "
+            "several, of which visitors choose one.",
             show_default=False,
         ),
     ] = None,
@@ -81,5 +86,23 @@ def main(
     serve(
         ckpt, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
         allow_hosts=allow_host or (), allow_origins=allow_origin or (), forwarded_allow_ips=forwarded_allow_ips,
-        datastore=datastore,
+        datastore=_named(datastore or []),
     )  # fmt: skip
+
+
+def _named(words: list[str]) -> str | dict[str, str] | None:
+    """The store of `--datastore STORE`; or by their names the stores of `--datastore NAME=STORE ...`.
+
+    Several without a name have that of their folder.
+    """
+    stores = dict[str, str]()
+    for word in words:
+        name, equals, store = word.partition("=")
+        if not equals or not name or "/" in name or Path(word).exists():
+            if len(words) == 1:
+                return word
+            name, store = word.rstrip("/").rpartition("/")[2], word
+        if name in stores:
+            raise InputError(f"two datastores are called {name}: give names, --datastore NAME=STORE")
+        stores[name] = store
+    return stores or None

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class OwnPrompts:
-    """A provider that is built when it is first needed, from a captioner's description.
+    """A provider that is built when it is first needed, from a captioner's description; or one for each of several
+    datastores.
 
     Args:
         description: what `PromptProvider.describe` returned; None: the captioner has no prompts.
         provider: the one that it describes; None: it is still to be built.
+
+    Attributes:
+        description: as given.
+        datastores: the names of several datastores, the first of which is used unless another is named.
 
     Raises:
         InputError: no provider has this name, or it does not take one of the options.
@@ -33,17 +38,35 @@ class OwnPrompts:
         if description is not None:
             check_provider(description)
         self.description = description
-        self._provider = provider
+        self.datastores: tuple[str, ...] = ()
+        self._providers = [] if provider is None else [provider]
+
+    @classmethod
+    def given(cls, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None) -> "OwnPrompts":
+        """Those of `Captioner.use_prompts`, which describes the arguments."""
+        built = None if isinstance(provider, Mapping) else provider
+        description = dict(provider) if isinstance(provider, Mapping) else provider.describe()
+        return cls(description | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {}), built)
 
     @property
     def retrieve(self) -> bool:
         """Whether they are made of captions that are retrieved from a datastore."""
         return self.description is not None and retrieves(self.description)
 
-    def use(self, datastore: "Datastore", encoder: Callable[[], Encoder]) -> None:
-        """Retrieve from this datastore from now on. Raises InputError if it does not fit."""
+    def use(self, datastores: "Mapping[str, Datastore]", encoder: Callable[[], Encoder]) -> None:
+        """Retrieve from these datastores, by name, from now on. Raises InputError if one does not fit."""
         assert self.description is not None
-        self._provider = build_provider(self.description, encoder(), datastore)
+        self._providers = [build_provider(self.description, encoder(), each) for each in datastores.values()]
+        self.datastores = tuple(filter(None, datastores))
+
+    def require(self, datastore: str) -> int:
+        """The number of a datastore. Raises InputError if there is none of this name."""
+        if datastore not in self.datastores:
+            names = (
+                f"choose one of {', '.join(self.datastores)}" if self.datastores else "there are none to choose from"
+            )
+            raise InputError(f"unknown datastore '{datastore[:100]}': {names}")
+        return self.datastores.index(datastore)
 
     def make(
         self,
@@ -51,16 +74,18 @@ class OwnPrompts:
         encoder: Callable[[], Encoder],
         tokenizer: "PreTrainedTokenizerBase",
         without: Sequence[Collection[str]] | None = None,
+        datastore: str | None = None,
     ) -> list[Prompt]:
         """The prompts of images; `encoder` loads the encoder. Otherwise as `Captioner.image_prompts`."""
         if self.description is None:
             raise InputError("this captioner was trained without prompts of images, and makes none")
-        if self._provider is None:
-            self._provider = build_provider(self.description, encoder())
-        prompts = self._provider.prompts(embeddings)
+        if not self._providers:
+            self._providers = [build_provider(self.description, encoder())]
+        provider = self._providers[0 if datastore is None else self.require(datastore)]
+        prompts = provider.prompts(embeddings)
         if without is not None:
             pairs = zip(prompts, without, strict=True)
-            prompts = [leave_out_items(self._provider, prompt, items) for prompt, items in pairs]
+            prompts = [leave_out_items(provider, prompt, items) for prompt, items in pairs]
         if (most := self.description.get("max_prompt_tokens")) is None:
             return prompts
         texts = cut_prompts(tokenizer, [prompt.text for prompt in prompts], most)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -125,7 +126,11 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         def picture(pixels: Tensor, number: int) -> Picture:
             return Picture(pixels, prompts[number], without)
 
-        results = await do(request, given.job(), given.images, picture)
+        datastores = captioner.own_prompts.datastores
+        if given.datastore:
+            captioner.own_prompts.require(given.datastore)
+        job = replace(given.job(), datastore=given.datastore or next(iter(datastores), None))
+        results = await do(request, job, given.images, picture)
         return CaptionAnswer(images=[_captioned(name, captioned, error) for name, captioned, error in results])
 
     @app.post("/api/interpret", response_model_exclude_none=True)
@@ -177,6 +182,7 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
             trained_on=captioner.trained_on.get("data"),
             low_similarity=captioner.low_similarity,
             prompts=None if captioner.prompts is None else captioner.prompts["name"],
+            datastores=list(captioner.own_prompts.datastores),
             decoders={decoder: decoder_settings(decoder) for decoder in DECODERS},
             limits=Limits(),
         )

@@ -63,6 +63,7 @@ class Captions:
         prompt: how every caption begins.
         seed: for sampling, separately for each image, so that the images of a batch do not matter; None: none.
         options: the decoder's, by name.
+        datastore: the name of the one of several that the captioner's own prompts retrieve from; None: the first.
 
     Raises:
         InputError: by `run`, as `Captioner.candidates`.
@@ -74,6 +75,7 @@ class Captions:
     prompt: str = ""
     seed: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    datastore: str | None = None
 
     def run(self, captioner: Captioner, images: list[Picture]) -> list[Captioned]:
         """Captions of each image."""
@@ -82,7 +84,7 @@ class Captions:
         made: dict[int, Prompt] = {}
         rows = [row for row, image in enumerate(images) if image.prompt is None]
         if captioner.prompts is not None and rows:
-            own = captioner.image_prompts(embeddings[rows], [images[row].without for row in rows])
+            own = captioner.image_prompts(embeddings[rows], [images[row].without for row in rows], self.datastore)
             made = dict(zip(rows, own, strict=True))
         texts = [made[row].text if row in made else image.prompt or "" for row, image in enumerate(images)]
         captions = self.caption_features(captioner, features, embeddings, texts)

@@ -56,7 +56,14 @@ DROP_ZONE = """
   <span id="known-hint" class="hint">What you know of those that you add next. It is read before the caption is
     written{own}.</span>
 </label>
-{examples}
+{datastores}{examples}
+"""
+
+DATASTORES = """<label id="datastore">Captions to learn from
+  <select aria-describedby="datastore-hint">{options}</select>
+  <span id="datastore-hint" class="hint">Those nearest to the picture are read before its own is written. "Write again"
+    takes them for pictures that are there already.</span>
+</label>
 """
 
 RESULTS = """
@@ -160,7 +167,12 @@ def _header(captioner: Captioner) -> str:
 
 def _drop_zone(captioner: Captioner, examples: int) -> str:
     own = "" if captioner.prompts is None else ", in place of what the captioner finds by itself"
-    return DROP_ZONE.format(examples=_examples(examples), characters=MOST_PROMPT_CHARACTERS, own=own)
+    names = captioner.own_prompts.datastores
+    options = "".join(f"<option>{html.escape(name)}</option>" for name in names)
+    datastores = DATASTORES.format(options=options) if len(names) > 1 else ""
+    return DROP_ZONE.format(
+        examples=_examples(examples), characters=MOST_PROMPT_CHARACTERS, own=own, datastores=datastores
+    )
 
 
 def _examples(count: int) -> str:

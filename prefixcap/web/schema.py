@@ -145,6 +145,13 @@ class CaptionRequest(Settings):
         examples=[["frisbee"]],
     )
 
+    datastore: str | None = Field(
+        None,
+        max_length=MOST_CHARACTERS,
+        description="the one that captions are retrieved from, a name of /api/info; none: the first",
+        examples=["art"],
+    )
+
     def image_prompts(self, makes_prompts: bool) -> list[str | None]:
         """The prompt of each image; None: the captioner's own, if it `makes_prompts`.
 
@@ -158,6 +165,8 @@ class CaptionRequest(Settings):
         if self.without and (self.prompts or not makes_prompts):
             reason = "prompts are given" if self.prompts else "this captioner makes none"
             raise InputError(f"without: leaves out items of the captioner's own prompts, and {reason}: leave it out")
+        if self.datastore and self.prompts:
+            raise InputError("datastore: the captioner's own prompts are made from it, and prompts are given: omit one")
         if not self.prompts:
             return [None] * len(self.images)
         return [*self.prompts] * (len(self.images) if len(self.prompts) == 1 else 1)
@@ -266,6 +275,10 @@ class Info(BaseModel):
     )
     prompts: str | None = Field(
         description="what the captioner makes prompts of images with, where it does", examples=["clip_entities"]
+    )
+    datastores: list[str] = Field(
+        description="the names of those that it retrieves captions from, the first by default, where there are several",
+        examples=[["coco", "art"]],
     )
     decoders: dict[str, list[str]] = Field(
         description="the settings that each takes, beside decode, prompt and by_similarity",

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +63,7 @@ def serve(
     allow_hosts: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     forwarded_allow_ips: str = PROXIES,
-    datastore: str | None = None,
+    datastore: str | Mapping[str, str] | None = None,
 ) -> None:
     """Serve the web page and the HTTP API of a captioner until Ctrl-C or SIGTERM.
 
@@ -84,7 +84,8 @@ def serve(
             any. A server on all addresses also answers to every IP address.
         allow_origins: other sites, e.g. "https://example.org", whose pages may use the API; "*": any.
         forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
-        datastore: the feature store that the captioner retrieves captions from; see `Captioner.use_datastore`.
+        datastore: the feature store that the captioner retrieves captions from, or several by name, of which visitors
+            choose one; see `Captioner.use_datastore`.
 
     Raises:
         InputError: the port is in use or not allowed, the captioner, its encoder or the datastore cannot be loaded, the

@@ -187,11 +187,16 @@ window.prefixcap = (() => {
     return image;
   }
 
+  // Where captions are retrieved from, if there is a choice; what is known of a picture takes their place.
+  function datastore() {
+    const select = document.querySelector("#datastore select");
+    return select ? [["datastore", select.value]] : [];
+  }
+
   function addPictures(files) {
     const known = document.querySelector("#known input").value.trim();
-    const prompts = known ? [["prompts", known]] : [];
     const added = [...files].map((file) => {
-      const request = () => ["api/caption", [["images", file], ...prompts, ...chosen()]];
+      const request = () => ["api/caption", [["images", file], ...(known ? [["prompts", known]] : datastore()), ...chosen()]];
       return new Card(file.name, element("div", { class: "picture" }, show(file)), request, file);
     });
     added.forEach((card) => card.write());
