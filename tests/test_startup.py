@@ -30,6 +30,7 @@ MISTAKES = {
         "eval decode.beam=3 captions=a.json", "embed featurs=[image]", "train-lm lm.nme=gpt2", "vqa questons=a.json",
         "relations frist=3", "caption photo.jpg --ckpt here.pt --decod beam",
         "caption photo.jpg --ckpt here.pt --set beems=3", "info here.pt --jsn",
+        "datastore list x --mach a", "datastore sort x",
     ],
     "a value out of range": [
         "train model.mapper.prefix_length=0", "train lm.dtype=float3", "train model.mapper.name=lstm",
@@ -51,7 +52,8 @@ MISTAKES = {
         "arithmetic txt:'a' --ckpt none.ckpt", "embed data=coco", "embed data=flickr8k",
         "embed data=folder data.root=none", "import-features none.npy --store s --encoder demo", "verify nothing",
         "gap nothing", "correlate none.txt", "leaderboard none", "export-features nothing out", "caption none.jpg",
-        "interpret none.jpg",
+        "interpret none.jpg", "datastore list none", "datastore add none a.txt", "datastore dedupe none",
+        "datastore remove none --match a", "datastore copy none new", "datastore index none",
     ],
     "a wrong metric": ["eval captions=a.json metrics=[BLUE]", "eval ckpt=here.pt metrics=BLUE",
                        "correlate captions.json --metrics BLUE"],

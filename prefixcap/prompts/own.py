@@ -34,7 +34,7 @@ class OwnPrompts:
         InputError: no provider has this name, or it does not take one of the options.
     """
 
-    def __init__(self, description: Mapping[str, Any] | None, provider: PromptProvider | None = None) -> None:
+    def __init__(self, description: dict[str, Any] | None, provider: PromptProvider | None = None) -> None:
         if description is not None:
             check_provider(description)
         self.description = description

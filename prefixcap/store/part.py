@@ -202,6 +202,10 @@ class Part:
     def _bytes(self) -> NDArray[np.uint8]:
         return np.asarray(np.memmap(self.path, np.uint8, "r"))
 
+    def hold(self) -> None:
+        """Map the file now: it can then be read even after an edit of the store has removed it."""
+        _ = self._bytes
+
     def mapped(self, name: str) -> Array:
         """A column of numbers, mapped from the disk: what is not used is not read."""
         if name not in self._mapped:

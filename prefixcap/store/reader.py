@@ -343,6 +343,7 @@ class FeatureStore:
         parts = [Part(self.path / entry.file, entry) for entry in entries]
         for part in parts:
             self._require_width(part)
+            part.hold()
         return parts
 
     def _require_width(self, part: Part) -> None:

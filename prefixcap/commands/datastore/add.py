@@ -66,12 +66,13 @@ def main(
 ) -> None:  # fmt: skip
     """Add them. Raises InputError as `read_text`, `load_encoder`, `editing` and `edit`."""
     files, stores = _sorted(sources)
+    from data_prep.readers.inputs import split_name
     from data_prep.readers.text import read_text
     from prefixcap.store import FeatureStore
     from prefixcap.store.edit import edit, editing, new_ids, sentences
 
     with tempfile.TemporaryDirectory() as folder, editing(store) as opened:
-        into = split or opened.default_split
+        into = split_name(split or opened.default_split)
         others = [FeatureStore(path) for path in stores]
         for other in others:
             _require_same_encoder(opened, other.encoder, other.location)
