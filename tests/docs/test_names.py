@@ -81,13 +81,15 @@ def test_calls_are_understood(call: str, monkeypatch: pytest.MonkeyPatch) -> Non
             overrides = [option for option in overrides if "range(" not in option and "hydra/" not in option]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             compose(command.module, [option for option in overrides if option != "job"])
-    else:  # the checkpoints that documents name are not here
+    else:  # the checkpoints and datastores that documents name are not here
         monkeypatch.setattr("prefixcap.commands.common.options.require_captioner", lambda path: path)
+        monkeypatch.setattr("prefixcap.commands.datastore.captions.require_store", lambda path: path)
         called = load(name)
         context = called.make_context(name, list(options))
         if isinstance(called, TyperGroup):  # its sub-command, in the same way
             own, loaded, rest = called.resolve_command(context, options)
-            loaded.make_context(own, rest)
+            if rest:
+                loaded.make_context(own, rest)
 
 
 def test_hours_are_those_of_the_script() -> None:

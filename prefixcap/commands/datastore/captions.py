@@ -26,12 +26,17 @@ INDEXES = "index-*.safetensors"  # see `prefixcap.prompts.index`
 DRY_RUN = "Say what would change, and change nothing."
 
 
-def existing(store: str) -> str:
-    """The callback of arguments that name a datastore: one that is not there is reported with what makes one."""
+def require_store(store: str) -> str:
+    """Return the path of a datastore. Raises InputError if it is not there, with what makes one."""
     if not is_remote(store) and not Path(store).is_dir():
         command = f"prefixcap embed data=text data.files=FILE data.store={store}"
         raise InputError(f"there is no datastore {store}: make it with `{command}`")
     return store
+
+
+def existing(store: str) -> str:
+    """The callback of arguments that name a datastore: a wrong path is reported without torch."""
+    return require_store(store)
 
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The folder of a datastore.", callback=existing)]
