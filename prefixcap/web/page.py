@@ -59,10 +59,10 @@ DROP_ZONE = """
 {datastores}{examples}
 """
 
-DATASTORES = """<label id="datastore">Captions to learn from
+DATASTORES = """<label id="datastore">Retrieve captions from
   <select aria-describedby="datastore-hint">{options}</select>
-  <span id="datastore-hint" class="hint">Those nearest to the picture are read before its own is written. "Write again"
-    takes them for pictures that are there already.</span>
+  <span id="datastore-hint" class="hint">Those nearest to a picture are read before its caption is written. "Write again"
+    retrieves anew for pictures that are there.</span>
 </label>
 """
 

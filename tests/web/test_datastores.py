@@ -184,7 +184,7 @@ def test_the_page_switches(
         return switching.candidates(pictures[:1], 3, by_similarity=True, prompts=[expected[name][0][0]])
 
     visit = Visit(browser, address, DESKTOP)
-    page, select = visit.page, visit.page.get_by_label("Captions to learn from")
+    page, select = visit.page, visit.page.get_by_label("Retrieve captions from")
     assert select.locator("option").all_inner_texts() == list(STORES)
     page.set_input_files("#files", pictures[:1])
     assert captions(page, 1) == written("photos")
@@ -210,6 +210,6 @@ def in_prompt(text: str) -> list[Any]:
 def test_the_page_of_one_datastore_has_no_choice(browser: Browser, retrieving: Captioner) -> None:
     with served(retrieving) as address:
         visit = Visit(browser, address, DESKTOP)
-        expect(visit.page.get_by_label("Captions to learn from")).to_have_count(0)
+        expect(visit.page.get_by_label("Retrieve captions from")).to_have_count(0)
         expect(visit.page.get_by_label("About the pictures")).to_have_count(1)
         visit.page.close()
