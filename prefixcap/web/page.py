@@ -61,8 +61,8 @@ DROP_ZONE = """
 
 DATASTORES = """<label id="datastore">Retrieve captions from
   <select aria-describedby="datastore-hint">{options}</select>
-  <span id="datastore-hint" class="hint">Those nearest to a picture are read before its caption is written. "Write again"
-    retrieves anew for pictures that are there.</span>
+  <span id="datastore-hint" class="hint">Those nearest to a picture are read before its caption is written. "Write
+    again" retrieves anew for pictures that are there.</span>
 </label>
 """
 
