@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import LanguageModel
+from prefixcap.language.cross_attention import Memory, attach
 from prefixcap.losses import token_cross_entropy
 from prefixcap.mappers import build_mapper
+from prefixcap.mappers.cross_attention import CrossAttentionMapper, fit_to
 from prefixcap.packing import Batch
 from prefixcap.utils.validation import shortened
 from prefixcap.weights import require_numbers, require_shapes, shapes_of
@@ -79,9 +81,16 @@ class PrefixLM(nn.Module):
         if start_token:
             language_model.require_start_token()
         self.mapper_options = dict(mapper)
-        self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **mapper)
+        if mapper.get("name") == "cross_attention":
+            self.mapper_options = fit_to(attach(language_model), mapper, language_model.name)
+        self.mapper = build_mapper(embedding_dim=encoder.dim, lm_dim=language_model.dim, **self.mapper_options)
         self.features = Feature.parse(self.mapper.features)
         self.prefix_length: int = self.mapper.prefix_length + start_token
+        if not self.prefix_length:
+            raise OptionError(
+                f"mapper '{mapper['name']}' makes no prefix vectors, and a caption must follow something",
+                start_token=True,
+            )
         self.language_model = language_model
         self.encoder_identity = encoder
         self.normalize_embeddings = normalize_embeddings
@@ -105,7 +114,20 @@ class PrefixLM(nn.Module):
         (B, 1 + retrieved, D), with their embeddings behind the image's.
 
         Raises:
-            InputError: the embeddings have the wrong shape, or captions cannot be retrieved.
+            InputError: the embeddings have the wrong shape, captions cannot be retrieved, or images enter the language
+                model by cross-attention.
+        """
+        prefix, memory = self.prefix_and_memory(embeddings)
+        if memory is not None:
+            raise InputError(
+                f"mapper '{self.mapper_options['name']}' puts images into no prefix: the language model attends to them"
+            )
+        return prefix
+
+    def prefix_and_memory(self, embeddings: Tensor) -> tuple[Tensor, Memory | None]:
+        """The (B, P, E) prefix, and what the layers of the language model attend to; None: nothing.
+
+        Takes and raises what `prefix` does, for any mapper.
         """
         self.check_shape(embeddings)
         embeddings = embeddings.to(self.device, torch.float32)
@@ -113,8 +135,10 @@ class PrefixLM(nn.Module):
             embeddings = self.with_retrieved(embeddings)
         if self.normalize_embeddings:
             embeddings = F.normalize(embeddings, dim=-1)
-        prefix: Tensor = self.mapper(embeddings.to(next(self.mapper.parameters()).dtype))
-        return self.append_tokens(prefix, self._start) if self.start_token else prefix
+        embeddings = embeddings.to(next(self.mapper.parameters()).dtype)
+        prefix: Tensor = self.mapper(embeddings)
+        memory = self.mapper.memory(embeddings) if isinstance(self.mapper, CrossAttentionMapper) else None
+        return self.append_tokens(prefix, self._start) if self.start_token else prefix, memory
 
     def with_retrieved(self, embeddings: Tensor) -> Tensor:
         """(B, D) -> (B, 1 + retrieved, D), behind each embedding those of the captions that are nearest to it.
@@ -136,7 +160,8 @@ class PrefixLM(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, H) last hidden states of the language model, each of which predicts a target token of the batch."""
-        return self.language_model.states(self.prefix(batch.embeddings), batch)
+        prefix, memory = self.prefix_and_memory(batch.embeddings)
+        return self.language_model.states(prefix, batch, memory)
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of caption tokens given the prefix of their image and the tokens before them (equation 5).

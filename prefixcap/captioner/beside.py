@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prefixcap.decoding.padded import PaddedPrefix, pad_left
+from prefixcap.decoding.padded import PaddedPrefix, pad_left, with_memory
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.language.tokens import tokenize_prompts
@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     AnyDatastore = FeatureStore | str | Path | Datastore
 
 
+def decoder_inputs(model: PrefixLM, embeddings: Tensor) -> Tensor | PaddedPrefix:
+    """(rows, P, E) prefixes of what `PrefixLM.prefix` takes; with a memory, if images enter by cross-attention."""
+    prefix, memory = model.prefix_and_memory(embeddings)
+    return prefix if memory is None else with_memory(prefix, memory)
+
+
 def with_prompts(
-    model: PrefixLM, prefix: Tensor, prompts: Sequence[str] | None, prompt_ids: list[int]
+    model: PrefixLM, prefix: Tensor | PaddedPrefix, prompts: Sequence[str] | None, prompt_ids: list[int]
 ) -> Tensor | PaddedPrefix:
     """(rows, P, E) prefixes, each followed by the prompt of its image and the tokens of `prompt`.
 
@@ -31,8 +37,9 @@ def with_prompts(
         prompts: of the images; None: they have none.
         prompt_ids: the beginning of every caption.
     """
-    if prompts is None:
+    if prompts is None and isinstance(prefix, Tensor):
         return model.append_tokens(prefix, torch.tensor(prompt_ids, dtype=torch.long))
+    prompts = [""] * len(prefix) if prompts is None else prompts
     per_image = len(prefix) // max(len(prompts), 1)
     own = tokenize_prompts(model.language_model.tokenizer, prompts)
     return pad_left(prefix, [ids + prompt_ids for ids in own for _ in range(per_image)], model.language_model)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.beside import open_datastores, with_nearest, with_prompts
+from prefixcap.captioner.beside import decoder_inputs, open_datastores, with_nearest, with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
@@ -172,7 +172,7 @@ class Captioner(PrefixLM):
                     own = None if prompts is None else prompts[batch]
                     if makes_prompts and compared is not None:
                         own = [each.text for each in self.image_prompts(compared)]
-                    prefix = with_prompts(self, self.prefix(inputs), own, prompt_ids)
+                    prefix = with_prompts(self, decoder_inputs(self, inputs), own, prompt_ids)
                     input_ids = decode_tokens(
                         self.language_model, prefix, decode, sampling.decoded_per_row(count), **options
                     )

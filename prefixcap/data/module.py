@@ -98,6 +98,11 @@ class CaptionData(L.LightningDataModule):
                 "group_captions is for captions that share an image's features, and in training on text each "
                 "has its own: leave it out"
             )
+        if released_tokens and captioner.start_token and not captioner.mapper.prefix_length:
+            raise InputError(
+                "released_tokens learns the start token from the prefix vector before it, and the mapper makes none: "
+                "leave it out"
+            )
         if max_prompt_tokens is not None:
             if prompts is None:
                 raise InputError("max_prompt_tokens cuts prompts: give prompts, too, or leave it out")

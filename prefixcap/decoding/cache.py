@@ -3,12 +3,15 @@
 Shapes: R rows (captions being decoded), H heads, N new positions, L positions in all, D width of a head, S slots.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+
+if TYPE_CHECKING:
+    from prefixcap.language.cross_attention import Memory
 
 
 class KeyValueCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -22,11 +25,13 @@ class KeyValueCache(Cache):  # type: ignore[misc]  # transformers is not typed
     Attributes:
         padding: (R,) long, how many positions in front of each row are padding, which `LanguageModel.step` masks; None:
             none are.
+        memory: what the layers attend to, of each row; None: nothing.
     """
 
     def __init__(self, max_length: int) -> None:
         super().__init__(layer_class_to_replicate=lambda: _Layer(max_length))
         self.padding: Tensor | None = None
+        self.memory: Memory | None = None
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows, in this order: (R',) row numbers, each any number of times."""
@@ -38,6 +43,8 @@ class KeyValueCache(Cache):  # type: ignore[misc]  # transformers is not typed
         super().batch_select_indices(indices)
         if self.padding is not None:
             self.padding = self.padding[indices]
+        if self.memory is not None:
+            self.memory = self.memory.select(indices)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]

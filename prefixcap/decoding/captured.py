@@ -60,7 +60,8 @@ def run(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Se
     whether to try.
     """
     recorder = RECORDERS.get(prefix.device.type)
-    if recorder is None or not search.capturable or not _is_capturable(language_model):
+    attends = isinstance(prefix, PaddedPrefix) and prefix.memory is not None  # to images, which no graph knows
+    if recorder is None or attends or not search.capturable or not _is_capturable(language_model):
         return run_eagerly(language_model, prefix, search)
     key = _key(language_model, prefix, search)
     kept = _KEPT.get(language_model)

@@ -7,7 +7,7 @@ Shapes: B rows, P prefix vectors, E width of the word embeddings, L length of th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from prefixcap.errors import InputError
 
 if TYPE_CHECKING:
     from prefixcap.language import LanguageModel
+    from prefixcap.language.cross_attention import Memory
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PaddedPrefix:
     Attributes:
         embeddings: (B, L, E) each row's inputs at its end; what pads it in front is zero.
         padding: (B,) long, how many positions in front of each row are padding.
+        memory: what the layers of the language model attend to, of each row; None: nothing.
 
     Raises:
         InputError: the shapes or dtypes are others, or a row is nothing but padding.
@@ -39,6 +41,7 @@ class PaddedPrefix:
 
     embeddings: Tensor
     padding: Tensor
+    memory: "Memory | None" = None
 
     def __post_init__(self) -> None:
         shape, padding = self.embeddings.shape, self.padding
@@ -69,19 +72,24 @@ class PaddedPrefix:
         return self.embeddings.dtype
 
 
+def with_memory(prefix: Tensor, memory: "Memory") -> PaddedPrefix:
+    """A (B, P, E) prefix whose captions attend to a memory of B rows, too."""
+    return PaddedPrefix(prefix, torch.zeros(len(prefix), dtype=torch.long, device=prefix.device), memory)
+
+
 def pad_left(
-    prefix: Tensor, prompts: Sequence[Sequence[int]], language_model: "LanguageModel"
+    prefix: Tensor | PaddedPrefix, prompts: Sequence[Sequence[int]], language_model: "LanguageModel"
 ) -> Tensor | PaddedPrefix:
     """Prefixes, each followed by the tokens of its own prompt.
 
     Args:
-        prefix: (B, P, E).
+        prefix: (B, P, E), which may come with a memory.
         prompts: token ids for each row; a row may have none.
         language_model: embeds them.
 
     Returns:
-        (B, L, E) embeddings where all prompts are equally long; otherwise they are padded. They have the language
-        model's precision.
+        (B, L, E) embeddings where all prompts are equally long and there is no memory; otherwise they are padded. They
+        have the language model's precision.
 
     Raises:
         InputError: there are not as many prompts as prefixes, or one has neither prefix vectors nor a prompt.
@@ -94,6 +102,10 @@ def pad_left(
         >>> padded.shape, padded.padding
         (torch.Size([2, 7, 128]), tensor([0, 3]))
     """
+    if isinstance(prefix, PaddedPrefix):
+        memory, padded = prefix.memory, pad_left(prefix.embeddings, prompts, language_model)
+        assert memory is not None
+        return with_memory(padded, memory) if isinstance(padded, Tensor) else replace(padded, memory=memory)
     if len(prompts) != len(prefix):
         raise InputError(f"{len(prompts)} prompts are given for {len(prefix)} prefixes: give one for each")
     counts = [len(prompt) for prompt in prompts]

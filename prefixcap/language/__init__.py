@@ -1,7 +1,8 @@
 """Any causal language model of transformers: frozen, with adapters, or tuned; in less memory, if wanted."""
 
+from prefixcap.language.checks import Tuning
 from prefixcap.language.loading import count_parameters, load_language_model, load_tokenizer, rebuild_language_model
-from prefixcap.language.model import LanguageModel, Tuning
+from prefixcap.language.model import LanguageModel
 from prefixcap.language.tokens import tokenize_captions, tokenize_texts
 from prefixcap.utils.options import Dtype
 

@@ -1,17 +1,20 @@
 """Checks of a language model that need no forward pass; `prefixcap.training.reading_check` runs the model."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from prefixcap.errors import InputError, OptionError, listed
+from prefixcap.language.quantization import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefixcap.language.model import LanguageModel
+
+Tuning = Literal["frozen", "lora", "full"]
 
 ADVICE = "a decoder such as GPT-2, OPT or LLaMA"
 
@@ -143,3 +146,11 @@ def no_cache(name: str) -> InputError:
     return InputError(
         f"language model '{name}' has no key/value cache in every layer, which decoding needs: take another transformer"
     )
+
+
+def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:
+    """Raise InputError if there is no such tuning, or if such weights cannot be tuned like this."""
+    if tuning not in get_args(Tuning):
+        raise InputError(f"unknown tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
+    if tuning == "full" and quantization is not None:
+        raise OptionError(f"{quantization} weights cannot be trained, only adapters beside them", tuning="lora")

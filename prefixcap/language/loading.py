@@ -14,10 +14,10 @@ import torch
 
 from prefixcap.demo import ASSETS
 from prefixcap.errors import InputError, OptionError
-from prefixcap.language.checks import require_embedded_tokens
+from prefixcap.language.checks import Tuning, check_tuning, require_embedded_tokens
 from prefixcap.language.files import TEXTS
 from prefixcap.language.lora import Lora
-from prefixcap.language.model import LanguageModel, Tuning, check_tuning
+from prefixcap.language.model import LanguageModel
 from prefixcap.language.quantization import Quantization, checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.utils.files import parse_json, read_json
 from prefixcap.utils.hardware import out_of_memory

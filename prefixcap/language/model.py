@@ -4,7 +4,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,21 @@ from torch.utils._pytree import tree_map
 from prefixcap import renamed
 from prefixcap.errors import InputError, OptionError
 from prefixcap.language.checks import (
+    Tuning,
     cache_argument,
     check_trainable,
+    check_tuning,
     ids_without_token,
     keeps_keys_and_values,
     no_cache,
     require_positions,
     word_embeddings,
 )
+from prefixcap.language.cross_attention import Memory, attending, is_attached
 from prefixcap.language.files import text_files
 from prefixcap.language.lora import Lora, add_adapters, is_adapter, merged
 from prefixcap.language.masks import as_addend, attention_masks
-from prefixcap.language.quantization import (
-    Quantization,
-    fuse_activations,
-    quantization_of,
-)
+from prefixcap.language.quantization import fuse_activations, quantization_of
 from prefixcap.language.tokens import tokenize_captions, tokenize_prompt
 from prefixcap.utils.options import Dtype
 from prefixcap.weights import rounded
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
     from prefixcap.decoding.padded import PaddedPrefix
     from prefixcap.packing import Batch
-
-Tuning = Literal["frozen", "lora", "full"]
 
 _NEVER = -1e4  # a logit of probability 0.0 that stays finite in products and differences
 
@@ -170,12 +167,13 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.model(inputs_embeds=embeddings, logits_to_keep=last, use_cache=False).logits
         return logits[:, -last:]  # some models ignore logits_to_keep
 
-    def states(self, prefix: Tensor, batch: "Batch") -> Tensor:
+    def states(self, prefix: Tensor, batch: "Batch", memory: Memory | None = None) -> Tensor:
         """The last hidden states that predict the target tokens of a batch, see `prefixcap.packing` for the letters.
 
         Args:
             prefix: (I, P, dim) of each image.
             batch: images and captions.
+            memory: what the layers attend to, of each image; None: nothing.
 
         Returns:
             (T, width)
@@ -186,7 +184,8 @@ class LanguageModel(nn.Module):
         rows, length = batch.images.shape
         scattered = inputs.new_zeros(rows * length + 1, inputs.shape[1]).index_copy(0, batch.input_index, inputs)
         embeddings = scattered[:-1]  # (R * L, dim)
-        hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.position_ids, batch.attention_mask())
+        with attending(None if memory is None else memory.packed(batch)):
+            hidden = self.hidden_states(embeddings.view(rows, length, -1), batch.position_ids, batch.attention_mask())
         return hidden.flatten(0, 1).index_select(0, batch.logit_index)
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -233,8 +232,10 @@ class LanguageModel(nn.Module):
                 batches have few).
 
         Raises:
-            InputError: there is no such mode.
+            InputError: there is no such mode, or layers attend to images.
         """
+        if is_attached(self.model):
+            raise OptionError("layers that attend to images cannot be compiled", compile=None)
         modes = list(torch._inductor.list_mode_options())
         if mode not in modes:
             raise InputError(f"unknown compile '{mode}': choose one of {', '.join(modes)}")
@@ -317,13 +318,15 @@ class LanguageModel(nn.Module):
             require_positions(self.model, self.name)
             if start:
                 raise InputError("a padded prefix must be what is read first: give an empty cache")
-            cache.padding, embeddings = embeddings.padding, embeddings.embeddings
+            cache.padding, cache.memory = embeddings.padding, embeddings.memory
+            embeddings = embeddings.embeddings
         if (padding := getattr(cache, "padding", None)) is not None:
             # Each row counts from its first input. (rows, length)
             positions = torch.arange(length, device=padding.device) - padding.unsqueeze(1)
             options |= {"attention_mask": (positions >= 0).long(), "position_ids": positions[:, start:].clamp(min=0)}
         cache_options = {self._cache_argument: cache, "use_cache": True}
-        output = self.model(inputs_embeds=embeddings, logits_to_keep=1, **cache_options, **options)
+        with attending(getattr(cache, "memory", None)):
+            output = self.model(inputs_embeds=embeddings, logits_to_keep=1, **cache_options, **options)
         if cache.get_seq_length() != length:  # the model ignores the cache
             raise no_cache(self.name)
         return output
@@ -389,11 +392,3 @@ class LanguageModel(nn.Module):
         """The old name of `eos_token_id`."""
         renamed.warn("LanguageModel.end_token", "eos_token_id")
         return self.eos_token_id
-
-
-def check_tuning(tuning: Tuning, quantization: Quantization | None) -> None:
-    """Raise InputError if there is no such tuning, or if such weights cannot be tuned like this."""
-    if tuning not in get_args(Tuning):
-        raise InputError(f"unknown tuning '{tuning}': choose one of {', '.join(get_args(Tuning))}")
-    if tuning == "full" and quantization is not None:
-        raise OptionError(f"{quantization} weights cannot be trained, only adapters beside them", tuning="lora")

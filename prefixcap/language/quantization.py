@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,4 +103,6 @@ def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
     cached = any(isinstance(value, Cache) for value in (*inputs, *options.values()))
     if cached or not torch.is_grad_enabled():
         return forward(*inputs, **options)
-    return checkpoint(forward, *inputs, use_reentrant=False, **options)
+    # What the layer attends to (`prefixcap.language.cross_attention`) is a variable of the context.
+    in_context = partial(copy_context().run, forward)
+    return checkpoint(in_context, *inputs, use_reentrant=False, **options)

@@ -10,6 +10,7 @@ from prefixcap.utils.options import check_options
 if TYPE_CHECKING:
     from prefixcap.mappers.adaptor import AdaptorMapper
     from prefixcap.mappers.base import Mapper
+    from prefixcap.mappers.cross_attention import CrossAttentionMapper
     from prefixcap.mappers.fusion import FusionMapper
     from prefixcap.mappers.mlp import MLPMapper
     from prefixcap.mappers.query import QueryMapper
@@ -22,11 +23,13 @@ MAPPERS: dict[str, "type[Mapper]"] = {
     "query": deferred("prefixcap.mappers.query.QueryMapper"),
     "adaptor": deferred("prefixcap.mappers.adaptor.AdaptorMapper"),
     "fusion": deferred("prefixcap.mappers.fusion.FusionMapper"),
+    "cross_attention": deferred("prefixcap.mappers.cross_attention.CrossAttentionMapper"),
 }
 
 __all__ = [
     "MAPPERS",
     "AdaptorMapper",
+    "CrossAttentionMapper",
     "FusionMapper",
     "MLPMapper",
     "Mapper",
@@ -40,6 +43,7 @@ __getattr__ = deferred_attributes(
     __name__,
     {
         "AdaptorMapper": "adaptor",
+        "CrossAttentionMapper": "cross_attention",
         "FusionMapper": "fusion",
         "MLPMapper": "mlp",
         "Mapper": "base",
@@ -53,7 +57,7 @@ def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> 
     """Build the mapper called `name`.
 
     Args:
-        name: a name in `MAPPERS`: "mlp", "transformer", "query", "adaptor" or "fusion".
+        name: a name in `MAPPERS`: "mlp", "transformer", "query", "adaptor", "fusion" or "cross_attention".
         embedding_dim: width of the encoder's joint space.
         lm_dim: width of the language model's word embeddings.
         options: of the mapper's class.

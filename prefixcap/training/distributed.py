@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from prefixcap import renamed
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
+from prefixcap.mappers import CrossAttentionMapper
 from prefixcap.utils.files import replace_folder
 
 Value = TypeVar("Value")
@@ -73,6 +74,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Shard a captioner in place. Each layer of its language model gathers its weights when it runs."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        if isinstance(captioner.mapper, CrossAttentionMapper):
+            raise InputError(
+                "the weights of cross-attention are used within the layers of the language model, where FSDP does not "
+                "gather them: train with ddp, or with a mapper that makes a prefix"
+            )
         layers = [module for module in captioner.modules() if isinstance(module, GradientCheckpointingLayer)]
         for module in (*layers, captioner.mapper, captioner):  # the mapper may be in another precision
             fully_shard(module, mesh=self.device_mesh["data_parallel"])

@@ -138,7 +138,7 @@ class CaptionTraining(L.LightningModule):
         language_model, sampled = self.captioner.language_model, self.objective.max_positions
         prompts = [language_model.tokenize_prompt(text) for text in texts] or None
         with undisturbed(self.captioner), unsharded(self.captioner):
-            prefix = self.captioner.prefix(self._noisy(embeddings, None))
+            prefix, _ = self.captioner.prefix_and_memory(self._noisy(embeddings, None))
             longest = max(positions, sampled + data.longest_prompt if sampled else 0)
             require_same_reading(language_model, prefix, captions, longest, prompts)
         self._reading_checked = True

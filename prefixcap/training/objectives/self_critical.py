@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
+from prefixcap.captioner.beside import decoder_inputs
 from prefixcap.data import CaptionData
 from prefixcap.decoding import check_decoder, decode
 from prefixcap.decoding.padded import pad_left
@@ -124,10 +125,10 @@ class SelfCritical(Objective):
         training = captioner.training
         captioner.eval()
         with unsharded(captioner):
-            prefix = captioner.prefix(embeddings).to(getattr(torch, language_model.dtype))
+            prefix = pad_left(decoder_inputs(captioner, embeddings), prompts or [()] * len(embeddings), language_model)
             drawn = decode(
-                language_model, prefix if prompts is None else pad_left(prefix, prompts, language_model), "nucleus",
-                self.draws, top_p=1.0, temperature=self.temperature, max_tokens=self.sample_tokens,
+                language_model, prefix, "nucleus", self.draws, top_p=1.0, temperature=self.temperature,
+                max_tokens=self.sample_tokens,
             )  # fmt: skip
         captioner.train(training)
         end = [language_model.eos_token_id]

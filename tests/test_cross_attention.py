@@ -1,0 +1,245 @@
+"""Cross-attention of a language model's layers to images, beside transformers' own in GPT-2 and rows read alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefixcap.captioner import Captioner
+from prefixcap.captioner.beside import decoder_inputs, with_prompts
+from prefixcap.decoding import decode
+from prefixcap.decoding.cache import KeyValueCache
+from prefixcap.decoding.padded import PaddedPrefix
+from prefixcap.errors import InputError
+from prefixcap.features import EncoderIdentity
+from prefixcap.language import LanguageModel, load_tokenizer
+from prefixcap.language.cross_attention import attending
+from prefixcap.language.quantization import checkpoint_layers
+from prefixcap.mappers import CrossAttentionMapper
+from prefixcap.packing import BatchShape, pack
+from prefixcap.training import trainable_parameters
+from tests.conftest import IDENTITY, slow_after, small_lm
+from tests.decoding import random_lm
+from tests.decoding.test_captured import METHODS, OneWord, liked_end, options_of
+from tests.language.kinds import ACCEPTED, REFUSED, tiny_model
+from tests.test_packed_prompts import assert_close, losses_and_gradients, packed, some_prompts
+from tests.test_packing import OWNERS, some_captions
+
+THIN: dict[str, Any] = {"name": "cross_attention", "head_dim": 2}
+PROMPTS = ["", "A red star", "A", "A blue ring and a red star in the snow", "A tree"]
+
+
+def captioner_of(lm: LanguageModel, **options: Any) -> Captioner:
+    """With adapters that matter: as they are made, they change little."""
+    captioner = Captioner(lm, IDENTITY, THIN | options, start_token=True).eval()
+    with torch.no_grad():
+        for weight in captioner.mapper.parameters():
+            weight.normal_(std=0.4)
+    return captioner
+
+
+def transformers_own(captioner: Captioner) -> GPT2LMHeadModel:
+    """GPT-2 with transformers' own cross-attention and the same weights; adapters must be as wide as its layers."""
+    lm, mapper = captioner.language_model.model, captioner.mapper
+    assert isinstance(mapper, CrossAttentionMapper)
+    options = lm.config.to_dict() | {"add_cross_attention": True, "is_decoder": True}
+    model = GPT2LMHeadModel(GPT2Config(**options)).to(next(lm.parameters()).dtype).eval()
+    weights = dict(lm.state_dict())
+    for number, adapter in enumerate(mapper.adapters):
+        at = f"transformer.h.{number}"
+        for theirs, ours in (("q_attn", "query"), ("c_attn", "key_value"), ("c_proj", "output")):
+            linear = getattr(adapter, ours)
+            weights[f"{at}.crossattention.{theirs}.weight"] = linear.weight.T
+            weights[f"{at}.crossattention.{theirs}.bias"] = linear.bias
+        weights[f"{at}.ln_cross_attn.weight"] = torch.ones(lm.config.n_embd)
+        weights[f"{at}.ln_cross_attn.bias"] = torch.zeros(lm.config.n_embd)
+    model.load_state_dict(weights)
+    return model
+
+
+def as_wide_as_gpt2(dtype: torch.dtype = torch.float64) -> tuple[Captioner, GPT2LMHeadModel]:
+    identity = replace(IDENTITY, dim=32)  # transformers' keys are of the decoder's width
+    captioner = Captioner(small_lm(), identity, THIN | {"head_dim": 8}, start_token=True).eval()
+    with torch.no_grad():
+        for weight in captioner.mapper.parameters():
+            weight.normal_(std=0.4)
+    captioner.to(dtype)
+    return captioner, transformers_own(captioner)
+
+
+def logits_by_transformers(model: GPT2LMHeadModel, image: Tensor, tokens: list[int]) -> Tensor:
+    """(L, V) logits of a text, (K, D) image: read at once, without a cache."""
+    read: Tensor = model(input_ids=torch.tensor([tokens]), encoder_hidden_states=image[None], use_cache=False).logits[0]
+    return read
+
+
+def test_losses_are_those_of_transformers_own_cross_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed captions of ten images with prompts, each beside one that is read alone."""
+    monkeypatch.setattr("prefixcap.packing._ROW", 60)
+    captioner, model = as_wide_as_gpt2()
+    images, captions, prompts = torch.randn(10, 7, 32).double(), some_captions(40), some_prompts()
+    start = [captioner.language_model.start_token]
+    expected = []
+    for owner, caption in zip(OWNERS, captions, strict=True):
+        logits = logits_by_transformers(model, images[owner], start + prompts[owner] + caption[:-1])
+        expected.append(F.cross_entropy(logits[-len(caption) :], torch.tensor(caption), reduction="none"))
+    batch = pack(images, captions, OWNERS, 1, prompts=prompts)
+    assert len(batch.images) > 1
+    actual = packed(captioner, replace(batch, embeddings=batch.embeddings.double()))
+    torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-5)  # images are read as float32
+
+
+@torch.no_grad()
+def test_greedy_captions_are_those_of_transformers_own_cross_attention() -> None:
+    """With a cache, in one batch of prompts of different lengths, beside one that reads all again for each token."""
+    captioner, model = as_wide_as_gpt2(torch.float32)
+    lm, images = captioner.language_model, torch.randn(len(PROMPTS), 7, 32)
+    captions = decode(
+        lm, with_prompts(captioner, decoder_inputs(captioner, images), PROMPTS, []), "greedy", max_tokens=9
+    )
+    for image, prompt, (caption,) in zip(images, PROMPTS, captions, strict=True):
+        tokens = [lm.start_token, *lm.tokenize_prompt(prompt)]
+        read = len(tokens)
+        while len(tokens) - read < 9:
+            token = int(logits_by_transformers(model, image, tokens)[-1].argmax())
+            if token == lm.eos_token_id:
+                break
+            tokens.append(token)
+        assert caption == tokens[read:]
+    others = decode(lm, with_prompts(captioner, decoder_inputs(captioner, images.flip(0)), PROMPTS, []), "greedy")
+    assert captions != others, "captions must depend on images"
+
+
+@pytest.mark.parametrize("shape", [None, BatchShape(12, 8, 72, 400, 400)])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+def test_losses_and_gradients_are_those_of_a_plain_loop(
+    kind: str, shape: BatchShape | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rows of several images, which may be padded to a shape, beside batches of one caption."""
+    monkeypatch.setattr("prefixcap.packing._ROW", 60)
+    captioner = captioner_of(random_lm(kind, 0).requires_grad_(True)).double()
+    images, captions, prompts = torch.randn(10, 5, 16), some_captions(40), some_prompts()
+    losses = []
+    for owner, caption in zip(OWNERS, captions, strict=True):
+        one = pack(images[owner : owner + 1], [caption], [0], 1, prompts=[prompts[owner]])
+        assert one.images.unique().tolist() in ([0], [-1, 0]) and len(one.images) == 1
+        losses.append(packed(captioner, one))
+    expected = losses_and_gradients(captioner, torch.cat(losses))
+    batch = pack(images, captions, OWNERS, 1, prompts=prompts)
+    assert len(batch.images) > 1
+    batch = batch if shape is None else batch.padded(shape)
+    actual = packed(captioner, batch)
+    assert_close(losses_and_gradients(captioner, actual[: len(torch.cat(losses))]), expected, kind)
+
+
+def test_layers_that_are_recomputed_have_the_same_gradients() -> None:
+    captioner = captioner_of(small_lm()).double()
+    batch = pack(torch.randn(10, 5, 16), some_captions(40), OWNERS, 1, prompts=some_prompts())
+    expected = losses_and_gradients(captioner, packed(captioner, batch))
+    checkpoint_layers(captioner.language_model.model)
+    assert_close(losses_and_gradients(captioner, packed(captioner, batch)), expected)
+
+
+@pytest.mark.parametrize(("method", "options"), [*METHODS, ("contrastive", {}), ("contrastive", {"penalty": 0.9})])
+@pytest.mark.parametrize("kind", slow_after(1, ["gpt2", "opt", "llama"]))
+@torch.no_grad()
+def test_a_batch_gives_what_single_images_give(kind: str, method: str, options: dict[str, Any]) -> None:
+    """With prompts of different lengths: rows are repeated, reordered and dropped, each with its image."""
+    captioner = captioner_of(random_lm(kind, 0)).double()
+    lm, images = captioner.language_model, torch.randn(len(PROMPTS), 5, 16)
+    lm.eos_token_id = liked_end(lm, torch.randn(8, 3, 32, dtype=torch.float64))
+    if method.startswith("clipcap"):
+        lm.tokenizer = OneWord(lm.eos_token_id)
+    prefix, memory = captioner.prefix_and_memory(images)
+    prompts = [torch.randint(1, 40, (length,)).tolist() for length in (5, 0, 2, 9, 2)]
+    from prefixcap.decoding.padded import pad_left, with_memory
+
+    assert memory is not None
+    one_after_another = options_of(method, options)  # a generator goes on to draw the next image's numbers
+    expected = []
+    for row, prompt in enumerate(prompts):
+        alone = pad_left(with_memory(*_row(captioner, images, row)), [prompt], lm)
+        expected.append(decode(lm, alone, method, max_tokens=12, **one_after_another)[0])
+    padded = pad_left(with_memory(prefix, memory), prompts, lm)
+    assert decode(lm, padded, method, max_tokens=12, **options_of(method, options)) == expected
+    assert isinstance(padded, PaddedPrefix)
+    without = replace(padded, memory=None)
+    assert decode(lm, without, method, max_tokens=12, **options_of(method, options)) != expected
+
+
+def _row(captioner: Captioner, images: Tensor, row: int) -> Any:
+    return captioner.prefix_and_memory(images[row : row + 1])
+
+
+FEW = ["gpt_neox", "gemma3, mixed", "mistral, window", "phi"]
+
+
+@pytest.mark.parametrize("kind", slow_after(len(FEW), [*FEW, *(kind for kind in ACCEPTED if kind not in FEW)]))
+@torch.no_grad()
+def test_every_kind_of_model_attends_to_images(kind: str) -> None:
+    """From its cache as without one; and without an image it reads as before."""
+    lm = tiny_model(*ACCEPTED[kind], tuning="frozen")
+    tokens = lm.embed(torch.randint(1, 40, (3, 6)))
+    before = lm(tokens.clone(), last=6)
+    captioner = captioner_of(lm)
+    assert torch.equal(lm(tokens.clone(), last=6), before)
+    prefix, memory = captioner.prefix_and_memory(torch.randn(3, 5, 16))
+    inputs = torch.cat((prefix, tokens), dim=1)
+    with attending(memory):
+        expected = lm(inputs.clone(), last=3).float()
+    assert not torch.allclose(expected, before[:, -3:], rtol=1e-2, atol=1e-2)
+    cache = KeyValueCache(7)
+    cache.memory, actual = memory, [lm.step(inputs[:, :5].clone(), cache)]
+    actual += [lm.step(inputs[:, position : position + 1].clone(), cache) for position in (5, 6)]
+    scale = float(expected.std())
+    torch.testing.assert_close(torch.stack(actual, dim=1), lm.mask_unknown_ids(expected), rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize(
+    ("gpt2", "dim", "head_dim", "count"),
+    [
+        # What the paper publishes: 7M, 3.6M and 1.8M, of ViT-B/32's 768-dimensional hidden states; 47M of GPT-2 large.
+        ({}, 768, 16, 7_094_016),
+        ({}, 768, 8, 3_551_616),
+        ({}, 768, 4, 1_780_416),
+        ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, 768, 16, 47_266_560),
+        # Of its patches in the joint space.
+        ({}, 512, 16, 5_914_368),
+        ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, 512, 16, 41_368_320),
+    ],
+)
+def test_trained_parameters_are_the_published_ones(gpt2: dict[str, int], dim: int, head_dim: int, count: int) -> None:
+    with torch.device("meta"):
+        lm = LanguageModel(GPT2LMHeadModel(GPT2Config(**gpt2)), load_tokenizer("demo"), "gpt2")
+        mapper = {"name": "cross_attention", "head_dim": head_dim}
+        captioner = Captioner(lm, EncoderIdentity("clip:ViT-B/32", "", "", dim), mapper, start_token=True)
+    trained, frozen = trainable_parameters(captioner)
+    assert trained == count
+    assert frozen == sum(weight.numel() for weight in lm.parameters())
+
+
+def test_what_cannot_be_is_refused_in_one_line() -> None:
+    for kind, message in (("bloom", "computes its positions itself"), ("bert, which sees all words", "one self-att")):
+        lm = tiny_model(*REFUSED[kind][:2], tuning="frozen")
+        with pytest.raises(InputError, match=f"language model '{lm.name}' .*{message}.*take another") as error:
+            Captioner(lm, IDENTITY, THIN, start_token=True)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="makes no prefix vectors.*set start_token=True"):
+        Captioner(small_lm(), IDENTITY, THIN)
+    with pytest.raises(InputError, match="has layers=3, but language model 'random' has 2: leave it out"):
+        Captioner(small_lm(), IDENTITY, THIN | {"layers": 3}, start_token=True)
+    with pytest.raises(InputError, match="must be patches or regions, not 'image'"):
+        Captioner(small_lm(), IDENTITY, THIN | {"features": "image"}, start_token=True)
+    captioner = captioner_of(small_lm())
+    with pytest.raises(InputError, match="'cross_attention' puts images into no prefix"):
+        captioner.prefix(torch.randn(2, 5, 16))
+    with pytest.raises(InputError, match="cannot be compiled"):
+        captioner.language_model.compile_training("default")
+    compiled = small_lm()
+    compiled.compile_training("default")
+    with pytest.raises(InputError, match="cannot be compiled"):
+        captioner_of(compiled)
