@@ -77,13 +77,13 @@ def attach(language_model: "LanguageModel") -> dict[str, int]:
             positions itself, or it is compiled.
     """
     model, name = language_model.model, language_model.name
+    require_positions(model, name)
     config: Any = model.config.get_text_config(decoder=True)
     sizes = {"layers": config.num_hidden_layers, "heads": config.num_attention_heads, "width": config.hidden_size}
     if is_attached(model):
         return sizes
     if language_model._backbone != language_model._backbone_eager:
         raise OptionError("layers that attend to images cannot be compiled", compile=None)
-    require_positions(model, name)
     layers = _layers(model)
     attentions = [[part for part in layer.children() if "Attention" in type(part).__name__] for layer in layers]
     if len(layers) != sizes["layers"] or any(len(parts) != 1 for parts in attentions):
