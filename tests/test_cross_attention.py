@@ -1,14 +1,17 @@
 """Cross-attention of a language model's layers to images, beside transformers' own in GPT-2 and rows read alone."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import prefixcap
 from prefixcap.captioner import Captioner
 from prefixcap.captioner.beside import decoder_inputs, with_prompts
 from prefixcap.decoding import decode
@@ -16,18 +19,21 @@ from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.padded import PaddedPrefix, pad_left
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
-from prefixcap.language import LanguageModel, load_tokenizer
+from prefixcap.language import LanguageModel, load_language_model, load_tokenizer
 from prefixcap.language.cross_attention import attending
 from prefixcap.language.quantization import checkpoint_layers
 from prefixcap.mappers import CrossAttentionMapper
 from prefixcap.packing import BatchShape, pack
+from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.training import trainable_parameters
+from prefixcap.training.objectives import SelfCritical
 from tests.conftest import IDENTITY, slow_after, small_lm
 from tests.decoding import random_lm
 from tests.decoding.test_captured import METHODS, OneWord, liked_end, options_of
 from tests.language.kinds import ACCEPTED, REFUSED, tiny_model
 from tests.test_packed_prompts import assert_close, losses_and_gradients, packed, some_prompts
 from tests.test_packing import OWNERS, some_captions
+from tests.training.test_training import CAPTIONS, fit
 
 THIN: dict[str, Any] = {"name": "cross_attention", "head_dim": 2}
 PROMPTS = ["", "A red star", "A", "A blue ring and a red star in the snow", "A tree"]
@@ -217,7 +223,11 @@ def test_trained_parameters_are_the_published_ones(gpt2: dict[str, int], dim: in
 
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
-    unlike = {"bloom": "computes its positions", "mamba": "computes its positions", "jamba": "has no layers of one self"}
+    unlike = {
+        "bloom": "computes its positions",
+        "mamba": "computes its positions",
+        "jamba": "has no layers of one self",
+    }
     models = {tiny_model(*REFUSED[kind][:2], tuning="frozen"): message for kind, message in unlike.items()}
     for lm, message in (models | {tiny_model(*ACCEPTED["ctrl"], tuning="frozen"): "has no layers of one self"}).items():
         with pytest.raises(InputError, match=f"language model '{lm.name}' .*{message}.*take another") as error:
@@ -238,3 +248,84 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     compiled.compile_training("default")
     with pytest.raises(InputError, match="cannot be compiled"):
         captioner_of(compiled)
+
+
+def make_store(path: Path) -> Path:
+    """Three images with patches and embeddings of captions, three times in train and once in val."""
+    images = [
+        ImageRecord(number, f"{number}.jpg", "val" if number > 8 else "train", CAPTIONS[number % 3])
+        for number in range(12)
+    ]
+    numbers = np.random.default_rng(0)
+    columns = {
+        "images/embedding": numbers.normal(size=(12, 16)).astype(np.float16),
+        "images/patches": numbers.normal(size=(12, 5, 16)).astype(np.float16),
+    }
+    writer = StoreWriter(path, IDENTITY, "test", path, job="test", shards=1)
+    writer.write_piece(0, 0, 1, images, columns, [])
+    join(path)
+    return path
+
+
+def fresh() -> Captioner:
+    torch.manual_seed(1)
+    return Captioner(load_language_model("demo"), IDENTITY, {"name": "cross_attention"}, start_token=True)
+
+
+def test_a_run_that_is_resumed_learns_the_same(tmp_path: Path) -> None:
+    """And its checkpoint and exported folder, of adapters alone, caption the same."""
+    store = make_store(tmp_path / "store")
+    whole, trainer = fit(fresh(), store, tmp_path / "whole", 4)
+    untrained = fresh()
+    for name, weight in whole.language_model.model.named_parameters():
+        assert weight.equal(untrained.language_model.model.get_parameter(name)), name
+    assert trainer.callback_metrics["train_loss"] < 3.5  # of about 5 before
+    fit(fresh(), store, tmp_path / "parts", 2)
+    parts, _ = fit(fresh(), store, tmp_path / "parts", 4, tmp_path / "parts" / "last.ckpt")
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+    file = tmp_path / "whole" / "last.ckpt"
+    names = torch.load(file, weights_only=True)["state_dict"].keys()
+    assert names == {f"captioner.mapper.{name}" for name, _ in whole.mapper.named_parameters()}
+    loaded, patches = prefixcap.load(file), torch.randn(4, 5, 16)
+    expected = whole.caption(patches, max_tokens=12)
+    assert len(set(expected)) > 1
+    assert loaded.caption(patches, max_tokens=12) == expected
+    assert loaded.mapper_options == whole.mapper_options == {"name": "cross_attention", "layers": 4} | {
+        "heads": 4, "width": 128,
+    }  # fmt: skip
+    loaded.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder" / "language_model").exists()
+    assert prefixcap.load(tmp_path / "folder").caption(patches, max_tokens=12) == expected
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    assert "cross_attention" in card and "M trained" in card
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"layers": 9}, "weight 'mapper"), ({"width": 64}, "weight 'mapper"), ({"heads": 0}, "heads must")],
+)
+def test_a_checkpoint_whose_adapters_do_not_fit_is_refused(
+    options: dict[str, int], problem: str, tmp_path: Path
+) -> None:
+    content = {"prefixcap": fresh().describe(), "state_dict": {}}
+    content["state_dict"] = {f"captioner.{name}": weight for name, weight in fresh().checkpoint_state_dict().items()}
+    content["prefixcap"]["mapper"] |= options
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=problem) as error:
+        prefixcap.load(tmp_path / "best.ckpt")
+    assert "best.ckpt" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_self_critical_training_draws_captions_of_the_image() -> None:
+    captioner = captioner_of(small_lm())
+    reward = SelfCritical(captioner, reward=lambda captions, rows, embeddings: np.zeros(len(captions)), draws=2)
+    patches, prompts, drawn = torch.randn(3, 5, 16), [[5, 6], [], [7]], []
+    for images in (patches, patches, patches.flip(0)):
+        torch.manual_seed(0)
+        drawn.append(reward.sample(images, prompts))
+    assert drawn[0] == drawn[1] != drawn[2]
+    batch = pack(patches, [[5, 0], [6, 0], [7, 0]], [0, 1, 2], 1, image_rows=[0, 1, 2])
+    states = captioner.states(reward.prepare(batch, batch))
+    assert states.isfinite().all()

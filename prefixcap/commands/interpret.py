@@ -56,7 +56,8 @@ def main(
     if datastore:
         captioner.use_datastore(datastore)
     embeddings = captioner.embed(opened)
-    captions, nearest = captioner.caption(embeddings), interpretation.interpret(captioner, embeddings, count)
+    nearest = interpretation.interpret(captioner, embeddings, count)  # refuses what has no prefix
+    captions = captioner.caption(embeddings)
     for image, caption, tokens in zip(images, captions, nearest, strict=True):
         print(f"{image}: {caption}\n{interpretation.table(tokens)}\n")
     if out is not None:

@@ -139,6 +139,33 @@ def test_ifcap(script: Script, vocabulary: Path, folder: Path, command: Command)
     assert status == 0 and made.caption([picture])[0] in printed
 
 
+def test_smallcap(script: Script, folder: Path, command: Command) -> None:
+    """Cross-attention to patches, with retrieved captions as prompts: trained, evaluated, exported, captioned.
+
+    Takes long because of all the commands: a store is embedded, and each loads its models.
+    """
+    script("data_prep.embed", "features=[image,caption,patches]", "data.store=stores/all")
+    options = ["model=cross_attention", *SHORT[1:], "data.store=stores/all"]
+    printed = script("train", *options, "prompts=retrieved_captions", "prompts.k=2", "run_dir=runs/smallcap")
+    assert "training 0.1M parameters" in printed
+    ckpt = folder / "runs/smallcap/checkpoints/best.ckpt"
+    weights = load(ckpt).checkpoint_state_dict()
+    assert all(name.startswith("mapper.adapters.") for name in weights), "a frozen language model is only named"
+    script("eval", f"ckpt={ckpt}", "datastore=stores/all", *QUICK)
+    shown = command("info", ckpt)
+    assert "cross_attention: head_dim 16" in shown.out and shown.status == 0
+    assert command("export", ckpt, folder / "shared").status == 0
+    status, _, error = command("export", ckpt, folder / "onnx", "--format", "onnx")
+    assert status == 2 and "reads images/patches" in error
+    pictures = sorted((folder / "data/demo/images").iterdir())[:3]
+    words = ("--decode", "beam", "--set", "beams=3", "--set", "max_tokens=6", "--datastore", folder / "stores/all")
+    own = command("caption", *pictures, "--ckpt", ckpt, *words)
+    shared = command("caption", *pictures, "--ckpt", folder / "shared", *words)
+    assert own.status == 0 and own.out == shared.out
+    status, _, error = command("interpret", *pictures, "--ckpt", ckpt)
+    assert status == 2 and "puts images into no prefix" in error
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

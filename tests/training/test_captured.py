@@ -43,6 +43,7 @@ from tests.training.test_training import make_store
 
 MLP = {"name": "mlp", "prefix_length": 4}
 TRANSFORMER = {"name": "transformer", "prefix_length": 4, "clip_length": 3, "layers": 2}
+CROSS = {"name": "cross_attention", "head_dim": 4}
 QUERY = {"name": "query", "prefix_length": 4, "layers": 1, "heads": 2, "width": 8}
 
 
@@ -95,6 +96,7 @@ CASES: dict[str, tuple[Tuning, dict[str, Any], dict[str, Any], Noise | None]] = 
     "frozen, transformer": ("frozen", TRANSFORMER, {}, None),
     "tuned, MLP": ("full", MLP, {}, None),
     "adapters, patches": ("lora", QUERY, {}, None),
+    "cross-attention, patches": ("frozen", CROSS, {"start_token": True}, None),
     "noise, start token": ("frozen", MLP, {"start_token": True, "normalize_embeddings": True}, Noise()),
     "noise in a ball": ("frozen", MLP, {}, Noise("ball")),
     "noise in some dimensions": ("frozen", MLP, {}, Noise("dimensions")),
@@ -109,7 +111,7 @@ def test_a_step_neither_waits_for_a_gpu_nor_copies_from_the_host(
     """On tensors without contents; the backward pass on the CPU alone, as autograd asks for a GPU's driver."""
     tuning, mapper, options, noise = CASES[case]
     captioner = Captioner(small_lm(tuning), IDENTITY, mapper, **options)
-    embeddings = torch.randn(2, 5, 16) if mapper is QUERY else torch.randn(2, 16)
+    embeddings = torch.randn(2, 5, 16) if mapper in (QUERY, CROSS) else torch.randn(2, 16)
     batch = pack(embeddings, [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], captioner.prefix_length)
     mode = FakeTensorMode()
 

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -9,8 +10,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_prep.readers import READERS
 from data_prep.readers.coco import read_coco
+from prefixcap.captioner import Captioner
+from prefixcap.features import EncoderIdentity
+from prefixcap.language import LanguageModel, load_tokenizer
 from prefixcap.mappers import build_mapper
 from prefixcap.noise import Noise
+from prefixcap.training import trainable_parameters
 from tests.conftest import ROOT
 
 WIDTH = 768  # of GPT-2
@@ -155,3 +160,47 @@ def test_ifcap_trains_a_fusion_layer_more() -> None:
         ]
     assert sizes[1] - sizes[0] == (512 * WIDTH + WIDTH) + LAYER
     assert round((sizes[1] + 124_439_808) / 1e6, 1) == 171.3
+
+
+def test_smallcap_has_the_values_of_its_released_code() -> None:
+    """Ramos et al. 2023: `train.py` and `src/utils.py` of RitaRamo/smallcap, and transformers' defaults."""
+    config = composed("experiment=smallcap")
+    published = {
+        "encoder.name": "clip:ViT-B/32",
+        "lm.name": "gpt2",
+        "data.name": "coco",
+        "data.reader.split_file": "dataset_coco.json",
+        "model.learns_from": "images",
+        "model.normalize_embeddings": False,
+        "model.lm_tuning": "frozen",
+        "model.mapper.name": "cross_attention",
+        "model.mapper.features": "patches",
+        "model.mapper.head_dim": 64 // 4,  # attention_size 7: GPT-2's heads, reduced by four
+        "prompts.name": "retrieved_captions",
+        "prompts.k": 4,
+        "prompts.separator": "\n\n",
+        "prompts.template": "Similar images show\n\n{}\n\nThis image shows",
+        "max_caption_tokens": 25 + 1,
+        "batch_size": 64,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.warmup_steps": 0,
+        "trainer.max_epochs": 10,
+        "trainer.gradient_clip_val": 1.0,
+    }
+    assert {name: OmegaConf.select(config, name) for name in published} == published
+
+
+@pytest.mark.parametrize(("lm", "head_dim", "trained"), [("gpt2", 16, 5.9), ("gpt2", 4, 1.5), ("gpt2_large", 16, 41.4)])
+def test_smallcap_trains_as_many_parameters_as_its_page_says(lm: str, head_dim: int, trained: float) -> None:
+    config = composed("experiment=smallcap", f"lm={lm}", f"model.mapper.head_dim={head_dim}")
+    sizes = {"gpt2": {}, "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20}}
+    with torch.device("meta"):
+        gpt2 = GPT2LMHeadModel(GPT2Config(**sizes[config.lm.name]))
+        model = LanguageModel(gpt2, load_tokenizer("demo"), config.lm.name, config.model.lm_tuning)
+        mapper = cast(dict[str, Any], OmegaConf.to_container(config.model.mapper))
+        encoder = EncoderIdentity(config.encoder.name, "", "", 512)
+        captioner = Captioner(model, encoder, mapper, start_token=config.model.start_token)
+    assert round(trainable_parameters(captioner)[0] / 1e6, 1) == trained
+    page = (ROOT / "docs/reproduce/smallcap.md").read_text(encoding="utf-8")
+    assert f"| {trained}M |" in page
