@@ -100,6 +100,10 @@ LONG_TRANSFORMER = Mapper(57.6e6, 80 * 37.8e6 + 19.7e6)
 MLP = Mapper(31.5e6, 31.5e6)
 MACCAP = Mapper(5.8e6, 32 * 5.8e6)
 LINEAR = Mapper(1.6e6, 1.6e6)
+RETRIEVED = 61  # tokens before a caption: the start token, and a prompt of four captions
+# Queries and outputs of each token, and keys and values of 50 vectors of an image.
+SMALLCAP = Mapper(7.1e6, (RETRIEVED + CAPTION) * 3.55e6 + 50 * 3.54e6)
+SMALLCAP_LARGE = Mapper(47.3e6, (RETRIEVED + CAPTION) * 29.5e6 + 50 * 17.7e6)
 GPT2, OPT = 124.44e6, 1315.8e6
 
 SYSTEMS = {  # COCO in ten epochs
@@ -131,6 +135,8 @@ RUNS = [
     ),
     Run("ifcap", FUSION, GPT2, True, 21, 5 * COCO, 10 + PROMPT, 80),
     Run("ifcap data=flickr30k_text trainer.max_epochs=30", FUSION, GPT2, True, 21, 30 * FLICKR30K, 10 + PROMPT, 80),
+    Run("smallcap", SMALLCAP, GPT2, False, 12, 10 * COCO, RETRIEVED, 64),
+    Run("smallcap lm=gpt2_large", SMALLCAP_LARGE, 774.03e6, False, 36, 10 * COCO, RETRIEVED, 64),
     Run("train-lm data=coco lm=gpt2", None, GPT2, True, 12, 20_000 * 128, 0, 128),
 ]
 

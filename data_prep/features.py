@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from prefixcap.encoders import Encoder
+from prefixcap.encoders import Encoder, hidden_states
 from prefixcap.encoders.regions import aggregate_regions
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
@@ -23,8 +23,8 @@ class Features:
 
     Args:
         chosen: options of `Feature`: "image" (the global embedding), "patches" (patch embeddings, and the class token's
-            attention over them if there is one) and "regions" (sub-region features), which need a ViT, and "caption"
-            (the embedding of each caption).
+            attention over them if there is one) and "regions" (sub-region features), which need a ViT, "hidden"
+            (hidden states of a ViT's last layer), and "caption" (the embedding of each caption).
         encoder: the encoder to use.
         dtype: of the features in the store.
         regions: the number of sub-regions of an image. They are in the order of the class token's attention, so the
@@ -86,6 +86,8 @@ class Features:
                 columns["images/attention"] = patches.attention
         if Feature.REGIONS in self.chosen:
             columns[Feature.REGIONS] = aggregate_regions(patches, self.regions)
+        if Feature.HIDDEN in self.chosen:
+            columns[Feature.HIDDEN] = hidden_states(self.encoder, patches)
         return columns
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:

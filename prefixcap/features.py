@@ -22,6 +22,8 @@ class Feature(str, Enum):
     """(images, patches, dim): the last layer of a ViT, or of a CNN, projected into the joint space."""
     REGIONS = "images/regions"
     """(images, regions, dim): sub-region features (MacCap, equations 10 to 13)."""
+    HIDDEN = "images/hidden"
+    """(images, 1 + patches, width): class token and patches of a ViT's last layer, not projected (SmallCap)."""
     CAPTION = "captions/embedding"
     """(captions, dim): the embedding of a caption."""
 
@@ -36,7 +38,7 @@ class Feature(str, Enum):
     @property
     def ndim(self) -> int:
         """Dimensions of a batch: 2 for one vector each, 3 for several."""
-        return 3 if self in (Feature.PATCHES, Feature.REGIONS) else 2
+        return 3 if self in (Feature.PATCHES, Feature.REGIONS, Feature.HIDDEN) else 2
 
     @classmethod
     def parse(cls, name: object) -> "Feature":

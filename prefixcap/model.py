@@ -179,7 +179,8 @@ class PrefixLM(nn.Module):
 
     def check_shape(self, embeddings: Tensor) -> None:
         """Raise InputError unless embeddings have the shape that `prefix` takes."""
-        dim, option = self.encoder_identity.dim, self.features.option
+        dim: int = getattr(self.mapper, "input_dim", self.encoder_identity.dim)
+        option = self.features.option
         several, command = ("", "") if self.features.ndim == 2 else (f"{option}, ", f" and features=[image,{option}]")
         if self.mapper.retrieved and embeddings.shape[1:] == (1 + self.mapper.retrieved, dim):
             return

@@ -200,23 +200,24 @@ def test_every_kind_of_model_attends_to_images(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpt2", "dim", "head_dim", "count"),
+    ("gpt2", "features", "head_dim", "count"),
     [
-        # What the paper publishes: 7M, 3.6M and 1.8M, of ViT-B/32's 768-dimensional hidden states; 47M of GPT-2 large.
-        ({}, 768, 16, 7_094_016),
-        ({}, 768, 8, 3_551_616),
-        ({}, 768, 4, 1_780_416),
-        ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, 768, 16, 47_266_560),
-        # Of its patches in the joint space.
-        ({}, 512, 16, 5_914_368),
-        ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, 512, 16, 41_368_320),
+        # What the paper publishes, of ViT-B/32's hidden states: 7M, 3.6M and 1.8M, and 47M with GPT-2 large.
+        ({}, "hidden", 16, 7_094_016),
+        ({}, "hidden", 8, 3_551_616),
+        ({}, "hidden", 4, 1_780_416),
+        ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, "hidden", 16, 47_266_560),
+        ({}, "patches", 16, 5_914_368),
     ],
 )
-def test_trained_parameters_are_the_published_ones(gpt2: dict[str, int], dim: int, head_dim: int, count: int) -> None:
+def test_trained_parameters_are_the_published_ones(
+    gpt2: dict[str, int], features: str, head_dim: int, count: int
+) -> None:
     with torch.device("meta"):
         lm = LanguageModel(GPT2LMHeadModel(GPT2Config(**gpt2)), load_tokenizer("demo"), "gpt2")
-        mapper = {"name": "cross_attention", "head_dim": head_dim}
-        captioner = Captioner(lm, EncoderIdentity("clip:ViT-B/32", "", "", dim), mapper, start_token=True)
+        mapper: dict[str, Any] = {"name": "cross_attention", "head_dim": head_dim, "features": features}
+        mapper |= {"input_dim": 768} if features == "hidden" else {}
+        captioner = Captioner(lm, EncoderIdentity("clip:ViT-B/32", "", "", 512), mapper, start_token=True)
     trained, frozen = trainable_parameters(captioner)
     assert trained == count
     assert frozen == sum(weight.numel() for weight in lm.parameters())
@@ -237,8 +238,15 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
         Captioner(small_lm(), IDENTITY, THIN)
     with pytest.raises(InputError, match="has layers=3, but language model 'random' has 2: leave it out"):
         Captioner(small_lm(), IDENTITY, THIN | {"layers": 3}, start_token=True)
-    with pytest.raises(InputError, match="must be patches or regions, not 'image'"):
+    with pytest.raises(InputError, match="must be patches, regions, hidden, not 'image'"):
         Captioner(small_lm(), IDENTITY, THIN | {"features": "image"}, start_token=True)
+    with pytest.raises(
+        InputError, match="reads hidden, and input_dim is the width of hidden states: set input_dim=768"
+    ):
+        Captioner(small_lm(), IDENTITY, THIN | {"features": "hidden"}, start_token=True)
+    hidden = Captioner(small_lm(), IDENTITY, THIN | {"features": "hidden", "input_dim": 24}, start_token=True)
+    with pytest.raises(InputError, match=r"but this captioner reads \(batch, hidden, 24\): embed .*\[image,hidden\]"):
+        hidden.caption(torch.randn(2, 5, 16))
     captioner = captioner_of(small_lm())
     with pytest.raises(InputError, match="'cross_attention' puts images into no prefix"):
         captioner.prefix(torch.randn(2, 5, 16))

@@ -85,13 +85,14 @@ def encode_feature(encoder: Encoder, pixels: Tensor, feature: Feature | str) -> 
     Args:
         encoder: the encoder to use.
         pixels: (batch, 3, height, width), as its `preprocess` returns them.
-        feature: `Feature.IMAGE`, `Feature.PATCHES` or `Feature.REGIONS`, or the name of one.
+        feature: `Feature.IMAGE`, `Feature.PATCHES`, `Feature.REGIONS` or `Feature.HIDDEN`, or the name of one.
 
     Returns:
-        (batch, dim); or (batch, patches, dim), or (batch, regions, dim), see `aggregate_regions`.
+        (batch, dim); or (batch, patches, dim), or (batch, regions, dim), see `aggregate_regions`; or
+        (batch, 1 + patches, width).
 
     Raises:
-        InputError: images have no such feature, or the encoder has no patches or regions.
+        InputError: images have no such feature, or the encoder has no patches, regions or hidden states.
 
     Examples:
         >>> encoder = load_encoder("demo")
@@ -105,7 +106,19 @@ def encode_feature(encoder: Encoder, pixels: Tensor, feature: Feature | str) -> 
     if feature is Feature.CAPTION:
         raise InputError("'caption' is a feature of texts: encode them with encode_texts")
     patches = encoder.encode_patches(pixels)
+    if feature is Feature.HIDDEN:
+        return hidden_states(encoder, patches)
     return patches.patches if feature is Feature.PATCHES else aggregate_regions(patches)
+
+
+def hidden_states(encoder: Encoder, patches: PatchFeatures) -> Tensor:
+    """(batch, 1 + patches, width) hidden states of an encoder's last layer. Raises InputError if it has none."""
+    if patches.hidden is None:
+        raise InputError(
+            f"encoder '{encoder.identity.name}' is no ViT with a class token, which hidden states are of: "
+            "take a CLIP such as clip:ViT-B/32, or its patches"
+        )
+    return patches.hidden
 
 
 def embed_images(

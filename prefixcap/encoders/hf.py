@@ -151,6 +151,7 @@ def _clip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
         patches=model.visual_projection(tower.post_layernorm(vision.last_hidden_state[:, 1:])),
         attention=attention[:, 0, 1:],
         patch_attention=attention[:, 1:],
+        hidden=vision.last_hidden_state,
     )
 
 

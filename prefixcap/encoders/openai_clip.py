@@ -102,6 +102,7 @@ class OpenAIClipEncoder:
             patches=visual.ln_post(x[:, 1:]) @ visual.proj,
             attention=attention[:, 0, 1:],
             patch_attention=attention[:, 1:],
+            hidden=x,
         )
 
     @torch.inference_mode()

@@ -27,12 +27,15 @@ class PatchFeatures:
         patch_attention: (batch, patches, 1 + patches) each patch's attention over the class token and all patches in
             the last layer, averaged over the heads; rows sum to one. None for a SigLIP and a CNN, which have no class
             token.
+        hidden: (batch, 1 + patches, width) class token and patches of the last layer, before its final norm. None for a
+            SigLIP and a CNN.
     """
 
     embedding: Tensor
     patches: Tensor
     attention: Tensor | None
     patch_attention: Tensor | None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Mapper(nn.Module):
     Attributes:
         features: the feature of an image that it reads: `Feature.IMAGE`, (batch, embedding_dim), or `Feature.PATCHES`
             or `Feature.REGIONS`, (batch, patches or regions, embedding_dim); or its name: "image" (or "embedding"),
-            "patches", "regions".
+            "patches", "regions", "hidden".
         prefix_length: the number of prefix vectors.
         retrieved: how many captions of a datastore, those nearest to the image, it reads beside `Feature.IMAGE`: a
             batch is then (batch, 1 + retrieved, embedding_dim), the image's embedding first. 0: none.

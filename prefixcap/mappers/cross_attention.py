@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.features import Feature
 from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count
@@ -25,20 +25,22 @@ from prefixcap.utils.options import Count
 if TYPE_CHECKING:
     from prefixcap.packing import Batch
 
-FEATURES = ("patches", "regions")
+FEATURES = ("patches", "regions", "hidden")
 _DEVIATION = 0.02  # of initial weights, as in GPT-2
 
 
 class CrossAttentionMapper(Mapper):
-    """No prefix, but an adapter for each layer of the language model, with which it attends to patches or regions.
+    """No prefix, but an adapter for each layer of the language model, with which it attends to vectors of an image.
 
     Images need something else to be read before the caption: the language model's start token, and prompts.
 
     Args:
-        embedding_dim: width of a patch's or region's embedding.
+        embedding_dim: width of the encoder's joint space, in which patches and regions are.
         lm_dim: width of the language model's word embeddings.
         head_dim: width of a head: 16, 8 or 4 in the paper, with heads of 64 in GPT-2.
-        features: the feature of an image to read: "patches" or "regions".
+        features: the feature of an image to read: "patches" or "regions"; or "hidden", hidden states of the encoder's
+            last layer, as in the paper.
+        input_dim: width of the hidden states, 768 of ViT-B/32; None for patches and regions.
         layers: number of the language model's layers.
         heads: attention heads in each.
         width: of the language model's hidden states.
@@ -46,7 +48,8 @@ class CrossAttentionMapper(Mapper):
     `PrefixLM` takes `layers`, `heads` and `width` from the language model where they are None.
 
     Raises:
-        InputError: `features` is neither, or one of the language model's sizes is missing.
+        InputError: `features` is none of these, `input_dim` does not go with it, or a size of the language model is
+            missing.
 
     Examples:
         >>> mapper = CrossAttentionMapper(embedding_dim=512, lm_dim=768, layers=12, heads=12, width=768)
@@ -63,25 +66,33 @@ class CrossAttentionMapper(Mapper):
         lm_dim: int,
         head_dim: Count = 16,
         features: str = "patches",
+        input_dim: Count | None = None,
         layers: Count | None = None,
         heads: Count | None = None,
         width: Count | None = None,
     ) -> None:
         super().__init__()
         if features not in FEATURES:
-            raise InputError(f"features of mapper 'cross_attention' must be {' or '.join(FEATURES)}, not {features!r}")
+            raise InputError(f"features of mapper 'cross_attention' must be {', '.join(FEATURES)}, not {features!r}")
+        if (features == "hidden") != (input_dim is not None):
+            raise OptionError(
+                f"mapper 'cross_attention' reads {features}, and input_dim is the width of hidden states",
+                input_dim=None if input_dim else 768,
+            )
         if layers is None or heads is None or width is None:
             raise InputError("mapper 'cross_attention' needs layers, heads and width of the language model")
         self.prefix_length, self.lm_dim = 0, lm_dim
         self.features = Feature.parse(features)
-        self.adapters = nn.ModuleList(Adapter(embedding_dim, width, heads, head_dim, layers) for _ in range(layers))
+        self.input_dim = input_dim or embedding_dim
+        sizes = (self.input_dim, width, heads, head_dim, layers)
+        self.adapters = nn.ModuleList(Adapter(*sizes) for _ in range(layers))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(batch, patches, embedding_dim) -> (batch, 0, lm_dim): a prefix of no vectors."""
+        """(batch, patches, input_dim) -> (batch, 0, lm_dim): a prefix of no vectors."""
         return patches.new_empty(len(patches), 0, self.lm_dim)
 
     def memory(self, patches: Tensor) -> "ImageMemory":
-        """What the layers attend to, given (batch, patches, embedding_dim) of any number of patches."""
+        """What the layers attend to, given (batch, patches, input_dim) of any number of patches."""
         adapters: list[Adapter] = list(self.adapters)  # type: ignore[arg-type]  # a ModuleList holds any modules
         return ImageMemory(adapters, [adapter.keys_and_values(patches) for adapter in adapters])
 
@@ -108,19 +119,19 @@ class Adapter(nn.Module):
     The released code has a layer norm with weights, and does not train them.
 
     Args:
-        embedding_dim: D.
+        input_dim: D.
         width: W.
         heads: H.
         head_dim: d.
         layers: of the language model: the more there are, the less each adds at first, as in GPT-2.
     """
 
-    def __init__(self, embedding_dim: int, width: int, heads: int, head_dim: int, layers: int) -> None:
+    def __init__(self, input_dim: int, width: int, heads: int, head_dim: int, layers: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.query = nn.Linear(width, heads * head_dim)
-        self.key_value = nn.Linear(embedding_dim, 2 * heads * head_dim)
+        self.key_value = nn.Linear(input_dim, 2 * heads * head_dim)
         self.output = nn.Linear(heads * head_dim, width)
         for linear, deviation in (
             (self.query, _DEVIATION),

@@ -19,6 +19,7 @@ and the features that were asked for, float16 or float32, as the encoder compute
     images/patches                  (images, patches, dim) of the last layer of a ViT or a CNN, in the joint space
     images/attention                (images, patches) the class token's attention in that layer; a CNN has none
     images/regions                  (images, 10, dim) sub-region features (MacCap, equations 10 to 13)
+    images/hidden                   (images, 1 + patches, width) class token and patches of the last layer of a ViT
     captions/embedding              (captions, dim)
 
 Each column is one contiguous run of bytes of its file, in the byte order and the types in which it was written: reading

@@ -23,6 +23,7 @@ RANKS = {
     "captions/embedding": 2,
     "images/attention": 2,
     "images/embedding": 2,
+    "images/hidden": 3,
     "images/patches": 3,
     "images/regions": 3,
 }

@@ -348,7 +348,7 @@ class FeatureStore:
 
     def _require_width(self, part: Part) -> None:
         """Refuse a part whose embeddings have another width than its encoder's."""
-        for name in set(Feature) & {*part.features}:
+        for name in (set(Feature) - {Feature.HIDDEN}) & {*part.features}:
             if part.row_of(name)[0][-1] != self.encoder.dim:
                 raise InputError(
                     f"{part.path} has rows of {part.row_of(name)[0]} in {name}, but those of encoder "

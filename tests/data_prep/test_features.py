@@ -40,7 +40,14 @@ def data(tmp_path: Path) -> Dataset:
 
 
 def test_all_features_equal_those_of_each_image_alone(data: Dataset, encoder: Encoder, tmp_path: Path) -> None:
-    embed(data, encoder, tmp_path / "store", ["regions", "image", "caption", "patches"], batch_size=3, piece_size=2)
+    embed(
+        data,
+        encoder,
+        tmp_path / "store",
+        ["hidden", "regions", "image", "caption", "patches"],
+        batch_size=3,
+        piece_size=2,
+    )
     split = FeatureStore(tmp_path / "store").split("train")
     assert split.ids == [0, 2, 3, 5, 6]
     for row, image_id in enumerate(split.ids):
@@ -51,6 +58,7 @@ def test_all_features_equal_those_of_each_image_alone(data: Dataset, encoder: En
             ("images/patches", alone.patches),
             ("images/attention", alone.attention),
             ("images/regions", aggregate_regions(alone)),
+            ("images/hidden", alone.hidden),
         ):
             found = torch.from_numpy(split.feature(name)[row])
             torch.testing.assert_close(found, expected[0].half(), rtol=2e-3, atol=2e-3)
@@ -128,7 +136,10 @@ def test_what_is_computed_otherwise_is_another_job(
 
 @pytest.mark.parametrize(
     ("features", "message"),
-    [(["images"], "'images' is none of the features: choose from image, patches, regions, caption"), ([], "is empty")],
+    [
+        (["images"], "'images' is none of the features: choose from image, patches, regions, hidden, caption"),
+        ([], "is empty"),
+    ],
 )
 def test_features_that_do_not_exist(encoder: Encoder, features: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -140,12 +140,13 @@ def test_ifcap(script: Script, vocabulary: Path, folder: Path, command: Command)
 
 
 def test_smallcap(script: Script, folder: Path, command: Command) -> None:
-    """Cross-attention to patches, with retrieved captions as prompts: trained, evaluated, exported, captioned.
+    """Cross-attention to hidden states, with retrieved captions as prompts: trained, evaluated, exported, captioned.
 
     Takes long because of all the commands: a store is embedded, and each loads its models.
     """
-    script("data_prep.embed", "features=[image,caption,patches]", "data.store=stores/all")
-    options = ["model=cross_attention", *SHORT[1:], "data.store=stores/all"]
+    script("data_prep.embed", "features=[image,caption,hidden]", "data.store=stores/all")
+    own = ["model.mapper.features=hidden", "model.mapper.input_dim=128"]
+    options = ["model=cross_attention", *own, *SHORT[1:], "data.store=stores/all"]
     printed = script("train", *options, "prompts=retrieved_captions", "prompts.k=2", "run_dir=runs/smallcap")
     assert "training 0.1M parameters" in printed
     ckpt = folder / "runs/smallcap/checkpoints/best.ckpt"
@@ -156,7 +157,7 @@ def test_smallcap(script: Script, folder: Path, command: Command) -> None:
     assert "cross_attention: head_dim 16" in shown.out and shown.status == 0
     assert command("export", ckpt, folder / "shared").status == 0
     status, _, error = command("export", ckpt, folder / "onnx", "--format", "onnx")
-    assert status == 2 and "reads images/patches" in error
+    assert status == 2 and "reads images/hidden" in error
     pictures = sorted((folder / "data/demo/images").iterdir())[:3]
     words = ("--decode", "beam", "--set", "beams=3", "--set", "max_tokens=6", "--datastore", folder / "stores/all")
     own = command("caption", *pictures, "--ckpt", ckpt, *words)

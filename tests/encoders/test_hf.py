@@ -51,6 +51,10 @@ def test_clip_patches_equal_eager_attention(clip_encoder: Encoder, clip_folder: 
     torch.testing.assert_close(features.patches, tokens[:, 1:])
     torch.testing.assert_close(features.attention, output.attentions[-1].mean(dim=1)[:, 0, 1:])
     torch.testing.assert_close(features.patch_attention, output.attentions[-1].mean(dim=1)[:, 1:])
+    torch.testing.assert_close(features.hidden, output.last_hidden_state, rtol=1e-4, atol=1e-4)
+    # What SmallCap's published code reads.
+    alone = transformers.CLIPVisionModel.from_pretrained(clip_folder).eval()(pixels).last_hidden_state
+    torch.testing.assert_close(features.hidden, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_both_back_ends_agree_on_the_same_weights(
@@ -64,6 +68,7 @@ def test_both_back_ends_agree_on_the_same_weights(
     torch.testing.assert_close(ours.patches, theirs.patches, **close)
     torch.testing.assert_close(ours.attention, theirs.attention, **close)
     torch.testing.assert_close(ours.patch_attention, theirs.patch_attention, **close)
+    torch.testing.assert_close(ours.hidden, theirs.hidden, **close)
     square = photograph.resize((40, 40))  # where the crops of the two do not differ by rounding
     assert torch.equal(clip_encoder.preprocess(square), openai.preprocess(square))
     batch = openai.preprocess(square)[None]

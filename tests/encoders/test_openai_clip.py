@@ -69,6 +69,7 @@ def plain_vision_transformer(visual: nn.Module, pixels: Tensor) -> tuple[Tensor,
     return visual.ln_post(x) @ visual.proj, attention
 
 
+@torch.no_grad()
 def test_patches_equal_a_plain_vision_transformer(encoder: Encoder, oracle: nn.Module, pixels: Tensor) -> None:
     tokens, attention = plain_vision_transformer(oracle.visual, pixels)
     features = encoder.encode_patches(pixels)
@@ -78,6 +79,10 @@ def test_patches_equal_a_plain_vision_transformer(encoder: Encoder, oracle: nn.M
     torch.testing.assert_close(features.patches, tokens[:, 1:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(features.attention, attention.mean(dim=1)[:, 0, 1:])
     torch.testing.assert_close(features.patch_attention, attention.mean(dim=1)[:, 1:])
+    assert features.hidden is not None and features.hidden.shape[:2] == (4, 1 + 16)
+    torch.testing.assert_close(
+        oracle.visual.ln_post(features.hidden) @ oracle.visual.proj, tokens, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_resnet_has_no_patches(resnet_file: Path, pixels: Tensor) -> None:

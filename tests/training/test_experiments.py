@@ -174,7 +174,8 @@ def test_smallcap_has_the_values_of_its_released_code() -> None:
         "model.normalize_embeddings": False,
         "model.lm_tuning": "frozen",
         "model.mapper.name": "cross_attention",
-        "model.mapper.features": "patches",
+        "model.mapper.features": "hidden",
+        "model.mapper.input_dim": 768,
         "model.mapper.head_dim": 64 // 4,  # attention_size 7: GPT-2's heads, reduced by four
         "prompts.name": "retrieved_captions",
         "prompts.k": 4,
@@ -191,7 +192,7 @@ def test_smallcap_has_the_values_of_its_released_code() -> None:
     assert {name: OmegaConf.select(config, name) for name in published} == published
 
 
-@pytest.mark.parametrize(("lm", "head_dim", "trained"), [("gpt2", 16, 5.9), ("gpt2", 4, 1.5), ("gpt2_large", 16, 41.4)])
+@pytest.mark.parametrize(("lm", "head_dim", "trained"), [("gpt2", 16, 7.1), ("gpt2", 4, 1.8), ("gpt2_large", 16, 47.3)])
 def test_smallcap_trains_as_many_parameters_as_its_page_says(lm: str, head_dim: int, trained: float) -> None:
     config = composed("experiment=smallcap", f"lm={lm}", f"model.mapper.head_dim={head_dim}")
     sizes = {"gpt2": {}, "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20}}
