@@ -26,10 +26,12 @@ from prefixcap.mappers import CrossAttentionMapper
 from prefixcap.packing import BatchShape, pack
 from prefixcap.store import ImageRecord, StoreWriter, join
 from prefixcap.training import trainable_parameters
+from prefixcap.training.distributed import FSDP2Strategy
 from prefixcap.training.objectives import SelfCritical
 from tests.conftest import IDENTITY, slow_after, small_lm
 from tests.decoding import random_lm
-from tests.decoding.test_captured import METHODS, OneWord, liked_end, options_of
+from tests.decoding.test_captured import METHODS, OneWord, Tape, decode_eagerly, liked_end, options_of
+from tests.decoding.test_captured import tapes as tapes
 from tests.language.kinds import ACCEPTED, REFUSED, tiny_model
 from tests.test_packed_prompts import assert_close, losses_and_gradients, packed, some_prompts
 from tests.test_packing import OWNERS, some_captions
@@ -174,6 +176,27 @@ def test_a_batch_gives_what_single_images_give(kind: str, method: str, options: 
 
 
 KINDS = [kind for kind in ACCEPTED if kind != "ctrl"]  # whose layers are not marked
+
+
+@pytest.mark.parametrize(("method", "options"), slow_after(5, METHODS))
+def test_captured_searches_attend_to_images(method: str, options: dict[str, Any], tapes: list[Tape]) -> None:
+    """Those of later batches, too, smaller ones, and of another captioner with the same language model."""
+    lm = random_lm("gpt2", 0, words=470).double()
+    captioners = [captioner_of(lm).double() for _ in range(2)]
+    lm.eos_token_id = liked_end(lm, torch.randn(8, 3, 32, dtype=torch.float64))
+    if method.startswith("clipcap"):
+        lm.tokenizer = OneWord(lm.eos_token_id)
+    with torch.inference_mode():
+        for captioner, sizes in zip(captioners, ((5, 5, 5, 2, 5), (5, 5, 4)), strict=True):
+            for size in sizes:
+                prompts = [torch.randint(1, 40, (int(torch.randint(6, ())),)).tolist() for _ in range(size - 1)]
+                inputs = decoder_inputs(captioner, torch.randn(size, 5, 16))
+                prefix = pad_left(inputs, [*prompts, [5] * 6], lm)
+                expected = decode_eagerly(lm, prefix, method, max_tokens=12, **options_of(method, options))
+                assert decode(lm, prefix, method, max_tokens=12, **options_of(method, options)) == expected
+    assert len(tapes) == 2 and all(tape.replayed > 5 for tape in tapes)
+
+
 FEW = ["gpt_neox", "gemma3, mixed", "mistral, window", "phi"]
 
 
@@ -221,6 +244,11 @@ def test_trained_parameters_are_the_published_ones(
     trained, frozen = trainable_parameters(captioner)
     assert trained == count
     assert frozen == sum(weight.numel() for weight in lm.parameters())
+
+
+def test_sharding_is_refused_before_anything_is_sharded() -> None:
+    with pytest.raises(InputError, match="FSDP does not gather them: train with ddp"):
+        FSDP2Strategy().shard(captioner_of(small_lm()))
 
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:

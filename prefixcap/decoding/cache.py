@@ -91,10 +91,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     Args:
         prefix: the cache of a model that has read a batch, which says what its layers keep.
         slots: S.
+
+    Attributes:
+        memory: as of `KeyValueCache`.
     """
 
     def __init__(self, prefix: KeyValueCache, slots: int) -> None:
         super().__init__(layers=[_Slots(layer, slots) for layer in prefix.layers])
+        self.memory: Memory | None = None
 
     def fill(self, prefix: KeyValueCache) -> None:
         """Put all (L, R) positions of a full cache into the first slots: all rows at the first position, and so on."""

@@ -60,8 +60,7 @@ def run(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: Se
     whether to try.
     """
     recorder = RECORDERS.get(prefix.device.type)
-    attends = isinstance(prefix, PaddedPrefix) and prefix.memory is not None  # to images, which no graph knows
-    if recorder is None or attends or not search.capturable or not _is_capturable(language_model):
+    if recorder is None or not search.capturable or not _is_capturable(language_model):
         return run_eagerly(language_model, prefix, search)
     key = _key(language_model, prefix, search)
     kept = _KEPT.get(language_model)
@@ -93,6 +92,8 @@ class Program:
         length = _round_up(length) if is_padded else length
         self.prefix = torch.zeros(images, length, dim, dtype=prefix.dtype, device=prefix.device)
         self._padding = torch.zeros(images, dtype=torch.long, device=prefix.device) if is_padded else None  # (I,)
+        memory = None if isinstance(prefix, Tensor) else prefix.memory
+        self._memory = None if memory is None else memory.clone()  # of I images
         self.search = copy.copy(search)
         vars(self.search).update({name: value.clone() for name, value in search.state().items()})
         count, width = len(search.images), search.width
@@ -159,6 +160,8 @@ class Program:
         assert self._padding is not None and self._search_padding is not None
         self._padding[: len(prefix)] = prefix.padding + more
         self._search_padding.copy_(self._padding.repeat_interleave(self._searches_of_image))
+        if self._memory is not None and prefix.memory is not None:
+            self._memory.copy_(prefix.memory)
 
     def _size(self, count: int) -> int:
         """The smallest B that holds so many searches."""
@@ -171,7 +174,8 @@ class Program:
         cache = KeyValueCache(length)
         prefix: Tensor | PaddedPrefix = self.prefix[:images]
         if self._padding is not None:
-            prefix = PaddedPrefix(self.prefix[:images], self._padding[:images])
+            memory = None if self._memory is None else self._memory.select(torch.arange(images, device=image.device))
+            prefix = PaddedPrefix(self.prefix[:images], self._padding[:images], memory)
         logits = language_model.step(prefix, cache)  # (I, V)
         if self._cache is None:
             self._cache = SlotCache(cache, length * len(self.prefix) + self.search.tokens.numel())
@@ -198,6 +202,9 @@ class Program:
         padding = None
         if self._search_padding is not None:
             padding = self._search_padding[:size].unsqueeze(1).expand_as(newest).flatten()  # (B * W,)
+        if self._memory is not None:
+            image = search.images // self._searches_of_image  # (B,) that each search is for
+            self._cache.memory = self._memory.select(image.unsqueeze(1).expand_as(newest).flatten())
         logits = language_model.step_at(embeddings, self._cache, position, is_read, padding)  # (B * W, V)
         parents = search.advance(logits)  # (B, W)
         # Each row takes over the slot numbers of the row that it extends: keys and values are not moved.
@@ -234,7 +241,9 @@ def _key(language_model: LanguageModel, prefix: Tensor | PaddedPrefix, search: S
     weights = [(weight.data_ptr(), weight.dtype) for weight in _tensors(language_model)]
     autocast = torch.is_autocast_enabled(prefix.device.type), torch.get_autocast_dtype(prefix.device.type)
     per_image = len(search.images) // len(prefix)
-    shape = prefix.shape[1:] if isinstance(prefix, Tensor) else ("padded", *prefix.shape[2:])
+    shape: Hashable = prefix.shape[1:]
+    if not isinstance(prefix, Tensor):
+        shape = "padded", *prefix.shape[2:], None if prefix.memory is None else prefix.memory.kind()
     return type(search), *options, *shapes, *weights, autocast, per_image, shape, prefix.dtype
 
 

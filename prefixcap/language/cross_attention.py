@@ -9,7 +9,7 @@ encoder-decoder models. A model that reads without an image is the same as befor
 Shapes: R rows, L positions of a row, W width of the model's hidden states.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -41,6 +41,18 @@ class Memory(Protocol):
 
     def packed(self, batch: "Batch") -> "Memory":
         """That of the rows of a batch, from one row an image: each position attends to its own image."""
+        ...
+
+    def kind(self) -> Hashable:
+        """What memories have in common that can be copied into each other: shapes, and the weights that attend."""
+        ...
+
+    def clone(self) -> "Memory":
+        """A copy with tensors of its own, with one row an image."""
+        ...
+
+    def copy_(self, other: "Memory") -> None:
+        """Overwrite the first images with those of a memory of this kind, of no more images."""
         ...
 
 

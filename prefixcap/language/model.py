@@ -287,14 +287,15 @@ class LanguageModel(nn.Module):
             positions, position_ids = (each - padding.unsqueeze(1) for each in (positions, position_ids))
             attention_mask = attention_mask & (positions >= 0)[:, None, None]
         masks = attention_masks(self.model.config, attention_mask, positions, position_ids)
-        output = self.model(
-            inputs_embeds=embeddings,
-            attention_mask=self._as_attention_takes_them(masks, embeddings.dtype),
-            position_ids=position_ids.expand(len(embeddings), 1),
-            logits_to_keep=1,
-            use_cache=True,
-            **{self._cache_argument: cache},
-        )
+        with attending(getattr(cache, "memory", None)):
+            output = self.model(
+                inputs_embeds=embeddings,
+                attention_mask=self._as_attention_takes_them(masks, embeddings.dtype),
+                position_ids=position_ids.expand(len(embeddings), 1),
+                logits_to_keep=1,
+                use_cache=True,
+                **{self._cache_argument: cache},
+            )
         return self.mask_unknown_ids(output.logits[:, -1].float())
 
     def step_with_states(self, embeddings: "Tensor | PaddedPrefix", cache: "Cache") -> tuple[Tensor, Tensor]:

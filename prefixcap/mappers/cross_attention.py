@@ -9,7 +9,7 @@ hidden states, R rows, L positions of a row.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from prefixcap.mappers.base import Mapper
 from prefixcap.utils.options import Count
 
 if TYPE_CHECKING:
+    from prefixcap.language.cross_attention import Memory
     from prefixcap.packing import Batch
 
 FEATURES = ("patches", "regions", "hidden")
@@ -199,3 +200,19 @@ class ImageMemory:
         # Images that only pad a batch lie behind the last row.
         row_of = (first // length).clamp(max=rows - 1)
         return replace(self, image_at=batch.images.clamp(min=0), row_of=row_of)
+
+    def kind(self) -> Hashable:
+        """Layers, H, K, d, dtype, and where the weights of adapters lie."""
+        layers = [(keys.shape[1:], keys.dtype) for keys, _ in self.keys_and_values]
+        return *layers, *(weight.data_ptr() for adapter in self.adapters for weight in adapter.parameters())
+
+    def clone(self) -> "ImageMemory":
+        """A copy with tensors of its own, with one row an image."""
+        return ImageMemory(self.adapters, [(keys.clone(), values.clone()) for keys, values in self.keys_and_values])
+
+    def copy_(self, other: "Memory") -> None:
+        """Overwrite the first images with those of a memory of this kind, of no more images."""
+        assert isinstance(other, ImageMemory)
+        for own, others in zip(self.keys_and_values, other.keys_and_values, strict=True):
+            for target, source in zip(own, others, strict=True):
+                target[: len(source)] = source
