@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 import prefixcap
 from prefixcap.errors import InputError
+from prefixcap.mappers import CrossAttentionMapper
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import read_json, read_text
 from prefixcap.utils.validation import validate
@@ -54,6 +55,7 @@ def model_card(captioner: PrefixLM, name: str, license: str) -> str:
             [*(score_table(*item) for item in scores.items()), INTERVALS if scores else "None are known."]
         ),
         license=license,
+        method=CROSS_ATTENTION if isinstance(captioner.mapper, CrossAttentionMapper) else PREFIX,
         version=prefixcap.__version__,
     )
 
@@ -214,14 +216,18 @@ INTERVALS = (
     "Intervals are by bootstrap over images. People: each human caption against the other captions of its image."
 )
 
+PREFIX = """a mapper turns a CLIP embedding of an image into a prefix, which a language model continues
+([ClipCap](https://arxiv.org/abs/2111.09734))"""
+CROSS_ATTENTION = """thin adapters let the layers of a language model attend to what CLIP computes of an image
+([SmallCap](https://arxiv.org/abs/2209.15323))"""
+
 CARD = """---
 {front_matter}
 ---
 
 # {title}
 
-An image captioner: a mapper turns a CLIP embedding of an image into a prefix, which a language model continues
-([ClipCap](https://arxiv.org/abs/2111.09734)). Made with prefixcap {version}.
+An image captioner: {method}. Made with prefixcap {version}.
 
 ```python
 import prefixcap
