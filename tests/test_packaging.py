@@ -24,7 +24,7 @@ from prefixcap.commands.common.conf import config_folder
 print(config_folder())
 with initialize_config_dir(str(config_folder()), version_base="1.3"):
     for experiment in sys.argv[1:]:
-        print(experiment, compose("train", [f"experiment={experiment}"]).model.mapper.prefix_length)
+        print(experiment, compose("train", [f"experiment={experiment}"]).model.mapper.name)
 """
 
 

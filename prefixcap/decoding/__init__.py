@@ -37,6 +37,7 @@ __all__ = [
     "decoder_label",
     "decoder_options",
     "draws",
+    "limits",
     "own_options",
     "random_generator",
     "takes_num_captions",
@@ -76,9 +77,22 @@ def decoder_options(method: str) -> dict[str, Option]:
         >>> beams.kind, beams.default, beams.bounds
         (<class 'int'>, 5, {'ge': 1, 'le': 10000})
     """
-    options = own_options(method) | declared_options(GenerationLimits)
     hidden = (_NUM_CAPTIONS, _OLD_NUM_CAPTIONS)
-    return {name: option for name, option in options.items() if option.kind is not None and name not in hidden}
+    return {name: option for name, option in _settable(own_options(method)).items() if name not in hidden} | limits()
+
+
+def limits() -> dict[str, Option]:
+    """The options of every decoder that are numbers, texts or truth values: those of `GenerationLimits`.
+
+    Examples:
+        >>> list(limits())
+        ['max_tokens', 'min_tokens', 'repetition_penalty', 'no_repeat_ngram']
+    """
+    return _settable(declared_options(GenerationLimits))
+
+
+def _settable(options: dict[str, Option]) -> dict[str, Option]:
+    return {name: option for name, option in options.items() if option.kind is not None}
 
 
 def decoder_label(method: str) -> str:
@@ -136,7 +150,7 @@ def check_decoder(method: str, num_captions: int, options: dict[str, Any]) -> tu
     for given in (_NUM_CAPTIONS, _OLD_NUM_CAPTIONS):
         if given in options:
             raise InputError(f"{name} has no option '{given}': the number of captions is count")
-    limits = {field.name: options.pop(field.name) for field in fields(GenerationLimits) if field.name in options}
+    common = {field.name: options.pop(field.name) for field in fields(GenerationLimits) if field.name in options}
     num_captions = check_value(_NUM_CAPTIONS, num_captions, Count)
     if _NUM_CAPTIONS in own:
         options[_NUM_CAPTIONS] = num_captions
@@ -145,7 +159,7 @@ def check_decoder(method: str, num_captions: int, options: dict[str, Any]) -> tu
         options[_OLD_NUM_CAPTIONS] = num_captions
     elif num_captions != 1:
         raise InputError(f"{name} returns one caption for each image, not {num_captions}")
-    return GenerationLimits(**limits), check_options(name, DECODERS[method], options, _LEADING, decoder_options(method))
+    return GenerationLimits(**common), check_options(name, DECODERS[method], options, _LEADING, decoder_options(method))
 
 
 def decode(

@@ -74,7 +74,7 @@ def require_sentences(store: FeatureStore) -> None:
                 reason = "has no embeddings of captions"
             raise InputError(
                 f"{store.location} {reason}, and only stores of sentences alone are edited: make one of its captions "
-                f"with `prefixcap datastore copy`, or of other texts with `prefixcap embed data=text`"
+                f"with `prefixcap datastore copy`, or of other texts with `prefixcap embed`"
             )
 
 

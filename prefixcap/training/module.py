@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
-from prefixcap.errors import OptionError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.metrics import cider
 from prefixcap.noise import Noise
 from prefixcap.packing import Batch
@@ -130,7 +130,7 @@ class CaptionTraining(L.LightningModule):
             f"'{language_model.name}' has room for {room}"
         )
         if room < 1:
-            raise OptionError(problem, max_prompt_tokens=max(1, language_model.context - prefix - self.max_tokens))
+            raise InputError(f"{problem}: cut prompts with max_prompt_tokens")
         raise OptionError(problem, max_tokens=room)
 
     def _require_same_reading(self, data: CaptionData) -> None:

@@ -20,8 +20,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import DECODERS, GenerationLimits, decoder_label, decoder_options, takes_num_captions
-from prefixcap.utils.options import Option, declared_options
+from prefixcap.decoding import DECODERS, decoder_label, decoder_options, limits, takes_num_captions
+from prefixcap.utils.options import Option
 from prefixcap.web.gate import PAGE, PAGE_FOLDERS
 from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, MOST_PROMPT_CHARACTERS, decoder_settings, request_bounds
 
@@ -198,7 +198,7 @@ def _settings(captioner: Captioner) -> dict[str, Any]:
             1, 10, 3, step=1, label="Captions", info="for each picture", elem_classes=["setting", *several]
         ),
     }
-    shared = declared_options(GenerationLimits)
+    shared = limits()
     for decoder in DECODERS:
         for name, option in decoder_options(decoder).items():
             if name not in shared:

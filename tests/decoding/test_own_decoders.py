@@ -106,7 +106,9 @@ def test_each_image_has_its_own_captions(own: None, count: int, monkeypatch: pyt
     captioner = small_captioner()
     marks = torch.arange(5.0)
     monkeypatch.setattr(
-        type(captioner), "prefix", lambda self, reads: marks[: len(reads), None, None].expand(-1, 4, 32)
+        type(captioner),
+        "prefix_and_memory",
+        lambda self, reads: (marks[: len(reads), None, None].expand(-1, 4, 32), None),
     )
     monkeypatch.setattr(LanguageModel, "detokenize", lambda self, row: " ".join(map(str, row)))
     found = captioner.candidates(torch.randn(5, 16), count, "numbered")

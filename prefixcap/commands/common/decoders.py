@@ -5,7 +5,7 @@ import textwrap
 from typing import Any
 
 from prefixcap.commands.common.typer_command import OptionCommand
-from prefixcap.utils.options import Option, declared_options
+from prefixcap.utils.options import Option
 
 SEED = {"seed": Option(int, None, "of what is drawn: the same seed gives the same captions")}
 
@@ -21,7 +21,7 @@ def describe_decoders() -> str:
     """The decoders and the options of each, as the help shows them."""
     from rich.markup import escape
 
-    from prefixcap.decoding import DECODERS, GenerationLimits, decoder_label, decoder_options, draws
+    from prefixcap.decoding import DECODERS, decoder_label, decoder_options, draws, limits
 
     def block(heading: str, options: dict[str, Option]) -> str:
         lines = [heading]
@@ -32,10 +32,10 @@ def describe_decoders() -> str:
             lines.append(textwrap.fill(text, 76, initial_indent=f"  {name:20}", subsequent_indent=" " * 22))
         return escape("\n".join(lines))
 
-    limits = declared_options(GenerationLimits)
-    blocks = [block("Options for --set, of all decoders:", limits)]
+    common = limits()
+    blocks = [block("Options for --set, of all decoders:", common)]
     for name in DECODERS:
-        own = {option: each for option, each in decoder_options(name).items() if option not in limits}
+        own = {option: each for option, each in decoder_options(name).items() if option not in common}
         blocks.append(block(f"--decode {name}: {decoder_label(name)}", own | (SEED if draws(name) else {})))
     return "\n\n".join(blocks)
 

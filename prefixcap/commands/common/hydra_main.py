@@ -40,11 +40,12 @@ from prefixcap.utils.options import declared_options
 # What an option that corrects a mistake is called on the command line, by its name in Python.
 OPTIONS = {
     "accumulate_grad_batches": "trainer.accumulate_grad_batches",
+    "compile": "compile",
     "cuda_graphs": "cuda_graphs",
     "dtype": "lm.dtype",
     "gradient_checkpointing": "lm.gradient_checkpointing",
     "heads": "model.mapper.heads",
-    "max_prompt_tokens": "prompts.max_prompt_tokens",
+    "input_dim": "model.mapper.input_dim",
     "max_tokens": "val_max_tokens",
     "normalize_embeddings": "model.normalize_embeddings",
     "on_device": "data.on_device",
