@@ -21,7 +21,9 @@ COMMANDS = {
     )
 }
 
-EXAMPLES = """  prefixcap embed data=text data.files=captions.txt data.reader.val_share=0 \\
+EXAMPLES = """Captions of your own, and what a captioner makes of them:
+
+  prefixcap embed data=text data.files=captions.txt data.reader.val_share=0 \\
       data.store=stores/mine
 
   prefixcap datastore add stores/mine more.txt
