@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
+from prefixcap.decoding import GenerationLimits
 from prefixcap.encoders import Encoder, encode_feature
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
@@ -97,16 +98,15 @@ class Captions:
 
         `prompts` are those of the images, as `Captioner.candidates` takes them.
         """
-        rows = [slice(None)] if self.seed is None else [slice(row, row + 1) for row in range(len(features))]
-        captions = [
-            candidates
-            for part in rows
-            for candidates in captioner.candidates(
-                features[part], self.count, self.decode, len(features),
-                prompts=None if prompts is None else prompts[part], prompt=self.prompt, seed=self.seed,
-                **dict(self.options),
-            )
-        ]  # fmt: skip
+        captions: list[list[str]] = [[] for _ in features]
+        for rows, max_tokens in self._together(captioner, len(features), prompts):
+            written = captioner.candidates(
+                features[rows], self.count, self.decode, len(rows),
+                prompts=None if prompts is None else [prompts[row] for row in rows], prompt=self.prompt, seed=self.seed,
+                **dict(self.options) | {"max_tokens": max_tokens},
+            )  # fmt: skip
+            for row, candidates in zip(rows, written, strict=True):
+                captions[row] = candidates
         scored = [
             list(map(Scored, candidates, cosines))
             for candidates, cosines in zip(captions, captioner.similarities(embeddings, captions), strict=True)
@@ -114,6 +114,21 @@ class Captions:
         if self.by_similarity:
             scored = [sorted(candidates, key=lambda caption: -caption.similarity) for candidates in scored]
         return scored
+
+    def _together(self, captioner: Captioner, count: int, prompts: Sequence[str] | None) -> list[tuple[list[int], int]]:
+        """The rows that are captioned together, and how many tokens their captions may have: fewer than asked for where
+        an image's prompt leaves room for fewer. Where numbers are drawn with a seed, each image is alone."""
+        most = int(dict(self.options).get("max_tokens", GenerationLimits.max_tokens))
+        language_model, context = captioner.language_model, captioner.language_model.context
+        begun = captioner.prefix_length + len(language_model.tokenize_prompt(self.prompt))
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row in range(count):
+            max_tokens = most
+            if prompts is not None and context is not None and begun + most <= context:
+                room = context - begun - len(language_model.tokenize_prompt(prompts[row]))
+                max_tokens = min(most, room) if room > 0 else most  # for decoding to refuse
+            groups.setdefault((max_tokens, 0 if self.seed is None else row), []).append(row)
+        return [(rows, max_tokens) for (max_tokens, _), rows in groups.items()]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,21 @@ def test_images_of_different_prompts_are_batched_and_one_that_is_too_long_fails_
     batcher.thread.shutdown()
 
 
+def test_a_long_prompt_leaves_room_for_a_shorter_caption(captioner: Captioner, pictures: list[Path]) -> None:
+    """Nobody chose 67 tokens, which do not fit behind it; other images are captioned as they would be alone."""
+    context = captioner.language_model.context
+    assert context is not None
+    long = "a red star " * 30
+    room = context - captioner.prefix_length - len(captioner.language_model.tokenize_prompt(long))
+    assert 0 < room < 67
+    with served(captioner) as address, httpx.Client(base_url=address, timeout=60) as client:
+        for options in ({}, {"decode": "nucleus", "seed": 3}):
+            answer = client.post("/api/caption", data={"prompts": ["", long], **options}, files=files(pictures[:2]))
+            first, second = texts(answer)
+            assert [first] == captioned(captioner, pictures[:1], [""], **options)
+            assert [second] == captioned(captioner, pictures[1:2], [long], max_tokens=room, **options)
+
+
 def test_prompts_that_the_captioner_makes_are_in_the_answer_and_items_can_be_left_out(
     retrieving: Captioner, pictures: list[Path]
 ) -> None:
