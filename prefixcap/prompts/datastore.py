@@ -172,8 +172,8 @@ class Datastore:
             indices, cosines = self._search(embeddings[rows], wanted, by_index)
             candidates = self._candidates(indices, images is not None)
             short = []
-            of_rows = zip(rows, indices.tolist(), candidates, cosines.tolist(), strict=True)
-            for row, places, texts, scores in of_rows:
+            nearest_by_row = zip(rows, indices.tolist(), candidates, cosines.tolist(), strict=True)
+            for row, places, texts, scores in nearest_by_row:
                 taken = set(barred[row]) if barred is not None else set()
                 if images is not None:  # nor captions of other images in the same words
                     taken |= {same(text) for text, image in texts if image == images[row]}

@@ -59,13 +59,13 @@ def test_other_files_are_not_touched(form: Any, tmp_path: Path) -> None:
     for content in others:
         file.write_bytes(content)
         with pytest.raises(InputError, match="holds something else than captions in this format"):
-            Destination(NAMES, form, file)
+            _ = Destination(NAMES, form, file).done
         assert file.read_bytes() == content
     later = bytes_of(form, ROWS, file)
     with pytest.raises(InputError, match="something else"):
         middle = later.index(b"\n", len(later) // 3) + 1
         file.write_bytes(later[:middle] + b"mine\n" + later[middle:])
-        Destination(NAMES, form, file)
+        _ = Destination(NAMES, form, file).done
 
 
 def test_captions_that_are_there(

@@ -36,10 +36,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
         ImageRecord(n, "", "train" if n < 40 else "val", (f"A red star {n % 36}.", f"A blue ring {n % 36}."))
         for n in range(46)
     ]
-    of_captions = generator.normal(size=(92, IDENTITY.dim)).astype(np.float32)
+    caption_embeddings = generator.normal(size=(92, IDENTITY.dim)).astype(np.float32)
     columns = {
-        "captions/embedding": of_captions,
-        "images/embedding": (of_captions[::2] + 0.5 * generator.normal(size=(46, IDENTITY.dim))).astype(np.float32),
+        "captions/embedding": caption_embeddings,
+        "images/embedding": (caption_embeddings[::2] + 0.5 * generator.normal(size=(46, IDENTITY.dim))).astype(
+            np.float32
+        ),
     }
     writer = StoreWriter(folder / "store", IDENTITY, "test", folder, job="test", shards=1)
     writer.write_piece(0, 0, 1, records, columns, [])
@@ -102,7 +104,7 @@ def test_batches_have_their_embeddings_behind_each(
 ) -> None:
     options: dict[str, Any] = {"from_text": from_text, "on_device": on_device}
     data = CaptionData(store, captioner(), 7, workers, retrieval_noise=0.04, seed=3, **options)
-    of_captions = store.split("train").feature("captions/embedding")[:]
+    caption_embeddings = store.split("train").feature("captions/embedding")[:]
     for split, neighbours, batches in (
         (data.train_split, data.train_neighbours, data.train_dataloader()),
         (data.val_split, data.val_neighbours, data.val_dataloader()),
@@ -113,7 +115,7 @@ def test_batches_have_their_embeddings_behind_each(
             rows = np.array(batch.image_rows)
             if from_text:  # an image that is validated is represented by its first caption
                 rows = np.array(batch.caption_rows) if split is data.train_split else 2 * rows
-            expected = np.concatenate((own[rows][:, None], of_captions[neighbours.indices[rows]]), axis=1)
+            expected = np.concatenate((own[rows][:, None], caption_embeddings[neighbours.indices[rows]]), axis=1)
             np.testing.assert_array_equal(batch.embeddings.numpy(), expected)
 
 
@@ -192,8 +194,8 @@ def test_a_captioner_retrieves_what_its_mapper_reads(normalize: bool, store: Fea
     with pytest.raises(InputError, match="reads 3 retrieved captions beside each image, and has no datastore: give"):
         model.caption(images, "greedy", max_tokens=4)
     model.use_datastore(store.location)
-    of_captions = torch.from_numpy(store.split("train").feature("captions/embedding")[:])
-    retrieved = of_captions[torch.tensor(nearest_others(store, images, [set()] * len(images)))]
+    caption_embeddings = torch.from_numpy(store.split("train").feature("captions/embedding")[:])
+    retrieved = caption_embeddings[torch.tensor(nearest_others(store, images, [set()] * len(images)))]
     together = torch.cat((images[:, None], retrieved), dim=1)  # (6, 1 + K, 16)
     read = F.normalize(together, dim=-1) if normalize else together
     torch.testing.assert_close(model.prefix(images), model.mapper(read))

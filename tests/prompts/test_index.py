@@ -120,10 +120,10 @@ def test_captions_are_left_out_as_without_an_index(made: Path, monkeypatch: pyte
         searched.clear()
         assert np.mean([agree(*pair) for pair in zip(found, expected, strict=True)]) > 0.9
         for number, items in enumerate(found):
-            of_image = {f"a {2 * owners[number]}", f"a {2 * owners[number] + 1}"}
+            own = {f"a {2 * owners[number]}", f"a {2 * owners[number] + 1}"}
             mine = {item.text for item in items}
             if "images" in options:
-                assert not mine & of_image
+                assert not mine & own
             elif "leave_out" in options:
                 assert texts[number] not in mine
             else:

@@ -49,8 +49,8 @@ class Destination:
         separate: each caption of an image has a sidecar of its own.
 
     Raises:
-        InputError: a file is there and must not be, or holds something else; two images would share a file; or options
-            exclude each other.
+        InputError: a file is there and must not be, two images would share a file, or options exclude each other; and
+            by `written` and `done`, the file holds something else.
     """
 
     images: Sequence[str]
@@ -78,7 +78,6 @@ class Destination:
             raise InputError(f"{self.out} is a folder: name a file in it")
         if self.out.is_file() and self.existing == "error":
             raise InputError(f"{self.out} is there already: name another file, or give --existing skip or overwrite")
-        self.written  # noqa: B018  # refuses a file that holds something else
 
     @cached_property
     def written(self) -> Written:
