@@ -23,7 +23,15 @@ from tests.processes import Python
 
 Mistaken = Callable[..., str]
 
-NAMES = ["a.jpg", 'b "c", d.png', "line\nbreak.png", "=1+1.jpg", "caf\u00e9.png", "t\tab.png"]
+NAMES = [
+    "COCO_val2014_000000391895.jpg",
+    "a.jpg",
+    'b "c", d.png',
+    "line\nbreak.png",
+    "=1+1.jpg",
+    "caf\u00e9.png",
+    "t\tab.png",
+]
 ROWS = [Row(name, [f"a \u2028 cat {number}", 'a "dog"\u00e9']) for number, name in enumerate(NAMES)]
 
 

@@ -159,7 +159,7 @@ def read_written(file: Path, form: Format, images: Sequence[str], count: int) ->
     keys = {image: key(image) for image in images}
     if form in ("text", "csv"):
         keys = {image: text.encode(errors="backslashreplace").decode() for image, text in keys.items()}
-    begin = _BEGINNINGS.get(form, "".join(keys[image] for image in images[:1])).encode()
+    begin = (str(keys[images[0]]) if form == "text" else _BEGINNINGS[form]).encode()
     if not entries and not data.startswith(begin) and not begin.startswith(data):
         raise _other_content(file, 1)
     names = {name for name, _ in entries}

@@ -137,12 +137,12 @@ class Destination:
 
     def _continued(self, out: Path) -> Iterator[Output]:
         """The file grows from batch to batch, so that a run that is killed goes on where it was."""
-        is_new = not out.exists()
+        written, is_new = self.written, not out.exists()
         with one_line_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             file = os.fdopen(os.open(out, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         with file:
-            output = Stream(file, self.form, can_rewrite=True, written=self.written)
+            output = Stream(file, self.form, can_rewrite=True, written=written)
             try:
                 yield output
             finally:
