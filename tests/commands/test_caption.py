@@ -46,8 +46,8 @@ def test_every_format_holds_the_same_captions(command: Command, ckpt: Path, phot
     expected = captions(ckpt, photos, 2, decode="beam", beams=3)
     rows = [[image, caption] for image, image_captions in expected.items() for caption in image_captions]
     visible = [[image.replace("\n", "\\n").replace("\t", "\\t"), caption] for image, caption in rows]
-    image_captions = [[image, found] for image, found in expected.items()]
-    right = {"json": image_captions, "jsonl": image_captions, "csv": rows, "text": visible}
+    by_image = [[image, texts] for image, texts in expected.items()]
+    right = {"json": by_image, "jsonl": by_image, "csv": rows, "text": visible}
     for form, read in READ.items():
         out = tmp_path / "new folder" / f"captions.{form}"
         assert command("caption", photos, "--ckpt", ckpt, *beams, "--format", form, "--out", out)[:2] == (0, "")
