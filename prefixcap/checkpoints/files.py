@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefixcap.checkpoints.descriptions import require_description
 from prefixcap.checkpoints.paths import file_with_weights, require_file
 from prefixcap.errors import InputError
-from prefixcap.model import PrefixLM
 from prefixcap.utils.validation import validate
 from prefixcap.weights import REMEDY, open_weights, require_tensors
 
@@ -48,15 +47,6 @@ def read_training(path: Path) -> dict[str, Any]:
     validate(TrainingState, content, path, "give a checkpoint that training wrote")
     training: dict[str, Any] = content
     return training
-
-
-def load_weights(captioner: PrefixLM, path: Path) -> None:
-    """Load the weights of a training checkpoint into an existing captioner.
-
-    Raises:
-        InputError: as `read_checkpoint`, or the weights do not fit; the message names one.
-    """
-    captioner.load_checkpoint_state_dict(captioner_state_dict(read_checkpoint(path)), path)
 
 
 def read_file(path: Path, mapped: bool = False) -> Any:

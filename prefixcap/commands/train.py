@@ -6,11 +6,11 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stores import open_store, require_store
-from prefixcap.checkpoints.paths import file_with_weights, require_file
 from prefixcap.commands.common.hydra_main import command, run
 from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
 from prefixcap.errors import InputError
@@ -29,9 +29,9 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from lightning.pytorch.utilities import rank_zero_only
 
     from prefixcap.captioner import Captioner
-    from prefixcap.checkpoints.files import load_weights
     from prefixcap.commands.common.automatic import choose_grouping, choose_precision
     from prefixcap.commands.common.prompting import build_prompts, retrieval_options
+    from prefixcap.commands.common.starting import Start, resumed_language_model
     from prefixcap.commands.common.trainer import (
         fit,
         half_batch,
@@ -41,7 +41,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
         used_device,
     )
     from prefixcap.data import CaptionData
-    from prefixcap.language import load_language_model
+    from prefixcap.language import LanguageModel, load_language_model
     from prefixcap.language.lora import Lora
     from prefixcap.noise import Noise, read_offset
     from prefixcap.prompts import Datastore
@@ -67,9 +67,11 @@ def main(config: DictConfig) -> float | None:
     if config.cuda_graphs not in ("auto", True, False):
         raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
+    start = Start(config.start) if config.start and not config.ckpt else None
+    overrides = list(HydraConfig.get().overrides.task)
+    if start and not any(override.startswith("ckpt=") for override in overrides):  # such a run has its configuration
+        start.adopt(config, overrides)
     retrieve_from, retrieval_noise = retrieval_options(config.model)
-    if config.start:
-        require_file(file_with_weights(Path(config.start)))
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
     loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing
@@ -79,11 +81,8 @@ def main(config: DictConfig) -> float | None:
     require_encoder_name(store, config.encoder.name)
     choices = [choose_precision(config), choose_grouping(config, store.split("train"))]
     seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
-    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
-    lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
-    lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
     captioner = Captioner(
-        load_language_model(**lm),
+        build_language_model(config, start),
         store.encoder,
         cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
         config.model.normalize_embeddings,
@@ -91,8 +90,8 @@ def main(config: DictConfig) -> float | None:
         start_token=config.model.start_token,
     )
     prompts, max_prompt_tokens = build_prompts(config, captioner, store)
-    if config.start and not config.ckpt:
-        load_weights(captioner, Path(config.start))
+    if start:
+        rank_zero_print(start.load_into(captioner))
     if config.compile:
         captioner.language_model.compile_training(config.compile)
     data = CaptionData(
@@ -107,6 +106,8 @@ def main(config: DictConfig) -> float | None:
         objective=build_objective(config.model.objective, captioner, data, **objective_options(config)),
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # a frozen language model is
+    if config.start:
+        warnings.filterwarnings("ignore", "too few steps")  # to learn to caption images, which it has learned
     monitor = monitored(config, data.val_split)
     best, last_checkpoint = best_and_last(run_dir / "checkpoints", config.checkpoint_every_n_steps, monitor)
     chosen = instantiate(monitoring(config.callbacks, monitor)).values()
@@ -139,6 +140,16 @@ def main(config: DictConfig) -> float | None:
     options = " ".join([f"ckpt={shlex.quote(best.best_model_path)}", *images_to_caption(config, store)])
     rank_zero_print(f"evaluate it:     {command('eval')} {options}")
     return float(best.best_model_score) * (-1 if monitor == "val_loss" else 1)
+
+
+def build_language_model(config: DictConfig, start: Start | None) -> LanguageModel:
+    """The language model to train: that of the captioner from which the run starts, or as configured."""
+    if config.ckpt and config.start and config.model.lm_tuning == "full":
+        return resumed_language_model(Path(config.ckpt))
+    lm = cast(dict[str, Any], OmegaConf.to_container(config.lm, resolve=True))
+    lora = Lora(**check_options("lm.lora", Lora, lm.pop("lora", {})))
+    lm = check_options("lm", load_language_model, lm | {"tuning": config.model.lm_tuning, "lora": lora})
+    return (start and start.language_model(lm)) or load_language_model(**lm)
 
 
 def monitored(config: DictConfig, split: StoreSplit) -> str:

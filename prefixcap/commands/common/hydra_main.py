@@ -66,6 +66,7 @@ def sweep_number() -> str:
 
 # What configurations of all commands may call.
 OmegaConf.register_new_resolver("sweep_number", sweep_number, replace=True)
+OmegaConf.register_new_resolver("if_starts", lambda start, then, otherwise: then if start else otherwise, replace=True)
 OmegaConf.register_new_resolver("language_model_beside", language_model_beside, replace=True)
 
 
