@@ -88,3 +88,8 @@ def listed(noun: str, names: Sequence[object]) -> str:
     named = ", ".join(map(str, names[:_MOST_NAMED]))
     more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
     return f"{noun}{'' if len(names) == 1 else 's'} {named}{more}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, to quote in an InputError: other libraries' messages may have pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

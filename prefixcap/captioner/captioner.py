@@ -16,7 +16,7 @@ from prefixcap import renamed, reranking
 from prefixcap.captioner.beside import decoder_inputs, open_datastores, with_nearest, with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
-from prefixcap.checkpoints.paths import CONFIG, is_hub_name, local_captioner
+from prefixcap.checkpoints.paths import CONFIG
 from prefixcap.decoding import check_decoder, draws, random_generator
 from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
@@ -374,12 +374,12 @@ class Captioner(PrefixLM):
 
         Args:
             name: a folder, or "photos", see `load`; if there is no such folder, a name on the model hub.
-            revision: a branch, tag or commit on the hub.
+            revision: a branch, tag or commit on the hub; also as "someone/captioner@v1".
 
         Raises:
             InputError: there is no captioner, one of its files is missing or damaged, or it cannot be downloaded.
         """
-        folder = pretrained.downloaded(str(name), revision) if is_hub_name(name) else local_captioner(name)
+        folder = pretrained.locate(name, revision)
         description, weights = pretrained.read_folder(folder)
         language_model = pretrained.load_own_language_model(folder, description["language_model"])
         captioner = cls.build(description, language_model, weights, folder / CONFIG)

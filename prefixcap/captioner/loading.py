@@ -9,7 +9,6 @@ from prefixcap.captioner.captioner import Captioner
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.clipcap_weights import is_clipcap, read_clipcap
 from prefixcap.checkpoints.files import captioner_state_dict, read_file, require_checkpoint
-from prefixcap.checkpoints.paths import is_hub_name, local_captioner
 from prefixcap.errors import InputError
 
 
@@ -18,17 +17,21 @@ def load(
     device: str | torch.device = "cpu",
     tokenizer: str | None = None,
     normalize_embeddings: bool | None = None,
+    revision: str | None = None,
 ) -> Captioner:
     """Load a captioner, in eval mode.
 
     Args:
         path: "photos", the captioner of photographs that comes with the package; a checkpoint (`*.ckpt`) of training, a
             folder that `save_pretrained` wrote, or weights (`*.pt`) that the authors of ClipCap published; or a name on
-            the model hub, e.g. "someone/captioner". Pickled code is never run. A folder named photos is "./photos".
+            the model hub, e.g. "someone/captioner" or "someone/captioner@v1". Pickled code is never run. A folder named
+            photos is "./photos".
         device: where to put it.
         tokenizer: only for ClipCap's weights: GPT-2's, as a folder or by its name on the model hub; None: "gpt2".
         normalize_embeddings: only for ClipCap's weights: whether to scale embeddings to unit length; None: as their
             authors do, for the transformer but not for the MLP.
+        revision: only for a name on the model hub: a branch, tag or commit; None: that behind the @ of the name, or the
+            latest.
 
     Raises:
         InputError: there is no such file, it holds no captioner, its language model or tokenizer cannot be found, it is
@@ -39,7 +42,7 @@ def load(
         >>> len(captioner.caption(["photo.jpg", "another.png"], decode="beam"))
         2
     """
-    path = pretrained.downloaded(str(path)) if is_hub_name(path) else local_captioner(path)
+    path = pretrained.locate(path, revision)
     content: Any = None if path.is_dir() else read_file(path)
     if is_clipcap(content):
         parts = read_clipcap(content, path, tokenizer or "gpt2", normalize_embeddings)

@@ -8,11 +8,12 @@ from prefixcap.errors import InputError
 
 CONFIG = "config.json"  # in a folder that `save_pretrained` wrote
 LANGUAGE_MODEL = "language_model"  # the folder of the language model, in a folder that `save_pretrained` wrote
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether this may be a captioner's name on the model hub: OWNER/NAME, where no such file or folder is."""
+    """Whether this may be a captioner's name on the model hub, OWNER/NAME or OWNER/NAME@REVISION: no such file or
+    folder is here."""
     return (
         HUB_NAME.fullmatch(str(name)) is not None
         and not Path(name).exists()

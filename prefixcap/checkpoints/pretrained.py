@@ -7,18 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-import prefixcap
 from prefixcap import renamed
 from prefixcap.checkpoints.descriptions import require_description
 from prefixcap.checkpoints.model_card import model_card
-from prefixcap.checkpoints.paths import CONFIG, HUB_NAME, LANGUAGE_MODEL
-from prefixcap.encoders.common import first_line
+from prefixcap.checkpoints.paths import CONFIG, LANGUAGE_MODEL, is_hub_name, local_captioner
 from prefixcap.errors import InputError
 from prefixcap.language.files import TEXTS
 from prefixcap.language.loading import load_saved_model
 from prefixcap.language.model import LanguageModel
 from prefixcap.model import PrefixLM
 from prefixcap.utils.files import atomic_write, atomic_write_folder, atomic_write_text, read_json, read_text
+from prefixcap.utils.hub import download, require_repository, upload
 from prefixcap.utils.options import Dtype
 from prefixcap.weights import REMEDY, rounded
 
@@ -104,8 +103,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     remedy = "give a folder that save_pretrained wrote"
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} holds no captioner (it has no {CONFIG}): {remedy}")
+    if lacking := [file for file in (CONFIG, MAPPER) if not (folder / file).is_file()]:
+        raise InputError(f"{folder} holds no captioner of prefixcap (it has no {lacking[0]}): {remedy}")
     description = require_description(read_json(folder / CONFIG), folder / CONFIG)
     if description["language_model"]["tuning"] == "lora":
         raise InputError(f"{folder / CONFIG}: adapters are merged in such a folder; {REMEDY}")
@@ -132,37 +131,29 @@ def push(captioner: PrefixLM, name: str, license: str = "unknown", private: bool
         InputError: the name is invalid, the hub cannot be reached, or it refuses (log in with `hf auth login`, or set
             HF_TOKEN); or as `save`.
     """
-    from huggingface_hub import HfApi
-
-    if not HUB_NAME.fullmatch(name):
-        raise InputError(f"'{name}' is no name of a repository on the model hub: give OWNER/NAME")
-    api = HfApi(library_name="prefixcap", library_version=prefixcap.__version__)
+    require_repository(name)
     with tempfile.TemporaryDirectory() as folder:
         save(captioner, Path(folder), license, name)
-        try:
-            address = api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a prefixcap captioner")
-        except Exception as error:  # the type depends on the HTTP library of the hub's client
-            raise InputError(
-                f"cannot push to {name} on the model hub: {first_line(error)}; is the name right, and are you logged "
-                "in (hf auth login)?"
-            ) from error
-    return str(address)
+        return upload(Path(folder), name, private)
 
 
-def downloaded(name: str, revision: str | None = None) -> Path:
-    """The local folder of a captioner on the model hub, downloaded unless it is in the hub's cache.
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The file or folder of a captioner, as `prefixcap.load` takes it; fetched from the model hub, unless it is here.
+
+    Args:
+        name: a path, "photos", OWNER/NAME or OWNER/NAME@REVISION.
+        revision: a branch, tag or commit on the hub; None: that of the name, or the latest.
 
     Raises:
-        InputError: it cannot be downloaded.
+        InputError: it cannot be downloaded, or a revision is given of what is not on the hub.
     """
-    from huggingface_hub import snapshot_download
-
+    if not is_hub_name(name):
+        if revision is not None:
+            raise InputError(
+                f"revision is for a name on the model hub, and {name} is here or no such name: leave it out"
+            )
+        return local_captioner(name)
     weights = ("*.safetensors", "model.safetensors.index.json")
     files = [CONFIG, MAPPER, CARD, *(f"{LANGUAGE_MODEL}/{file}" for file in (*TEXTS, *weights))]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # the type depends on the HTTP library of the hub's client
-        raise InputError(
-            f"there is no file or folder {name}, and it cannot be downloaded from the model hub: {first_line(error)}"
-        ) from error
+    problem = f"there is no file or folder {name}, and it cannot be downloaded"
+    return download(str(name) if revision is None else f"{name}@{revision}", files, problem)

@@ -1,39 +1,83 @@
-"""Export a captioner to a folder that others can load.
+"""Export a captioner to a folder that others can load, or to the model hub.
 
 safetensors is for `prefixcap.load` and comes with a model card; onnx and torch-export run without prefixcap.
 """
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from prefixcap.commands.common.options import CAPTIONER, existing_captioner
 from prefixcap.commands.common.outputs import require_new_folder
+from prefixcap.errors import InputError
+
+if TYPE_CHECKING:
+    from prefixcap.captioner import Captioner
 
 EXAMPLES = """  prefixcap export best.ckpt shared
 
+  prefixcap export best.ckpt --push someone/captioner --license mit
+
   prefixcap export best.ckpt shared-onnx --format onnx"""
+
+Form = Literal["safetensors", "onnx", "torch-export"]
 
 
 def main(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CAPTIONER, callback=existing_captioner)],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="A new or empty folder; with --push it may be left out.")
+    ] = None,
     form: Annotated[
-        Literal["safetensors", "onnx", "torch-export"],
-        typer.Option("--format", metavar="NAME", help="safetensors, onnx or torch-export."),
+        Form, typer.Option("--format", metavar="NAME", help="safetensors, onnx or torch-export.")
     ] = "safetensors",
     license: Annotated[
         str, typer.Option(metavar="NAME", help="The licence of the weights, for the model card: mit, ...")
     ] = "unknown",
-) -> None:
-    """Write the folder. Raises InputError if it has files already, or the checkpoint cannot be loaded."""
-    require_new_folder(folder)
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", show_default=False,
+            help="Upload it to the model hub, to a repository that is created if necessary; hf auth login comes first.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
+) -> None:  # fmt: skip
+    """Write the folder, and upload it.
+
+    Raises:
+        InputError: the folder has files already, the checkpoint cannot be loaded, or the hub refuses.
+    """
+    from prefixcap.utils.hub import require_repository, upload
+
+    if push is not None:
+        require_repository(push)
+    elif private:
+        raise InputError("--private is for an upload: add --push OWNER/NAME, or leave it out")
+    elif folder is None:
+        raise InputError("there is no place to export to: give a FOLDER, or --push OWNER/NAME")
+    if folder is not None:
+        require_new_folder(folder)
     from prefixcap.captioner import load
 
     captioner = load(checkpoint)
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as written:
+        write(captioner, Path(written), form, license, push)
+        if folder is not None:
+            print(f"written to {folder}")
+        if push is not None:
+            print(f"uploaded to {upload(Path(written), push, private)}")
+
+
+def write(captioner: "Captioner", folder: Path, form: Form, license: str, name: str | None) -> None:
+    """Write a captioner in this form; `name` is for the model card, None: that of the folder."""
     if form == "safetensors":
-        captioner.save_pretrained(folder, license)
+        from prefixcap.checkpoints.pretrained import save
+
+        save(captioner, folder, license, name)
     elif form == "onnx":
         from prefixcap.sharing.export import export_onnx
 
@@ -42,4 +86,3 @@ def main(
         from prefixcap.sharing.export import export_program
 
         export_program(captioner, folder, progress=True)
-    print(f"written to {folder}")

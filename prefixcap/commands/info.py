@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefixcap.checkpoints.paths import LANGUAGE_MODEL, is_hub_name, local_captioner, require_captioner
+from prefixcap.checkpoints.paths import LANGUAGE_MODEL, require_captioner
 from prefixcap.commands.common.options import CAPTIONER, existing_captioner
 from prefixcap.errors import InputError
 from prefixcap.utils.files import read_json, read_text
@@ -52,9 +52,9 @@ def describe(name: str | Path) -> dict[str, Any]:
     require_captioner(name)
     from prefixcap.checkpoints.clipcap_weights import is_clipcap
     from prefixcap.checkpoints.files import read_file
-    from prefixcap.checkpoints.pretrained import downloaded
+    from prefixcap.checkpoints.pretrained import locate
 
-    path = downloaded(str(name)) if is_hub_name(name) else local_captioner(name)
+    path = locate(name)
     if path.is_dir():
         description = _describe_folder(path)
     else:

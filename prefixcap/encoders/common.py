@@ -39,8 +39,3 @@ def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image -> (3, height, width) uint8."""
     # With NumPy: images are prepared in a separate thread, where torch's threads would slow down the encoder.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, to quote in an InputError: other libraries' messages may have pages."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

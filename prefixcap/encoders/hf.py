@@ -10,7 +10,6 @@ transformers 4 and 5.
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from prefixcap.encoders.common import first_line, normalized, weights_digest
+from prefixcap.encoders.common import normalized, weights_digest
 from prefixcap.encoders.missing import missing_encoder
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
 from prefixcap.utils.colour import to_rgb
-from prefixcap.utils.hub import Unreachable, is_unreachable, read_config, require_no_adapter
+from prefixcap.utils.hub import model_folder, read_config, require_no_adapter
 
 # CLIP was trained on images resized by PIL; torchvision resizes tensors slightly differently.
 _PIL = {"backend": "pil"} if find_spec("transformers.image_processing_backends") else {"use_fast": False}
@@ -170,8 +169,8 @@ def _siglip_patches(model: Any, pixels: Tensor) -> PatchFeatures:
 
 def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
     """The model in fp32 on the CPU, its image processor and its tokenizer."""
-    folder = Path(checkpoint).expanduser()
-    source = str(folder) if folder.is_dir() else checkpoint
+    problem, missing = f"encoder {name!r} cannot be loaded", missing_encoder(name)
+    source = model_folder(checkpoint, problem, missing, weights=False)
     try:
         config = read_config(source)
         require_no_adapter(source)
@@ -182,6 +181,7 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
             f"encoder {name!r} is a {config.model_type!r} model, neither 'clip' nor 'siglip': "
             "give a checkpoint of CLIPModel or SiglipModel"
         )
+    source = model_folder(checkpoint, problem, missing)
     try:
         # transformers 5 would take the checkpoint's dtype.
         model, report = AutoModel.from_pretrained(
@@ -200,8 +200,6 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
 
 
 def _cannot_load(name: str, error: Exception) -> InputError:
-    if is_unreachable(error) and (missing := missing_encoder(name)):
-        return Unreachable(f"encoder {name!r} cannot be loaded, as the model hub cannot be reached: {missing}")
     return InputError(
         f"encoder {name!r} cannot be loaded ({first_line(error)}): give a folder written by "
         "save_pretrained, with image processor and tokenizer, or the name of a model on the hub"

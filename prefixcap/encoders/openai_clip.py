@@ -15,10 +15,10 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
-from prefixcap.encoders.common import first_line, normalized, to_tensor, weights_digest
+from prefixcap.encoders.common import normalized, to_tensor, weights_digest
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
 from prefixcap.utils.colour import to_rgb
 from prefixcap.utils.hub import Unreachable

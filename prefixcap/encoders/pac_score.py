@@ -12,9 +12,8 @@ from typing import Any
 from torch import nn
 from torchvision.transforms import Normalize
 
-from prefixcap.encoders.common import first_line
 from prefixcap.encoders.openai_clip import OpenAIClipEncoder
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.weights import open_weights, require_tensors
 
 WEIGHTS = "state_dict"  # the entry of the file that holds them

@@ -21,7 +21,7 @@ from prefixcap.language.model import LanguageModel
 from prefixcap.language.quantization import Quantization, checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.utils.files import parse_json, read_json
 from prefixcap.utils.hardware import out_of_memory
-from prefixcap.utils.hub import Unreachable, is_unreachable, missing_language_model, read_config, require_no_adapter
+from prefixcap.utils.hub import missing_language_model, model_folder, read_config, require_no_adapter, split_revision
 from prefixcap.utils.options import Dtype
 from prefixcap.weights import REMEDY, Shapes, require_layers
 
@@ -77,12 +77,13 @@ def load_language_model(
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization, options["dtype"])
     logging.disable_progress_bar()  # one for each shard is of little use and disturbs other output
+    source = _folder("language model", name, weights=scratch is None)
     try:
-        config, missing = read_config(_source(name), **(scratch or {})), None
+        config, missing = read_config(source, **(scratch or {})), None
         if scratch is None:
-            require_no_adapter(_source(name))
+            require_no_adapter(source)
             model, report = AutoModelForCausalLM.from_pretrained(
-                _source(name), config=config, output_loading_info=True, trust_remote_code=False, **options
+                source, config=config, output_loading_info=True, trust_remote_code=False, **options
             )
             missing = min(report["missing_keys"], default=None)
         else:
@@ -108,10 +109,12 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    what = "the tokenizer of language model"
+    source = _folder(what, name, weights=False)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise _cannot_load("the tokenizer of language model", name, error) from error
+        raise _cannot_load(what, name, error) from error
     return tokenizer
 
 
@@ -121,7 +124,8 @@ def count_parameters(name: str) -> int | None:
 
     try:
         with torch.device("meta"):
-            config = read_config(_source(name), local_files_only=True)
+            source, revision = split_revision(str(ASSETS / "language_model") if name == "demo" else name)
+            config = read_config(source, local_files_only=True, revision=revision)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # of a malformed folder
         return None
@@ -180,9 +184,11 @@ def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageMode
     return load_language_model(str(folder), tuning, dtype)
 
 
-def _source(name: str) -> str:
-    """The folder or name that transformers opens for a name."""
-    return str(ASSETS / "language_model") if name == "demo" else name
+def _folder(what: str, name: str, weights: bool) -> str:
+    """The folder of a language model; `what` is loaded of it. Raises InputError if it cannot be fetched."""
+    if name == "demo":
+        return str(ASSETS / "language_model")
+    return model_folder(name, f"cannot load {what} '{name}'", missing_language_model(name), weights)
 
 
 def _require_texts(files: Any, weights: Shapes | None, source: object) -> dict[str, str]:
@@ -238,12 +244,10 @@ def _cannot_load(what: str, name: str, error: Exception) -> Exception:
     """The error to raise in place of another library's."""
     if isinstance(error, InputError) or out_of_memory(error):
         return error
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if is_unreachable(error) and (missing := missing_language_model(name)):
-        return Unreachable(f"cannot load {what} '{name}', as the model hub cannot be reached: {missing}")
+    reason = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in reason:
         reason = "it needs code of its own, which is never run"
     return InputError(
-        f"cannot load {what} '{name}': {reason}; "
+        f"cannot load {what} '{name}': {reason[:300]}; "
         "give a folder saved with save_pretrained, or the name of a causal LM on the model hub"
     )

@@ -16,15 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from prefixcap.errors import InputError, RowsError
 from prefixcap.utils.files import parse_json, read_text
 from prefixcap.utils.hardware import out_of_memory
-from prefixcap.utils.hub import (
-    TOKENIZER,
-    WEIGHTS,
-    Unreachable,
-    by_hand,
-    is_unreachable,
-    read_config,
-    require_no_adapter,
-)
+from prefixcap.utils.hub import TOKENIZER, WEIGHTS, by_hand, model_folder, read_config, require_no_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,20 +140,22 @@ def load_text_encoder(name: str, layer: int | None = None, device: "torch.device
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    missing = f"fetch {by_hand(name, f'config.json, {WEIGHTS}, {TOKENIZER}')}"
+    folder = model_folder(name, f"cannot load text encoder '{name}'", missing)
     try:
-        config = read_config(name)
-        require_no_adapter(name)
+        config = read_config(folder)
+        require_no_adapter(folder)
         model, report = AutoModel.from_pretrained(
-            name, config=config, output_loading_info=True, trust_remote_code=False, dtype=torch.float32
+            folder, config=config, output_loading_info=True, trust_remote_code=False, dtype=torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        pooling = _pooling(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        pooling = _pooling(Path(folder), name)
     except Exception as error:  # a malformed folder makes transformers raise almost anything
         raise _cannot_load(name, error) from error
     # The head above the first token is read by nothing here, and often missing.
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if missing:  # transformers only warns, and initializes them at random
-        raise InputError(f"text encoder '{name}' lacks weights, e.g. {min(missing)}: give a complete model")
+    lacking = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if lacking:  # transformers only warns, and initializes them at random
+        raise InputError(f"text encoder '{name}' lacks weights, e.g. {min(lacking)}: give a complete model")
     encoder = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
     layers = int(encoder.config.num_hidden_layers)
     chosen = layer if layer is not None else _BEST_LAYERS.get(name.rsplit("/", 1)[-1], layers)
@@ -171,14 +165,14 @@ def load_text_encoder(name: str, layer: int | None = None, device: "torch.device
     return TextEncoder(encoder.eval().to(device), tokenizer, called, chosen, pooling)
 
 
-def _pooling(name: str) -> str:
+def _pooling(folder: Path, name: str) -> str:
     """How sentence-transformers makes one vector of a model's tokens: by the files beside it, if there are any."""
-    modules = _beside(name, "modules.json") or []
+    modules = _beside(folder / "modules.json") or []
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
         raise InputError(f"text encoder '{name}' has a module of type {other[0]!r}, which is not known here")
     paths = [module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
-    options = _beside(name, f"{paths[0]}/config.json") or {} if paths else {}
+    options = _beside(folder / paths[0] / "config.json") or {} if paths else {}
     modes = [mode for mode, is_on in options.items() if mode.startswith("pooling_mode_") and is_on is True]
     if modes in ([], ["pooling_mode_mean_tokens"]):
         return "mean"
@@ -187,27 +181,19 @@ def _pooling(name: str) -> str:
     raise InputError(f"text encoder '{name}' pools tokens by {', '.join(modes)}: only the mean and cls are known here")
 
 
-def _beside(name: str, file: str) -> Any:
+def _beside(file: Path) -> Any:
     """The content of a JSON file of a model; None if it has no such file."""
-    from transformers.utils import cached_file
-
-    path = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return None if path is None else parse_json(read_text(Path(path)), path)
+    return parse_json(read_text(file), file) if file.is_file() else None
 
 
 def _cannot_load(name: str, error: Exception) -> Exception:
     """The error to raise in place of another library's."""
     if isinstance(error, InputError) or out_of_memory(error):
         return error
-    if is_unreachable(error):
-        files = by_hand(name, f"config.json, {WEIGHTS}, {TOKENIZER}")
-        return Unreachable(f"cannot load text encoder '{name}', as the model hub cannot be reached: fetch {files}")
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in reason:
         reason = "it needs code of its own, which is never run"
     return InputError(
-        f"cannot load text encoder '{name}': {reason}; give a folder saved with save_pretrained, or the name of a "
-        "model of transformers on the model hub"
+        f"cannot load text encoder '{name}': {reason[:300]}; give a folder saved with save_pretrained, or the name of "
+        "a model of transformers on the model hub"
     )

@@ -256,6 +256,11 @@ def test_export_and_its_folder(command: Command, mistaken: Mistaken, ckpt: Path,
     exported, original = (prefixcap.load(path).caption(embeddings, **options) for path in (tmp_path / "shared", ckpt))
     assert exported == original
     assert "is there already: name a new or empty folder" in mistaken("export", ckpt, tmp_path / "shared")
+    assert "no place to export to: give a FOLDER, or --push OWNER/NAME" in mistaken("export", ckpt)
+    assert "--private is for an upload: add --push OWNER/NAME" in mistaken("export", ckpt, "x", "--private")
+    assert "'mine' is no name of a repository on the model hub: give OWNER/NAME" in mistaken(
+        "export", ckpt, "--push", "mine"
+    )
     assert "is there already: name a new or empty folder" in mistaken("import", ckpt, ckpt)
     assert "there is no checkpoint" in mistaken("import", tmp_path / "nothing.pt", tmp_path / "new")
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from prefixcap.captioner import Captioner
 
 CAPTIONER = (
-    "A checkpoint, a folder written by `export`, a .pt that ClipCap published, a name on the model hub, or photos, the "
+    "A checkpoint, a folder written by `export`, a .pt that ClipCap published, a name on the model hub "
+    "(OWNER/NAME, or OWNER/NAME@REVISION), or photos, the "
     "captioner that comes with the package."
 )
 
