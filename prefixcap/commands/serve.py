@@ -62,7 +62,9 @@ def main(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="A site whose pages may use the API, e.g. https://example.org; may be repeated; *: any."
+            metavar="URL",
+            help="A site whose pages may use the API, and show the page in a frame, e.g. https://example.org; may be "
+            "repeated; *: any.",
         ),
     ] = None,
     forwarded_allow_ips: Annotated[

@@ -1,1 +1,1 @@
-"""Export captioners to run without this package."""
+"""Export captioners: to run without this package, or as a Hugging Face Space."""

@@ -5,7 +5,7 @@ import base64
 import binascii
 import hmac
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from email.message import Message as Header
 
 from starlette.datastructures import Headers
@@ -29,7 +29,8 @@ RETRY_AFTER = {"Retry-After": "1"}
 PAGE = ("/", "/theme.css")
 PAGE_FOLDERS = ("/assets/", "/static/")
 
-# With it the browser itself refuses everything that comes from, or goes to, another host.
+# With it the browser itself refuses everything that comes from, or goes to, another host. Which sites may show a page
+# in a frame is added.
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -40,7 +41,6 @@ POLICY = "; ".join(
         "font-src 'self' data:",
         "object-src 'none'",
         "base-uri 'self'",
-        "frame-ancestors 'self'",
     ]
 )
 
@@ -92,10 +92,19 @@ class Gate:
         paths: of the app, with their methods; other paths are answered with 404.
         password: for HTTP basic authentication, under any user name; None: no authentication. `/health` is open.
         slots: of requests with a body.
+        origins: other sites that may show the page in a frame; "*": any.
     """
 
-    def __init__(self, app: ASGIApp, paths: Mapping[str, Set[str]], password: str | None, slots: RequestSlots) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        paths: Mapping[str, Set[str]],
+        password: str | None,
+        slots: RequestSlots,
+        origins: Iterable[str] = (),
+    ) -> None:
         self.app, self._paths, self._slots = app, paths, slots
+        self._policy = "; ".join([POLICY, " ".join(["frame-ancestors 'self'", *sorted(origins)])]).encode()
         self._password = None if password is None else password.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +118,7 @@ class Gate:
             if answer := self._refusal(scope, path):
                 await answer(scope, receive, send)
             elif scope["method"] in READING:
-                await self.app(scope, receive, _with_policy(send))
+                await self.app(scope, receive, _with_policy(send, self._policy))
             else:
                 await self._work(scope, receive, send)
 
@@ -225,10 +234,10 @@ async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> 
         stop.cancel()
 
 
-def _with_policy(send: Send) -> Send:
+def _with_policy(send: Send, policy: bytes) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            message["headers"] = [*message["headers"], (b"content-security-policy", policy)]
         await send(message)
 
     return sending

@@ -82,7 +82,8 @@ def serve(
             from X-Forwarded-Prefix of a trusted proxy, else none.
         allow_hosts: host names that the server answers to, besides `host` and the local names of this machine; "*":
             any. A server on all addresses also answers to every IP address.
-        allow_origins: other sites, e.g. "https://example.org", whose pages may use the API; "*": any.
+        allow_origins: other sites, e.g. "https://example.org", whose pages may use the API, and show the page in a
+            frame; "*": any.
         forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
         datastore: the feature store that the captioner retrieves captions from, or several by name, of which visitors
             choose one; see `Captioner.use_datastore`.
@@ -196,8 +197,8 @@ def build_app(
     methods |= dict.fromkeys(mount_page(app, captioner, len(examples)), READING)
     app.state.batcher = batcher
     app.state.slots = RequestSlots(max_queue, max_per_client or max(1, max_queue // 2))
-    app.add_middleware(Gate, paths=methods, password=password, slots=app.state.slots)
     access = access or Access()
+    app.add_middleware(Gate, paths=methods, password=password, slots=app.state.slots, origins=access.origins)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -257,6 +257,7 @@ def test_export_and_its_folder(command: Command, mistaken: Mistaken, ckpt: Path,
     assert exported == original
     assert "is there already: name a new or empty folder" in mistaken("export", ckpt, tmp_path / "shared")
     assert "no place to export to: give a FOLDER, or --push OWNER/NAME" in mistaken("export", ckpt)
+    assert "leave out --format onnx, or --space" in mistaken("export", ckpt, "x", "--space", "--format", "onnx")
     assert "--private is for an upload: add --push OWNER/NAME" in mistaken("export", ckpt, "x", "--private")
     assert "'mine' is no name of a repository on the model hub: give OWNER/NAME" in mistaken(
         "export", ckpt, "--push", "mine"

@@ -110,6 +110,15 @@ def test_the_command_pushes_too(hub: Hub, online: Client, captioner: Captioner, 
     assert "cannot upload to someone/exported" in online(f"command({words})", STRANGER)
 
 
+def test_the_command_pushes_a_space(hub: Hub, online: Client, captioner: Captioner, tmp_path: Path) -> None:
+    best = checkpoint(captioner, tmp_path / "best.ckpt")
+    printed = online(f'command("export", "{best}", "--space", "--push", "someone/demo")', OWNER)
+    assert printed == f"uploaded to {hub.address}/spaces/someone/demo\n"
+    repo = hub.repos["spaces/someone/demo"]
+    assert {"README.md", "app.py", "requirements.txt", "captioner/mapper.safetensors"} <= repo.files.keys()
+    assert "title: demo" in hub.cards[-1].splitlines()
+
+
 def test_a_revision_is_loaded_by_branch_tag_or_commit(
     hub: Hub, online: Client, captioner: Captioner, exported: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,13 @@ def asked(address: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
         return answer_of(connection)
 
 
+def test_sites_that_may_use_the_api_may_show_the_page(captioner: Captioner) -> None:
+    for origins, allowed in (((), "'self'"), (["https://huggingface.co"], "'self' https://huggingface.co")):
+        with served(captioner, access=Access(origins=origins)) as address:
+            policy = asked(address, get("/"))[1]["content-security-policy"]
+            assert policy.endswith(f"; frame-ancestors {allowed}")
+
+
 EVERYWHERE = (
     "/",
     "/docs",
