@@ -198,7 +198,9 @@ def test_private_and_gated_models_ask_for_a_token(
         assert found == (expected or {"captioner": "mlp", "language model": 64, "text encoder": 2}[kind])
 
 
+@pytest.mark.slow
 def test_offline_the_cache_is_used(hub: Hub, online: Client, home: Path, folders: dict[str, Path]) -> None:
+    """Slow because it starts Python, as huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
     for kind, load in LOADS.items():
         hub.add(f"someone/{kind.replace(' ', '-')}-cached", folders[kind])
         online(load.format(f"someone/{kind.replace(' ', '-')}-cached"))
@@ -219,7 +221,9 @@ def test_offline_the_cache_is_used(hub: Hub, online: Client, home: Path, folders
     assert len(hub.requests) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_goes_on(hub: Hub, online: Client, home: Path, exported: Path) -> None:
+    """Slow because the hub's client waits a second before it tries again, five times."""
     hub.add("someone/cut", exported)
     cached = home / "hub" / "models--someone--cut"
     hub.cut, hub.cuts, before = 2500, 99, len(hub.requests)
