@@ -2,8 +2,8 @@
 
 The photographs are test photographs of Flickr8k, which the captioner of the package has not seen, of one kind: the word
 is in at least three of a photograph's five captions. Forty are drawn at random to train on and ten to validate on, the
-same for all seeds, which are those of the trainings; the others are captioned and scored. With --name, captions call what
-was photographed by a name, as owners do: "A brown dog runs" becomes "Rex runs".
+same for all seeds, which are those of the trainings; the others are captioned and scored. With --name, captions call
+what was photographed by a name, as owners do: "A brown dog runs" becomes "Rex runs".
 
 Makes the store, trains and evaluates by `prefixcap train` and `prefixcap eval`, and writes a table. What
 is finished is not run again. Paths are relative to the working directory.

@@ -265,3 +265,27 @@ def test_importing_the_package_loads_no_model_code() -> None:
     code = "import sys, prefixcap; print({'torch', 'transformers', 'clip'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
+
+
+@pytest.mark.parametrize(("tuning", "form"), [("frozen", "checkpoint"), ("full", "checkpoint"), ("full", "folder")])
+def test_precision_of_the_language_model_is_chosen_when_loading(tuning: str, form: str, tmp_path: Path) -> None:
+    made = demo_captioner(tuning)
+    source = checkpoint(made, tmp_path / "best.ckpt")
+    if form == "folder":
+        made.save_pretrained(source := tmp_path / "folder")
+    halved = prefixcap.load(source, dtype="bfloat16")
+    assert halved.language_model.dtype == "bfloat16" and next(halved.mapper.parameters()).dtype == torch.float32
+    expected = {name: weight.bfloat16() for name, weight in made.language_model.model.state_dict().items()}
+    torch.testing.assert_close(halved.language_model.model.state_dict(), expected, rtol=0, atol=0)
+    embeddings = torch.randn(2, made.encoder_identity.dim)
+    assert all(halved.caption(embeddings, max_tokens=5))
+    with pytest.raises(InputError, match="unknown dtype 'float8'"):
+        prefixcap.load(source, dtype="float8")  # type: ignore[arg-type]
+
+    if (tuning, form) == ("full", "checkpoint"):
+        with pytest.raises(InputError, match="are quantized from a folder only"):
+            prefixcap.load(source, quantization="8bit")
+        return
+    quantized = prefixcap.load(source, quantization="8bit")
+    assert quantized.language_model.quantization == "8bit"
+    assert quantized.caption(embeddings, "greedy", max_tokens=3) == made.caption(embeddings, "greedy", max_tokens=3)

@@ -362,25 +362,24 @@ class Captioner(PrefixLM):
         pretrained.save(self, Path(folder), license, dtype=dtype)
 
     def push_to_hub(self, name: str, license: str = "unknown", private: bool = False) -> str:
-        """Upload what `save_pretrained` writes to the model hub, as e.g. "someone/captioner" -> its URL.
-
-        Arguments and errors are those of `prefixcap.checkpoints.pretrained.push`.
-        """
+        """Upload it to the model hub, as e.g. "someone/captioner" -> its URL; see `pretrained.push`."""
         return pretrained.push(self, name, license, private)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Captioner":
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, **precision: Any) -> "Captioner":
         """Load a captioner that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
         Args:
-            name: a folder, or "photos", see `load`; if there is no such folder, a name on the model hub.
+            name: a folder, or "photos", see `load`; otherwise a name on the model hub.
             revision: a branch, tag or commit on the hub; also as "someone/captioner@v1".
+            precision: dtype and quantization of its language model, see `load`.
 
         Raises:
             InputError: there is no captioner, one of its files is missing or damaged, or it cannot be downloaded.
         """
         folder = pretrained.locate(name, revision)
         description, weights = pretrained.read_folder(folder)
+        description["language_model"] |= precision
         language_model = pretrained.load_own_language_model(folder, description["language_model"])
         captioner = cls.build(description, language_model, weights, folder / CONFIG)
         tuned = {k: v for k, v in captioner.checkpoint_state_dict().items() if k.startswith("language_model.")}

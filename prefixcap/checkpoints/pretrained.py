@@ -87,7 +87,10 @@ def load_own_language_model(folder: Path, description: dict[str, Any]) -> Langua
     if tuning != "full" and name != WITHIN:
         return None
     dtype = description.get("dtype", "float32")  # missing from older folders
-    language_model = load_saved_model(folder / LANGUAGE_MODEL, tuning, dtype)
+    quantization = description.get("quantization")
+    if quantization:  # such weights are trained no further
+        tuning = "frozen"
+    language_model = load_saved_model(folder / LANGUAGE_MODEL, tuning, dtype, quantization)
     if tuning == "full":
         language_model.name = name
     return language_model

@@ -21,6 +21,7 @@ from prefixcap.commands.common.wording import Wording
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.utils.files import no_space
+from prefixcap.utils.options import Dtype, Quantization
 
 MAX_LISTED = 5  # skipped images
 
@@ -203,6 +204,21 @@ def main(
         ),
     ] = None,
     device: Device = "auto",
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            metavar="NAME", show_default=False,
+            help="Of the language model's weights: float32, or bfloat16 or float16 for half the memory (default: "
+            "as saved).",
+        ),
+    ] = None,
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(
+            metavar="NAME", show_default=False,
+            help="Of the language model's weights: 8bit or 4bit, of a large one (default: as saved).",
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -242,7 +258,7 @@ def main(
             from prefixcap.language.tokens import bad_words_ids  # imports torch: after the options are checked
             from prefixcap.reranking import default_candidates
 
-            captioner = load_captioner(ckpt, device, tokenizer)
+            captioner = load_captioner(ckpt, device, tokenizer, dtype=dtype, quantization=quantization)
             if datastore:
                 captioner.use_datastore(datastore)
             if rerank is None:

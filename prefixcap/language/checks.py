@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prefixcap.errors import InputError, OptionError, listed
-from prefixcap.language.quantization import Quantization
+from prefixcap.utils.options import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,11 +18,11 @@ from prefixcap.language.checks import Tuning, check_tuning, require_embedded_tok
 from prefixcap.language.files import TEXTS
 from prefixcap.language.lora import Lora
 from prefixcap.language.model import LanguageModel
-from prefixcap.language.quantization import Quantization, checkpoint_layers, keep_differentiable, quantization_config
+from prefixcap.language.quantization import checkpoint_layers, keep_differentiable, quantization_config
 from prefixcap.utils.files import parse_json, read_json
 from prefixcap.utils.hardware import out_of_memory
 from prefixcap.utils.hub import missing_language_model, model_folder, read_config, require_no_adapter, split_revision
-from prefixcap.utils.options import Dtype
+from prefixcap.utils.options import Dtype, Quantization
 from prefixcap.weights import REMEDY, Shapes, require_layers
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ def rebuild_language_model(
     return LanguageModel(model, tokenizer, name, tuning)
 
 
-def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageModel:
+def load_saved_model(
+    folder: Path, tuning: Tuning, dtype: Dtype, quantization: Quantization | None = None
+) -> LanguageModel:
     """Load the model that `LanguageModel.save_pretrained` wrote.
 
     Raises:
@@ -181,7 +183,7 @@ def load_saved_model(folder: Path, tuning: Tuning, dtype: Dtype) -> LanguageMode
         _require_size(read_config(str(folder)), weights, folder)
     except Exception as error:
         raise _cannot_load("language model", str(folder), error) from error
-    return load_language_model(str(folder), tuning, dtype)
+    return load_language_model(str(folder), tuning, dtype, quantization)
 
 
 def _folder(what: str, name: str, weights: bool) -> str:

@@ -4,18 +4,17 @@ import importlib.util
 import logging
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from prefixcap.errors import InputError, OptionError
+from prefixcap.utils.options import Quantization
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
-
-Quantization = Literal["8bit", "4bit"]
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> "BitsAndBytesConfig":

@@ -26,6 +26,7 @@ NonNegative = Annotated[float, Ge(0.0)]
 Proportion = Annotated[float, Interval(ge=0.0, le=1.0)]
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 Dtype = Literal["float32", "bfloat16", "float16"]  # of weights
+Quantization = Literal["8bit", "4bit"]
 
 _KINDS: dict[type | None, str] = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 _COMPARISONS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}

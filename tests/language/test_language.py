@@ -14,7 +14,7 @@ import prefixcap
 from prefixcap.errors import InputError
 from prefixcap.language import Dtype, LanguageModel, load_language_model, rebuild_language_model
 from prefixcap.language.lora import Lora
-from prefixcap.language.quantization import Quantization
+from prefixcap.utils.options import Quantization
 from tests.language_models import KINDS, captioner_of, save_language_model, some_batch
 from tests.test_captioner import checkpoint
 

@@ -1,7 +1,7 @@
 """Options that several commands have."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,12 +33,13 @@ Checkpoint = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda:1, ...; auto: a GPU if there is one.")]
 
 
-def load_captioner(ckpt: str | None, device: str, tokenizer: str | None = None) -> "Captioner":
-    """The captioner of `--ckpt`, with its encoder. Without one that of the package, which a line on stderr says."""
+def load_captioner(ckpt: str | None, device: str, tokenizer: str | None = None, **precision: Any) -> "Captioner":
+    """The captioner of `--ckpt`, with its encoder; without one that of the package, which a line on stderr says. What
+    is in `precision` goes to `load`."""
     from prefixcap.captioner import load
     from prefixcap.utils.hardware import usable_device
 
-    captioner = load(ckpt or photos.require_captioner(), usable_device(device), tokenizer)
+    captioner = load(ckpt or photos.require_captioner(), usable_device(device), tokenizer, **precision)
     captioner.encoder()
     if ckpt is None:
         print(
