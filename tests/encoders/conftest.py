@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from clip.model import CLIP, convert_weights
 from clip.simple_tokenizer import SimpleTokenizer
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -181,3 +183,56 @@ def photograph() -> Image.Image:
 @pytest.fixture(scope="session")
 def pixels() -> Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+OPEN_CLIP_VIT = {"image_size": SIZE, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+POOLER = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2, "output_tokens": True}
+OPEN_CLIP_MODELS: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 48, "vision_cfg": OPEN_CLIP_VIT, "text_cfg": OPEN_CLIP_TEXT, "quick_gelu": True},
+    # As CLIPA: the mean of the patches.
+    "mean": {
+        "embed_dim": 48,
+        "vision_cfg": {**OPEN_CLIP_VIT, "pool_type": "avg", "no_ln_pre": True, "final_ln_after_pool": True},
+        "text_cfg": {**OPEN_CLIP_TEXT, "context_length": 32, "pool_type": "last", "no_causal_mask": True},
+        "custom_text": True,
+    },
+    "resnet": {
+        "embed_dim": 48,
+        "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": OPEN_CLIP_TEXT,
+    },
+    "coca": {
+        "embed_dim": 48,
+        "vision_cfg": {**OPEN_CLIP_VIT, **POOLER},
+        "text_cfg": {**OPEN_CLIP_TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {**OPEN_CLIP_TEXT, "context_length": 76, "attn_pooler_heads": 2},
+        "custom_text": True,
+    },
+    "timm": {
+        "embed_dim": 48,
+        "vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE},
+        "text_cfg": OPEN_CLIP_TEXT,
+    },
+}
+
+
+def open_clip_model(kind: str, folder: Path, **preprocess: Any) -> Path:
+    """A model with random weights in the form that open_clip's models have on the hub."""
+    import open_clip  # takes seconds
+
+    torch.manual_seed(0)
+    options = json.loads(json.dumps(OPEN_CLIP_MODELS[kind]))
+    custom = options.pop("custom_text", False)
+    kinds = {"coca": open_clip.CoCa}
+    model = kinds.get(kind, open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
+    randomise(model)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": OPEN_CLIP_MODELS[kind], "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return open_clip_model("vit", tmp_path_factory.mktemp("open_clip"))

@@ -14,15 +14,21 @@ from prefixcap.sharing.caption_example import read_pixels
 from tests.encoders.conftest import SIZE
 
 
-@pytest.fixture(params=["clip", "resnet", "transformers", "siglip", "photo"])
+@pytest.fixture(params=["clip", "resnet", "transformers", "siglip", "open_clip", "photo"])
 def name(
-    request: pytest.FixtureRequest, clip_file: Path, resnet_file: Path, clip_folder: Path, siglip_folder: Path
+    request: pytest.FixtureRequest,
+    clip_file: Path,
+    resnet_file: Path,
+    clip_folder: Path,
+    siglip_folder: Path,
+    open_clip_folder: Path,
 ) -> str:
     return {
         "clip": f"clip:{clip_file}",
         "resnet": f"clip:{resnet_file}",
         "transformers": f"transformers:{clip_folder}",
         "siglip": f"transformers:{siglip_folder}",
+        "open_clip": f"open_clip:{open_clip_folder}",
         "photo": "photo",
     }[str(request.param)]
 
