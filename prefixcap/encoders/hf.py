@@ -1,7 +1,9 @@
 """CLIP and SigLIP checkpoints through transformers.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021 (CLIP);
-Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023 (SigLIP).
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023 (SigLIP);
+Tschannen et al., "SigLIP 2: Multilingual Vision-Language Encoders", 2025: to transformers, those of one image size are
+SigLIPs.
 
 Only the towers are called, never `get_image_features` or `get_text_features`, whose return values differ between
 transformers 4 and 5.
@@ -176,6 +178,11 @@ def _load(checkpoint: str, name: str) -> tuple[Any, Any, Any]:
         require_no_adapter(source)
     except Exception as error:  # a malformed folder makes transformers raise almost anything
         raise _cannot_load(name, error) from error
+    if config.model_type == "siglip2":
+        raise InputError(
+            f"encoder {name!r} is a NaFlex SigLIP 2, which reads each image in a size of its own, and an encoder has "
+            "one size: take a SigLIP 2 that has one, e.g. transformers:google/siglip2-base-patch16-224"
+        )
     if config.model_type not in ("clip", "siglip"):
         raise InputError(
             f"encoder {name!r} is a {config.model_type!r} model, neither 'clip' nor 'siglip': "

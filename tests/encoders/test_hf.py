@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.encoders.hf import _PIL
 from prefixcap.errors import InputError
+from tests.encoders.conftest import randomise
 
 TEXTS = ["a red circle", "A red circle on the left, and two dogs: run!", "", "dog " * 100]
 
@@ -168,6 +169,41 @@ def test_narrow_dtypes(fixture: str, pixels: Tensor, request: pytest.FixtureRequ
         torch.testing.assert_close(actual.float(), getattr(expected, attribute), rtol=0.1, atol=0.3)
     assert narrow.encode_images(pixels).dtype == narrow.encode_texts(TEXTS).dtype == torch.bfloat16
     assert narrow.identity == wide.identity
+
+
+@torch.no_grad()
+def test_siglip2_is_read_as_it_was_trained(siglip_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
+    """A SigLIP to transformers, with Gemma's tokenizer, and texts in a width of their own."""
+    tokenizer_class = getattr(transformers, "Siglip2Tokenizer", None)
+    if tokenizer_class is None:
+        pytest.skip("this version of transformers has no Siglip2Tokenizer")
+    letters = "▁abcdeghilnorst"
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, "re", "red"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizer_class(vocabulary, [("r", "e"), ("re", "d")], padding_side="right", add_eos_token=True)
+    config = transformers.SiglipConfig.from_pretrained(siglip_folder)
+    config.text_config.vocab_size, config.text_config.hidden_size = len(tokens), 16
+    config.text_config.projection_size = config.vision_config.hidden_size
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(config).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    shutil.copy(siglip_folder / "preprocessor_config.json", tmp_path)
+
+    encoder = load_encoder(f"transformers:{tmp_path}")
+    assert encoder.identity.dim == 32
+    torch.testing.assert_close(encoder.encode_images(pixels), as_tensor(model.get_image_features(pixels)))
+    ids = tokenizer(["a red circle", "<unk>"], padding="max_length", max_length=16)["input_ids"]
+    assert ids[0][:2] == [vocabulary["a"], vocabulary["▁"]] and vocabulary["red"] in ids[0] and len(ids[0]) == 16
+    expected = as_tensor(model.get_text_features(torch.tensor(ids)))
+    torch.testing.assert_close(encoder.encode_texts(["A RED circle", "<unk>"]), expected)
+    assert encoder.encode_patches(pixels).patches.shape == (4, 16, 32)
+
+
+def test_a_siglip2_of_any_size_is_told(tmp_path: Path) -> None:
+    transformers.Siglip2Config().save_pretrained(tmp_path)
+    assert "NaFlex" in refused(tmp_path) and "google/siglip2-base-patch16-224" in refused(tmp_path)
 
 
 def refused(folder: Path) -> str:
