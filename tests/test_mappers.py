@@ -149,6 +149,45 @@ def test_query_mapper_computes_the_layers_written_out_with_torch_attention() -> 
     torch.testing.assert_close(mapper(patches), expected)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_projector_maps_each_patch_by_itself(layers: int) -> None:
+    torch.manual_seed(0)
+    mapper = build_mapper("projector", 6, 10, prefix_length=7, layers=layers)
+    patches = torch.randn(5, 7, 6)
+    prefix = mapper(patches)
+    assert prefix.shape == (5, 7, 10)
+    weights = list(mapper.parameters())
+    for image in range(5):
+        for patch in range(7):
+            vector = weights[0] @ patches[image, patch] + weights[1]
+            for weight, bias in zip(weights[2::2], weights[3::2], strict=True):
+                vector = weight @ (vector * 0.5 * (1 + torch.erf(vector / 2**0.5))) + bias
+            torch.testing.assert_close(prefix[image, patch], vector)
+    with pytest.raises(InputError, match=r"have 8 vectors of images/patches, .* was built for 7: set prefix_length=8"):
+        mapper(torch.randn(5, 8, 6))
+
+
+def test_projectors_have_the_published_size() -> None:
+    """LLaVA's linear layer and LLaVA-1.5's MLP, from ViT-L/14's 1,024 to Vicuna-7B's 4,096: the shapes in the published
+    files mm_projector.bin."""
+    shapes = [
+        [tuple(weight.shape) for weight in build_mapper("projector", 768, 4096, **options).parameters()]
+        for options in (
+            {"prefix_length": 256, "layers": 1, "features": "hidden", "input_dim": 1024},
+            {"prefix_length": 576, "features": "hidden", "input_dim": 1024},
+        )
+    ]
+    assert shapes == [[(4096, 1024), (4096,)], [(4096, 1024), (4096,), (4096, 4096), (4096,)]]
+    for wrong, told in (
+        ({}, "one prefix vector for each patch of an image: set prefix_length=49"),
+        ({"prefix_length": 4, "features": "image"}, "must be patches, regions, hidden, not 'image'"),
+        ({"prefix_length": 4, "input_dim": 9}, "input_dim is the width of hidden states"),
+        ({"prefix_length": 4, "features": "hidden"}, "set input_dim=768"),
+    ):
+        with pytest.raises(InputError, match=told):
+            build_mapper("projector", 6, 10, **wrong)
+
+
 def test_query_mapper_reads_any_number_of_patches_in_any_order() -> None:
     mapper = small_query_mapper()
     patches = torch.randn(2, 9, 6)
@@ -186,14 +225,18 @@ def store_of_pictures(folder: Path, features: list[str]) -> StoreSplit:
     return FeatureStore(folder / "store").split("train")
 
 
-@pytest.mark.parametrize(("features", "places"), [("patches", 49), ("regions", 10)])
+@pytest.mark.parametrize(
+    ("mapper", "features", "places"),
+    [("query", "patches", 49), ("query", "regions", 10), ("projector", "patches", 49), ("projector", "regions", 10)],
+)
 def test_image_files_pictures_and_stored_features_give_the_same_prefix(
-    features: str, places: int, tmp_path: Path
+    mapper: str, features: str, places: int, tmp_path: Path
 ) -> None:
     split = store_of_pictures(tmp_path, ["image", features])
     torch.manual_seed(0)
+    options = QUERY if mapper == "query" else {"name": "projector", "prefix_length": places}
     made = Captioner(
-        load_language_model("demo"), load_encoder("demo").identity, QUERY | {"features": features}, True
+        load_language_model("demo"), load_encoder("demo").identity, options | {"features": features}, True
     ).eval()
     made.save_pretrained(tmp_path / "exported")
     captioner = prefixcap.load(tmp_path / "exported")

@@ -43,6 +43,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.data import CaptionData
     from prefixcap.language import LanguageModel, load_language_model
     from prefixcap.language.lora import Lora
+    from prefixcap.mappers.projector import fit_to_images
     from prefixcap.noise import Noise, read_offset
     from prefixcap.prompts import Datastore
     from prefixcap.training import CaptionTraining, trainable_parameters
@@ -81,10 +82,13 @@ def main(config: DictConfig) -> float | None:
     require_encoder_name(store, config.encoder.name)
     choices = [choose_precision(config), choose_grouping(config, store.split("train"))]
     seed_everything(config.seed, workers=True, verbose=False)  # here, as making a store draws random numbers
+    mapper = cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True))
+    if mapper["name"] == "projector" and config.model.learns_from == "images":
+        mapper = fit_to_images(mapper, store.split("train").feature(Feature.parse(reads)).shape[1:])
     captioner = Captioner(
         build_language_model(config, start),
         store.encoder,
-        cast(dict[str, Any], OmegaConf.to_container(config.model.mapper, resolve=True)),
+        mapper,
         config.model.normalize_embeddings,
         trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
         start_token=config.model.start_token,

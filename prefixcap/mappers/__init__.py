@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prefixcap.mappers.cross_attention import CrossAttentionMapper
     from prefixcap.mappers.fusion import FusionMapper
     from prefixcap.mappers.mlp import MLPMapper
+    from prefixcap.mappers.projector import ProjectorMapper
     from prefixcap.mappers.query import QueryMapper
     from prefixcap.mappers.transformer import TransformerMapper
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MAPPERS: dict[str, "type[Mapper]"] = {
     "mlp": deferred("prefixcap.mappers.mlp.MLPMapper"),
     "transformer": deferred("prefixcap.mappers.transformer.TransformerMapper"),
+    "projector": deferred("prefixcap.mappers.projector.ProjectorMapper"),
     "query": deferred("prefixcap.mappers.query.QueryMapper"),
     "adaptor": deferred("prefixcap.mappers.adaptor.AdaptorMapper"),
     "fusion": deferred("prefixcap.mappers.fusion.FusionMapper"),
@@ -33,6 +35,7 @@ __all__ = [
     "FusionMapper",
     "MLPMapper",
     "Mapper",
+    "ProjectorMapper",
     "QueryMapper",
     "TransformerMapper",
     "build_mapper",
@@ -47,6 +50,7 @@ __getattr__ = deferred_attributes(
         "FusionMapper": "fusion",
         "MLPMapper": "mlp",
         "Mapper": "base",
+        "ProjectorMapper": "projector",
         "QueryMapper": "query",
         "TransformerMapper": "transformer",
     },
@@ -57,7 +61,7 @@ def build_mapper(name: str, embedding_dim: int, lm_dim: int, **options: Any) -> 
     """Build the mapper called `name`.
 
     Args:
-        name: a name in `MAPPERS`: "mlp", "transformer", "query", "adaptor", "fusion" or "cross_attention".
+        name: a name in `MAPPERS`: "mlp", "transformer", "query", "projector", "adaptor", "fusion" or "cross_attention".
         embedding_dim: width of the encoder's joint space.
         lm_dim: width of the language model's word embeddings.
         options: of the mapper's class.

@@ -49,6 +49,7 @@ OPTIONS = {
     "max_tokens": "val_max_tokens",
     "normalize_embeddings": "model.normalize_embeddings",
     "on_device": "data.on_device",
+    "prefix_length": "model.mapper.prefix_length",
     "reward": "scst.reward",
     "start_token": "model.start_token",
     "tuning": "model.lm_tuning",
