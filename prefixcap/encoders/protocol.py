@@ -23,12 +23,12 @@ class PatchFeatures:
         patches: (batch, patches, dim) embeddings of the last layer, projected into the joint space.
         attention: (batch, patches) the class token's attention over the patches in the last layer, averaged
             over the heads; it sums to one minus the class token's attention to itself. A SigLIP has a pooling probe in
-            place of the class token, whose attention sums to one. None for a CNN, which has no attention.
+            place of the class token, whose attention sums to one. None for a CNN, which has no attention, and timm's.
         patch_attention: (batch, patches, 1 + patches) each patch's attention over the class token and all patches in
             the last layer, averaged over the heads; rows sum to one. None for a SigLIP and a CNN, which have no class
-            token.
-        hidden: (batch, 1 + patches, width) class token and patches of the last layer, before its final norm. None for a
-            SigLIP and a CNN.
+            token, and timm's networks.
+        hidden: (batch, 1 + patches, width) class token and patches of the last layer, before its final norm. None where
+            `patch_attention` is.
     """
 
     embedding: Tensor
@@ -56,7 +56,7 @@ class ImageGeometry:
 
 
 class Encoder(Protocol):
-    """A CLIP: images and texts into one joint space.
+    """A CLIP: images and texts into one joint space; or an encoder of images alone.
 
     Embeddings are not normalised. They are inference tensors, on `device` and in `dtype`: `clone()` one before training
     on it.
@@ -92,7 +92,11 @@ class Encoder(Protocol):
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is truncated."""
+        """Texts -> (batch, dim) embeddings; a text longer than the encoder's context is truncated.
+
+        Raises:
+            InputError: the encoder has no text side, as a network of timm.
+        """
         ...
 
     @property

@@ -31,8 +31,8 @@ def aggregate_regions(features: PatchFeatures, regions: int = 10) -> Tensor:
     """
     if features.attention is None or features.patch_attention is None:
         raise InputError(
-            "region features need an image tower with a class token, which SigLIP and CNNs do not have: take a CLIP "
-            "ViT, e.g. clip:ViT-B/32, or the whole image in place of its regions"
+            "region features need the attention of a class token, which SigLIP, CNNs and timm's networks do not have: "
+            "take a CLIP ViT, e.g. clip:ViT-B/32, or the whole image in place of its regions"
         )
     if regions > features.patches.shape[1]:
         raise InputError(

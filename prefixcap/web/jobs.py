@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import GenerationLimits
-from prefixcap.encoders import Encoder, encode_feature
+from prefixcap.encoders import Encoder, encode_feature, reads_texts
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
 from prefixcap.prompts import Prompt
@@ -18,10 +18,13 @@ from prefixcap.zeroshot.arithmetic import encoder_of, weighted_sum
 
 
 class Scored(NamedTuple):
-    """A text and a cosine: between a caption and its image, or between a token and a prefix vector."""
+    """A text and a cosine: between a caption and its image, or between a token and a prefix vector.
+
+    The cosine of a caption is None if the encoder reads no texts.
+    """
 
     text: str
-    similarity: float
+    similarity: float | None
 
 
 class Picture(NamedTuple):
@@ -107,12 +110,14 @@ class Captions:
             )  # fmt: skip
             for row, candidates in zip(rows, written, strict=True):
                 captions[row] = candidates
+        if not self.by_similarity and not reads_texts(captioner.encoder()):
+            return [[Scored(caption, None) for caption in candidates] for candidates in captions]
+        similarities = captioner.similarities(embeddings, captions)
         scored = [
-            list(map(Scored, candidates, cosines))
-            for candidates, cosines in zip(captions, captioner.similarities(embeddings, captions), strict=True)
+            list(map(Scored, *texts_and_cosines)) for texts_and_cosines in zip(captions, similarities, strict=True)
         ]
         if self.by_similarity:
-            scored = [sorted(candidates, key=lambda caption: -caption.similarity) for candidates in scored]
+            scored = [sorted(candidates, key=lambda caption: -(caption.similarity or 0)) for candidates in scored]
         return scored
 
     def _together(self, captioner: Captioner, count: int, prompts: Sequence[str] | None) -> list[tuple[list[int], int]]:

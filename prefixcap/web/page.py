@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS, decoder_label, decoder_options, limits, takes_num_captions
+from prefixcap.encoders import reads_texts
 from prefixcap.utils.options import Option
 from prefixcap.web.gate import PAGE, PAGE_FOLDERS
 from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, MOST_PROMPT_CHARACTERS, decoder_settings, request_bounds
@@ -160,6 +161,7 @@ def _part(name: str, markup: str) -> None:
 def _header(captioner: Captioner) -> str:
     encoder, lm = (html.escape(name) for name in (captioner.encoder_identity.name, captioner.language_model.name))
     low = "" if captioner.low_similarity is None else f' data-low-similarity="{captioner.low_similarity}"'
+    low += "" if reads_texts(captioner.encoder()) else " data-no-texts"
     return f"""<header id="head"{low}><img src="favicon.ico" alt=""><div><h1>prefixcap</h1>
         <p>Captions by an <b>image encoder</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
         <a href="docs">HTTP API</a></header>"""
@@ -209,7 +211,8 @@ def _settings(captioner: Captioner) -> dict[str, Any]:
     settings["prompt"] = gr.Textbox(
         "", label="Beginning", info="of every caption", placeholder="e.g. A photo of", max_length=MOST_CHARACTERS
     )
-    settings["by_similarity"] = gr.Checkbox(True, label="The caption closest to the picture comes first")
+    label = "The caption closest to the picture comes first"
+    settings["by_similarity"] = gr.Checkbox(True, label=label, visible=reads_texts(captioner.encoder()))
     return settings
 
 

@@ -196,7 +196,7 @@ class ScoredText(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": {"text": "A red star in the snow.", "similarity": 0.63}})
 
     text: str
-    similarity: float
+    similarity: float | None = Field(description="the cosine; null for captions if the encoder reads no texts")
 
 
 class PromptItem(BaseModel):

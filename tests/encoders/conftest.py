@@ -236,3 +236,45 @@ def open_clip_model(kind: str, folder: Path, **preprocess: Any) -> Path:
 @pytest.fixture(scope="session")
 def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return open_clip_model("vit", tmp_path_factory.mktemp("open_clip"))
+
+
+TIMM_SIZES = {"img_size": SIZE, "embed_dim": 48, "depth": 2, "num_heads": 3}
+TIMM_NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {  # architecture, arguments, name of the classifier
+    "cnn": ("mobilenetv3_small_050", {}, "classifier"),  # which has a layer between pooling and classifier
+    "mean": ("vit_base_patch16_gap_224", {**TIMM_SIZES, "patch_size": 8}, "head"),
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {**TIMM_SIZES, "patch_size": 8}, "head"),
+    "dinov3": ("vit_small_patch16_dinov3", {**TIMM_SIZES, "patch_size": 8}, "head"),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": SIZE, "window_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)},
+        "head.fc",
+    ),
+}
+
+
+def timm_network(kind: str, folder: Path) -> Path:
+    """A network with random weights and a classifier, in the form that timm's have on the hub."""
+    import timm
+
+    architecture, options, classifier = TIMM_NETWORKS[kind]
+    torch.manual_seed(0)
+    network = timm.create_model(architecture, num_classes=7, **options)
+    randomise(network)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    pretrained = {
+        "input_size": [3, SIZE, SIZE],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "num_classes": 7,
+        "classifier": classifier,
+    }
+    config = {"architecture": architecture, "num_classes": 7, "model_args": options, "pretrained_cfg": pretrained}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return timm_network("dinov2", tmp_path_factory.mktemp("timm"))

@@ -79,11 +79,23 @@ def test_patches_of_a_vit_that_reads_their_mean(tmp_path: Path, pixels: Tensor) 
     features = encoder.encode_patches(pixels)
     assert features.patches.shape == (4, 16, 48)
     torch.testing.assert_close(features.embedding, encoder.encode_images(pixels))
-    with pytest.raises(InputError, match="need an image tower with a class token"):
+    with pytest.raises(InputError, match="need the attention of a class token"):
         aggregate_regions(features)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "coca", "timm"])
+@torch.no_grad()
+def test_places_of_a_network_of_timm(tmp_path: Path, pixels: Tensor) -> None:
+    encoder = load_encoder(f"open_clip:{open_clip_model('timm', tmp_path)}")
+    features = encoder.encode_patches(pixels)
+    assert features.patches.shape == (4, 1, 48)  # of 32 x 32 pixels
+    torch.testing.assert_close(features.patches[:, 0], encoder.encode_images(pixels), rtol=1e-4, atol=1e-4)
+    larger = encoder.encode_patches(torch.randn(2, 3, 64, 96))
+    torch.testing.assert_close(
+        larger.patches.mean(dim=1), larger.embedding, rtol=1e-4, atol=1e-4
+    )  # 2 x 3, of which a linear layer is read
+
+
+@pytest.mark.parametrize("kind", ["resnet", "coca"])
 def test_other_towers_have_no_patches(kind: str, tmp_path: Path, pixels: Tensor) -> None:
     encoder = load_encoder(f"open_clip:{open_clip_model(kind, tmp_path)}")
     with pytest.raises(InputError, match="has no patches in the space of its embeddings") as caught:

@@ -140,7 +140,7 @@ def test_patches_are_the_places_of_the_last_feature_map(encoder: PhotoEncoder, p
 
 
 def test_a_cnn_has_no_regions(encoder: Encoder, pictures: list[Image.Image]) -> None:
-    with pytest.raises(InputError, match="class token, which SigLIP and CNNs do not have") as caught:
+    with pytest.raises(InputError, match="class token, which SigLIP, CNNs and timm's networks do not") as caught:
         encode_feature(encoder, preprocess_images(encoder, pictures[:1]), "regions")
     assert "\n" not in str(caught.value)
 

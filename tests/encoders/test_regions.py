@@ -27,7 +27,7 @@ def test_equations_ten_to_thirteen() -> None:
 @pytest.mark.parametrize(
     ("patch_attention", "regions", "message"),
     [
-        (None, 2, "need an image tower with a class token"),
+        (None, 2, "need the attention of a class token"),
         (torch.ones(1, 3, 4), 4, "regions must be at most 3, the patches of the encoder, not 4"),
     ],
 )

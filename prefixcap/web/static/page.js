@@ -56,7 +56,8 @@ window.prefixcap = (() => {
   }
 
   function chosen() {
-    const { decode, prompt, by_similarity } = settings;
+    const { decode, prompt } = settings;
+    const by_similarity = settings.by_similarity && !("noTexts" in document.querySelector("#head").dataset);
     const fields = { decode, prompt, by_similarity };
     for (const name of takes[decode]) fields[name] = settings[`${decode}.${name}`] ?? settings[name];
     if (fields.beams < fields.count) fields.beams = fields.count; // there are no more captions than beams
@@ -169,6 +170,7 @@ window.prefixcap = (() => {
   }
 
   function score({ similarity }) {
+    if (similarity === null) return ""; // the encoder reads no texts
     const share = Math.max(0, Math.min(1, similarity));
     const title = "cosine with CLIP's embedding, -1 to 1";
     const bar = element("span", { class: "bar" }, element("span", { style: `width: ${100 * share}%` }));
