@@ -1,6 +1,7 @@
 """The networks of timm (Wightman, "PyTorch Image Models", 2019), as encoders of images alone: DINOv2 and DINOv3, and
 networks that learned from labels. They have no text side."""
 
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -177,6 +178,9 @@ def _source(timm: Any, checkpoint: str, name: str) -> tuple[str, Path | None]:
 
 def _fill(network: Any, weights: dict[str, Tensor]) -> None:
     """Load weights; those of the classifier are left out. Raises ValueError if another is missing or unknown."""
+    # As timm does for published weights: renames layers, and resizes position embeddings to the size of images.
+    if adapt := getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None):
+        weights = adapt(weights, network)
     classifier = network.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     own = network.state_dict()

@@ -85,6 +85,20 @@ def test_patches_of_dinov2_are_its_tokens(tmp_path: Path) -> None:
     torch.testing.assert_close(patches.embedding, prefix[:, 0])
 
 
+@torch.no_grad()
+def test_images_of_another_size(tmp_path: Path) -> None:
+    """Position embeddings are resized, as timm resizes those of published weights."""
+    folder = timm_network("dinov2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["img_size"] = 2 * SIZE
+    config["pretrained_cfg"]["input_size"] = [3, 2 * SIZE, 2 * SIZE]
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder, (network, _) = load_encoder(f"timm:{folder}"), theirs(folder)
+    pixels = encoder.preprocess(Image.effect_noise((90, 70), 90).convert("RGB"))[None]
+    assert encoder.encode_patches(pixels).patches.shape == (1, 64, 48)
+    torch.testing.assert_close(encoder.encode_images(pixels), network(encoder.normalize(pixels)))
+
+
 def test_a_network_without_one_feature_map_is_told() -> None:
     from prefixcap.encoders.timm_network import encode_places
 
