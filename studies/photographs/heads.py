@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prefixcap.encoders.photo import Head
+from prefixcap.encoders.heads import Head
 from prefixcap.errors import InputError
 from prefixcap.photos import HEADS
 from prefixcap.utils.files import atomic_write, read_json

@@ -13,7 +13,8 @@ from data_prep.embedding import embed
 from data_prep.readers.inputs import clean_caption
 from data_prep.records import Dataset, FileShard
 from prefixcap.encoders import Encoder
-from prefixcap.encoders.photo import Head, load_heads
+from prefixcap.encoders.heads import Head
+from prefixcap.encoders.photo import load_heads
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.store import ImageRecord, StoreWriter, join

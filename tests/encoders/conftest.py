@@ -1,6 +1,7 @@
 """Small models with random weights, saved in the formats that the back ends read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,35 @@ def timm_network(kind: str, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return timm_network("dinov2", tmp_path_factory.mktemp("timm"))
+
+
+@pytest.fixture(scope="session")
+def heads_folder(tmp_path_factory: pytest.TempPathFactory, timm_folder: Path) -> Path:
+    """A small DINOv2 and a small BERT with random weights and heads."""
+    folder = tmp_path_factory.mktemp("heads")
+    shutil.copytree(timm_folder, folder / "network")
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "circle", "on", "the", "left"]
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes, max_position_embeddings=64))
+    randomise(bert)
+    bert.save_pretrained(folder / "text")
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]",
+        model_max_length=64,
+    ).save_pretrained(folder / "text")  # fmt: skip
+    weights: dict[str, Tensor] = {}
+    for part, features in {"image": 48, "text": 24}.items():
+        layers = {"up": (20, features), "down": (16, 20), "skip": (16, features)}
+        for layer, shape in layers.items():
+            weights[f"{part}.{layer}.weight"] = torch.randn(shape) / 4
+            weights[f"{part}.{layer}.bias"] = torch.randn(shape[0]) / 4
+        weights |= {f"{part}.norm.weight": torch.randn(features), f"{part}.norm.bias": torch.randn(features)}
+    weights |= {"image.mean": torch.randn(48), "image.std": 1 + torch.rand(48)}
+    save_file(weights, folder / "heads.safetensors")
+    (folder / "encoder.json").write_text(json.dumps({"image": "timm:network", "text": "text"}))
+    return folder

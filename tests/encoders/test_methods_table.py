@@ -42,6 +42,7 @@ def open_encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         "`clip:`, ResNet": ("clip", "resnet_file"),
         "`transformers:`, CLIP": ("transformers", "clip_folder"),
         "`transformers:`, SigLIP and SigLIP 2": ("transformers", "siglip_folder"),
+        "`heads:`, with a network of timm": ("heads", "heads_folder"),
     }
     made = {
         "`open_clip:`, ViT that reads its class token": ("open_clip", open_clip_model, "vit"),

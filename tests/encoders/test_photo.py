@@ -20,7 +20,8 @@ import prefixcap.encoders.photo
 from data_prep.embedding import embed
 from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.encoders import Encoder, encode_feature, load_encoder, preprocess_images
-from prefixcap.encoders.photo import CPU_TEXTS, DIGESTS, PhotoEncoder
+from prefixcap.encoders.heads import CPU_TEXTS
+from prefixcap.encoders.photo import DIGESTS, PhotoEncoder
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.photos import HEADS
