@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from prefixcap.encoders import Encoder, load_encoder
-from prefixcap.encoders.common import first_line, weights_digest
+from prefixcap.encoders.common import weights_digest
 from prefixcap.encoders.protocol import ExportableEncoder, ImageGeometry, PatchFeatures
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
 from prefixcap.utils.files import read_json
 from prefixcap.utils.hub import read_config, require_no_adapter

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prefixcap.encoders.common import first_line, normalized, weights_digest
+from prefixcap.encoders.common import normalized, weights_digest
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
 from prefixcap.encoders.text_tower import TextLayer, TextTower
 from prefixcap.encoders.transforms import Preprocessing
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
 from prefixcap.utils.hub import Unreachable, by_hand, is_here, is_unreachable
 

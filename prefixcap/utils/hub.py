@@ -236,3 +236,15 @@ def by_hand(name: str, files: str) -> str:
         f"{files} from {constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/ into the folder {name}/ here, "
         "or name another folder"
     )
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error of transformers or huggingface_hub means that the network could not be reached."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
