@@ -49,17 +49,15 @@ class Row:
 def rows() -> dict[str, Row]:
     """All rows by name."""
     made = {"as-it-comes": Row("photos, as it comes")}
-    for tuning, label, rates in (
-        ("full", "all of it", ("1e-4", "3e-4")),
-        ("lora", "the mapper, and adapters", ("1e-3",)),
-        ("frozen", "the mapper", ("1e-3",)),
+    for tuning, label, tried in (
+        ("full", "all of it", (("3e-5", 200), ("1e-4", 50), ("1e-4", 100), ("1e-4", 200), ("3e-4", 50), ("3e-4", 200))),
+        ("lora", "the mapper, and adapters", (("1e-3", 200),)),
+        ("frozen", "the mapper", (("1e-3", 200),)),
     ):
-        for rate in rates:
-            for steps in (50, 200):
-                options = (f"model.lm_tuning={tuning}", f"optimizer.learning_rate={rate}", f"trainer.min_steps={steps}")
-                made[f"{tuning}-{rate}-{steps}"] = Row(
-                    f"photos, {label}: rate {rate}, {steps} steps", ("start=photos", *options)
-                )
+        for rate, steps in tried:
+            options = (f"model.lm_tuning={tuning}", f"optimizer.learning_rate={rate}", f"trainer.min_steps={steps}")
+            name, what = f"{tuning}-{rate}-{steps}", f"photos, {label}: rate {rate}, {steps} steps"
+            made[name] = Row(what, ("start=photos", *options))
     made["defaults"] = Row("photos, adapted with the defaults", ("start=photos",))
     for steps in (200, 1000):
         made[f"scratch-{steps}"] = Row(

@@ -53,8 +53,9 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def exported(captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    captioner.save_pretrained(tmp_path_factory.mktemp("exported") / "captioner")
-    return tmp_path_factory.getbasetemp() / "exported0" / "captioner"
+    folder = tmp_path_factory.mktemp("exported") / "captioner"
+    captioner.save_pretrained(folder)
+    return folder
 
 
 def captions_of(name: str, embeddings: Path) -> str:

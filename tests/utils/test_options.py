@@ -155,7 +155,7 @@ def test_values_of_options_are_spelled_for_python_and_for_the_command_line() -> 
 def test_errors_of_the_library_speak_python() -> None:
     """No message outside of commands/ tells a Python user to set an option of the command line, but for a command's."""
     typed = re.compile(
-        r"\b(model\.(?!resize)|lm\.|trainer\.|optimizer\.|decode\.|scst\.)|lm_tuning|data[.=]|ckpt=|--\w"
+        r"\b(model\.(?!resize|safetensors)|lm\.|trainer\.|optimizer\.|decode\.|scst\.)|lm_tuning|data[.=]|ckpt=|--\w"
     )
     root = Path(prefixcap.__file__).parent
     helpers_of_commands = {"named.py", "spice_setup.py"}

@@ -1,0 +1,72 @@
+"""The notebooks run from their first cell to the last, in a kernel of their own and an empty folder.
+
+Left out is only the cell that installs the package.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **parameters: int) -> str:
+    """Run a notebook in a folder; -> what it prints."""
+    monkeypatch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    nbformat.validate(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source = "\n".join(f"{parameter} = {value}" for parameter, value in parameters.items())
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "error:" not in printed, printed  # of a command, after which a notebook goes on
+    return printed
+
+
+def test_no_outputs_are_kept() -> None:
+    files = sorted(NOTEBOOKS.glob("*.ipynb"))
+    assert [file.stem for file in files] == ["compare_systems", "first_captions", "train_on_a_folder"]
+    for file in files:
+        cells = nbformat.read(file, as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), file.name
+
+
+@pytest.mark.slow
+def test_first_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow because a kernel and a command each start Python anew."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("chelsea", "china"):
+        shutil.copy(ROOT / "docs" / "photographs" / f"{name}.jpg", tmp_path / "pictures")
+    printed = run("first_captions.ipynb", tmp_path, monkeypatch)
+    assert printed.count("(low)") >= 1  # no cat was in the photographs of the training
+    caption = (tmp_path / "pictures" / "china.txt").read_text(encoding="utf-8").strip()
+    assert caption and caption in printed
+
+
+@pytest.mark.slow
+def test_train_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow because it embeds, trains and evaluates twice, each in a fresh process."""
+    printed = run("train_on_a_folder.ipynb", tmp_path, monkeypatch, STEPS=10)
+    assert "keeps encoder photo, mapper mlp, language model" in printed or "best checkpoint" in printed
+    assert (tmp_path / "runs" / "mine" / "checkpoints" / "best.ckpt").is_file()
+    assert printed.count("before:") == printed.count("after:") >= 3
+
+
+@pytest.mark.slow
+def test_compare_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow because it embeds, and evaluates twice, each in a fresh process."""
+    printed = run("compare_systems.ipynb", tmp_path, monkeypatch)
+    assert "p-value" in printed and "CIDEr" in printed
+    assert "evaluations" in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
