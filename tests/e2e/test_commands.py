@@ -182,6 +182,7 @@ def test_a_run_starts_from_the_weights_of_another(
     after = prefixcap.load(tmp_path / "run" / "checkpoints" / "last.ckpt").checkpoint_state_dict()
     torch.testing.assert_close(after, prefixcap.load(best).checkpoint_state_dict(), rtol=0, atol=1e-9)
     assert str(best) in mistake("train", *options, "model.mapper.layers=3")
+    assert "start=photos begins a new one with it" in mistake("train", *world, "ckpt=photos")
     assert "there is no checkpoint" in mistake("train", *options, f"start={tmp_path / 'none.ckpt'}")
 
 

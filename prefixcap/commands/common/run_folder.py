@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.readers import READERS
+from prefixcap.checkpoints.paths import file_with_weights
 from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.hydra_main import sweep_number
 from prefixcap.errors import InputError
@@ -67,6 +68,11 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
 
     Where these choose another objective, it is that of a new run, which starts from the weights of the checkpoint.
     """
+    if not file_with_weights(checkpoint).is_file():
+        raise InputError(
+            f"{checkpoint} is a captioner without a run, which ckpt= would continue: start={checkpoint} begins a new "
+            "one with it"
+        )
     read_checkpoint(checkpoint)
     run_dir = checkpoint.resolve().parent.parent
     if not (run_dir / "config.yaml").is_file():
