@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prefixcap.encoders.common import normalized, to_tensor, weights_digest
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
-from prefixcap.encoders.text_tower import TextLayer, TextTower
+from prefixcap.encoders.text_tower import TextTower, layers_of_clip
 from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
 from prefixcap.utils.colour import to_rgb
@@ -116,17 +116,7 @@ class OpenAIClipEncoder:
     def text_tower(self) -> TextTower:
         model = self._model
         return TextTower(
-            layers=[
-                TextLayer(
-                    block.ln_1,
-                    block.attn.in_proj_weight,
-                    block.attn.in_proj_bias,
-                    block.attn.out_proj,
-                    block.ln_2,
-                    block.mlp,
-                )
-                for block in model.transformer.resblocks
-            ],
+            layers=layers_of_clip(model.transformer),
             heads=model.transformer.resblocks[0].attn.num_heads,
             token_embedding=model.token_embedding,
             positions=model.positional_embedding.to(model.dtype),

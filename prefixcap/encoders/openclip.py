@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prefixcap.encoders.common import normalized, weights_digest
 from prefixcap.encoders.protocol import ImageGeometry, PatchFeatures
-from prefixcap.encoders.text_tower import TextLayer, TextTower
+from prefixcap.encoders.text_tower import TextTower, layers_of_clip
 from prefixcap.encoders.transforms import Preprocessing
 from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
@@ -123,17 +123,7 @@ class OpenClipEncoder:
         if not _reads_as_openai_clip(text, tokenizer):
             return None
         return TextTower(
-            layers=[
-                TextLayer(
-                    block.ln_1,
-                    block.attn.in_proj_weight,
-                    block.attn.in_proj_bias,
-                    block.attn.out_proj,
-                    block.ln_2,
-                    block.mlp,
-                )
-                for block in text.transformer.resblocks
-            ],
+            layers=layers_of_clip(text.transformer),
             heads=text.transformer.resblocks[0].attn.num_heads,
             token_embedding=text.token_embedding,
             positions=text.positional_embedding,
@@ -215,8 +205,8 @@ def _load(open_clip: Any, checkpoint: str, name: str) -> tuple[Any, Any]:
                 _require_nothing_remote(config)
             # The tokenizer first: it is small.
             options = {"local_files_only": local, "trust_remote_code": False}
-            of_transformers = "hf_tokenizer_name" in config["text_cfg"]
-            tokenizer = open_clip.get_tokenizer(model_name, **options if of_transformers else {})
+            is_huggingface = "hf_tokenizer_name" in config["text_cfg"]
+            tokenizer = open_clip.get_tokenizer(model_name, **options if is_huggingface else {})
             model = open_clip.create_model(
                 model_name, weights, pretrained_text=False, require_pretrained=True, weights_only=True
             )

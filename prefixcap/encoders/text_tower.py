@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,16 @@ class TextLayer:
     out: nn.Module
     norm2: nn.Module
     mlp: nn.Module
+
+
+def layers_of_clip(transformer: Any) -> list[TextLayer]:
+    """Those of a text transformer of OpenAI's CLIP, or of open_clip."""
+    return [
+        TextLayer(
+            block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias, block.attn.out_proj, block.ln_2, block.mlp
+        )
+        for block in transformer.resblocks
+    ]
 
 
 @dataclass(frozen=True)
