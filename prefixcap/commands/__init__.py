@@ -62,6 +62,7 @@ COMMANDS = {
         Command("vqa", "vqa", TRAINING, "Answer questions about images, zero-shot (MacCap).", True),
         Command("relations", "relations", TRAINING, "Benchmark arithmetic on embeddings (ZeroCap).", True),
         Command("compare-systems", "compare_systems", TRAINING, "Train and score text-only captioners side by side."),
+        Command("reproduce", "reproduce", TRAINING, "Walk through a paper's tables; rehearse that in minutes."),
         Command("info", "info", INSPECT, "Describe a checkpoint and list its scores."),
         Command("interpret", "interpret", INSPECT, "Show the tokens nearest to an image's prefix."),
         Command("arithmetic", "arithmetic", INSPECT, "Describe a sum of images and texts (ZeroCap)."),

@@ -16,6 +16,6 @@ __getattr__ = deferred_attributes(__name__, _modules | dict.fromkeys(("OBJECTIVE
 
 
 def linear_warmup_and_decay(step: int, warmup: int, total: int) -> float:
-    """The factor of the learning rate at a step, as `transformers.get_linear_schedule_with_warmup` has it."""
-    renamed.warn("prefixcap.training.linear_warmup_and_decay", "transformers.get_linear_schedule_with_warmup")
+    """The factor of the learning rate at a step."""
+    renamed.warn("prefixcap.training.linear_warmup_and_decay", "prefixcap.training.optimizer.linear_schedule")
     return step / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))

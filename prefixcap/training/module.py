@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import get_linear_schedule_with_warmup
 
 from prefixcap.captioner import Captioner
 from prefixcap.data import CaptionData
@@ -28,7 +27,7 @@ from prefixcap.training.distributed import FSDP2Strategy, all_gather_objects, al
 from prefixcap.training.low_precision import LowPrecisionWeights
 from prefixcap.training.metrics_log import MetricsLog
 from prefixcap.training.objectives import CrossEntropy, Objective
-from prefixcap.training.optimizer import adamw
+from prefixcap.training.optimizer import adamw, linear_schedule
 from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.training.samples import Sample, write_samples
 from prefixcap.utils.images import thumbnail
@@ -250,7 +249,7 @@ class CaptionTraining(L.LightningModule):
                 f"too few steps ({total}) to learn to caption images: raise the trainer's max_epochs or min_steps, or "
                 "lower batch_size"
             )
-        schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
+        schedule = linear_schedule(optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

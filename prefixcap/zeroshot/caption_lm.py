@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
-from transformers import get_linear_schedule_with_warmup
 
 from prefixcap.data.shuffle import ShuffledSampler
 from prefixcap.errors import InputError
@@ -31,7 +30,7 @@ from prefixcap.language import LanguageModel, tokenize_captions
 from prefixcap.losses import token_cross_entropy
 from prefixcap.store.reader import Column
 from prefixcap.training.metrics_log import MetricsLog
-from prefixcap.training.optimizer import adamw
+from prefixcap.training.optimizer import adamw, linear_schedule
 from prefixcap.training.reading_check import require_same_reading, undisturbed
 from prefixcap.utils.files import atomic_write_folder
 from prefixcap.zeroshot.inputs import start_token
@@ -234,7 +233,7 @@ class CaptionLMTraining(L.LightningModule):
         optimizer = adamw(trained, self.learning_rate, self.weight_decay, **self.adamw_options)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = int(self.warmup_share * total)
-        schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
+        schedule = linear_schedule(optimizer, warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 from benchmarks import gpu_hours
 from prefixcap.commands import COMMANDS, load
 from prefixcap.commands.compare_systems import PUBLISHED
+from prefixcap.commands.reproduce.papers import read_papers, rehearsal
+from prefixcap.commands.reproduce.walk import Walk
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, commands, name_of
 
@@ -46,6 +48,11 @@ def calls() -> list[str]:
             command = re.sub(r"\$\([^)]*\)", "x", command.partition(" && ")[0]).replace("…", "x")
             if command.startswith("prefixcap ") and "[GROUP" not in command:
                 unique[" ".join(command.split())] = None
+    papers, files = read_papers()
+    for paper in papers.values():  # what `prefixcap reproduce` runs
+        for steps in (paper, rehearsal(paper)):
+            described = Walk(steps, files, Path("runs")).described()
+            unique |= dict.fromkeys(re.findall(r"^ +(prefixcap .*)$", described, flags=re.MULTILINE))
     return list(unique)
 
 
@@ -120,6 +127,20 @@ def test_published_numbers_are_those_of_compare_systems() -> None:
             name, own_lm, _ = system.partition(",")  # "CapDec, tuned GPT-2" is a row of another page
             row = rf"\| {name}{', [^|]*' if own_lm else '†?'} \| {re.escape(cells)} \|"
             assert re.search(row, own if own_lm else tables[command]), (command, system)
+
+
+def test_published_numbers_are_those_of_reproduce() -> None:
+    papers, files = read_papers()
+    for name, paper in papers.items():
+        text = (ROOT / "docs" / "reproduce" / f"{paper.page}.md").read_text(encoding="utf-8")
+        numbers = {float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", text.replace("%", ""))}
+        for row in paper.rows.values():
+            for metric, value in row.published.items():
+                scales = (1, 100, 1000)  # as papers print them
+                assert any(round(value * scale, 6) in numbers for scale in scales), (name, metric, value)
+        assert f"prefixcap reproduce {name}" in text
+        for file in Walk(paper, files, Path("runs")).files():
+            assert file in text, (name, file)
 
 
 def test_files_of_github_and_of_citation_can_be_read() -> None:

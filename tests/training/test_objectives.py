@@ -89,7 +89,7 @@ def test_old_names_warn(data: CaptionData) -> None:
         training = SelfCriticalTraining(small_captioner(), data.val_split, lambda *_: None, 3, learning_rate=0.5)  # type: ignore[arg-type,return-value]
     assert isinstance(training.objective, SelfCritical) and training.objective.draws == 3
     assert training.learning_rate == 0.5
-    with pytest.warns(FutureWarning, match=r"transformers\.get_linear_schedule_with_warmup"):
+    with pytest.warns(FutureWarning, match=r"prefixcap\.training\.optimizer\.linear_schedule"):
         assert [linear_warmup_and_decay(step, 2, 4) for step in range(6)] == [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
     with pytest.warns(FutureWarning, match=r"prefixcap\.training\.module"):
         from prefixcap.training.cross_entropy import CaptionTraining as Old
