@@ -24,7 +24,7 @@ LAYERS = [  # from the top down
     ["zeroshot", "data_prep"],
     ["training", "interpretation", "sharing", "evaluation"],
     ["data"],
-    ["captioner"],
+    ["captioner", "consensus"],
     ["prompts"],
     ["checkpoints", "textonly", "pipeline"],
     ["reranking"],

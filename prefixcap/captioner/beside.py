@@ -1,6 +1,6 @@
-"""What is read beside images: prompts, and captions that are retrieved."""
+"""What is read beside images: prompts, and captions that are retrieved, also to choose among captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from prefixcap.decoding.padded import PaddedPrefix, pad_left, with_memory
+from prefixcap.encoders import Encoder
 from prefixcap.errors import InputError
 from prefixcap.features import EncoderIdentity
 from prefixcap.language.tokens import tokenize_prompts
 from prefixcap.model import PrefixLM
+from prefixcap.reranking import rerank
 
 if TYPE_CHECKING:
+    from prefixcap.consensus import Consensus
     from prefixcap.prompts import Datastore
     from prefixcap.store import FeatureStore
 
@@ -49,6 +52,20 @@ def with_nearest(embeddings: Tensor, datastore: "Datastore", count: int) -> Tens
     """(B, D) -> (B, 1 + count, D), behind each embedding those of the nearest captions of a datastore."""
     retrieved = datastore.memory.embeddings(datastore.neighbours(embeddings, count)).to(embeddings)  # (B, count, D)
     return torch.cat((embeddings.unsqueeze(1), retrieved), dim=1)
+
+
+def ranked(
+    encoder: Callable[[], Encoder],
+    embeddings: Tensor,
+    captions: list[list[str]],
+    consensus: "Consensus | None",
+    characters: int | None,
+) -> list[list[str]]:
+    """Captions of images with these embeddings, ordered by `consensus`, or without one by the encoder's similarity, see
+    `prefixcap.reranking.rerank`."""
+    if consensus is None:
+        return rerank(encoder(), embeddings, captions, characters)
+    return consensus.rerank(embeddings, captions)
 
 
 def open_datastores(

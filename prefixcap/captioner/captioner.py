@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.beside import decoder_inputs, open_datastores, with_nearest, with_prompts
+from prefixcap.captioner.beside import decoder_inputs, open_datastores, ranked, with_nearest, with_prompts
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG
@@ -22,7 +22,7 @@ from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
 from prefixcap.encoders.inputs import Images, check_embeddings, check_finite, check_images, require_embeddings
 from prefixcap.encoders.missing import missing_encoder
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, OptionError
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
 from prefixcap.model import PrefixLM
@@ -35,6 +35,7 @@ from prefixcap.weights import shapes_of
 
 if TYPE_CHECKING:
     from prefixcap.captioner.beside import AnyDatastore
+    from prefixcap.consensus import Consensus
     from prefixcap.prompts import Datastore
 
 
@@ -46,9 +47,7 @@ class Captioner(PrefixLM):
     Examples:
         >>> from prefixcap import load
         >>> captioner = load("best.ckpt")
-        >>> captions = captioner.caption(["photo.jpg", "another.png"], decode="beam", beams=3)
-        >>> len(captions)
-        2
+        >>> first, second = captioner.caption(["photo.jpg", "another.png"], decode="beam", beams=3)
         >>> best, second = captioner.candidates(["photo.jpg"], count=2, decode="nucleus", seed=0)[0]
         >>> embeddings = captioner.embed(["photo.jpg"])  # (1, dim); compute them once to caption images repeatedly
         >>> captioner.caption(embeddings) == captioner.caption(["photo.jpg"])
@@ -75,7 +74,8 @@ class Captioner(PrefixLM):
         Args:
             images, decode, batch_size, progress: as in `candidates`.
             rerank: generate this many candidates and return the one with the highest cosine between its text embedding
-                and the image's; 0: return the decoder's best; None: see `prefixcap.reranking.default_candidates`.
+                and the image's, or with `consensus` the one that agrees most; 0: return the decoder's best; None: see
+                `prefixcap.reranking.default_candidates`.
             options: those of the decoder, and the other arguments of `candidates`.
 
         Returns:
@@ -87,6 +87,8 @@ class Captioner(PrefixLM):
         if rerank is None:
             rerank = reranking.default_candidates(self.rerank, decode, options)
         rerank = check_value("rerank", rerank, Annotated[int, Ge(0)])
+        if options.get("consensus") is not None and rerank < 2:
+            raise OptionError("consensus chooses among several captions", rerank=20)
         if wrong := {"count", "by_similarity"} & options.keys():
             raise InputError(f"caption returns one caption for each image and takes no {min(wrong)}: call candidates")
         texts = self.candidates(images, rerank or 1, decode, batch_size, progress, by_similarity=rerank > 0, **options)
@@ -100,6 +102,7 @@ class Captioner(PrefixLM):
         batch_size: int = 32,
         progress: bool = False,
         by_similarity: bool = False,
+        consensus: "Consensus | None" = None,
         embeddings: Tensor | NDArray[np.floating[Any]] | None = None,
         prompts: Sequence[str] | None = None,
         prompt: str = "",
@@ -115,8 +118,9 @@ class Captioner(PrefixLM):
             count: how many captions for each image.
             decode: name of a decoder, see `prefixcap.decoding.DECODERS`.
             batch_size: images that are captioned together.
-            progress: show a progress bar on stderr, if it takes longer than a second.
+            progress: show a progress bar, after a second.
             by_similarity: order captions by the cosine between their text embedding and the image's, highest first.
+            consensus: order captions by their agreement with captions of images like it instead.
             embeddings: (images, dim) of the entire images, for `by_similarity`, `unit_parts` and the captioner's own
                 prompts if `images` are patches or regions; None: the encoder computes them if `images` are paths or
                 pictures.
@@ -131,19 +135,24 @@ class Captioner(PrefixLM):
 
         Raises:
             InputError: an image cannot be read; embeddings have the wrong width, or NaN or infinite values; the encoder
-                cannot be loaded or has other weights than the one trained with; the decoder or an option does not
-                exist or is out of range; or the decoder returns fewer captions than `count`.
+                cannot be loaded, or has other weights; the decoder or an option does not exist or is out of range; or
+                the decoder returns fewer captions than `count`.
         """
+        if consensus is not None:
+            consensus.datastore.require_encoder(self.encoder_identity)
+            by_similarity = True
         count = check_value("count", count, Count)
         batch_size = check_value("batch_size", batch_size, Positive)
         sampling = Sampling.take_from(options)
-        images = self._check_images(images)
+        images = check_images(images)
+        if isinstance(images, Tensor):
+            self.check_shape(images)
+            check_finite(images)
         divide = sampling.unit_parts and self.features is not Feature.IMAGE
         makes_prompts = prompts is None and self.prompts is not None
         known = embeddings is not None or not isinstance(images, Tensor)
         require_embeddings(self.features, known, by_similarity, divide, makes_prompts)
         given = None if embeddings is None else check_embeddings(embeddings, (len(images), self.encoder_identity.dim))
-
         generator = random_generator(seed)
         if "generator" in options:
             raise InputError(f"decoder '{decode}' has no option 'generator': seed takes a number or a generator")
@@ -179,7 +188,7 @@ class Captioner(PrefixLM):
                     texts = [[self.language_model.detokenize(prompt_ids + ids) for ids in row] for row in input_ids]
                     candidates = sampling.candidates(texts, count)
                     if by_similarity and compared is not None:
-                        candidates = reranking.rerank(self.encoder(), compared, candidates, sampling.rerank_characters)
+                        candidates = ranked(self.encoder, compared, candidates, consensus, sampling.rerank_characters)
                     captions += candidates
                     bar.update(len(features))
         finally:
@@ -249,8 +258,8 @@ class Captioner(PrefixLM):
             encoder = load_encoder(self.encoder_identity.name, self.device)
             if not encoder.identity.agrees_with(self.encoder_identity):
                 raise InputError(
-                    f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the "
-                    f"one that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
+                    f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the one "
+                    f"that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
                 )
             self._encoder.append(encoder)
         return self._encoder[0]
@@ -389,11 +398,3 @@ class Captioner(PrefixLM):
 
     own_weights = renamed.method("own_weights", PrefixLM.checkpoint_state_dict)
     load_own_weights = renamed.method("load_own_weights", PrefixLM.load_checkpoint_state_dict)
-
-    def _check_images(self, images: Images) -> Sequence[str | Path | Image.Image] | Tensor:
-        """Images as a list or a tensor. Raises InputError unless embeddings have the right shape and are finite."""
-        checked = check_images(images)
-        if isinstance(checked, Tensor):
-            self.check_shape(checked)
-            check_finite(checked)
-        return checked

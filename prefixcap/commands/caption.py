@@ -188,6 +188,15 @@ def main(
             help="A feature store with captions to retrieve from, for a captioner that reads such captions.",
         ),
     ] = None,
+    consensus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE", rich_help_panel=DECODING, show_default=False,
+            help="A feature store with captions by people, made with the captioner's encoder: of the candidates, keep "
+            "those that agree most with the captions of it that are nearest to the image; e.g. with --rerank 20 "
+            "--set beams=20.",
+        ),
+    ] = None,
     rerank: Annotated[
         int | None,
         typer.Option(
@@ -263,6 +272,13 @@ def main(
                 captioner.use_datastore(datastore)
             if rerank is None:
                 rerank = default_candidates(captioner.rerank, decode, options)
+            if consensus:
+                from prefixcap.consensus import Consensus
+                from prefixcap.prompts.datastore import Datastore
+
+                if rerank < 2:
+                    raise InputError("--consensus chooses among candidates: give --rerank 20, and --set beams=20")
+                options["consensus"] = Consensus(Datastore.open(str(consensus)))
             options |= {"decode": decode, "prompt": prompt}
             if forbid:
                 options["bad_words_ids"] = bad_words_ids(captioner.language_model.tokenizer, forbid)

@@ -36,14 +36,19 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     import torch
 
     from prefixcap.captioner import Captioner, load
-    from prefixcap.commands.common.captioning import open_images, open_memory, write_captions, write_resumably
+    from prefixcap.commands.common.captioning import (
+        leak_notes,
+        open_images,
+        open_memory,
+        write_captions,
+        write_resumably,
+    )
     from prefixcap.commands.common.prompting import change_prompts
     from prefixcap.commands.common.steering import load_steered
     from prefixcap.data import require_match
     from prefixcap.encoders import Encoder, load_encoder
     from prefixcap.language import LanguageModel, load_language_model
     from prefixcap.metrics.text_encoder import load_text_encoder
-    from prefixcap.prompts import Datastore
 
 # What `evaluate` takes besides the captions, the images and the models of the captioner.
 Inputs: TypeAlias = dict[str, Any]
@@ -161,19 +166,14 @@ def evaluate_checkpoint(config: DictConfig, inputs: Inputs) -> tuple[Evaluation,
     encoder = _encoder(config, captioner)
     language_model = _language_model(config) or captioner.language_model
     change_prompts(captioner, config.prompts)
-    datastore = Datastore.open(config.datastore) if config.datastore else None
-    if datastore is not None:
-        captioner.use_datastore(datastore)
+    if config.datastore:
+        captioner.use_datastore(config.datastore)
     captions = write_captions(config, captioner, split)
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
     evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, training_store)
-    if datastore is not None and (leaks := datastore.leaks(evaluation.references.values())):
-        evaluation.notes.append(
-            f"{leaks:,} of {len(evaluation.references):,} images have a reference that is in the datastore, too, "
-            "by the same words: scores may be higher for it"
-        )
+    evaluation.notes += leak_notes(config, list(evaluation.references.values()))
     _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, *_folder_and_title(config, store)
 
@@ -356,7 +356,7 @@ def _folder_and_title(config: DictConfig, store: FeatureStore) -> tuple[Path, st
     words = [store.path.name, config.split, hydra.runtime.choices["decode"]]
     words += [word.removeprefix("decode.") for word in options if word.startswith(("decode.", "prompts."))]
     words += [f"regions-{config.regions}"] if config.regions is not None else []
-    for option in ("memory", "datastore", "prompts_file"):
+    for option in ("memory", "datastore", "consensus", "prompts_file"):
         words += [f"{option}-{Path(config[option]).name}"] if config[option] else []
     if in_run and ckpt.stem != "best":
         words.append(ckpt.stem)

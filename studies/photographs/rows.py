@@ -16,6 +16,7 @@ IMAGES = ("data=flickr8k", f"data.store={FLICKR8K}", "data.default_encoder=photo
 SEEDS = (0, 1, 2)
 
 VARIANCES, TEMPERATURES, CANDIDATES = (0.001, 0.004, 0.016, 0.064), (0.01, 0.02, 0.04, 0.08), (1, 5, 10, 20)
+NEAREST = (50, 100, 200)
 # What a supervised captioner is trained with, one change from the recipe each.
 CHANGES = {
     "rate-5e-4": "optimizer.learning_rate=5e-4",
@@ -30,7 +31,11 @@ CHANGES = {
 }
 
 # The weighted mean of the training captions that are nearest to a photograph, as in DeCap, in place of its embedding.
-PROJECTED = (f"memory={FLICKR8K}", "memory_temperature=0.04", "decode.beams=10", "decode.rerank=10")
+PROJECTION = (f"memory={FLICKR8K}", "memory_temperature=0.04")
+PROJECTED = (*PROJECTION, "decode.beams=10", "decode.rerank=10")
+# Of twenty captions the one that agrees most with the training captions that are nearest to the photograph.
+TWENTY = ("decode.beams=20", "decode.rerank=20")
+CONSENSUS = (*TWENTY, f"consensus={FLICKR8K}")
 
 SELF_CRITICAL = "model.objective=scst"
 
@@ -88,6 +93,7 @@ def supervised() -> dict[str, Row]:
         "trainer.max_epochs=2",
     )  # fmt: skip
     photos = Row("supervised", "MLP, after COCO's captions", further, start="coco-capdec", needs=(COCO, SMALL))
+    self_critical = Row("supervised", "that, then self-critical training", scst, start="photos", needs=(COCO, SMALL))
     of_five, projected = "that, the nearest of five captions", "that, photographs projected, the nearest of ten"
     return {
         "mlp": row("MLP, language model from scratch", "mlp", SMALL),
@@ -98,7 +104,15 @@ def supervised() -> dict[str, Row]:
         "photos": photos,
         "photos-of-five": replace(photos, label=of_five, evaluate=("decode.rerank=5",)),
         "photos-projected": replace(photos, label=projected, evaluate=PROJECTED),
-        "scst": Row("supervised", "MLP, then self-critical training", scst, start="photos", needs=(COCO, SMALL)),
+        "photos-consensus": replace(
+            photos, label="that, photographs projected, the consensus of twenty", evaluate=(*PROJECTION, *CONSENSUS)
+        ),
+        "scst": self_critical,
+        "scst-consensus": replace(
+            self_critical,
+            label="that, photographs projected, the consensus of twenty",
+            evaluate=(*PROJECTION, *CONSENSUS),
+        ),
     }
 
 
@@ -117,6 +131,7 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
         "baseline": row("Baseline: no noise", "baseline"),
         "capdec": row("CapDec: noise", "capdec"),
+        "capdec-consensus": row("CapDec, the consensus of twenty", "capdec", *TWENTY, f"consensus={store}"),
         "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
         "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
@@ -130,7 +145,7 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
 def chosen() -> dict[str, Row]:
     """Rows of Flickr8k with other values of what the papers or the recipe choose, on validation photographs."""
     rows = text_only("chosen on validation", "", "flickr8k", FLICKR8K)
-    for name in ("mlp", "photos", "photos-projected"):
+    for name in ("mlp", "photos", "photos-projected", "photos-consensus"):
         rows[name] = replace(supervised()[name], part="chosen on validation")
 
     def row(name: str, label: str, *evaluate: str, train: tuple[str, ...] = ()) -> Row:
@@ -146,6 +161,10 @@ def chosen() -> dict[str, Row]:
         **{
             f"photos-projected-{t}": row("photos-projected", f"photos, temperature {t}", f"memory_temperature={t}")
             for t in TEMPERATURES
+        },
+        **{
+            f"photos-consensus-{n}": row("photos-consensus", f"photos, {n} nearest captions", f"consensus_nearest={n}")
+            for n in NEAREST
         },
         "mlp-recipe": row("mlp", "MLP, by the recipe"),
         **{f"mlp-{change}": row("mlp", f"MLP, {option}", train=(option,)) for change, option in CHANGES.items()},
@@ -222,10 +241,14 @@ def with_prompts() -> dict[str, Row]:
                 )
     best = made["photos-captions-flickr8k"]
     return made | {
-        "photos-captions-projected": replace(
+        f"photos-captions-{name}": replace(
             best,
-            label=f"{best.label}, photographs projected, the nearest of ten",
-            evaluate=(*best.evaluate, *PROJECTED),
+            label=f"{best.label}, photographs projected, the {chosen} of {many}",
+            evaluate=(*best.evaluate, *options),
+        )
+        for name, chosen, many, options in (
+            ("projected", "nearest", "ten", PROJECTED),
+            ("consensus", "consensus", "twenty", (*PROJECTION, *CONSENSUS)),
         )
     }
 
@@ -239,24 +262,29 @@ ROWS: dict[str, Row] = {
     **chosen(),
 }
 
-PAIRS = [
-    (prefix + first, prefix + second)
-    for prefix in ("", "coco-")
-    for first, second in (
-        ("capdec", "baseline"),  # noise over none
-        ("maccap-one", "maccap-without-noise"),
-        ("maccap", "capdec"),
-        ("decap", "baseline"),  # a projection over none
-    )
-] + [
-    (f"{name}-{kind}-{store}", other)
-    for name, own in (("photos", "flickr8k"), ("mlp", "flickr8k"), ("capdec", "flickr8k"), ("coco-capdec", "coco"))
-    for kind in ("captions", "objects")
-    for store, other in (
-        (own, name),  # something to read over nothing
-        *((store, f"{name}-{kind}-{own}") for store in ("flickr8k", "coco", "flickr30k") if store != own),
-    )
-]
+PAIRS = (
+    [
+        (prefix + first, prefix + second)
+        for prefix in ("", "coco-")
+        for first, second in (
+            ("capdec", "baseline"),  # noise over none
+            ("maccap-one", "maccap-without-noise"),
+            ("maccap", "capdec"),
+            ("decap", "baseline"),  # a projection over none
+            ("capdec-consensus", "capdec"),  # a choice over none
+        )
+    ]
+    + [("photos-consensus", "photos-projected"), ("photos-captions-consensus", "photos-captions-projected")]
+    + [
+        (f"{name}-{kind}-{store}", other)
+        for name, own in (("photos", "flickr8k"), ("mlp", "flickr8k"), ("capdec", "flickr8k"), ("coco-capdec", "coco"))
+        for kind in ("captions", "objects")
+        for store, other in (
+            (own, name),  # something to read over nothing
+            *((store, f"{name}-{kind}-{own}") for store in ("flickr8k", "coco", "flickr30k") if store != own),
+        )
+    ]
+)
 """Which row the papers find better than which."""
 
 PUBLISHED: dict[str, dict[str, float]] = {

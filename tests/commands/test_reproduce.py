@@ -68,12 +68,23 @@ def test_rows_with_the_same_training_share_a_run() -> None:
 @pytest.mark.slow
 def test_a_rehearsal_ends_with_its_table_and_runs_nothing_twice() -> None:
     """It trains a captioner for a hundred steps, as users do, in processes of its own: about a minute."""
-    words = [sys.executable, "-m", "prefixcap", "reproduce", "clipcap", "--rehearse", "--only", "mlp", "--by", "Ada L."]
+    words = [
+        sys.executable,
+        "-m",
+        "prefixcap",
+        "reproduce",
+        "clipcap",
+        "--rehearse",
+        "--only",
+        "mlp-tuned",
+        "--by",
+        "Ada L.",
+    ]
     first = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert [line.split()[2] for line in first.splitlines() if line.startswith("$ ")] == ["embed", "train", "eval"]
     folder = Path("runs/reproduce/clipcap-rehearsal")
     table = (folder / "table.md").read_text()
-    scores = json.loads((folder / "eval/mlp/metrics.json").read_text())
+    scores = json.loads((folder / "eval/mlp-tuned/metrics.json").read_text())
     assert f"| {scores['BLEU-4']:.3f}  | {scores['CIDEr']:.3f} |" in table and scores["CIDEr"] > 0.1
     assert re.search(r"\| Ada L\., 20\d\d-\d\d-\d\d, prefixcap [\d.]+, .*, 0\.\d\d hours +\|", table)
     again = subprocess.run(words, capture_output=True, text=True, check=True).stdout

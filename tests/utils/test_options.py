@@ -187,7 +187,7 @@ def test_options_that_correct_a_mistake_are_those_of_the_command_line() -> None:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "OptionError"
         for keyword in call.keywords
     }
-    assert raised == OPTIONS.keys() | {"beams"}  # a decoder's, which `spell_options` translates
+    assert raised == OPTIONS.keys() | {"beams", "rerank"}  # of decoding, which `spell_options` translates
 
 
 def test_bounds_of_one_side_and_below() -> None:

@@ -36,8 +36,8 @@ def caption_batches(
         images: paths and URLs.
         batch_size: images per batch.
         count: captions per image.
-        rerank: generate this many candidates per image, and keep those closest to it by the encoder; 0: the decoder's
-            best.
+        rerank: generate this many candidates per image, and keep those closest to it by the encoder, or by
+            `consensus` in the options; 0: the decoder's best.
         options: further arguments of `Captioner.candidates`.
         skipped: a list that "NAME: reason" is appended to for each image that cannot be read.
         similarity: also give the cosines of captions and image.

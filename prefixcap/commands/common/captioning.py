@@ -1,5 +1,6 @@
 """Captions of the images in a feature store, as a configuration describes them."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from tqdm import tqdm
 
 from data_prep.stores import feature_path, open_store
 from prefixcap.captioner import Captioner
+from prefixcap.consensus import Consensus
 from prefixcap.data import require_match
 from prefixcap.errors import InputError, name_rows, spell_options
 from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.features import EncoderIdentity, Feature
+from prefixcap.prompts.datastore import Datastore
 from prefixcap.reranking import default_candidates
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
@@ -83,6 +86,8 @@ def write_captions(
     ids = [split.ids[row] for row in chosen.tolist()]
     if config.get("prompts_file"):
         options["prompts"] = read_prompts(Path(config.prompts_file), ids)
+    if config.consensus:
+        options["consensus"] = Consensus(Datastore.open(config.consensus), config.consensus_nearest)
     with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
@@ -90,6 +95,19 @@ def write_captions(
             features = np.repeat(features[:, None], COPIES, axis=1)
         written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
     return dict(zip(ids, written, strict=True))
+
+
+def leak_notes(config: DictConfig, references: Collection[Collection[str]]) -> list[str]:
+    """What a reader of the scores should know of the stores that captions are retrieved from: whether they have
+    references of the images, too."""
+    notes = []
+    for option in ("datastore", "consensus"):
+        if config[option] and (leaks := Datastore.open(config[option]).leaks(references)):
+            notes.append(
+                f"{leaks:,} of {len(references):,} images have a reference that is in {option}={config[option]}, too, "
+                "by the same words: scores may be higher for it"
+            )
+    return notes
 
 
 def write_resumably(
