@@ -172,6 +172,14 @@ def main(
             help="A word or phrase that no caption has; several: --forbid photo --forbid image.",
         ),
     ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD", rich_help_panel=DECODING, show_default=False,
+            help="A word or phrase that every caption has, as it is given or with a capital; several: --force dog "
+            "--force ball. With --decode beam.",
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -248,6 +256,8 @@ def main(
     words = [word for word in inputs or () if not _is_setting(word)] + (read_list(filelist) if filelist else [])
     images = find_images(words, allow_urls, recursive)
     options = read_options(decode, [*(settings or []), *filter(_is_setting, inputs or ())])
+    if force:
+        check_force(force, forbid or (), decode)
     texts = dict(zip(images, read_prompts(prompts, images), strict=True)) if prompts else None
     destination = Destination(images, form, out, existing, count, caption_extension, separate)
     left = [image for image in images if image not in destination.done]
@@ -264,7 +274,8 @@ def main(
     try:
         with stop, destination.open() as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
-            from prefixcap.language.tokens import bad_words_ids  # imports torch: after the options are checked
+            # imports torch: after the options are checked
+            from prefixcap.language.tokens import bad_words_ids, force_words_ids
             from prefixcap.reranking import default_candidates
 
             captioner = load_captioner(ckpt, device, tokenizer, dtype=dtype, quantization=quantization)
@@ -282,6 +293,8 @@ def main(
             options |= {"decode": decode, "prompt": prompt}
             if forbid:
                 options["bad_words_ids"] = bad_words_ids(captioner.language_model.tokenizer, forbid)
+            if force:
+                options["force_words_ids"] = force_words_ids(captioner.language_model.tokenizer, force, prompt)
             if similarity is None:
                 similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
             batches = caption_batches(
@@ -339,6 +352,18 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
     if "seed" in options:
         options["seed"] = random_generator(options["seed"])  # all batches draw from it
     return options
+
+
+def check_force(force: Sequence[str], forbid: Sequence[str], decode: str) -> None:
+    """Raise InputError unless words can be forced: by this decoder, and if none is forbidden."""
+    from prefixcap.decoding import own_options
+
+    if "force_words_ids" not in own_options(decode):
+        raise InputError(f"--force needs beam search, and --decode {decode} is none: give --decode beam")
+    for word in forbid:
+        for forced in force:
+            if word.strip() and re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", forced, re.IGNORECASE):
+                raise InputError(f"--force '{forced}' has '{word.strip()}', which --forbid rules out: omit one of them")
 
 
 def _is_setting(word: str) -> bool:

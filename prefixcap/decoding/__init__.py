@@ -147,6 +147,8 @@ def check_decoder(method: str, num_captions: int, options: dict[str, Any]) -> tu
     """
     own, options = own_options(method), dict(options)
     name = f"decoder '{method}'"
+    if "force_words_ids" in options and "force_words_ids" not in own:
+        raise InputError(f"{name} takes no force_words_ids: only beam search forces words, decoder 'beam'")
     for given in (_NUM_CAPTIONS, _OLD_NUM_CAPTIONS):
         if given in options:
             raise InputError(f"{name} has no option '{given}': the number of captions is count")

@@ -7,12 +7,17 @@ search has ended leaves the batch. With several groups it is the diverse beam se
 of beams search separately, and a token is penalized for every beam of an earlier group that chose it at the same step
 (Hamming diversity).
 
+Words that every caption must have make it grid beam search (Hokamp and Liu 2017): beams compete with those that lack as
+many tokens of the words, a bank, so that likely beams without a word do not displace all that have it. The banks share
+one beam (Post and Vilar 2018).
+
 Shapes: B images, G groups of beams of an image, W beams of a group, V vocabulary, M most tokens of a caption, C
-candidates of a group at a step.
+candidates of a group at a step, K of a bank (all of them if no words are forced).
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -20,6 +25,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from prefixcap.decoding.captured import run
+from prefixcap.decoding.forced import ForcedWords, forced_words
 from prefixcap.decoding.padded import PaddedPrefix
 from prefixcap.decoding.rules import GenerationLimits
 from prefixcap.decoding.search import Search, write
@@ -40,6 +46,7 @@ def beam(
     length_penalty: Annotated[float, Interval(ge=-10.0, le=10.0)] = 1.0,
     groups: Count = 1,
     diversity: Annotated[float, Interval(ge=0.0, le=1000.0)] = 0.5,
+    force_words_ids: Sequence[Sequence[Sequence[int]]] = (),
 ) -> list[list[list[int]]]:
     """Beam search: the likeliest captions.
 
@@ -58,12 +65,15 @@ def beam(
         groups: separate searches for each image; must divide `beams`.
         diversity: subtracted from a token's log-probability for each beam of an earlier group that chose it at this
             step.
+        force_words_ids: for each word that a caption must have its spellings, as token ids, of which it has at least
+            one, see `prefixcap.language.tokens.force_words_ids`.
 
     Returns:
         For each image the token ids of its captions, without the end token.
 
     Raises:
-        InputError: there are fewer beams than captions, or `groups` does not divide `beams`.
+        InputError: there are fewer beams than captions, or `groups` does not divide `beams`; a word to force has no
+            spelling or is ruled out, all take more than `limits.max_tokens`, or no caption was found that has them.
 
     Examples:
         >>> from prefixcap.language import load_language_model
@@ -77,9 +87,16 @@ def beam(
         raise InputError(f"beams must be a multiple of groups={groups}, not {beams}")
     require_beams(num_captions, beams, groups)
     eos, device = language_model.eos_token_id, prefix.device
-    search = _BeamSearch(len(prefix), groups, beams // groups, limits, eos, device, length_penalty, diversity)
+    forced = forced_words(language_model, force_words_ids, limits)
+    search = _BeamSearch(len(prefix), groups, beams // groups, limits, eos, device, length_penalty, diversity, forced)
     run(language_model, prefix, search)
-    return [_merge_groups(groups)[:num_captions] for groups in search.captions()]
+    captions = [_merge_groups(groups)[:num_captions] for groups in search.captions()]
+    if forced is not None and not all(captions):
+        raise InputError(
+            f"no caption of at most max_tokens={limits.max_tokens} with all words of force_words_ids was found: raise "
+            "max_tokens, or force fewer words"
+        )
+    return captions
 
 
 def require_beams(captions: int, beams: int, groups: int = 1) -> None:
@@ -109,8 +126,10 @@ class _BeamSearch(Search):
         device: torch.device,
         length_penalty: float,
         diversity: float,
+        forced: ForcedWords | None = None,
     ) -> None:
         super().__init__(images, (groups, beams), limits, end, device)
+        self.forced = forced
         self.groups, self.beams, self.length_penalty, self.diversity = groups, beams, length_penalty, diversity
         self.searching = torch.ones(images, groups, dtype=torch.bool, device=device)
         self.scores = torch.full((images, groups, beams), _NEVER, device=device)
@@ -147,20 +166,20 @@ class _BeamSearch(Search):
         """
         searching, scores, tokens = self.searching[:, group], self.scores[:, group], self.tokens[:, group]
         finished_scores, finished_tokens = self.finished_scores[:, group], self.finished_tokens[:, group]
-        vocabulary, length_factor = log_probs.shape[-1], self.length.double() ** self.length_penalty
-        # Candidates: the best C pairs of beam and token. C is twice the number of beams, so that enough are left to
-        # continue even if half of them end with this token. The best C of all are among the best C of each beam.
-        count = min(2 * self.beams, self.beams * vocabulary)
-        best_of_beam, token_of_beam = log_probs.topk(min(count, vocabulary))  # (B, 1 or W, at most C)
-        token_of_beam = token_of_beam.expand(-1, self.beams, -1)
-        candidate_scores, best = (scores.unsqueeze(-1) + best_of_beam).flatten(1).topk(count)  # (B, C)
-        parent = best // token_of_beam.shape[-1]  # (B, C) the beam that a candidate extends
-        token = token_of_beam.flatten(1).gather(1, best)  # (B, C)
+        length_factor = self.length.double() ** self.length_penalty
+        # Candidates: the best K pairs of beam and token, of each bank. K is twice the number of beams, so that enough
+        # are left to continue even if half of them end with this token.
+        count = min(2 * self.beams, self.beams * log_probs.shape[-1])
+        if self.forced is None:
+            candidate_scores, parent, token = _best_candidates(scores, log_probs, count)  # (B, C)
+        else:
+            candidate_scores, parent, token = self._best_of_banks(self.forced, group, log_probs, count)
+        rank = torch.arange(candidate_scores.shape[1], device=token.device) % count  # (C,) in its bank
         candidates = _gather_rows(tokens, parent).index_copy(2, (self.length - 1).view(1), token.unsqueeze(-1))
 
-        # Finished captions: only the best candidates, as many as there are beams, may end here.
+        # Finished captions: only the best candidates of a bank, as many as there are beams, may end here.
         ends, is_last = token == self.end, self.is_last()
-        may_end = (ends | is_last) & (torch.arange(count, device=ends.device) < self.beams)
+        may_end = (ends | is_last) & (rank < self.beams)
         final_scores = torch.where(may_end, candidate_scores / length_factor, _NEVER)
         # They compete with those that finished earlier for the places of the best.
         best_scores, best = torch.cat((finished_scores, final_scores), dim=1).topk(self.beams)
@@ -168,7 +187,7 @@ class _BeamSearch(Search):
         write(finished_scores, searching, best_scores)
 
         # New beams: the best candidates that do not end.
-        new_scores, kept = torch.where(ends, _NEVER, candidate_scores).topk(self.beams)  # (B, W)
+        new_scores, kept = self._choose(torch.where(ends, _NEVER, candidate_scores), count)  # (B, W)
         parent, token = parent.gather(1, kept), token.gather(1, kept)
         write(tokens, searching, _gather_rows(candidates, kept))
         write(scores, searching, new_scores)
@@ -179,6 +198,40 @@ class _BeamSearch(Search):
         searching &= (finished_scores[:, -1] <= _NEVER) | (reachable > finished_scores[:, -1])
         searching &= (scores[:, 0] > _NEVER) & ~is_last
         return parent, token, is_chosen
+
+    def _best_of_banks(
+        self, forced: ForcedWords, group: int, log_probs: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_best_candidates` of each bank: first of those that lack no token of the words, then one, and so on.
+
+        None ends before it has all words, or lacks more tokens than there is room for.
+        """
+        tokens = self.tokens[:, group, : log_probs.shape[1]]  # (B, 1 or W, M)
+        log_probs, token, missing = forced.candidates(tokens, self.length - 1, log_probs, count)  # (B, 1 or W, N)
+        is_possible = missing <= torch.where(token == self.end, 0, self.limits.max_tokens - self.length)
+        bank = torch.arange(forced.most_missing + 1, device=token.device).view(-1, 1, 1)  # (banks, 1, 1)
+        of_bank = is_possible.unsqueeze(1) & (missing.unsqueeze(1) == bank)  # (B, banks, 1 or W, N)
+        scores = self.scores[:, group].unsqueeze(-1) + log_probs  # (B, W, N)
+        scores, best = scores.unsqueeze(1).where(of_bank, _NEVER).flatten(2).topk(count)  # (B, banks, K)
+        token = token.expand(-1, self.beams, -1).flatten(1).gather(1, best.flatten(1))  # (B, C)
+        return scores.flatten(1), best.flatten(1) // log_probs.shape[-1], token
+
+    def _choose(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The new beams among (B, C) scores of candidates, `count` of each bank: (B, W) their scores, descending, and
+        which ones they are.
+
+        Of several banks the best of each comes first, then the second best of each, and so on, beginning with the bank
+        that lacks least: they share the beams equally, and where one has fewer candidates, others get its share.
+        """
+        banks = scores.shape[1] // count
+        if banks == 1:
+            return scores.topk(self.beams)
+        is_candidate = scores.view(len(scores), banks, count) > _NEVER  # (B, banks, K)
+        rank, bank = is_candidate.cumsum(-1) - 1, torch.arange(banks, device=scores.device).unsqueeze(1)
+        turn = torch.where(is_candidate, rank * banks + bank, scores.shape[1] * banks).flatten(1)  # (B, C)
+        kept = turn.topk(self.beams, largest=False).indices  # (B, W)
+        new_scores, order = scores.gather(1, kept).sort(descending=True)
+        return new_scores, kept.gather(1, order)
 
     def captions(self) -> list[list[list[tuple[float, list[int]]]]]:
         """For each image and group the scores and tokens of the finished captions, the best first."""
@@ -201,6 +254,22 @@ def _merge_groups(groups: list[list[tuple[float, list[int]]]]) -> list[list[int]
     ranks = itertools.zip_longest(*groups)
     by_score = [sorted(filter(None, rank), key=lambda caption: -caption[0]) for rank in ranks]
     return [tokens for rank in by_score for _, tokens in rank]
+
+
+def _best_candidates(scores: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of a beam and its next token: their scores, the beam and the token, each (B, K).
+
+    Args:
+        scores: (B, W) of the beams.
+        log_probs: (B, W, V) of the next token of each, or (B, 1, V) of all.
+        count: K.
+    """
+    # The best K of all are among the best K of each beam.
+    best_of_beam, token_of_beam = log_probs.topk(min(count, log_probs.shape[-1]))  # (B, 1 or W, at most K)
+    token_of_beam = token_of_beam.expand(-1, scores.shape[1], -1)
+    candidate_scores, best = (scores.unsqueeze(-1) + best_of_beam).flatten(1).topk(count)  # (B, K)
+    parent = best // token_of_beam.shape[-1]  # the beam that a candidate extends
+    return candidate_scores, parent, token_of_beam.flatten(1).gather(1, best)
 
 
 def _gather_rows(values: Tensor, index: Tensor) -> Tensor:

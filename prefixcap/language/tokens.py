@@ -73,6 +73,49 @@ def bad_words_ids(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) ->
     return [list(row) for row in dict.fromkeys(map(tuple, rows)) if row]
 
 
+def force_words_ids(
+    tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prompt: str = ""
+) -> list[list[list[int]]]:
+    """The sequences of tokens that spell words or phrases, for beam search's `force_words_ids`.
+
+    A word is spelled as it is given or with a capital, after a space or at the beginning of the caption.
+
+    Args:
+        tokenizer: of the language model that is to write them.
+        words: words or phrases.
+        prompt: how every caption begins; words that it has need not follow.
+
+    Returns:
+        For each word its spellings, of which one is enough.
+
+    Raises:
+        InputError: one is no text or empty, or has a character that the tokenizer has no token for.
+
+    Examples:
+        >>> from prefixcap.language import load_tokenizer
+        >>> (spellings,) = force_words_ids(load_tokenizer("demo"), ["red"])
+        >>> len(spellings)
+        4
+    """
+    spelled = []
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise InputError(f"a word to force must be a text, not {shortened(word)}")
+        plain = " ".join(word.split())
+        if re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", prompt):
+            continue
+        forms = list(dict.fromkeys((plain, plain[0].upper() + plain[1:])))
+        # After a word, as some tokenizers drop the space before a text.
+        before, *rows = tokenize_texts(tokenizer, ["a", *(f"a {form}" for form in forms)])
+        spellings = [row[len(before) :] for row in rows]
+        if not prompt.strip():
+            spellings += tokenize_texts(tokenizer, forms)
+        if any(tokenizer.unk_token_id in row for row in spellings if tokenizer.unk_token_id is not None):
+            raise InputError(f"{shortened(word)} cannot be forced: the language model has no token for a part of it")
+        spelled.append([list(row) for row in dict.fromkeys(map(tuple, spellings))])
+    return spelled
+
+
 def cut_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], most: int) -> list[str]:
     """Prompts of at most `most` tokens; longer ones lose their last words, as many as are too many."""
     cut = list(prompts)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -146,6 +147,25 @@ def test_words_that_no_caption_has(command: Command, mistaken: Mistaken, ckpt: P
     after = " ".join(said("--forbid", frequent, "--forbid", f"{second} "))
     assert after and not {frequent, second} & set(after.split())
     assert "a word to avoid must be a text" in mistaken(*words, "--forbid", " ")
+
+
+def test_words_that_every_caption_has(command: Command, mistaken: Mistaken, ckpt: Path, photos: Path) -> None:
+    words = ("caption", photos, "--ckpt", ckpt, "--set", "max_tokens=12", "--format", "json", "--count", "2")
+    captions = [
+        text
+        for entry in json.loads(command(*words, "--force", "zebra", "--force", " in  the").out)
+        for text in entry["captions"]
+    ]
+    assert captions
+    for text in captions:
+        assert re.search(r"\b[Zz]ebra\b", text) and re.search(r"\b[Ii]n the\b", text)
+    for options, message in (
+        (("--force", " "), "a word to force must be a text"),
+        (("--force", "a red cat", "--forbid", "Red "), "--force 'a red cat' has 'Red', which --forbid rules out"),
+        (("--force", "cat", "--decode", "greedy"), "--force needs beam search, and --decode greedy is none"),
+        (("--force", "one two three four five six seven eight nine"), "give --set max_tokens="),
+    ):
+        assert message in mistaken(*words, *options)
 
 
 def test_names_from_a_list(

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from prefixcap.decoding import GenerationLimits, captured, decode
 from prefixcap.decoding.beam import _BeamSearch
 from prefixcap.decoding.clipcap import _ClipCapSearch
+from prefixcap.decoding.forced import ForcedWords
 from prefixcap.decoding.padded import PaddedPrefix, pad_left
 from prefixcap.decoding.search import Search
 from prefixcap.decoding.stepwise import _Nucleus, _Stepwise, generate
@@ -296,7 +297,7 @@ def test_an_image_of_nan_harms_no_other(tapes: list[Tape]) -> None:
     assert decode(lm, prefix, "greedy", max_tokens=6) == expected and tapes[0].replayed
 
 
-@pytest.mark.parametrize("search", ["greedy", "nucleus", "beam", "diverse beam", "clipcap"])
+@pytest.mark.parametrize("search", ["greedy", "nucleus", "beam", "diverse beam", "forced beam", "clipcap"])
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
 def test_a_step_on_a_gpu_never_asks_the_host(kind: str, search: str) -> None:
     """A fake GPU knows shapes alone: it fails where a value is asked for, or where a tensor lies on the CPU."""
@@ -317,6 +318,17 @@ def test_a_step_on_a_gpu_never_asks_the_host(kind: str, search: str) -> None:
             "nucleus": lambda: _Nucleus(8, limits, 0, torch.empty(8, 9, device=device), 0.9, 5, 0.7),
             "beam": lambda: _BeamSearch(4, 1, 3, limits, 0, device, 1.0, 0.5),
             "diverse beam": lambda: _BeamSearch(4, 2, 3, limits, 0, device, 1.0, 0.5),
+            "forced beam": lambda: _BeamSearch(
+                4,
+                2,
+                3,
+                limits,
+                0,
+                device,
+                1.0,
+                0.5,
+                ForcedWords((((3, 4), (5,)),), 1, 0, torch.ones(40, dtype=torch.bool, device=device)),
+            ),
             "clipcap": lambda: _ClipCapSearch(4, (3,), limits, 0, device),
         }[search]()
         start.limits = replace(limits, min_tokens=0) if search in ("greedy", "nucleus") else limits
