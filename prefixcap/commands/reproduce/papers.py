@@ -59,6 +59,7 @@ class Paper:
     compare: tuple[tuple[str, ...], ...] = ()
     files: tuple[str, ...] = ()
     rehearse: tuple[str, ...] = ()
+    rehearse_store: tuple[str, ...] = ()
 
     def only(self, names: list[str]) -> "Paper":
         """The paper with these rows alone, and the stores that they need."""
@@ -90,6 +91,7 @@ def read_papers() -> tuple[dict[str, Paper], dict[str, list[str]]]:
             compare=tuple(map(_words, paper.get("compare", ()))),
             files=tuple(paper.get("files", ())),
             rehearse=_words(paper.get("rehearse", "")),
+            rehearse_store=_words(paper.get("rehearse_store", "")),
         )
     return papers, content["files"]
 
@@ -97,15 +99,16 @@ def read_papers() -> tuple[dict[str, Paper], dict[str, list[str]]]:
 def rehearsal(paper: Paper) -> Paper:
     """The paper's steps on the small world: its models, 100 steps of training; rows that become alike are one."""
     rows: dict[str, Row] = {}
+    store = [option for option in paper.rehearse_store if option.startswith("data.store=")]
     for name, row in paper.rows.items():
         lm = row.train[:1] == ("train-lm",)
-        train = (*_rehearsed(row.train), *_words(QUICK_LM if lm else QUICK_TRAIN), *paper.rehearse) if row.train else ()
+        train = (*_rehearsed(row.train), *_words(QUICK_LM if lm else QUICK_TRAIN), *paper.rehearse, *store)
         method = any(option.startswith("method=") for option in row.evaluate)
         evaluate = (*_rehearsed(row.evaluate), *(("method.lm=RUN/language_model",) if lm else ()), "split=val")
-        evaluate = (*evaluate, *(("limit=8",) if method else ()))
+        evaluate = (*evaluate, *(("limit=8",) if method else ()), *store)
         if not any((train, evaluate) == (other.train, other.evaluate) for other in rows.values()):
-            rows[name] = Row(train, evaluate, {})
-    embed = [(f"data={IMAGES}",), (f"data={TEXTS}",)] if _reads_texts(paper) else [(f"data={IMAGES}",)]
+            rows[name] = Row(train if row.train else (), evaluate, {})
+    embed = [(f"data={IMAGES}", *paper.rehearse_store), (f"data={TEXTS}",)]
     systems = [word for options in paper.compare for word in _systems(options)]
     compare = ("--source", TEXTS, "--target", IMAGES, *(("--systems", *dict.fromkeys(systems)) if systems else ()))
     trained = [option for option in _words(QUICK_TRAIN) if not option.startswith(("lm=", "encoder="))]
@@ -132,10 +135,6 @@ def _rehearsed(options: tuple[str, ...]) -> tuple[str, ...]:
         elif (instead := REHEARSED[name]) is not None:
             made.append(f"{name}={instead}")
     return tuple(made)
-
-
-def _reads_texts(paper: Paper) -> bool:
-    return any(dataset(options).endswith("_text") for options in paper.embed)
 
 
 def _systems(options: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefixcap import __version__
 from prefixcap.commands.common.steps import Timing, call, markdown, run_once, train_once
-from prefixcap.commands.reproduce.papers import IMAGES, VOCABULARY, Paper, Row, dataset
+from prefixcap.commands.reproduce.papers import MEMORY, VOCABULARY, Paper, Row, dataset
 from prefixcap.errors import InputError
 from prefixcap.utils.files import atomic_write_text, read_json
 
@@ -137,10 +137,9 @@ def _shown(command: str, options: "tuple[str, ...] | list[str]") -> str:
 
 
 def _write_vocabulary() -> None:
-    """Write the things that the small world's captions name, for rows that read entities."""
+    """Write the things that the small world's sentences name, for rows that read entities."""
     from prefixcap.store import FeatureStore
     from prefixcap.vocabulary import vocabulary_of
 
-    references = FeatureStore(Path(f"stores/{IMAGES}-demo")).split("train").references()
-    names = vocabulary_of([caption for captions in references.values() for caption in captions]).names
+    names = vocabulary_of(FeatureStore(MEMORY).split("train").captions[:]).names
     atomic_write_text(VOCABULARY, "".join(f"{name}\n" for name in names))
