@@ -242,27 +242,26 @@ class Captioner(PrefixLM):
         Raises:
             InputError: an image cannot be read, or the encoder cannot be loaded.
         """
-        checked = check_images(images)
-        if isinstance(checked, Tensor):
+        if isinstance(checked := check_images(images), Tensor):
             return checked
         # A copy is no inference tensor, which `prefix` could not be differentiated through.
         return embed_images(self.encoder(), checked, Feature.parse(features or self.features)).clone()
 
     def encoder(self) -> Encoder:
-        """The encoder whose embeddings the captioner reads, on the captioner's device; loaded on first use.
-
-        Raises:
-            InputError: it cannot be loaded, or its weights differ from those that the captioner was trained with.
-        """
+        """The encoder whose embeddings the captioner reads, on the captioner's device; loaded on first use. Raises
+        InputError if it cannot be loaded, or its weights are not those that the captioner was trained with."""
         if not self._encoder:
-            encoder = load_encoder(self.encoder_identity.name, self.device)
-            if not encoder.identity.agrees_with(self.encoder_identity):
-                raise InputError(
-                    f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the one "
-                    f"that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
-                )
-            self._encoder.append(encoder)
+            self.use_encoder(load_encoder(self.encoder_identity.name, self.device))
         return self._encoder[0]
+
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Read the embeddings of this encoder, which others may share. Raises InputError if it has other weights."""
+        if not encoder.identity.agrees_with(self.encoder_identity):
+            raise InputError(
+                f"encoder '{encoder.identity.name}' has other weights ({encoder.identity.digest[:8]}) than the "
+                f"one that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
+            )
+        self._encoder[:] = [encoder]
 
     def use_prompts(self, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None = None) -> None:
         """Make prompts of images by this provider from now on; checkpoints describe it.

@@ -122,6 +122,32 @@ def scores_on_card(card: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
+def text_on_card(card: Path, title: str) -> list[str]:
+    """The paragraphs and the items of lists of a section, as plain text, up to a table, code or the next heading.
+
+    Args:
+        card: a model card, in Markdown. It may be a stranger's: no more than its first 64 KB and ten paragraphs are
+            read, each of at most 600 characters.
+        title: of the section.
+
+    Returns:
+        Texts without Markdown's marks; none if there is no such section, or the card cannot be read.
+    """
+    try:
+        with card.open("rb") as file:
+            text = file.read(MOST_OF_CARD).decode(errors="replace")
+    except OSError:
+        return []
+    _, found, rest = text.partition(f"\n## {title}\n")
+    section = re.split(r"^(?:#|\||```| {4}\S)", rest, maxsplit=1, flags=re.MULTILINE)[0] if found else ""
+    paragraphs = re.split(r"\n\s*\n|^[-*] ", section, flags=re.MULTILINE)
+    plain = [" ".join(re.sub(r"\[([^]\[]*)\]\([^()\s]*\)|[`*]", r"\1", each).split()) for each in paragraphs]
+    return [each[:600] for each in plain if each][:10]
+
+
+MOST_OF_CARD = 64 * 2**10  # bytes
+
+
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, float)}
 

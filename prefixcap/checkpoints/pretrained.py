@@ -62,15 +62,15 @@ def save(
         weights = rounded(captioner.mapper.state_dict(), dtype)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
     if not (folder / CARD).exists():
-        kept = _card_beside(captioner.source)
+        kept = card_beside(captioner.source)
         card = model_card(captioner, name or folder.resolve().name, license) if kept is None else read_text(kept)
         atomic_write_text(folder / CARD, card)
     atomic_write_text(folder / CONFIG, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
-def _card_beside(source: Path | None) -> Path | None:
-    """The model card that a captioner came with. A link to a file elsewhere is ignored, as it may not be meant to
-    share.
+def card_beside(source: Path | None) -> Path | None:
+    """The model card that a captioner came with; `source` is where it was loaded from. A link to a file elsewhere is
+    ignored, as it may not be meant to share.
 
     In the hub's cache every file is a link into another folder of the same model.
     """

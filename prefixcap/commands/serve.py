@@ -1,11 +1,15 @@
-"""Serve a web page and an HTTP API that caption images."""
+"""Serve a web page and an HTTP API that caption images.
+
+Several captioners, `--ckpt NAME=CAPTIONER ...`, caption beside each other.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prefixcap.commands.common.options import Checkpoint, Device
+from prefixcap.checkpoints.paths import require_captioner
+from prefixcap.commands.common.options import CAPTIONER, Device
 from prefixcap.errors import InputError
 
 EXAMPLES = """The captioner of photographs that comes with the package:
@@ -15,6 +19,10 @@ EXAMPLES = """The captioner of photographs that comes with the package:
 Another one:
 
   prefixcap serve --ckpt best.ckpt
+
+Several beside each other:
+
+  prefixcap serve --ckpt photos mine=best.ckpt
 
   PREFIXCAP_PASSWORD=secret prefixcap serve --ckpt best.ckpt \\
       --host 0.0.0.0 --port 8000 --allow-host gpu-box
@@ -26,7 +34,14 @@ Another one:
 
 
 def main(
-    ckpt: Checkpoint = None,
+    ckpt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAPTIONER...",
+            help=f"{CAPTIONER} That is the default. NAME=CAPTIONER: several, beside each other, under these names.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0: reachable from other machines.")
     ] = "127.0.0.1",
@@ -83,28 +98,31 @@ def main(
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """Serve until Ctrl-C or SIGTERM; see `prefixcap.web.server.serve`."""
+    captioners = _named(ckpt or [], "captioner", "--ckpt NAME=CAPTIONER")
+    for path in captioners.values() if isinstance(captioners, dict) else filter(None, [captioners]):
+        require_captioner(path)
     from prefixcap.web.server import serve
 
     serve(
-        ckpt, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
+        captioners, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,
         allow_hosts=allow_host or (), allow_origins=allow_origin or (), forwarded_allow_ips=forwarded_allow_ips,
-        datastore=_named(datastore or []),
+        datastore=_named(datastore or [], "datastore", "--datastore NAME=STORE"),
     )  # fmt: skip
 
 
-def _named(words: list[str]) -> str | dict[str, str] | None:
-    """The store of `--datastore STORE`; or by their names the stores of `--datastore NAME=STORE ...`.
+def _named(words: list[str], kind: str, option: str) -> str | dict[str, str] | None:
+    """The path of `--option PATH`; or by their names the paths of `--option NAME=PATH ...`.
 
-    Several without a name have that of their folder.
+    Several without a name have that of their file or folder.
     """
-    stores = dict[str, str]()
+    paths = dict[str, str]()
     for word in words:
-        name, equals, store = word.partition("=")
+        name, equals, path = word.partition("=")
         if not equals or not name or "/" in name or Path(word).exists():
             if len(words) == 1:
                 return word
-            name, store = word.rstrip("/").rpartition("/")[2], word
-        if name in stores:
-            raise InputError(f"two datastores are called {name}: give names, --datastore NAME=STORE")
-        stores[name] = store
-    return stores or None
+            name, path = word.rstrip("/").rpartition("/")[2], word
+        if name in paths:
+            raise InputError(f"two {kind}s are called {name}: give names, {option}")
+        paths[name] = path
+    return paths or None

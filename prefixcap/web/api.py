@@ -1,27 +1,24 @@
 """The HTTP API: images in, captions out. The page in the browser uses it as anyone does."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-import anyio
-from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi import FastAPI, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from PIL import Image
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS
 from prefixcap.errors import InputError
-from prefixcap.utils.hardware import cpu_count
-from prefixcap.utils.images import TooManyPixels, decode_image
+from prefixcap.web.about import about
 from prefixcap.web.access import refusal
-from prefixcap.web.batcher import Batcher, Stopped
-from prefixcap.web.gate import RETRY_AFTER
-from prefixcap.web.jobs import Arithmetic, Captioned, Interpretations, Job, Picture, Scored, Sum
+from prefixcap.web.batcher import Stopped
+from prefixcap.web.gate import RETRY_AFTER, STOPPING
+from prefixcap.web.jobs import Arithmetic, Captioned, Captions, Interpretations, Picture, Scored, Sum
+from prefixcap.web.metrics import CONTENT_TYPE, Metrics
+from prefixcap.web.pictures import FAILED, Outcome, Pictures, unless_gone
 from prefixcap.web.schema import (
     ERRORS,
     MOST_IMAGES,
@@ -30,6 +27,7 @@ from prefixcap.web.schema import (
     ArithmeticRequest,
     CaptionAnswer,
     CaptionedImage,
+    CaptionerInfo,
     CaptionRequest,
     Health,
     ImagePrompt,
@@ -40,16 +38,14 @@ from prefixcap.web.schema import (
     Limits,
     PromptItem,
     ScoredText,
+    StreamedImage,
+    TrainedOn,
     decoder_settings,
     with_decoder_options,
 )
+from prefixcap.web.served import Served
 
-T = TypeVar("T")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-Image.init()  # so that Pillow knows all of them
-# That Pillow reads without running another program; AVIF where it was built with that.
-FORMATS = tuple(f for f in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 
 # What pydantic says less plainly.
 PROBLEMS = {
@@ -60,12 +56,18 @@ PROBLEMS = {
 }
 
 
-def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: str) -> FastAPI:
+class Lines(StreamingResponse):
+    """Objects of JSON, one a line (https://github.com/ndjson/ndjson-spec)."""
+
+    media_type = "application/x-ndjson"
+
+
+def build_api(served: Mapping[str, Served], metrics: Metrics, version: str) -> FastAPI:
     """The API as an application, without what `prefixcap.web.gate` sees to.
 
     Args:
-        captioner: the model that answers.
-        batcher: runs `job.run(captioner, items)`.
+        served: the captioners that answer, by name, the first by default.
+        metrics: counts images, and is sent at /metrics.
         version: of prefixcap.
     """
     app = FastAPI(
@@ -76,64 +78,54 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         redoc_url=None,
         responses=ERRORS,
     )
-    opening = anyio.CapacityLimiter(cpu_count())
-    encoder = captioner.encoder()
+    pictures = Pictures(metrics)
+    described = list(map(_described, served.values()))
+    forms = {form: with_decoder_options(form) for form in (CaptionRequest, ArithmeticRequest)}
 
-    def open_upload(upload: UploadFile) -> Tensor:
-        name = _name(upload)
-        if batcher.stopped:
-            raise Stopped
-        try:
-            return encoder.preprocess(decode_image(upload.file, formats=FORMATS))
-        except TooManyPixels as error:
-            raise HTTPException(413, f"{name}: {error}") from error
-        except InputError as error:
-            raise HTTPException(400, f"{name}: {error}") from error
+    def with_options(endpoint: Endpoint) -> Endpoint:
+        """An endpoint whose form has a field for each option of the decoders that there are now."""
+        form = endpoint.__annotations__["given"]
+        endpoint.__annotations__["given"] = Annotated[forms[form.__origin__], form.__metadata__[0]]
+        return endpoint
 
-    async def pixels_of(upload: UploadFile) -> Tensor:
-        return await anyio.to_thread.run_sync(open_upload, upload, limiter=opening)
+    def post(path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
+        """At /v1/…, and at /api/…, where it was before there were versions."""
 
-    async def do(
-        request: Request, job: Job, images: Sequence[UploadFile], item: Callable[[Tensor, int], Any]
-    ) -> list[tuple[str, Any, str | None]]:
-        """For each image its name, what a job gives for it, and why it gives nothing; one at least must be an image.
+        def register(endpoint: Endpoint) -> Endpoint:
+            app.post(f"/v1/{path}", **options)(endpoint)
+            app.post(f"/api/{path}", include_in_schema=False, **options)(endpoint)
+            return endpoint
 
-        `item` is what the job takes of an image's pixels, and its number.
-        """
-        items, problems = list[Any](), dict[int, HTTPException]()
-        for number, image in enumerate(images):
-            try:
-                items.append(item(await pixels_of(image), number))
-            except HTTPException as error:
-                problems[number] = error
-        if not items:
-            raise HTTPException(problems[0].status_code, "; ".join(error.detail for error in problems.values()))
-        submitted = asyncio.gather(*(batcher.submit(job, each, request) for each in items))
-        results = iter(await _unless_gone(request, submitted))
-        return [
-            (_name(image), None, problems[number].detail) if number in problems else (_name(image), next(results), None)
-            for number, image in enumerate(images)
-        ]
+        return register
 
-    @app.post("/api/caption", response_model_exclude_none=True)
-    @_with_decoder_options
+    @post("caption", response_model_exclude_none=True)
+    @with_options
     async def caption(
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> CaptionAnswer:
-        """Caption images. One that cannot be read has an error in place of captions."""
-        prompts, without = given.image_prompts(captioner.prompts is not None), frozenset(given.without)
+        """Caption images. One that cannot be captioned has an error in place of captions."""
+        by = _chosen(served, given.captioner)
+        outcomes = await pictures.together(request, by, *_captioning(by, given))
+        return CaptionAnswer(images=[CaptionedImage(**_captioned(outcome)) for outcome in outcomes])
 
-        def picture(pixels: Tensor, number: int) -> Picture:
-            return Picture(pixels, prompts[number], without)
+    @app.post("/v1/caption/stream", response_class=Lines, responses={200: {"model": StreamedImage}})
+    @with_options
+    async def stream(
+        request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
+    ) -> Response:
+        """Caption images. Each is sent as soon as it is done, as a line of JSON (NDJSON)."""
+        by = _chosen(served, given.captioner)
+        arguments = _captioning(by, given)
 
-        datastores = captioner.own_prompts.datastores
-        if given.datastore:
-            captioner.own_prompts.require(given.datastore)
-        job = replace(given.job(), datastore=given.datastore or next(iter(datastores), None))
-        results = await do(request, job, given.images, picture)
-        return CaptionAnswer(images=[_captioned(name, captioned, error) for name, captioned, error in results])
+        async def lines() -> AsyncIterator[str]:
+            async for outcome in pictures.as_ready(request, by, *arguments):
+                yield (
+                    StreamedImage(index=outcome.number, **_captioned(outcome)).model_dump_json(exclude_none=True) + "\n"
+                )
 
-    @app.post("/api/interpret", response_model_exclude_none=True)
+        return Lines(lines(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # nginx would wait
+
+    @post("interpret", response_model_exclude_none=True)
     async def interpret(
         request: Request, given: Annotated[InterpretRequest, Form(media_type="multipart/form-data")]
     ) -> InterpretAnswer:
@@ -141,20 +133,22 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
 
         An image that cannot be read has an error in place of vectors.
         """
-        results = await do(request, Interpretations(given.count), given.images, lambda pixels, _: pixels)
+        by, job = _chosen(served, given.captioner), Interpretations(given.count)
+        outcomes = await pictures.together(request, by, job, given.images, lambda pixels, _: pixels)
         return InterpretAnswer(
             images=[
                 InterpretedImage(name=name, vectors=[_scored(tokens) for tokens in vectors or ()], error=error)
-                for name, vectors, error in results
+                for _, name, vectors, error in outcomes
             ]
         )
 
-    @app.post("/api/arithmetic")
-    @_with_decoder_options
+    @post("arithmetic")
+    @with_options
     async def arithmetic(
         request: Request, given: Annotated[ArithmeticRequest, Form(media_type="multipart/form-data")]
     ) -> ArithmeticAnswer:
         """Caption a sum of images and texts; a difference has negative weights."""
+        by = _chosen(served, given.captioner)
         weights = []
         for kind, terms, own in (
             ("image", given.images, given.image_weights),
@@ -166,43 +160,39 @@ def build_api(captioner: Captioner, batcher: Batcher[Job, Any, Any], version: st
         if not weights:
             raise InputError("the sum is empty: give images, texts or both")
         job = Arithmetic(given.job())
-        pixels = [await pixels_of(image) for image in given.images]
-        captions = await _unless_gone(request, batcher.submit(job, Sum(pixels, given.texts, weights)))
+        pixels = [await pictures.pixels(by, image) for image in given.images]
+        captions = await unless_gone(request, by.batcher.submit(job, Sum(pixels, given.texts, weights)))
         return ArithmeticAnswer(captions=_scored(captions))
 
-    @app.get("/api/info")
+    @app.get("/v1/info")
     async def info() -> Info:
         """Say what is served, and within which limits."""
         return Info(
             version=version,
-            encoder=captioner.encoder_identity.name,
-            language_model=captioner.language_model.name,
-            mapper=captioner.mapper_options["name"],
-            prefix_length=captioner.prefix_length,
-            trained_on=captioner.trained_on.get("data"),
-            low_similarity=captioner.low_similarity,
-            prompts=None if captioner.prompts is None else captioner.prompts["name"],
-            datastores=list(captioner.own_prompts.datastores),
+            captioners=described,
             decoders={decoder: decoder_settings(decoder) for decoder in DECODERS},
             limits=Limits(),
         )
+
+    @app.get("/api/info", include_in_schema=False)
+    async def first_info() -> dict[str, Any]:
+        """The same as it was before there were versions: of the first captioner."""
+        now = (await info()).model_dump()
+        first = now.pop("captioners")[0]
+        return {**now, **first, "trained_on": first["trained_on"]["data"]}
 
     @app.get("/health")
     async def health() -> Health:
         """Say that the server is up."""
         return Health()
 
+    @app.get("/metrics", include_in_schema=False)
+    async def counts() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
     for kind in (InputError, HTTPException, RequestValidationError, Stopped, Exception):
         app.add_exception_handler(kind, _explain)
     return app
-
-
-def _with_decoder_options(endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose form has a field for each option of the decoders that there are now."""
-    form = endpoint.__annotations__["given"]
-    fields = with_decoder_options(form.__origin__)
-    endpoint.__annotations__["given"] = Annotated[fields, form.__metadata__[0]]
-    return endpoint
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
@@ -216,46 +206,52 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, InputError):
         return refusal(422, str(error))
     if isinstance(error, Stopped):
-        return refusal(503, "the server is stopping: try again in a moment", RETRY_AFTER)
-    return refusal(500, "the server could not do this; its log says why")
+        return refusal(503, STOPPING, RETRY_AFTER)
+    return refusal(500, FAILED)
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives. If the client goes away meanwhile, it is cancelled."""
-    doing, gone = asyncio.create_task(_result(work)), asyncio.create_task(_disconnection(request))
-    try:
-        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise HTTPException(499, "the client has gone")
-        return doing.result()
-    finally:
-        doing.cancel()
-        gone.cancel()
+def _chosen(served: Mapping[str, Served], name: str | None) -> Served:
+    """The captioner of a request. Raises InputError if there is none of this name."""
+    if name and name not in served:
+        raise InputError(f"unknown captioner '{name[:100]}': choose one of {', '.join(served)}")
+    return served[name or next(iter(served))]
 
 
-async def _result(work: Awaitable[T]) -> T:
-    return await work  # a task that is cancelled tells nobody; what `gather` returns would, in the log
+def _captioning(by: Served, given: CaptionRequest) -> tuple[Captions, list[Any], Callable[[Tensor, int], Picture]]:
+    """The job, the images, and what the job takes of an image. Raises InputError if a setting is wrong."""
+    captioner = by.captioner
+    prompts, without = given.image_prompts(captioner.prompts is not None), frozenset(given.without)
+    datastores = captioner.own_prompts.datastores
+    if given.datastore:
+        captioner.own_prompts.require(given.datastore)
+    job = replace(given.job(), datastore=given.datastore or next(iter(datastores), None))
+    return job, given.images, lambda pixels, number: Picture(pixels, prompts[number], without)
 
 
-async def _disconnection(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _name(upload: UploadFile) -> str:
-    """What an upload is called in answers: the last part of its name, which is nothing but a label here."""
-    last = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
-    return " ".join(last.split())[:100] or "image"
-
-
-def _captioned(name: str, captioned: Captioned | None, error: str | None) -> CaptionedImage:
-    captions, made = captioned or Captioned([])
+def _captioned(outcome: Outcome) -> dict[str, Any]:
+    """The fields of a `CaptionedImage`."""
+    captions, made = outcome.result or Captioned([])
     prompt = None
     if made is not None:
         items = [PromptItem(text=text, score=score) for text, score in made.items]
         prompt = ImagePrompt(text=made.text, items=items)
-    return CaptionedImage(name=name, captions=_scored(captions), prompt=prompt, error=error)
+    return {"name": outcome.name, "captions": _scored(captions), "prompt": prompt, "error": outcome.error}
 
 
 def _scored(texts: Iterable[Scored]) -> list[ScoredText]:
     return [ScoredText(text=text, similarity=similarity) for text, similarity in texts]
+
+
+def _described(each: Served) -> CaptionerInfo:
+    captioner = each.captioner
+    return CaptionerInfo(
+        name=each.name,
+        encoder=captioner.encoder_identity.name,
+        language_model=captioner.language_model.name,
+        mapper=captioner.mapper_options["name"],
+        prefix_length=captioner.prefix_length,
+        trained_on=TrainedOn(**about(captioner)._asdict()),
+        low_similarity=captioner.low_similarity,
+        prompts=None if captioner.prompts is None else captioner.prompts["name"],
+        datastores=list(captioner.own_prompts.datastores),
+    )

@@ -31,19 +31,24 @@ class Batcher(Generic[Job, Item, Result]):
         work: runs a job on a list of items and returns the result of each, or an exception, which its caller gets.
         most: items in a batch.
         wait: seconds that an idle batcher waits for more items after the first.
+        thread: where `work` is called, of one thread, which batchers may share; None: one of its own.
 
     Attributes:
-        thread: where `work` is called.
+        thread: as given.
         stopped: nothing new is begun.
         working: the batch that is in the thread now.
     """
 
     def __init__(
-        self, work: Callable[[Job, list[Item]], Sequence[Result | Exception]], most: int = 32, wait: float = 0.004
+        self,
+        work: Callable[[Job, list[Item]], Sequence[Result | Exception]],
+        most: int = 32,
+        wait: float = 0.004,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._work, self._most, self._wait = work, most, wait
         self._waiting: deque[_Waiting[Job, Item, Result]] = deque()
-        self.thread = ThreadPoolExecutor(1, "model")
+        self.thread = thread or ThreadPoolExecutor(1, "model")
         self._worker: asyncio.Task[None] | None = None
         self.stopped = False
         self.working: list[_Waiting[Job, Item, Result]] = []
@@ -67,6 +72,11 @@ class Batcher(Generic[Job, Item, Result]):
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work_off())
         return await waiting.result
+
+    @property
+    def queued(self) -> int:
+        """How many items wait to be begun."""
+        return sum(not waiting.result.done() for waiting in self._waiting)
 
     def stop(self) -> None:
         """Begin nothing new, except the rest of requests that have been begun."""

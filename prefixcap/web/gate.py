@@ -23,6 +23,7 @@ SLOWEST = 120.0  # seconds in which a body must have arrived
 GRACE = 10.0  # seconds before its rate counts
 LEAST_RATE = 8 * 2**10  # bytes per second
 RETRY_AFTER = {"Retry-After": "1"}
+STOPPING = "the server is stopping: try again in a moment"
 
 # Only these of Gradio's own paths are served, and only the files that exist in its folders. The page calls none of its
 # functions; its other paths store uploads, read files and fetch URLs.
@@ -64,7 +65,7 @@ class RequestSlots:
     def reason_to_refuse(self, client: str) -> str | None:
         """Why a request of this client gets no slot; None if it gets one."""
         if self.stopping.is_set():
-            return "the server is stopping: try again in a moment"
+            return STOPPING
         if self._taken.total() >= self.most:
             return "busy: others are being served, try again in a moment"
         if self._taken[client] >= self.most_per_client:
@@ -226,7 +227,7 @@ async def _first(receive: Receive, deadline: float, stopping: asyncio.Event) -> 
         if message.done():
             return message.result()
         if stop.done():
-            raise HTTPException(503, "the server is stopping: try again in a moment", RETRY_AFTER)
+            raise HTTPException(503, STOPPING, RETRY_AFTER)
         slow = f"the request came too slowly: within {SLOWEST:.0f} s, and more than {LEAST_RATE >> 10} KB a second"
         raise HTTPException(408, slow, {"Connection": "close"})
     finally:

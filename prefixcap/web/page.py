@@ -9,6 +9,7 @@ import html
 import inspect
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prefixcap.captioner import Captioner
 from prefixcap.decoding import DECODERS, decoder_label, decoder_options, limits, takes_num_captions
 from prefixcap.encoders import reads_texts
 from prefixcap.utils.options import Option
+from prefixcap.web.about import about
 from prefixcap.web.gate import PAGE, PAGE_FOLDERS
 from prefixcap.web.schema import MOST_CHARACTERS, MOST_INTEGER, MOST_PROMPT_CHARACTERS, decoder_settings, request_bounds
 
@@ -46,7 +48,7 @@ COLOURS = {
 ADDRESS = "http://page.invalid"  # at which Gradio draws the page, once
 
 DROP_ZONE = """
-<label id="drop" tabindex="0">
+<label id="drop">
   <input id="files" type="file" accept="image/*" multiple>
   <strong>Drop photographs here</strong>
   <span>or click to choose them, or paste one</span>
@@ -68,13 +70,22 @@ DATASTORES = """<label id="datastore">Retrieve captions from
 """
 
 RESULTS = """
+<p id="announce" class="unseen" role="status"></p>
 <div id="results-head" hidden><span id="count"></span>
   <button id="again" class="quiet" type="button">Write again</button>
-  <button id="clear" class="quiet" type="button">Clear</button></div>
-<div id="results" aria-live="polite"></div>
+  <button id="clear" class="quiet" type="button">Clear</button>
+  <div id="downloads" role="group" aria-label="Download all results"><span aria-hidden="true">Download</span>
+    <button type="button" data-kind="csv">CSV</button>
+    <button type="button" data-kind="json">JSON</button>
+    <button type="button" data-kind="zip">Text files (zip)</button></div></div>
+<div id="results"></div>
 <div id="empty"><p><strong>Captions will appear here.</strong></p>
-  <p>Each comes with its similarity to the picture, by CLIP, and with what the prefix says that the language model
-  continues. Pictures are not kept.</p></div>
+  <p>Each comes with its similarity to the picture, by the encoder, and with what the prefix says that the language
+  model continues. Pictures are not kept.</p></div>
+"""
+
+CHOICE = """
+<fieldset id="captioners"><legend>Captioners</legend>{boxes}</fieldset>
 """
 
 SUM = """
@@ -84,29 +95,31 @@ SUM = """
 """
 
 
-def mount_page(app: FastAPI, captioner: Captioner, examples: int) -> list[str]:
+def mount_page(app: FastAPI, captioners: Mapping[str, Captioner], examples: int) -> list[str]:
     """Put the page at "/".
 
     Args:
         app: the API, with what is in `static/`.
-        captioner: that is served.
+        captioners: that are served, by name.
         examples: pictures at /examples/0.jpg and on, which the page offers.
 
     Returns:
         Paths of all that the page consists of, beside those of the API.
     """
     with gr.Blocks(title="prefixcap", analytics_enabled=False) as page:
-        gr.HTML(_header(captioner), apply_default_css=False)
+        gr.HTML(_header(captioners), apply_default_css=False)
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=2, min_width=330):
+                if len(captioners) > 1:
+                    gr.HTML(_choice(captioners), apply_default_css=False)
                 with gr.Tabs():
                     with gr.Tab("Captions"):
-                        _part("captions", _drop_zone(captioner, examples))
+                        _part("captions", _drop_zone(list(captioners.values()), examples))
                     with gr.Tab("Arithmetic"):
                         example = '<button id="example" class="quiet" type="button">An example</button>'
                         _part("arithmetic", SUM.format(example=example if examples else ""))
                 with gr.Accordion("How captions are generated", open=False):
-                    settings = _settings(captioner)
+                    settings = _settings(list(captioners.values()))
             with gr.Column(scale=3, min_width=330):
                 _part("results", RESULTS)
         parts = list(settings.values())
@@ -144,7 +157,7 @@ def _start(prefix: str) -> str:
     where = "new URL(location.search + location.hash, document.baseURI)"
     arrive = f"<script>history.replaceState(null, '', {where})</script>" if prefix else ""
     return f"""<base href="{prefix or "."}/">{arrive}
-        <link rel="icon" href="favicon.ico"><script src="page.js"></script>"""
+        <link rel="icon" href="favicon.ico"><script type="module" src="page.js"></script>"""
 
 
 def _without_address(page: str) -> str:
@@ -158,18 +171,57 @@ def _part(name: str, markup: str) -> None:
     gr.HTML(markup, js_on_load=f"prefixcap.{name}(element)", apply_default_css=False)
 
 
-def _header(captioner: Captioner) -> str:
-    encoder, lm = (html.escape(name) for name in (captioner.encoder_identity.name, captioner.language_model.name))
-    low = "" if captioner.low_similarity is None else f' data-low-similarity="{captioner.low_similarity}"'
-    low += "" if reads_texts(captioner.encoder()) else " data-no-texts"
-    return f"""<header id="head"{low}><img src="favicon.ico" alt=""><div><h1>prefixcap</h1>
-        <p>Captions by an <b>image encoder</b> ({encoder}) and a <b>language model</b> ({lm})</p></div>
-        <a href="docs">HTTP API</a></header>"""
+def _header(captioners: Mapping[str, Captioner]) -> str:
+    known = [
+        {
+            "name": name,
+            "lowSimilarity": captioner.low_similarity,
+            "readsTexts": reads_texts(captioner.encoder()),
+            "datastores": captioner.own_prompts.datastores,
+        }
+        for name, captioner in captioners.items()
+    ]
+    parts = {(each.encoder_identity.name, each.language_model.name) for each in captioners.values()}
+    by = "Captions by image encoders and language models"
+    if len(parts) == 1:
+        encoder, lm = (html.escape(name) for name in parts.pop())
+        by = f"Captions by an <b>image encoder</b> ({encoder}) and a <b>language model</b> ({lm})"
+    banner = "".join(_banner(name if len(captioners) > 1 else "", each) for name, each in captioners.items())
+    return f"""<a id="skip" href="#results-head">Skip to the results</a>
+        <header id="head" data-captioners="{html.escape(json.dumps(known))}"><img src="favicon.ico" alt=""><div>
+        <h1>prefixcap</h1><p>{by}</p></div><a href="docs">HTTP API</a></header>
+        <section id="about" aria-label="What the captions were learned from">{banner}</section>"""
 
 
-def _drop_zone(captioner: Captioner, examples: int) -> str:
-    own = "" if captioner.prompts is None else ", in place of what the captioner finds by itself"
-    names = captioner.own_prompts.datastores
+def _banner(name: str, captioner: Captioner) -> str:
+    """What a captioner was trained on, and cannot do. Its files may be a stranger's: they are shown as text."""
+    said = about(captioner)
+    shown = (
+        f"<p><b>{html.escape(name)}</b> {html.escape(said.summary)}</p>"
+        if name
+        else f"<p>{html.escape(said.summary)}</p>"
+    )
+    if not said.training and not said.limitations:
+        return shown
+    paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in said.training)
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in said.limitations)
+    of = f' <span class="unseen">by {html.escape(name)}</span>' if name else ""
+    return f"""{shown}<details><summary>About the pictures it knows, and what it cannot do{of}</summary>
+        {paragraphs}<ul>{items}</ul></details>"""
+
+
+def _choice(captioners: Mapping[str, Captioner]) -> str:
+    boxes = [
+        f'<label><input type="checkbox" value="{html.escape(name)}" checked>{html.escape(name)}</label>'
+        for name in captioners
+    ]
+    return CHOICE.format(boxes="".join(boxes))
+
+
+def _drop_zone(captioners: Sequence[Captioner], examples: int) -> str:
+    makes_prompts = any(captioner.prompts is not None for captioner in captioners)
+    own = ", in place of what the captioner finds by itself" if makes_prompts else ""
+    names = dict.fromkeys(name for captioner in captioners for name in captioner.own_prompts.datastores)
     options = "".join(f"<option>{html.escape(name)}</option>" for name in names)
     datastores = DATASTORES.format(options=options) if len(names) > 1 else ""
     return DROP_ZONE.format(
@@ -188,7 +240,7 @@ def _examples(count: int) -> str:
         <div id="examples">{"".join(pictures)}</div>"""
 
 
-def _settings(captioner: Captioner) -> dict[str, Any]:
+def _settings(captioners: Sequence[Captioner]) -> dict[str, Any]:
     """The settings as Gradio's components. What a single decoder takes is called `decoder.option`, and is shown with
     that decoder; what all decoders take is called by its name."""
     several = [f"for-{decoder}" for decoder in DECODERS if takes_num_captions(decoder)]
@@ -205,14 +257,16 @@ def _settings(captioner: Captioner) -> dict[str, Any]:
         for name, option in decoder_options(decoder).items():
             if name not in shared:
                 settings[f"{decoder}.{name}"] = _component(name, option, [f"for-{decoder}"])
-    room = (captioner.language_model.context or MOST_INTEGER) - captioner.prefix_length
+    room = min((each.language_model.context or MOST_INTEGER) - each.prefix_length for each in captioners)
     for name, option in shared.items():
         settings[name] = _component(name, option, [f"for-{decoder}" for decoder in DECODERS], room)
     settings["prompt"] = gr.Textbox(
         "", label="Beginning", info="of every caption", placeholder="e.g. A photo of", max_length=MOST_CHARACTERS
     )
     label = "The caption closest to the picture comes first"
-    settings["by_similarity"] = gr.Checkbox(True, label=label, visible=reads_texts(captioner.encoder()))
+    settings["by_similarity"] = gr.Checkbox(
+        True, label=label, visible=any(reads_texts(each.encoder()) for each in captioners)
+    )
     return settings
 
 

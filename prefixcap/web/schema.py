@@ -59,10 +59,18 @@ def request_bounds(name: str, option: Option) -> dict[str, Any]:
     return most | option.bounds | LIMITS.get(name, {})
 
 
-class Settings(BaseModel):
-    """How captions are generated. Options of the decoder that are left out have its defaults."""
+class ToCaptioner(BaseModel):
+    """A request to one of the captioners that are served."""
 
     model_config = ConfigDict(extra="forbid")
+
+    captioner: str | None = Field(
+        None, max_length=MOST_CHARACTERS, description="its name, as in /v1/info; none: the first", examples=["photos"]
+    )
+
+
+class Settings(ToCaptioner):
+    """How captions are generated. Options of the decoder that are left out have its defaults."""
 
     decode: str = Field("beam", description="the decoder")
     count: int = Field(1, ge=1, le=10, description="captions for each image")
@@ -148,7 +156,7 @@ class CaptionRequest(Settings):
     datastore: str | None = Field(
         None,
         max_length=MOST_CHARACTERS,
-        description="the one that captions are retrieved from, a name of /api/info; none: the first",
+        description="the one that captions are retrieved from, a name of /v1/info; none: the first",
         examples=["art"],
     )
 
@@ -172,10 +180,8 @@ class CaptionRequest(Settings):
         return [*self.prompts] * (len(self.images) if len(self.prompts) == 1 else 1)
 
 
-class InterpretRequest(BaseModel):
+class InterpretRequest(ToCaptioner):
     """Images whose prefixes are interpreted."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images: Images = Field(min_length=1, max_length=MOST_IMAGES)
     count: int = Field(3, ge=1, le=20, description="tokens for each prefix vector")
@@ -230,6 +236,12 @@ class CaptionAnswer(BaseModel):
     images: list[CaptionedImage]
 
 
+class StreamedImage(CaptionedImage):
+    """A line of a stream: a captioned image, and which of those that were sent it is, from 0."""
+
+    index: int = Field(examples=[0])
+
+
 class InterpretedImage(BaseModel):
     """The nearest tokens of each prefix vector, with the cosines of their embeddings and the vector."""
 
@@ -260,15 +272,26 @@ class Limits(BaseModel):
     prompt_characters: int = Field(default=MOST_PROMPT_CHARACTERS, description="of what is known of an image")
 
 
-class Info(BaseModel):
-    """What is served."""
+class TrainedOn(BaseModel):
+    """What a captioner was trained on, as its files say it."""
 
-    version: str = Field(examples=["1.0.0"])
+    data: str | None = Field(description="the data set, where they say it", examples=["flickr8k"])
+    images: dict[str, int] = Field(description="of its splits", examples=[{"train": 6000, "val": 1000}])
+    training: list[str] = Field(description="paragraphs of the model card", examples=[["6,000 photographs."]])
+    limitations: list[str] = Field(
+        description="what the model card says that it cannot do", examples=[["It counts badly."]]
+    )
+
+
+class CaptionerInfo(BaseModel):
+    """A captioner that is served."""
+
+    name: str = Field(description="which `captioner` of a request names", examples=["photos"])
     encoder: str = Field(examples=["clip:ViT-B/32"])
     language_model: str = Field(examples=["gpt2"])
     mapper: str = Field(examples=["transformer"])
     prefix_length: int = Field(examples=[10])
-    trained_on: str | None = Field(description="the data set, where the checkpoint says it", examples=["coco"])
+    trained_on: TrainedOn
     low_similarity: float | None = Field(
         description="a similarity below this says that the image is unlike those learned from, where that is known",
         examples=[0.25],
@@ -280,6 +303,13 @@ class Info(BaseModel):
         description="the names of those that it retrieves captions from, the first by default, where there are several",
         examples=[["coco", "art"]],
     )
+
+
+class Info(BaseModel):
+    """What is served."""
+
+    version: str = Field(examples=["1.0.0"])
+    captioners: list[CaptionerInfo] = Field(description="the first by default")
     decoders: dict[str, list[str]] = Field(
         description="the settings that each takes, beside decode, prompt and by_similarity",
         examples=[{"beam": ["max_tokens", "count", "beams", "length_penalty"]}],

@@ -1,4 +1,4 @@
-"""`prefixcap serve`: a captioner as a web page and an HTTP API."""
+"""`prefixcap serve`: captioners as a web page and an HTTP API."""
 
 import asyncio
 import importlib.metadata
@@ -31,14 +31,15 @@ from prefixcap.web.batcher import Batcher
 from prefixcap.web.connections import Connection
 from prefixcap.web.gate import Gate, RequestSlots
 from prefixcap.web.jobs import Captions, Job, Picture
+from prefixcap.web.metrics import Metrics, MetricsMiddleware
+from prefixcap.web.served import MOST_CHARACTERS, serve_each
 
 STATIC = Path(__file__).with_name("static")
 FILES = {
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
-}
+} | {f"/{file.name}": (file.name, "text/javascript; charset=utf-8") for file in sorted(STATIC.glob("*.js"))}
 
 EXAMPLES = (  # pictures of the small world, for a captioner that was trained on it
     Scene("red", "circle", "plain", "large", "middle", "meadow"),
@@ -52,7 +53,7 @@ GRACE = 20.0  # seconds that a stopping server has to finish what it has begun
 
 
 def serve(
-    ckpt: str | None = None,
+    ckpt: str | Mapping[str, str] | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     password: str | None = None,
@@ -65,13 +66,14 @@ def serve(
     forwarded_allow_ips: str = PROXIES,
     datastore: str | Mapping[str, str] | None = None,
 ) -> None:
-    """Serve the web page and the HTTP API of a captioner until Ctrl-C or SIGTERM.
+    """Serve the web page and the HTTP API of captioners until Ctrl-C or SIGTERM.
 
     What has been begun is then finished, within 20 seconds, and waiting requests are told to try again. A second
     signal ends the process at once.
 
     Args:
-        ckpt: as `prefixcap.load` takes it; None: the captioner that comes with the package.
+        ckpt: as `prefixcap.load` takes it; or several by name, the first by default; None: the captioner that comes
+            with the package.
         host: the address to listen on; "0.0.0.0": all addresses of the machine.
         port: to listen on; 0: any free one.
         password: of page and API, under any user name; None: no authentication.
@@ -85,12 +87,12 @@ def serve(
         allow_origins: other sites, e.g. "https://example.org", whose pages may use the API, and show the page in a
             frame; "*": any.
         forwarded_allow_ips: addresses and networks of proxies that are trusted, separated by commas; "*": all.
-        datastore: the feature store that the captioner retrieves captions from, or several by name, of which visitors
-            choose one; see `Captioner.use_datastore`.
+        datastore: the feature store that captioners retrieve captions from, or several by name, of which visitors
+            choose one; see `Captioner.use_datastore`. Captioners that retrieve none do without.
 
     Raises:
-        InputError: the port is in use or not allowed, the captioner, its encoder or the datastore cannot be loaded, the
-            captioner needs a datastore or takes none, or a value is out of range.
+        InputError: the port is in use or not allowed, a captioner, its encoder or the datastore cannot be loaded, a
+            captioner needs a datastore or none takes one, or a value is out of range.
     """
     if password == "":
         raise InputError("the password is empty: give one, or none for no authentication")
@@ -109,22 +111,45 @@ def serve(
                 proxies=forwarded_allow_ips,
                 root_path=root_path,
             )
-            captioner = load(ckpt or photos.require_captioner(), usable_device(device))
-            if datastore is not None:
-                captioner.use_datastore(datastore)
+            captioners = _load(ckpt, device, datastore)
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio creates a folder in it, and puts nothing there
-                app = build_app(captioner, password, max_queue, max_per_client, access)
-            name = ckpt or f"{photos.CARD}, the captioner that comes with the package (prefixcap info {photos.NAME}),"
-            print(f"{name} is served at http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
+                app = build_app(captioners, password, max_queue, max_per_client, access)
+            _announce(ckpt, f"http://{f'[{address}]' if ':' in address else address}:{port}")
             _allow_many_files()
             Server(app).run([listening])
-            if app.state.batcher.working:  # its thread cannot be stopped, and Python would wait for it
+            # A thread cannot be stopped, and Python would wait for it.
+            if any(batcher.working for batcher in app.state.batchers):
                 print("stopped", flush=True)
                 os._exit(0)
     except KeyboardInterrupt:
         pass
     print("stopped")
+
+
+def _load(
+    ckpt: str | Mapping[str, str] | None, device: str, datastore: str | Mapping[str, str] | None
+) -> dict[str, Captioner]:
+    named = {_short_name(ckpt): ckpt} if ckpt is None or isinstance(ckpt, str) else ckpt
+    captioners = {name: load(path or photos.require_captioner(), usable_device(device)) for name, path in named.items()}
+    retrieving = [each for each in captioners.values() if each.mapper.retrieved or each.own_prompts.retrieve]
+    if datastore is not None:
+        for captioner in retrieving or captioners.values():  # where none retrieves, the first says so
+            captioner.use_datastore(datastore)
+    return captioners
+
+
+def _short_name(ckpt: str | None) -> str:
+    """What a captioner without a name is called: the last part of its path."""
+    last = Path(ckpt or photos.NAME).name
+    return "".join(filter(str.isprintable, last))[:MOST_CHARACTERS] or "captioner"
+
+
+def _announce(ckpt: str | Mapping[str, str] | None, address: str) -> None:
+    own = f"{photos.CARD}, the captioner that comes with the package (prefixcap info {photos.NAME}),"
+    several = isinstance(ckpt, Mapping) and len(ckpt) > 1
+    names = own if ckpt is None else ckpt if isinstance(ckpt, str) else ", ".join(ckpt)
+    print(f"{names} {'are' if several else 'is'} served at {address}", flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -150,41 +175,37 @@ def _allow_many_files() -> None:
 
 
 def build_app(
-    captioner: Captioner,
+    captioners: Captioner | Mapping[str, Captioner],
     password: str | None = None,
     max_queue: int = 64,
     max_per_client: int | None = None,
     access: Access | None = None,
 ) -> FastAPI:
-    """Page and API as one ASGI application, with the captioner warmed up. `Server` runs it.
+    """Page and API as one ASGI application, with the captioners warmed up. `Server` runs it.
 
     Another ASGI server must not process proxy headers (uvicorn: `proxy_headers=False`), and should close connections on
     which no request arrives.
 
     Args:
-        captioner: to serve; only one thread uses it.
+        captioners: to serve, one or several by name, the first by default; only one thread uses them.
         password, max_queue, max_per_client: as in `serve`.
         access: who may send requests; None: clients that use a local name of this machine.
 
     Raises:
-        InputError: the captioner's encoder cannot be loaded, or it has no datastore and needs one.
+        InputError: a captioner's encoder cannot be loaded, it has no datastore and needs one, or its name cannot be
+            shown.
     """
     from prefixcap.web.page import mount_page  # Gradio is slow to import
 
-    def work(job: Job, items: list[Any]) -> Any:
-        try:
-            return job.run(captioner, items)
-        except InputError as error:
-            if len(items) == 1:
-                return [error]
-        return [work(job, [item])[0] for item in items]  # the mistake, e.g. a long prompt, may be in one of them only
-
-    batcher = Batcher[Job, Any, Any](work)
-    picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
-    # The first call in a thread takes longer.
-    batcher.thread.submit(Captions().run, captioner, [Picture(picture)]).result()
-    app = build_api(captioner, batcher, importlib.metadata.version("prefixcap"))
-    examples = EXAMPLES if captioner.encoder_identity.name == "demo" else ()
+    named = {"captioner": captioners} if isinstance(captioners, Captioner) else captioners
+    served = serve_each(named)
+    for _, captioner, batcher in served.values():
+        picture = captioner.encoder().preprocess(draw(EXAMPLES[0], np.random.default_rng(0)))
+        # The first call in a thread takes longer.
+        batcher.thread.submit(Captions().run, captioner, [Picture(picture)]).result()
+    metrics = Metrics(served)
+    app = build_api(served, metrics, importlib.metadata.version("prefixcap"))
+    examples = EXAMPLES if all(each.encoder_identity.name == "demo" for each in named.values()) else ()
     for number, scene in enumerate(examples):
         file = io.BytesIO()
         draw(scene, np.random.default_rng(number)).save(file, "JPEG", quality=92)
@@ -194,11 +215,13 @@ def build_app(
     methods: dict[str, Set[str]] = {
         route.path: route.methods or set() for route in app.routes if isinstance(route, Route)
     }
-    methods |= dict.fromkeys(mount_page(app, captioner, len(examples)), READING)
-    app.state.batcher = batcher
+    interesting = {*methods} - FILES.keys()
+    methods |= dict.fromkeys(mount_page(app, named, len(examples)), READING)
+    app.state.batchers = [each.batcher for each in served.values()]
     app.state.slots = RequestSlots(max_queue, max_per_client or max(1, max_queue // 2))
     access = access or Access()
     app.add_middleware(Gate, paths=methods, password=password, slots=app.state.slots, origins=access.origins)
+    app.add_middleware(MetricsMiddleware, metrics=metrics, paths={"/", *interesting})
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -220,7 +243,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, log_level: str = "warning") -> None:
-        self.batcher: Batcher[Job, Any, Any] = app.state.batcher
+        self.batchers: list[Batcher[Job, Any, Any]] = app.state.batchers
         self.slots: RequestSlots = app.state.slots
         config = uvicorn.Config(
             app, http=Connection, ws="none", proxy_headers=False, log_level=log_level, access_log=False
@@ -237,8 +260,10 @@ class Server(uvicorn.Server):
         """Answer what has been begun, tell all others to try again, and end in bounded time."""
         loop = asyncio.get_running_loop()
         self.slots.stopping.set()
-        self.batcher.stop()
-        timers = [loop.call_later(GRACE, self.batcher.give_up), loop.call_later(GRACE + 2, self._hang_up)]
+        for batcher in self.batchers:
+            batcher.stop()
+        timers = [*(loop.call_later(GRACE, batcher.give_up) for batcher in self.batchers)]
+        timers.append(loop.call_later(GRACE + 2, self._hang_up))
         await super().shutdown(sockets)
         for timer in timers:
             timer.cancel()

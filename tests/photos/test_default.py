@@ -208,8 +208,8 @@ def test_it_is_served(bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     captioner = prefixcap.load("photos")
     with served(captioner) as address, httpx.Client(base_url=address, timeout=60) as client:
         assert client.get("/api/info").json()["low_similarity"] == 0.05
-        assert 'data-low-similarity=\\"0.05\\"' in client.get("/").text
-    assert LOW.capitalize() in (ROOT / "prefixcap/web/static/page.js").read_text()
+        assert "lowSimilarity&quot;: 0.05" in client.get("/").text
+    assert LOW.capitalize() in (ROOT / "prefixcap/web/static/cards.js").read_text()
 
     monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
     server.serve(port=0)

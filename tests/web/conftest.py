@@ -61,7 +61,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @contextmanager
-def served(captioner: Captioner, *arguments: Any, **options: Any) -> Iterator[str]:
+def served(captioner: Captioner | dict[str, Captioner], *arguments: Any, **options: Any) -> Iterator[str]:
     """The address of a server in a thread, with the arguments of `build_app`."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = Server(build_app(captioner, *arguments, **options), log_level="critical")

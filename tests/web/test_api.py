@@ -131,8 +131,9 @@ def test_info_and_schema_say_what_is_served(client: httpx.Client, captioner: Cap
     limits = ["max_tokens", "min_tokens", "repetition_penalty", "no_repeat_ngram"]
     assert "beams" in info["decoders"]["beam"] and info["decoders"]["greedy"] == limits
     schema = client.get("/openapi.json").json()
-    assert {"/api/caption", "/api/interpret", "/api/arithmetic", "/api/info", "/health"} == set(schema["paths"])
-    assert json.dumps(schema).count('"multipart/form-data"') == 3
+    paths = {"caption", "caption/stream", "interpret", "arithmetic", "info"}
+    assert {"/health", *(f"/v1/{path}" for path in paths)} == set(schema["paths"])
+    assert json.dumps(schema).count('"multipart/form-data"') == 4
     assert "openapi.json" in client.get("/docs").text
 
 

@@ -11,7 +11,7 @@ import torch
 from playwright.sync_api import Browser, expect
 
 from prefixcap.captioner import Captioner
-from prefixcap.commands.serve import _named
+from prefixcap.commands import serve
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
@@ -144,6 +144,10 @@ def test_use_several_in_python(switching: Captioner, pictures: list[Path]) -> No
 
 def test_serve_takes_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+    def _named(words: list[str]) -> Any:
+        return serve._named(words, "datastore", "--datastore NAME=STORE")
+
     assert _named([]) is None
     assert _named(["stores/coco"]) == "stores/coco"
     assert _named(["a=stores/coco"]) == {"a": "stores/coco"}
@@ -194,7 +198,7 @@ def test_the_page_switches(
     assert captions(page, 1) == written("art & more")
     page.get_by_label("About the pictures").fill("A large green ring")  # takes the place of what is retrieved
     page.set_input_files("#files", pictures[:1])
-    assert captions(page, 2)[1:] == switching.candidates(
+    assert captions(page, 2)[:1] == switching.candidates(
         pictures[:1], 3, prompts=["A large green ring"], by_similarity=True
     )
     assert visit.mistakes == []

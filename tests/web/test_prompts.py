@@ -59,7 +59,7 @@ def test_a_bad_file_does_not_move_the_prompts_of_the_others(
 def test_images_of_different_prompts_are_batched_and_one_that_is_too_long_fails_alone(
     captioner: Captioner, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = server.build_app(captioner).state.batcher
+    batcher = server.build_app(captioner).state.batchers[0]
     batches, run = list[int](), jobs.Captions.run
 
     def recorded(job: jobs.Captions, of: Captioner, images: list[jobs.Picture]) -> list[jobs.Captioned]:
