@@ -8,6 +8,7 @@ from prefixcap.checkpoints.model_card import text_on_card
 from prefixcap.checkpoints.pretrained import card_beside
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
+MOST_CHARACTERS, MOST_SPLITS = 100, 10  # of a name, and in number
 LIMITS = ("What it cannot do", "Limitations")  # sections of model cards
 
 
@@ -46,6 +47,9 @@ class About(NamedTuple):
 def about(captioner: Captioner) -> About:
     """What the captioner's description and the model card beside it say."""
     trained_on, card = captioner.trained_on, card_beside(captioner.source)
+    images = {
+        split[:MOST_CHARACTERS]: count for split, count in list(trained_on.get("images", {}).items())[:MOST_SPLITS]
+    }
     training = text_on_card(card, "Training") if card else []
     limitations = next(filter(None, (text_on_card(card, title) for title in LIMITS)), []) if card else []
-    return About(trained_on.get("data"), trained_on.get("images", {}), training, limitations)
+    return About((trained_on.get("data") or "")[:MOST_CHARACTERS] or None, images, training, limitations)

@@ -77,6 +77,7 @@ def build_api(served: Mapping[str, Served], metrics: Metrics, version: str) -> F
         docs_url=None,  # FastAPI's pages come from another host
         redoc_url=None,
         responses=ERRORS,
+        generate_unique_id_function=lambda route: route.name,  # what clients that are generated call it
     )
     pictures = Pictures(metrics)
     described = list(map(_described, served.values()))
@@ -110,7 +111,7 @@ def build_api(served: Mapping[str, Served], metrics: Metrics, version: str) -> F
 
     @app.post("/v1/caption/stream", response_class=Lines, responses={200: {"model": StreamedImage}})
     @with_options
-    async def stream(
+    async def caption_stream(
         request: Request, given: Annotated[CaptionRequest, Form(media_type="multipart/form-data")]
     ) -> Response:
         """Caption images. Each is sent as soon as it is done, as a line of JSON (NDJSON)."""
@@ -192,6 +193,10 @@ def build_api(served: Mapping[str, Served], metrics: Metrics, version: str) -> F
 
     for kind in (InputError, HTTPException, RequestValidationError, Stopped, Exception):
         app.add_exception_handler(kind, _explain)
+    answers = app.openapi()["paths"]["/v1/caption/stream"]["post"]["responses"]
+    for status, answer in answers.items():
+        if status != "200":  # FastAPI takes mistakes to be of the same type as results
+            answer["content"] = {"application/json": answer["content"][Lines.media_type]}
     return app
 
 

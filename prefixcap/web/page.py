@@ -71,7 +71,7 @@ DATASTORES = """<label id="datastore">Retrieve captions from
 
 RESULTS = """
 <p id="announce" class="unseen" role="status"></p>
-<div id="results-head" hidden><span id="count"></span>
+<div id="results-head" tabindex="-1" hidden><span id="count"></span>
   <button id="again" class="quiet" type="button">Write again</button>
   <button id="clear" class="quiet" type="button">Clear</button>
   <div id="downloads" role="group" aria-label="Download all results"><span aria-hidden="true">Download</span>
@@ -79,7 +79,7 @@ RESULTS = """
     <button type="button" data-kind="json">JSON</button>
     <button type="button" data-kind="zip">Text files (zip)</button></div></div>
 <div id="results"></div>
-<div id="empty"><p><strong>Captions will appear here.</strong></p>
+<div id="empty" tabindex="-1"><p><strong>Captions will appear here.</strong></p>
   <p>Each comes with its similarity to the picture, by the encoder, and with what the prefix says that the language
   model continues. Pictures are not kept.</p></div>
 """

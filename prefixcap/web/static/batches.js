@@ -123,5 +123,9 @@ export function mountBatches(element) {
   part = element;
   part.querySelector("#again").addEventListener("click", () => batches.forEach((batch) => batch.write()));
   part.querySelector("#clear").addEventListener("click", clear);
+  document.querySelector("#skip").addEventListener("click", (event) => {
+    event.preventDefault(); // an address with a query is another page than its fragment
+    part.querySelector(batches.length ? "#results-head" : "#empty").focus();
+  });
   updateHead();
 }
