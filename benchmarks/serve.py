@@ -144,7 +144,7 @@ def request_of(picture: Path, max_tokens: int = 67) -> bytes:
     body.write(b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n')
     body.write(b"Content-Type: image/jpeg\r\n\r\n" + picture.read_bytes() + b"\r\n--x--\r\n")
     content = body.getvalue()
-    head = "POST /api/caption HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    head = "POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
