@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from prefixcap.utils.images import decode_image, open_image
 __all__ = [
     "Dataset",
     "FileShard",
+    "Held",
     "ImageRecord",
     "ParquetCell",
     "Sample",
@@ -72,11 +73,25 @@ class ParquetCell:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Bytes in memory; or why there are none."""
+
+    content: bytes = field(repr=False)
+    problem: str = ""
+
+    def read(self) -> bytes:
+        """The bytes. Raises InputError if there are none."""
+        if self.problem:
+            raise InputError(self.problem)
+        return self.content
+
+
+@dataclass(frozen=True)
 class Sample:
     """An image: its record and where its file is; None: a sentence without an image."""
 
     record: ImageRecord
-    where: Path | TarMember | ParquetCell | None
+    where: Path | TarMember | ParquetCell | Held | None
 
     def open(self, scaled_size: int | None = None) -> Image.Image:
         """The image, decoded. Raises InputError as `open_image` and `decode_image` do, or if there is none."""
@@ -119,7 +134,7 @@ class Dataset:
     Attributes:
         shards: the images.
         skipped: what the reader left out, with reasons.
-        image_root: the folder that `ImageRecord.file` is relative to.
+        image_root: the folder or URL that `ImageRecord.file` is relative to.
         source: what was read; the store keeps it as an attribute.
         has_images: False for sentences without images.
         notes: for the user who embeds it.
@@ -127,7 +142,7 @@ class Dataset:
 
     shards: Sequence[Shard]
     skipped: list[Skipped]
-    image_root: Path
+    image_root: Path | str
     source: str
     has_images: bool = True
     notes: Sequence[str] = ()

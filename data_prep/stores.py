@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -76,14 +78,55 @@ def make_store(
     from prefixcap.encoders import load_encoder
 
     if options.get("progress", True):
-        for note in dataset.notes:
-            print(note)
-    if options.get("features") is None:
-        options["features"] = [(Feature.IMAGE if dataset.has_images else Feature.CAPTION).option]
+        _print_notes(dataset)
+    options["features"] = options.get("features") or _default_features(dataset)
     with naming(missing_language_model, language_model_beside(encoder_name, data.default_lm)):  # training needs it next
         encoder = load_encoder(encoder_name, device, getattr(torch, dtype))
     path = store_path(data.name, data.store, encoder_name)
     return embed(dataset, encoder, path, store_dtype=getattr(torch, store_dtype), **options)
+
+
+def make_store_on_cluster(
+    data: DictConfig,
+    encoder_name: str,
+    accelerator: Literal["auto", "cpu", "gpu"],
+    dtype: str,
+    store_dtype: str,
+    dataset: Dataset,
+    batch_size: int | None,
+    max_skipped: float,
+    features: Sequence[str] | None,
+    task: int = 0,
+    tasks: int = 1,
+    **options: Any,
+) -> "EmbedReport":
+    """Do what `make_store` does on a Ray cluster; arguments as there, those of `ClusterMaker` among them.
+
+    Raises:
+        InputError: as `make_store` and `ClusterMaker` do.
+    """
+    import torch
+
+    from data_prep.cluster import ClusterMaker
+    from data_prep.embedding import check_numbers, fill_store
+
+    check_numbers(batch_size, options.get("num_workers"), task, tasks)
+    _print_notes(dataset)
+    stored_in = getattr(torch, store_dtype)
+    with closing(
+        ClusterMaker(encoder_name, accelerator, dtype, features or _default_features(dataset), stored_in, **options)
+    ) as maker:
+        path = store_path(data.name, data.store, encoder_name)
+        return fill_store(dataset, maker, path, batch_size, max_skipped=max_skipped, task=task, tasks=tasks)
+
+
+def _print_notes(dataset: Dataset) -> None:
+    for note in dataset.notes:
+        print(note)
+
+
+def _default_features(dataset: Dataset) -> list[str]:
+    return [(Feature.IMAGE if dataset.has_images else Feature.CAPTION).option]
 
 
 def open_store(data: DictConfig, encoder_name: str, feature: Feature | str = Feature.IMAGE) -> FeatureStore:

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.readers.inputs import SPLITS, check_shares, clean_caption, draw_split, draw_splits, split_name
+from data_prep.readers.remote import RemoteShard, list_shards
 from data_prep.readers.tar import list_tar
 from data_prep.records import (
     Dataset,
     ImageRecord,
     ParquetCell,
     Sample,
+    Shard,
     Skipped,
     TarMember,
     import_pyarrow,
     read_column,
 )
 from prefixcap.errors import InputError
+from prefixcap.store.remote import is_remote
 from prefixcap.utils.files import parse_json, read_json
 from prefixcap.utils.images import IMAGE_SUFFIXES
 
@@ -51,8 +54,8 @@ def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: floa
     as img2dataset's do, and SHARD/KEY elsewhere: no two shards can have the same.
 
     Args:
-        root: the folder of the shards. Those in its folders `train`, `val` and `test`, or other spellings of these,
-            are of that split.
+        root: the folder of the shards, or its URL (then only tars and parquet files are read). Those in its folders
+            `train`, `val` and `test`, or other spellings of these, are of that split.
         val_share: share of the other images, 0.0 to 1.0, that goes to "val".
         test_share: likewise for "test"; what is left is "train".
         seed: of the draw. The split of an image depends only on its id and the seed, except in a single shard of few
@@ -64,9 +67,10 @@ def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: floa
     Raises:
         InputError: there is no such folder, or no shard in it, or pyarrow is needed and not installed.
     """
-    root = Path(root)
     check_shares(val_share, test_share)
-    files = _shard_files(root)
+    remote = list_shards(str(root)) if is_remote(root) else {}
+    root = str(root).rstrip("/") if is_remote(root) else Path(root)
+    files = _shard_files(root) if isinstance(root, Path) else {name: file for name, (file, _) in remote.items()}
     if not files:
         raise InputError(
             f"{root} holds no tar (00000.tar), parquet file (00000.parquet) or folder of images (00000/), nor do "
@@ -74,13 +78,14 @@ def read_img2dataset(root: str | Path, val_share: float = 0.01, test_share: floa
         )
     stems = {posixpath.basename(name) for name in files}
     keys_differ = len(stems) == len(files) and len({len(stem) for stem in stems}) == 1
-    shards = []
+    shards: list[Shard] = []
     for name, file in sorted(files.items()):
         split = split_name(posixpath.dirname(name)) or None
-        size = _size(root, name, file)
-        shards.append(
-            DownloadedShard(root, name, file, size, keys_differ, split, val_share, test_share, seed, len(files) == 1)
+        size = _size(root, name, file) if isinstance(root, Path) else None
+        shard = DownloadedShard(
+            Path(root), name, file, size, keys_differ, split, val_share, test_share, seed, len(files) == 1
         )
+        shards.append(shard if isinstance(root, Path) else RemoteShard(root, shard, remote[name][1]))
     return Dataset(shards, [], root, f"img2dataset's output in {root}")
 
 

@@ -282,7 +282,7 @@ class FeatureStore:
                 raise InputError(f"{reason}; {RERUN_HINT} to repair it")
         self.encoder = EncoderIdentity(**index.encoder.model_dump())
         self.source: str = index.source
-        self.image_root = None if is_remote(location) else Path(index.image_root)
+        self.image_root = None if is_remote(location) or is_remote(index.image_root) else Path(index.image_root)
         self.splits: dict[str, int] = {name: counts.images for name, counts in index.splits.items()}
         self.captions: int = index.captions
         self.made_with: dict[str, str | int | bool] = index.made_with

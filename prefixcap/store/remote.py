@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -28,7 +29,25 @@ def cache_folder(url: str) -> Path:
     return user_cache() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
-def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> None:
+def open_storage(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        InputError: it is of none of `PROTOCOLS`, or the package for it is not installed.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0].lower()
+    if protocol not in PROTOCOLS:
+        raise InputError(f"cannot fetch {url}: what is remote has a URL of {', '.join(PROTOCOLS)}, not {protocol}")
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+    except Exception as error:  # also what is wrong with the credentials
+        raise _cannot_fetch(url, error) from error
+    return filesystem, path
+
+
+def fetch(url: str, file: Path, most: int, check: Callable[[Path], object], progress: bool = True) -> None:
     """Copy a remote file to a local one, atomically.
 
     Args:
@@ -36,20 +55,17 @@ def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> N
         file: appears under its name once it is complete and `check` accepts it.
         most: bytes that it may have; no more are read.
         check: is called with the path of what was fetched. Raises InputError to refuse it.
+        progress: show a bar for a large file.
 
     Raises:
         InputError: it cannot be read, is larger than `most` or refused, the address is of another protocol or the
             package for it is not installed, or the disk is full.
     """
-    import fsspec
-
-    protocol = url.partition("://")[0].lower()
-    if protocol not in PROTOCOLS:
-        raise InputError(f"cannot fetch {url}: a store has a path or a URL of {', '.join(PROTOCOLS)}, not {protocol}")
+    filesystem, path = open_storage(url)
     try:
-        filesystem, path = fsspec.url_to_fs(url)
         size = filesystem.size(path) or 0  # some servers do not tell
-        bar = tqdm(total=size, desc=f"fetching {file.name}", unit="B", unit_scale=True, disable=size < BLOCK)
+        quiet = size < BLOCK or not progress
+        bar = tqdm(total=size, desc=f"fetching {file.name}", unit="B", unit_scale=True, disable=quiet)
         with filesystem.open(path, "rb") as source, atomic_write(file) as temporary, bar:
             with temporary.open("wb") as target:
                 left = most
@@ -63,8 +79,12 @@ def fetch(url: str, file: Path, most: int, check: Callable[[Path], object]) -> N
     except InputError as error:
         raise InputError(str(error).replace(str(temporary_path(file)), url)) from error
     except Exception as error:  # each kind of storage raises what it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot fetch {url}: {reason}; check the address, and that you may read it") from error
+        raise _cannot_fetch(url, error) from error
+
+
+def _cannot_fetch(url: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"cannot fetch {url}: {reason}; check the address, and that you may read it")
 
 
 def remove_leftovers(folder: Path) -> None:

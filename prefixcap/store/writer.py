@@ -26,6 +26,7 @@ from prefixcap.store.format import (
     read_index,
 )
 from prefixcap.store.part import Columns, Part, UnreadableError, write_part
+from prefixcap.store.remote import is_remote
 from prefixcap.utils.files import as_cell, atomic_write, atomic_write_text
 
 PART_BYTES = 2**30  # of features in one part, unless a single shard has more
@@ -46,7 +47,7 @@ class StoreWriter:
         path: the store's folder.
         encoder: the encoder that computes the embeddings.
         source: what is embedded, a name or a path.
-        image_root: the folder that image files are relative to.
+        image_root: the folder or URL that image files are relative to.
         job: a fingerprint of everything that determines the store's content; a folder holds the pieces of one job only.
         shards: the number of shards in the data set.
 
@@ -58,7 +59,7 @@ class StoreWriter:
     """
 
     def __init__(
-        self, path: Path, encoder: EncoderIdentity, source: str, image_root: Path, job: str, shards: int
+        self, path: Path, encoder: EncoderIdentity, source: str, image_root: Path | str, job: str, shards: int
     ) -> None:
         self.path, self.encoder, self.source, self.image_root = path, encoder, source, image_root
         self.job, self.shards = job, shards
@@ -132,7 +133,7 @@ class StoreWriter:
             "dim": self.encoder.dim,
             "made_with": json.dumps(self.made_with),
             "source": self.source,
-            "image_root": str(self.image_root.resolve()),
+            "image_root": str(self.image_root if is_remote(self.image_root) else Path(self.image_root).resolve()),
             "job": self.job,
             "shards_in_all": self.shards,
         }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep import device_loading, embedding
+from data_prep import device_loading, pieces
 from data_prep.device_loading import DeviceReader
 from data_prep.embedding import embed
 from data_prep.fast_decode import choose_reader, cosines, describe_cosines
@@ -107,7 +107,7 @@ def test_too_little_shared_memory_is_told(data: Dataset, encoder: Encoder, monke
 def with_device_reader(monkeypatch: pytest.MonkeyPatch, decode: bool = False) -> None:
     """Let `embed` read as for a GPU."""
     monkeypatch.setattr(
-        embedding, "choose_reader", lambda encoder, size, _: DeviceReader(encoder.preprocess, size, GEOMETRY, decode)
+        pieces, "choose_reader", lambda encoder, size, _: DeviceReader(encoder.preprocess, size, GEOMETRY, decode)
     )
 
 
