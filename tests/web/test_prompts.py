@@ -181,18 +181,18 @@ def test_serve_retrieves_from_a_datastore_or_says_what_it_needs(
 ) -> None:
     captioner.save_pretrained(tmp_path / "plain")
     retrieving.save_pretrained(tmp_path / "retrieving")
-    built = list[Captioner]()
+    built = list[dict[str, Captioner]]()
     build_app = server.build_app
 
-    def recorded(captioner: Captioner, *arguments: Any) -> FastAPI:
-        built.append(captioner)
-        return build_app(captioner, *arguments)
+    def recorded(captioners: dict[str, Captioner], *arguments: Any) -> FastAPI:
+        built.append(captioners)
+        return build_app(captioners, *arguments)
 
     monkeypatch.setattr(server, "build_app", recorded)
     monkeypatch.setattr(server.Server, "run", lambda *_: None)
     server.serve(str(tmp_path / "retrieving"), port=0, datastore=str(store))
     embeddings = captioner.encoder().encode_texts(["a blue square"])
-    assert built[0].image_prompts(embeddings) == retrieving.image_prompts(embeddings)
+    assert built[0]["retrieving"].image_prompts(embeddings) == retrieving.image_prompts(embeddings)
     for name, datastore, reason in (
         ("retrieving", None, "need a datastore"),
         ("plain", str(store), "takes no datastore"),
