@@ -39,7 +39,7 @@ def open_storage(url: str) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0].lower()
     if protocol not in PROTOCOLS:
-        raise InputError(f"cannot fetch {url}: what is remote has a URL of {', '.join(PROTOCOLS)}, not {protocol}")
+        raise InputError(f"cannot fetch {url}: remote files have a URL of {', '.join(PROTOCOLS)}, not {protocol}")
     try:
         filesystem, path = fsspec.url_to_fs(url)
     except Exception as error:  # also what is wrong with the credentials

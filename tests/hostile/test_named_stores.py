@@ -160,7 +160,7 @@ def test_what_a_killed_run_left_half_fetched_is_taken_away(server: tuple[str, Pa
     ],
 )  # fmt: skip
 def test_addresses_of_other_kinds_are_not_opened(url: str, server: tuple[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a store has a path or a URL of https"):
+    with pytest.raises(InputError, match="remote files have a URL of https"):
         FeatureStore(url.format(server[0].removeprefix("http://")))
     assert Handler.asked == [] and all(file.endswith(".lock") for file in written(tmp_path))
 

@@ -56,11 +56,11 @@ def cosines(captioner: Captioner, pictures: list[str], captions: list[str]) -> l
 def test_the_default_is_said_in_one_line(command: Command, pictures: list[str]) -> None:
     status, out, err = command("caption", *pictures, *QUICK, "--no-similarity")
     expected = prefixcap.load("photos").caption(pictures, max_tokens=6)
-    assert (status, err) == (0, LINE)
+    assert status == 0 and err.startswith(LINE)  # and a progress bar, if it takes longer than a second
     assert out == "".join(f"{picture}\t{caption}\n" for picture, caption in zip(pictures, expected, strict=True))
     assert command("caption", *pictures, *QUICK, "--no-similarity", "--ckpt", "photos") == (0, out, "")
     status, out, err = command("interpret", pictures[0])
-    assert (status, err) == (0, LINE) and out.startswith(f"{pictures[0]}: ")
+    assert status == 0 and err.startswith(LINE) and out.startswith(f"{pictures[0]}: ")
 
 
 def test_similarities_in_every_format(command: Command, pictures: list[str], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_folder_of_that_name(mistaken: Callable[..., str], command: Command, p
     assert "give ./photos for that" in mistaken("caption", pictures[0], "--ckpt", "photos")
     assert "give ./photos for that" in mistaken("eval", "ckpt=photos")
     assert f"({LOW})" in command("caption", pictures[0], *QUICK, "--ckpt", "./photos").out
-    assert command("caption", pictures[0], *QUICK).err == LINE  # the default is no name
+    assert command("caption", pictures[0], *QUICK).err.startswith(LINE)  # the default is no name
 
 
 @pytest.mark.parametrize("damage", ["weights", "card", "missing", "digests", "nothing"])

@@ -86,7 +86,7 @@ def write_captions(
     ids = [split.ids[row] for row in chosen.tolist()]
     if config.get("prompts_file"):
         options["prompts"] = read_prompts(Path(config.prompts_file), ids)
-    if config.consensus:
+    if config.get("consensus"):
         options["consensus"] = Consensus(Datastore.open(config.consensus), config.consensus_nearest)
     with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
