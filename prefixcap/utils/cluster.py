@@ -77,7 +77,9 @@ def worker_shape(
     """
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
     if accelerator == "gpu" and not with_gpus:
-        raise InputError("the cluster has no GPU, and GPUs are asked for: leave that out, or add machines that have some")
+        raise InputError(
+            "the cluster has no GPU, and GPUs are asked for: leave that out, or add machines that have some"
+        )
     if with_gpus and accelerator != "cpu":
         share = min(int(machine.get("CPU", 0) // machine["GPU"]) for machine in with_gpus)
         cpus = max(1, min(MOST_CPUS, share)) if num_workers is None else num_workers + 1
