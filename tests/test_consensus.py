@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,14 +85,14 @@ def captioner() -> Captioner:
 def test_a_captioner_chooses_by_agreement(captioner: Captioner) -> None:
     encoder = captioner.encoder()
     images = encoder.encode_texts(["a red circle", "a blue square"])
-    options = {"beams": 6, "max_tokens": 8}
-    plain = captioner.candidates(images, 6, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"beams": 6, "max_tokens": 8}
+    plain = captioner.candidates(images, 6, **options)
     texts = [plain[0][4], plain[1][5], "a green star"]  # agreed with by candidates that are not the decoder's best
     store = Datastore(MemoryBank(encoder.encode_texts(texts), texts), encoder.identity)
     consensus = Consensus(store, nearest=3)
-    chosen = captioner.candidates(images, 6, consensus=consensus, **options)  # type: ignore[arg-type]
+    chosen = captioner.candidates(images, 6, consensus=consensus, **options)
     assert chosen == consensus.rerank(images, plain) != plain
-    best = captioner.caption(images, rerank=6, consensus=consensus, **options)  # type: ignore[arg-type]
+    best = captioner.caption(images, rerank=6, consensus=consensus, **options)
     assert best == [captions[0] for captions in chosen]
 
 

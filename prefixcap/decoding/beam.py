@@ -210,9 +210,9 @@ class _BeamSearch(Search):
         log_probs, token, missing = forced.candidates(tokens, self.length - 1, log_probs, count)  # (B, 1 or W, N)
         is_possible = missing <= torch.where(token == self.end, 0, self.limits.max_tokens - self.length)
         bank = torch.arange(forced.most_missing + 1, device=token.device).view(-1, 1, 1)  # (banks, 1, 1)
-        of_bank = is_possible.unsqueeze(1) & (missing.unsqueeze(1) == bank)  # (B, banks, 1 or W, N)
+        in_bank = is_possible.unsqueeze(1) & (missing.unsqueeze(1) == bank)  # (B, banks, 1 or W, N)
         scores = self.scores[:, group].unsqueeze(-1) + log_probs  # (B, W, N)
-        scores, best = scores.unsqueeze(1).where(of_bank, _NEVER).flatten(2).topk(count)  # (B, banks, K)
+        scores, best = scores.unsqueeze(1).where(in_bank, _NEVER).flatten(2).topk(count)  # (B, banks, K)
         token = token.expand(-1, self.beams, -1).flatten(1).gather(1, best.flatten(1))  # (B, C)
         return scores.flatten(1), best.flatten(1) // log_probs.shape[-1], token
 
