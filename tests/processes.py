@@ -37,14 +37,20 @@ _SERVER.set_forkserver_preload([
 
 
 def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Run a function, which has a name in its module, in a process of its own."""
-    process = _SERVER.Process(target=_run, args=(function, *arguments))
+    """Run a function, which has a name in its module, in a process of its own, with the environment of this one."""
+    return _start(dict(os.environ), function, *arguments)
+
+
+def _start(environment: dict[str, str], function: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = _SERVER.Process(target=_run, args=(environment, function, *arguments))
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT)):  # the first starts the server
         process.start()
     return process
 
 
-def _run(function: Callable[..., None], *arguments: object) -> None:
+def _run(environment: dict[str, str], function: Callable[..., None], *arguments: object) -> None:
+    os.environ.clear()  # it is that of the test that started the server
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     multiprocessing.set_start_method("fork", force=True)  # of what it starts itself, as if it had been started alone
     torch.set_num_threads(1)
     function(*arguments)
@@ -66,7 +72,7 @@ class Python:
             self._errors = Path(errors.name)
         environment = dict(os.environ if environment is None else environment)
         with writer:
-            self._process = start(_python, [str(word) for word in words], str(cwd), environment, writer, self._errors)
+            self._process = _start(environment, _python, [str(word) for word in words], str(cwd), writer, self._errors)
         self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
         reader.close()
         self.pid = self._process.pid or 0
@@ -100,9 +106,7 @@ def python(*words: object, timeout: float = 900, **options: Any) -> "subprocess.
     return subprocess.CompletedProcess(words, *Python(*words, **options).communicate(timeout))
 
 
-def _python(words: list[str], cwd: str, environment: dict[str, str], printed: Connection, errors: Path) -> None:
-    os.environ.clear()
-    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+def _python(words: list[str], cwd: str, printed: Connection, errors: Path) -> None:
     os.chdir(cwd)
     os.dup2(printed.fileno(), 1)
     with errors.open("w") as file:
