@@ -101,7 +101,10 @@ def main(
     captioners = _named(ckpt or [], "captioner", "--ckpt NAME=CAPTIONER")
     for path in captioners.values() if isinstance(captioners, dict) else filter(None, [captioners]):
         require_captioner(path)
-    from prefixcap.web.server import serve
+    try:
+        from prefixcap.web.server import serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"the web page needs {error.name}: pip install 'prefixcap[serve]'") from error
 
     serve(
         captioners, host, port, password, max_queue, device, max_per_client=max_per_client, root_path=root_path,

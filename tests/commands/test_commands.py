@@ -291,3 +291,14 @@ def test_doctor(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     lines = [line.split(maxsplit=2) for line in out.splitlines()]
     assert status == 1 and [line[2] for line in lines if line[:2] == ["Java", "ok"]] == ["8, enough for both"]
     assert [line[0] for line in lines if "broken" in line[1:2]] == ["lightning"]
+
+
+def test_without_the_packages_of_the_page_serve_says_what_to_install(
+    mistaken: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [
+        name for name in sys.modules if name.partition(".")[0] == "uvicorn" or name.startswith("prefixcap.web")
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert mistaken("serve") == "error: the web page needs uvicorn: pip install 'prefixcap[serve]'\n"

@@ -18,6 +18,8 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
@@ -240,6 +242,24 @@ def test_a_tracker_that_is_not_installed_is_told_in_one_line(
         monkeypatch.setattr(f"lightning.pytorch.loggers.{tracker}._{tracker.upper()}_AVAILABLE", False)
     message = mistake("train", f"logger=[csv,{tracker}]")
     assert f'logger={tracker} needs a package that is not installed: pip install "prefixcap[{tracker}]"' in message
+
+
+@pytest.mark.parametrize(
+    ("group", "plugin", "option", "extra"),
+    [
+        ("sweeper", "optuna", "hydra/sweeper=optuna", "sweep"),
+        ("launcher", "submitit_slurm", "hydra/launcher=slurm", "slurm"),
+    ],
+)
+def test_a_plugin_of_hydra_that_is_not_installed_is_told_in_one_line(
+    group: str, plugin: str, option: str, extra: str, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Plugins.instance()  # registers what is installed
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{plugin}.yaml")
+    message = mistake("train", "--multirun", option)
+    assert message == (
+        f'error: hydra/{group}/{plugin} needs a package that is not installed: pip install "prefixcap[{extra}]"\n'
+    )
 
 
 def test_without_matplotlib_a_run_says_so_and_has_no_curves(

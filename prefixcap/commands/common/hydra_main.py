@@ -55,6 +55,9 @@ OPTIONS = {
     "tuning": "model.lm_tuning",
 }
 
+# The extras whose packages bring a part of Hydra.
+_PLUGINS = {"hydra/sweeper/optuna": "sweep", "hydra/launcher/submitit_slurm": "slurm"}
+
 # Arguments of classes that the commands set themselves, and the command line cannot.
 GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
 
@@ -229,6 +232,8 @@ def _explain(error: Exception) -> str:
     if cause is not None:
         return cause.spelled(lambda name: OPTIONS.get(name, name)) if isinstance(cause, OptionError) else str(cause)
     first_line = str(error).partition("\n")[0].partition(", set env var")[0]
+    if isinstance(error, MissingConfigException) and (extra := _PLUGINS.get(error.missing_cfg_file or "")):
+        return f'{error.missing_cfg_file} needs a package that is not installed: pip install "prefixcap[{extra}]"'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"there is no {group}={choice}; choose one of {', '.join(o for o in error.options if o[0] != '_')}"

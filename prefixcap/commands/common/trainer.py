@@ -1,5 +1,6 @@
 """What the training commands share: the trainer, and what they report when stopped or out of memory."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,16 @@ from prefixcap.utils.hardware import gpu_name, out_of_memory
 from prefixcap.utils.plotting import require_matplotlib
 
 rank_zero_print = rank_zero_only(print)  # only the first of several processes prints
+
+# What Lightning says of every run: of another product, of hardware that is named anyway, of its own steps.
+_NO_NEWS = (
+    "GPU available",
+    "TPU available",
+    "Using bfloat16",
+    "💡 Tip",
+    "Loading `train_dataloader`",
+    "`Trainer.fit` stopped",
+)
 
 
 def open_loggers(config: DictConfig, checkpoint: str | None) -> list[Logger]:
@@ -64,6 +75,7 @@ def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Seque
         more.append(Curves(Path(config.run_dir)))
     except InputError as error:
         rank_zero_print(f"no curves.png: {error}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # steps are counted across epochs
     warnings.filterwarnings("ignore", ".*LeafSpec")  # a warning of torch about lightning
     warnings.filterwarnings("ignore", ".*dataloader is not resumable")  # it asks the trainer where to start
@@ -76,6 +88,10 @@ def make_trainer(config: DictConfig, loggers: Sequence[Logger], callbacks: Seque
         default_root_dir=config.run_dir,
     )
     return trainer
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NO_NEWS)
 
 
 def used_device(trainer: L.Trainer) -> str:
