@@ -26,7 +26,7 @@ from prefixcap.encoders.photo import load_heads
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.store import StoreWriter, join
-from prefixcap.utils.files import atomic_write_text
+from prefixcap.utils.files import atomic_write_text, read_json
 from studies.photographs.language_model import write_small
 from studies.photographs.rows import SMALL
 from studies.photographs.scores import Value, difference, read_scores
@@ -50,7 +50,7 @@ def rows() -> dict[str, Row]:
     """All rows by name."""
     made = {"as-it-comes": Row("photos, as it comes")}
     for tuning, label, tried in (
-        ("full", "all of it", (("3e-5", 200), ("1e-4", 50), ("1e-4", 100), ("1e-4", 200), ("3e-4", 50), ("3e-4", 200))),
+        ("full", "all of it", (("3e-5", 200), ("1e-4", 200), ("3e-4", 200))),
         ("lora", "the mapper, and adapters", (("1e-3", 200),)),
         ("frozen", "the mapper", (("1e-3", 200),)),
     ):
@@ -119,6 +119,12 @@ def evaluated(name: str, seed: int, given: argparse.Namespace) -> Path:
     return out
 
 
+def share(name: str, folder: Path) -> float:
+    """The share of an evaluation's captions that have the name in them."""
+    captions = [entry["caption"] for entry in read_json(folder / "captions.json")]
+    return sum(name in caption for caption in captions) / len(captions)
+
+
 def subject(given: argparse.Namespace) -> str:
     """What the photographs show, as part of names of files."""
     return slug("-".join(filter(None, (given.kind, given.name))))
@@ -143,7 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if not SMALL.exists():
             write_small(SMALL, training_captions(given.data))
-        table = [["captioner", *COLUMNS, "different captions", *(f"{c}: less as it comes, p" for c in COLUMNS)]]
+        said = [f"say {given.name}"] if given.name else []
+        table = [["captioner", *COLUMNS, "different captions", *said, *(f"{c}: less as it comes, p" for c in COLUMNS)]]
         reference = [evaluated("as-it-comes", 0, given)]
         for name in given.only:
             seeds = given.seeds if ROWS[name].train else [0]
@@ -152,6 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
             table.append(
                 [ROWS[name].label, *(str(scores.values[column]) for column in COLUMNS), f"{scores.distinct:.0f}"]
             )
+            if given.name:
+                table[-1].append(f"{sum(share(given.name, folder) for folder in folders) / len(folders):.0%}")
             for column in COLUMNS:
                 tested = difference(folders, reference, column)
                 value, p = tested if tested else (Value(0, 0, 0), 1.0)

@@ -205,7 +205,7 @@ def test_each_training_of_a_sweep_is_a_run_of_its_own(script: Script, folder: Pa
         "train", "--multirun", "model=mlp", "model.lm_tuning=frozen", "+trainer.max_steps=2", "run_dir=runs/${seed}",
         "seed=1,2", "logger=wandb", "+trainer.enable_progress_bar=false",
     )  # fmt: skip
-    assert "best" not in printed
+    assert "best checkpoint" not in printed
     files = list(folder.glob("runs/[12]/wandb/offline-run-*/*.wandb"))
     assert len({file.name for file in files}) == len(files) == 2
 

@@ -1,4 +1,4 @@
-"""What best.ckpt is picked by: CIDEr of the validation captions, unless that is 0 whatever they say."""
+"""What best.ckpt is picked by: CIDEr of the validation captions, unless that is 0 whatever they say, or they are few."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from prefixcap.store import FeatureStore, ImageRecord, StoreSplit, StoreWriter, 
 from prefixcap.training.checkpoints import best_and_last
 
 TWO = [("a dog runs",), ("a cat", "the cat")]
+MANY = TWO * 24 + [("一只狗",), ("两只猫",)]
+NOTHING, CHANCE = "val_cider is 0 for any caption", "is mostly chance"
 
 
 def validation(folder: Path, captions: list[tuple[str, ...]]) -> StoreSplit:
@@ -26,30 +28,33 @@ def validation(folder: Path, captions: list[tuple[str, ...]]) -> StoreSplit:
 
 
 @pytest.mark.parametrize(
-    ("captions", "limit", "picked_by"),
+    ("captions", "limit", "reason"),
     [
-        (TWO, None, "val_cider"),
-        (TWO[:1], None, "val_loss"),
-        ([("a dog",), ("a dog",)], None, "val_loss"),
-        ([("...",), ("!",)], None, "val_loss"),
-        ([("一只狗",), ("两只猫",)], None, "val_cider"),
-        (TWO, 1, "val_loss"),
-        (TWO, 0.5, "val_loss"),
-        (TWO, 2, "val_cider"),
-        (TWO, 0, "val_cider"),  # nothing is validated
+        (MANY, None, None),
+        (MANY[:-1], None, f"val_cider of 49 validation images {CHANCE}"),
+        (TWO, None, f"val_cider of 2 validation images {CHANCE}"),
+        (TWO[:1], None, f"{NOTHING}: no word of 1 validation image is rarer than another"),
+        ([("a dog",)] * 60, None, f"{NOTHING}: no word of 60 validation images is rarer than another"),
+        ([("...",), ("!",)], None, NOTHING),
+        (MANY, 1, NOTHING),
+        (MANY, 0.5, f"val_cider of 25 validation images {CHANCE}"),
+        (MANY, 50, None),
+        (TWO, 0, None),  # nothing is validated
     ],
 )
 def test_what_the_best_checkpoint_is_picked_by(
-    captions: Any, limit: Any, picked_by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    captions: Any, limit: Any, reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = {} if limit is None else {"limit_val_batches": limit}
     config = OmegaConf.create({"batch_size": 1, "trainer": trainer})
     monitor = monitored(config, validation(tmp_path / "store", captions))
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
     best, _ = best_and_last(tmp_path, monitor=monitor)
-    assert (monitor, best.mode) == (picked_by, "max" if picked_by == "val_cider" else "min")
-    assert len(printed) == (picked_by == "val_loss")
-    assert all("val_cider is 0 for any caption" in line and "val_loss chooses best.ckpt" in line for line in printed)
+    if reason is None:
+        assert (monitor, best.mode, printed) == ("val_cider", "max", "")
+    else:
+        assert (monitor, best.mode) == ("val_loss", "min")
+        assert printed.startswith(reason) and printed.endswith(". val_loss chooses best.ckpt\n")
 
 
 def test_callbacks_look_at_the_same() -> None:
