@@ -1,4 +1,4 @@
-"""What best.ckpt is picked by: CIDEr of the validation captions, unless that is 0 whatever they say, or they are few."""
+"""What best.ckpt is picked by: CIDEr of the validation captions, unless that is 0 whatever they say, or chance."""
 
 from pathlib import Path
 from typing import Any
