@@ -74,6 +74,7 @@ class TrainedOn(Strict):
     data: str | None = None
     store: str | None = None
     images: dict[str, int] = {}
+    before: list[str] = []  # data sets that it had learned from already
 
 
 class PromptsDescription(Strict):

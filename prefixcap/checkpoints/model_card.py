@@ -169,12 +169,13 @@ def front_matter(captioner: PrefixLM, name: str, license: str, scores: Mapping[s
         for metric, value in _numbers(metrics).items()
     ]
     data = captioner.trained_on.get("data")
+    learned = [*captioner.trained_on.get("before", []), *([data] if data else [])]
     return ModelCardData(
         license=license,
         library_name="prefixcap",
         pipeline_tag="image-to-text",
         tags=["image-captioning", "clip"],
-        datasets=[data] if data else None,
+        datasets=learned or None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name.rpartition("/")[2] if results else None,
         eval_results=results or None,
@@ -209,7 +210,7 @@ TUNING = {
 
 def training_table(trained_on: Mapping[str, Any], config: dict[str, Any]) -> str:
     """The data and the settings of a run, from its `config.yaml`, as Markdown."""
-    rows = {"data": str(trained_on.get("data", "not known"))}
+    rows = {"data": ", then ".join([*trained_on.get("before", []), str(trained_on.get("data", "not known"))])}
     rows |= {f"images in {split}": f"{count:,}" for split, count in trained_on.get("images", {}).items()}
     for label, key_path in TRAINING.items():
         value: Any = config

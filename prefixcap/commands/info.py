@@ -86,7 +86,8 @@ def format_description(description: Mapping[str, Any]) -> str:
         + ("scaled to length one" if description["normalize_embeddings"] else "as they are"),
         "language model": ", ".join(lm_parts),
         "parameters": f"{trained / 1e6:,.1f}M trained, {frozen_parameters} frozen",
-        "trained on": trained_on and f"{trained_on.get('data')}: {images}",
+        "trained on": trained_on
+        and f"{', then '.join([*trained_on.get('before', []), str(trained_on.get('data'))])}: {images}",
         "low similarity": low and f"below {low:.2f}: unlike the images it learned from",
         "caption": rerank and f"the one nearest to the image, by the encoder, of {rerank} candidates of beam search",
         "trained until": description.get("step") and f"epoch {description['epoch'] + 1}, step {description['step']:,}",

@@ -31,7 +31,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
     from prefixcap.captioner import Captioner
     from prefixcap.commands.common.automatic import choose_grouping, choose_precision
     from prefixcap.commands.common.prompting import build_prompts, retrieval_options
-    from prefixcap.commands.common.starting import Start, resumed_language_model
+    from prefixcap.commands.common.starting import Start, learned_before, resumed_language_model
     from prefixcap.commands.common.trainer import (
         fit,
         half_batch,
@@ -94,7 +94,8 @@ def main(config: DictConfig) -> float | None:
         store.encoder,
         mapper,
         config.model.normalize_embeddings,
-        trained_on={"data": config.data.name, "store": store.location, "images": store.splits},
+        trained_on={"data": config.data.name, "store": store.location, "images": store.splits}
+        | ({"before": before} if (before := learned_before(config, start)) else {}),
         start_token=config.model.start_token,
     )
     prompts, max_prompt_tokens = build_prompts(config, captioner, store)

@@ -18,12 +18,14 @@ class About(NamedTuple):
     Attributes:
         data: the data set, where the captioner says it.
         images: how many images each of its splits has.
+        before: the data sets that it had learned from already.
         training: paragraphs of the model card on the training data.
         limitations: those on what the captioner cannot do.
     """
 
     data: str | None
     images: dict[str, int]
+    before: Sequence[str] = ()
     training: Sequence[str] = ()
     limitations: Sequence[str] = ()
 
@@ -34,6 +36,8 @@ class About(NamedTuple):
         Examples:
             >>> About("flickr8k", {"train": 6000, "val": 1000}).summary
             'Trained on flickr8k: 6,000 images for training, 1,000 for validation.'
+            >>> About("folder", {"train": 40}, ["flickr8k"]).summary
+            'Trained on flickr8k, then on folder: 40 images for training.'
             >>> About(None, {}).summary
             'What it was trained on is not known: its files do not say.'
         """
@@ -41,15 +45,19 @@ class About(NamedTuple):
             return "What it was trained on is not known: its files do not say."
         first, *others = [(count, SPLITS.get(split, split)) for split, count in self.images.items()] or [(0, "")]
         counts = [f"{first[0]:,} images for {first[1]}", *(f"{count:,} for {split}" for count, split in others)]
-        return f"Trained on {self.data}" + (f": {', '.join(counts)}." if self.images else ".")
+        return (
+            "Trained on "
+            + ", then on ".join([*self.before, self.data])
+            + (f": {', '.join(counts)}." if self.images else ".")
+        )
 
 
 def about(captioner: Captioner) -> About:
     """What the captioner's description and the model card beside it say."""
     trained_on, card = captioner.trained_on, card_beside(captioner.source)
-    images = {
-        split[:MOST_CHARACTERS]: count for split, count in list(trained_on.get("images", {}).items())[:MOST_SPLITS]
-    }
+    known = sorted(trained_on.get("images", {}).items(), key=lambda split: [*SPLITS, split[0]].index(split[0]))
+    images = {split[:MOST_CHARACTERS]: count for split, count in known[:MOST_SPLITS]}
+    before = [name[:MOST_CHARACTERS] for name in trained_on.get("before", [])[:MOST_SPLITS]]
     training = text_on_card(card, "Training") if card else []
     limitations = next(filter(None, (text_on_card(card, title) for title in LIMITS)), []) if card else []
-    return About((trained_on.get("data") or "")[:MOST_CHARACTERS] or None, images, training, limitations)
+    return About((trained_on.get("data") or "")[:MOST_CHARACTERS] or None, images, before, training, limitations)

@@ -277,6 +277,7 @@ class TrainedOn(BaseModel):
 
     data: str | None = Field(description="the data set, where they say it", examples=["flickr8k"])
     images: dict[str, int] = Field(description="of its splits", examples=[{"train": 6000, "val": 1000}])
+    before: list[str] = Field(description="data sets that it had learned from already", examples=[["coco"]])
     training: list[str] = Field(description="paragraphs of the model card", examples=[["6,000 photographs."]])
     limitations: list[str] = Field(
         description="what the model card says that it cannot do", examples=[["It counts badly."]]

@@ -142,10 +142,10 @@ def test_a_start_of_which_nothing_is_left(language_model: str, tmp_path: Path) -
 
 
 def test_a_run_from_a_tuned_captioner_is_continued(language_model: str, tmp_path: Path) -> None:
-    """Its language model can be loaded by no name any more."""
+    """Its language model can be loaded by no name any more; and it is known what it learned from at first."""
     folder = tmp_path / "model"
     shutil.copytree(language_model, folder)
-    before = captioner(str(folder), "full")
+    before = captioner(str(folder), "full", trained_on={"data": "birds", "before": ["animals"]})
     start = checkpoint(before, tmp_path / "best.ckpt")
     shutil.rmtree(folder)
     options = [
@@ -161,8 +161,9 @@ def test_a_run_from_a_tuned_captioner_is_continued(language_model: str, tmp_path
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     process = python(ROOT / "train.py", f"ckpt={last}", "trainer.max_epochs=2")
     assert process.returncode == 0, process.stderr
-    after = prefixcap.load(last).checkpoint_state_dict()
-    torch.testing.assert_close(after, before.checkpoint_state_dict(), rtol=0, atol=1e-9)
+    after = prefixcap.load(last)
+    assert (after.trained_on["before"], after.trained_on["data"]) == (["animals", "birds"], "demo")
+    torch.testing.assert_close(after.checkpoint_state_dict(), before.checkpoint_state_dict(), rtol=0, atol=1e-9)
 
 
 def test_prompts_are_kept_unless_others_are_chosen(language_model: str, tmp_path: Path) -> None:

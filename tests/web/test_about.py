@@ -47,7 +47,7 @@ def told(captioner: Captioner, tmp_path: Path) -> Captioner:
     captioner.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "README.md").write_text(CARD)
     told = prefixcap.load(tmp_path / "saved")
-    told.trained_on = {"data": "<b>set</b>", "images": {"train": 1200, "val": 30}}
+    told.trained_on = {"data": "<b>set</b>", "images": {"val": 30, "train": 1200}, "before": ["<i>one</i>"]}
     return told
 
 
@@ -89,7 +89,9 @@ def test_the_banner_shows_it_as_text(browser: Browser, told: Captioner) -> None:
         assert info["images"] == {"train": 1200, "val": 30} and len(info["limitations"]) == 2
         visit = Visit(browser, address, DESKTOP)
         banner = visit.page.get_by_role("region", name="What the captions were learned from")
-        expect(banner).to_contain_text("Trained on <b>set</b>: 1,200 images for training, 30 for validation.")
+        expect(banner).to_contain_text(
+            "Trained on <i>one</i>, then on <b>set</b>: 1,200 images for training, 30 for validation."
+        )
         expect(banner.locator("li").first).to_be_hidden()
         banner.get_by_text("About the pictures it knows, and what it cannot do").click()
         expect(banner.locator("li")).to_have_text(

@@ -77,7 +77,7 @@ def test_info_is_of_each_captioner_and_the_old_one_of_the_first(two: httpx.Clien
     info = two.get("/v1/info").json()
     assert [each["name"] for each in info["captioners"]] == ["one", "the other"]
     assert [each["prefix_length"] for each in info["captioners"]] == [4, 3]
-    nothing = {"data": None, "images": {}, "training": [], "limitations": []}
+    nothing = {"data": None, "images": {}, "before": [], "training": [], "limitations": []}
     assert info["captioners"][0]["trained_on"] == nothing
     old = two.get("/api/info").json()
     assert old["prefix_length"] == 4 and old["trained_on"] is None and old["limits"] == info["limits"]

@@ -171,6 +171,17 @@ def resumed_language_model(checkpoint: Path) -> LanguageModel:
     return rebuild_language_model(content["prefixcap"]["language_model"], shapes, checkpoint)
 
 
+def learned_before(config: DictConfig, start: Start | None) -> list[str]:
+    """The data sets from which the captioner had learned before this run, first the first."""
+    if start:
+        trained_on = start.captioner.trained_on
+        return [*trained_on.get("before", []), *filter(None, [trained_on.get("data")])]
+    if config.ckpt and config.start:
+        before: list[str] = read_checkpoint(Path(config.ckpt))["prefixcap"]["trained_on"].get("before", [])
+        return before
+    return []
+
+
 def _merged(group: Any, overrides: Collection[str], prefix: str, **adopted: Any) -> DictConfig:
     """A group of the configuration with values that are adopted, and those of the command line over them."""
     own = [override.lstrip("+") for override in overrides if override.lstrip("+").startswith(f"{prefix}.")]
