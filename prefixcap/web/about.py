@@ -45,11 +45,8 @@ class About(NamedTuple):
             return "What it was trained on is not known: its files do not say."
         first, *others = [(count, SPLITS.get(split, split)) for split, count in self.images.items()] or [(0, "")]
         counts = [f"{first[0]:,} images for {first[1]}", *(f"{count:,} for {split}" for count, split in others)]
-        return (
-            "Trained on "
-            + ", then on ".join([*self.before, self.data])
-            + (f": {', '.join(counts)}." if self.images else ".")
-        )
+        data = ", then on ".join([*self.before, self.data])
+        return f"Trained on {data}" + (f": {', '.join(counts)}." if self.images else ".")
 
 
 def about(captioner: Captioner) -> About:
