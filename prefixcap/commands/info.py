@@ -1,7 +1,7 @@
 """Describe a checkpoint and list its scores.
 
 Prints the encoder, the mapper, the language model, the number of parameters and the training data; for a training \
-run, also its best validation and its evaluations. The weights are not loaded.
+run, also its validation, the run's highest CIDEr and its evaluations. The weights are not loaded.
 """
 
 import csv
@@ -28,6 +28,7 @@ EXAMPLES = """  prefixcap info runs/demo-transformer/2025-01-31_12-00-00/checkpo
 
   prefixcap info photos"""
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "CLIPScore")
+VALIDATION = {"val_cider": "CIDEr", "val_loss": "loss"}  # columns of metrics.csv, and what they are called here
 
 
 def main(
@@ -72,8 +73,8 @@ def format_description(description: Mapping[str, Any]) -> str:
     trained, frozen = description["parameters"].values()
     options = ", ".join(f"{name} {value}" for name, value in mapper.items() if name != "name")
     lm_parts = [lm["name"], lm["tuning"], *(str(lm[name]) for name in ("dtype", "quantization") if lm.get(name))]
-    trained_on, best, low, rerank = (
-        description.get(name) for name in ("trained_on", "best_val_cider", "low_similarity", "rerank")
+    trained_on, own, best, low, rerank = (
+        description.get(name) for name in ("trained_on", "validation", "best_val_cider", "low_similarity", "rerank")
     )
     images = ", ".join(f"{split} {images:,}" for split, images in (trained_on or {}).get("images", {}).items())
     frozen_parameters = f"those of {lm['name']}, not on this machine," if frozen is None else f"{frozen / 1e6:,.1f}M"
@@ -91,7 +92,9 @@ def format_description(description: Mapping[str, Any]) -> str:
         "low similarity": low and f"below {low:.2f}: unlike the images it learned from",
         "caption": rerank and f"the one nearest to the image, by the encoder, of {rerank} candidates of beam search",
         "trained until": description.get("step") and f"epoch {description['epoch'] + 1}, step {description['step']:,}",
-        "best validation": best and f"CIDEr {best['val_cider']:.3f} in epoch {best['epoch'] + 1}",
+        "validation": own
+        and ", ".join(f"{label} {own[name]:.3f}" for name, label in VALIDATION.items() if name in own),
+        "highest CIDEr": best and f"{best['val_cider']:.3f}, validation of epoch {best['epoch'] + 1}",
         "model card": description.get("card"),
     }
     text = [description["path"], *(f"  {name:16} {value}" for name, value in lines.items() if value)]
@@ -106,6 +109,7 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
 
     checkpoint = require_checkpoint(content, path)
     run = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
+    validations, step = _validations(run / "metrics.csv") if run else [], checkpoint.get("global_step")
     weights = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("captioner.")}
     described = _described(checkpoint["prefixcap"], _count(weights))
     return {
@@ -113,8 +117,9 @@ def _describe_checkpoint(content: Any, path: Path) -> dict[str, Any]:
         "family": _family(run),
         **described,
         "epoch": checkpoint.get("epoch"),
-        "step": checkpoint.get("global_step"),
-        "best_val_cider": _best(run / "metrics.csv") if run else None,
+        "step": step,
+        "validation": next((row for row in validations if row["step"] + 1 == step), None),  # steps count from 0 there
+        "best_val_cider": max(validations, key=lambda row: row["val_cider"], default=None),
         "evaluations": _evaluations(run) if run else {},
     }
 
@@ -197,15 +202,16 @@ def _family(run: Path | None) -> str | None:
     return "trained on images with captions"
 
 
-def _best(file: Path) -> dict[str, float] | None:
-    """The highest validation CIDEr, with its epoch and step."""
+def _validations(file: Path) -> list[dict[str, float]]:
+    """Of each validation of a run, CIDEr and loss, with its epoch and step."""
     if not file.is_file():
-        return None
+        return []
     rows = [row for row in csv.DictReader(io.StringIO(read_text(file))) if row.get("val_cider")]
-    if not rows:
-        return None
-    best = max(rows, key=lambda row: float(row["val_cider"]))
-    return {"val_cider": float(best["val_cider"]), "epoch": int(best["epoch"]), "step": int(best["step"])}
+    return [
+        {name: float(row[name]) for name in VALIDATION if row.get(name)}
+        | {name: int(row[name]) for name in ("epoch", "step")}
+        for row in rows
+    ]
 
 
 def _evaluations(run: Path) -> dict[str, dict[str, float]]:

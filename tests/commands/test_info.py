@@ -51,17 +51,21 @@ def test_a_run(command: Command, ckpt: Path) -> None:
     run = ckpt.parent.parent
     model = {"learns_from": "text", "noise": {"variance": 0.016}}
     (run / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-    (run / "metrics.csv").write_text("epoch,step,val_cider\n0,999,0.5\n,1000,\n1,1999,0.75\n2,2999,0.6\n")
+    (run / "metrics.csv").write_text(
+        "epoch,step,val_cider,val_loss\n0,999,0.8,3\n,1000,,\n1,1999,0.75,2.5\n2,2999,0.6,\n"
+    )
     for name, score in (("demo-test-beam", 0.71), ("demo-test-greedy", 0.65)):
         (run / "eval" / name).mkdir(parents=True)
         metrics = {"CIDEr": score, "intervals": {"CIDEr": [0.1, 0.9]}, "humans": {"CIDEr": 1.0}}
         (run / "eval" / name / "metrics.json").write_text(json.dumps(metrics))
     found = info(command, ckpt)
     assert found["family"] == "trained on captions only, with noise of variance 0.016"
-    assert found["best_val_cider"] == {"val_cider": 0.75, "epoch": 1, "step": 1999}
+    assert found["validation"] == {"val_cider": 0.75, "val_loss": 2.5, "epoch": 1, "step": 1999}
+    assert found["best_val_cider"] == {"val_cider": 0.8, "val_loss": 3, "epoch": 0, "step": 999}
     assert found["evaluations"] == {"demo-test-beam": {"CIDEr": 0.71}, "demo-test-greedy": {"CIDEr": 0.65}}
     told = command("info", ckpt).out.splitlines()
-    assert "  trained until    epoch 2, step 2,000" in told and "  best validation  CIDEr 0.750 in epoch 2" in told
+    assert "  trained until    epoch 2, step 2,000" in told and "  validation       CIDEr 0.750, loss 2.500" in told
+    assert "  highest CIDEr    0.800, validation of epoch 1" in told
     assert told[-2].split() == ["demo-test-beam", "0.7100"] and told[-3].split() == ["CIDEr"]
 
 
