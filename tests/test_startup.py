@@ -54,6 +54,7 @@ MISTAKES = {
         "gap nothing", "correlate none.txt", "leaderboard none", "export-features nothing out", "caption none.jpg",
         "interpret none.jpg", "datastore list none", "datastore add none a.txt", "datastore dedupe none",
         "datastore remove none --match a", "datastore copy none new", "datastore index none",
+        "train-heads nothing --out new",
     ],
     "a wrong metric": ["eval captions=a.json metrics=[BLUE]", "eval ckpt=here.pt metrics=BLUE",
                        "correlate captions.json --metrics BLUE"],

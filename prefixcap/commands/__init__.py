@@ -58,6 +58,7 @@ COMMANDS = {
         Command("eval", "eval", TRAINING, "Caption a test split and score the captions.", True),
         Command("correlate", "correlate", TRAINING, "Measure how well metrics agree with people."),
         Command("leaderboard", "leaderboard", TRAINING, "Make one page of several evaluations."),
+        Command("train-heads", "train_heads", TRAINING, "Give an image encoder a text side, by two heads."),
         Command("train-lm", "train_lm", TRAINING, "Fine-tune a language model on captions (MAGIC).", True),
         Command("vqa", "vqa", TRAINING, "Answer questions about images, zero-shot (MacCap).", True),
         Command("relations", "relations", TRAINING, "Benchmark arithmetic on embeddings (ZeroCap).", True),

@@ -1,10 +1,12 @@
 """An encoder of an image network and a sentence encoder, with a head on each that puts its features into one space.
 
 Both networks stay as they were, as the image network in LiT (Zhai et al., "LiT: Zero-Shot Transfer with Locked-image
-text Tuning", CVPR 2022). `studies/photographs/heads.py` trains heads by CLIP's loss.
+text Tuning", CVPR 2022). `prefixcap/training/heads.py` trains heads by CLIP's loss.
 """
 
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -22,11 +24,14 @@ from prefixcap.encoders.common import weights_digest
 from prefixcap.encoders.protocol import ExportableEncoder, ImageGeometry, PatchFeatures
 from prefixcap.errors import InputError, first_line
 from prefixcap.features import EncoderIdentity
-from prefixcap.utils.files import read_json
+from prefixcap.utils.files import atomic_write, atomic_write_folder, read_json
 from prefixcap.utils.hub import read_config, require_no_adapter
 
 DESCRIPTION, HEADS = "encoder.json", "heads.safetensors"  # in the folder
 LONGEST_TEXT = 256  # tokens, as sentence-transformers configures MiniLM
+TEXT = "text"  # the sentence encoder's folder, where this module writes it
+SENTENCE_ENCODER = "config.json, model.safetensors and tokenizer.json"  # its files that are read
+COPIED = ("config.json", "model*.safetensors*", "tokenizer.json", "LICENSE*", "README.md")
 CPU_TEXTS = 64  # read together: of thousands at a time, a processor reads two thirds as many a second
 
 
@@ -54,13 +59,7 @@ class HeadsEncoder:
         described = _read_description(folder / DESCRIPTION, name)
         image_head, text_head = read_heads(folder / HEADS, name)
         self._image = _open_image_encoder(described["image"], folder, name, device, dtype)
-        try:
-            texts = SentenceTower(folder / described["text"], text_head)
-        except Exception as error:  # a malformed folder makes transformers raise almost anything
-            raise InputError(
-                f"encoder {name!r}: its sentence encoder {folder / described['text']} cannot be loaded "
-                f"({first_line(error)}): give a folder with config.json, model.safetensors and tokenizer.json"
-            ) from error
+        texts = load_sentence_encoder(folder / described["text"], text_head, f"encoder {name!r}: its")
         for head, width, what in (
             (image_head, self._image.identity.dim, "image encoder"),
             (text_head, texts.network.config.hidden_size, "sentence encoder"),
@@ -78,7 +77,7 @@ class HeadsEncoder:
             dim=image_head.down.out_features,
         )
         self.device, self.dtype = device, dtype
-        self._head, self._texts = image_head.to(device, dtype), texts.eval().to(device, dtype)
+        self._head, self._texts = image_head.to(device, dtype), texts.to(device, dtype)
         if isinstance(self._image, ExportableEncoder):
             self.geometry = self._image.geometry
             self.image_tower = nn.Sequential(self._image.image_tower, self._head)
@@ -145,13 +144,16 @@ class SentenceTower(nn.Module):
 
     Args:
         folder: with config.json, model.safetensors and tokenizer.json.
-        head: of the sentence encoder's features.
+        head: of the sentence encoder's features; None: texts are encoded as these.
+
+    Attributes:
+        dim: of what texts are encoded as.
 
     Raises:
         Exception: whatever transformers raises for a folder that is no such model; InputError if weights are missing.
     """
 
-    def __init__(self, folder: Path, head: Head) -> None:
+    def __init__(self, folder: Path, head: Head | None = None) -> None:
         super().__init__()
         from transformers import AutoModel
         from transformers.utils import logging
@@ -166,7 +168,8 @@ class SentenceTower(nn.Module):
         # transformers only warns, and initializes them at random; the pooler is not read.
         if missing := [key for key in report["missing_keys"] if not key.startswith("pooler.")]:
             raise InputError(f"it lacks weight {min(missing)!r}")
-        self.head = head
+        self.head = head or nn.Identity()
+        self.dim: int = head.down.out_features if head else config.hidden_size
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(LONGEST_TEXT, config.max_position_embeddings))
         self._tokenizer.enable_padding(pad_id=config.pad_token_id or 0)
@@ -182,20 +185,40 @@ class SentenceTower(nn.Module):
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (texts, dim)."""
-        bias = self.head.skip.bias
         if not texts:
-            return bias.new_empty(0, len(bias))
-        at_once = CPU_TEXTS if bias.device.type == "cpu" else len(texts)
+            return torch.empty(0, self.dim, device=self.network.device, dtype=self.network.dtype)
+        at_once = CPU_TEXTS if self.network.device.type == "cpu" else len(texts)
         return torch.cat([self._read(texts[start : start + at_once]) for start in range(0, len(texts), at_once)])
 
     def _read(self, texts: Sequence[str]) -> Tensor:
         """(texts, dim) of texts that the network reads together."""
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        device = self.head.skip.bias.device
+        device = self.network.device
         tokens = torch.tensor([encoding.ids for encoding in encodings], device=device)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
         embeddings: Tensor = self(tokens, mask)
         return embeddings
+
+
+def load_sentence_encoder(folder: Path, head: Head | None = None, whose: str = "the") -> SentenceTower:
+    """A sentence encoder, in eval mode.
+
+    Args:
+        folder, head: as `SentenceTower` takes them.
+        whose: for error messages.
+
+    Raises:
+        InputError: it cannot be loaded, or encodes no texts.
+    """
+    try:
+        tower = SentenceTower(folder, head).eval()
+        tower.encode(["a"])
+    except Exception as error:  # a malformed folder makes transformers raise almost anything
+        raise InputError(
+            f"{whose} sentence encoder {folder} cannot be loaded ({first_line(error)}): give a folder with "
+            f"{SENTENCE_ENCODER}"
+        ) from error
+    return tower
 
 
 def read_heads(file: Path, name: str, remedy: str = "restore the two heads") -> tuple[Head, Head]:
@@ -215,6 +238,33 @@ def read_heads(file: Path, name: str, remedy: str = "restore the two heads") -> 
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(f"encoder {name!r}: {file} is damaged ({first_line(error)}): {remedy}") from error
     return image_head, text_head
+
+
+def write_heads(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write what `read_heads` reads. Raises InputError as `atomic_write` does."""
+    with atomic_write(file) as temporary:
+        save_file(dict(weights), temporary)
+
+
+def write_encoder(folder: Path, image: str, texts: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write what "heads:FOLDER" reads, in one step; the files of the sentence encoder are copied.
+
+    Args:
+        folder: to write; a folder in its place is replaced.
+        image: the name of the image encoder.
+        texts: the folder of the sentence encoder.
+        weights: of both heads, as `read_heads` reads them.
+
+    Raises:
+        InputError: as `atomic_write_folder`.
+    """
+    with atomic_write_folder(folder) as temporary:
+        (temporary / TEXT).mkdir(parents=True)
+        for pattern in COPIED:
+            for file in filter(Path.is_file, texts.glob(pattern)):
+                shutil.copyfile(file, temporary / TEXT / file.name)
+        save_file(dict(weights), temporary / HEADS)
+        (temporary / DESCRIPTION).write_text(json.dumps({"image": image, "text": TEXT}, indent=1) + "\n", "utf-8")
 
 
 def _below(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

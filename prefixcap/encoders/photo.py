@@ -126,6 +126,20 @@ def load_heads() -> tuple[Head, Head]:
     return read_heads(HEADS, "photo", "install prefixcap again")
 
 
+def minilm_folder() -> Path:
+    """The folder of MiniLM, in its installed package.
+
+    Raises:
+        InputError: the package is not installed, or has other files.
+    """
+    if find_spec(MINILM[0]) is None:
+        raise InputError(
+            f'sentence encoder minilm needs {MINILM[0].replace("_", "-")}: pip install "prefixcap[photos]"'
+        )
+    files = [_verified("minilm", *file) for file in DIGESTS if file[0] == MINILM[0]]
+    return files[0].parent
+
+
 class _ImageTower(nn.Module):
     def __init__(self, network: nn.Module, head: Head) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
 
 from prefixcap.encoders import load_encoder
-from prefixcap.encoders.heads import Head
+from prefixcap.encoders.heads import Head, load_sentence_encoder
 from prefixcap.encoders.protocol import ExportableEncoder
 from prefixcap.errors import InputError
 
@@ -32,14 +32,18 @@ def test_both_sides_are_the_heads_of_the_networks(heads_folder: Path) -> None:
     assert encoder.identity.dim == 16
     head = head_of(heads_folder, "image")
     torch.testing.assert_close(encoder.encode_images(pixels), head(network.encode_images(pixels)))
-    features = encoder.encode_patches(pixels)
-    torch.testing.assert_close(features.patches, head(network.encode_patches(pixels).patches))
+    patches = encoder.encode_patches(pixels).patches
+    torch.testing.assert_close(patches, head(network.encode_patches(pixels).patches))
     assert isinstance(encoder, ExportableEncoder)
     torch.testing.assert_close(encoder.image_tower(encoder.normalize(pixels)), encoder.encode_images(pixels))
 
     transformer = Transformer(str(heads_folder / "text"), max_seq_length=64)
     sentences = SentenceTransformer(modules=[transformer, Pooling(24, "mean"), Normalize()], device="cpu")
-    expected = head_of(heads_folder, "text")(sentences.encode(TEXTS, convert_to_tensor=True))
+    features = sentences.encode(TEXTS, convert_to_tensor=True)
+    without_head = load_sentence_encoder(heads_folder / "text")
+    torch.testing.assert_close(without_head.encode(TEXTS), features, rtol=1e-4, atol=1e-5)
+    assert without_head.encode([]).shape == (0, without_head.dim) == (0, 24)
+    expected = head_of(heads_folder, "text")(features)
     torch.testing.assert_close(encoder.encode_texts(TEXTS), expected, rtol=1e-4, atol=1e-5)
     assert encoder.encode_texts([]).shape == (0, 16) and encoder.text_tower is None
     narrow = load_encoder(f"heads:{heads_folder}", dtype=torch.bfloat16)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 
+from prefixcap.encoders.heads import read_heads
 from prefixcap.errors import InputError
 from prefixcap.photos import HEADS
+from prefixcap.training.heads import recalls
 from studies.photographs import heads
 
 SIZES = {"train": 200, "val": 40, "test": 40}
@@ -39,7 +40,7 @@ def written(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_photographs_and_captions_of_the_test_split_find_each_other(features: Path, written: Path) -> None:
-    trained = heads.recalls(heads.read_splits(features)["test"], heads.read_heads(written))
+    trained = recalls(heads.read_splits(features)["test"], *read_heads(written, "written"))
     assert min(trained[:6]) > 0.5  # by chance Recall@1 is 1 in 40, Recall@10 of captions 1 in 4
     assert trained[6] > 0.5
 
@@ -59,42 +60,6 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(
     for seed in "01":
         heads.main(["--data", str(features), "--out", str(tmp_path / seed), "--seed", seed, *SHORT])
     assert (tmp_path / "0").read_bytes() == written.read_bytes() != (tmp_path / "1").read_bytes()
-
-
-def test_recall_and_cosine_are_those_of_a_plain_loop() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(30, 6)
-    captions = images[:, None] + 2 * torch.randn(30, 5, 6)
-    pair = heads.Pair(torch.nn.Identity(), torch.nn.Identity())
-    to_text, to_image, cosines = [], [], []
-    for number, image in enumerate(images):
-        order = sorted(
-            ((n, k) for n in range(30) for k in range(5)),
-            key=lambda place: -torch.cosine_similarity(image, captions[place], dim=0).item(),
-        )
-        to_text.append(min(rank for rank, (n, _) in enumerate(order) if n == number))
-        for caption in captions[number]:
-            similarity = torch.stack([torch.cosine_similarity(other, caption, dim=0) for other in images])
-            to_image.append(int((similarity > similarity[number]).sum()))
-            cosines.append(similarity[number].item())
-    expected = [np.mean(np.array(ranks) < first) for ranks in (to_text, to_image) for first in (1, 5, 10)]
-    assert heads.recalls(heads.Split(images, captions), pair) == pytest.approx([*expected, np.mean(cosines)], abs=1e-5)
-
-
-def test_the_loss_is_that_of_a_plain_loop_and_with_one_caption_clips() -> None:
-    torch.manual_seed(0)
-    scores = torch.randn(4, 8)
-    to_text, to_image = [], []
-    for caption in range(8):
-        image = caption // 2
-        others = [other for other in range(8) if other == caption or other // 2 != image]
-        to_text.append(scores[image, others].logsumexp(0) - scores[image, caption])
-        to_image.append(scores[:, caption].logsumexp(0) - scores[image, caption])
-    expected = (torch.stack(to_text).mean() + torch.stack(to_image).mean()) / 2
-    torch.testing.assert_close(heads.clip_loss(scores), expected)
-    one, own = scores[:, ::2], torch.arange(4)
-    clips = (torch.nn.functional.cross_entropy(one, own) + torch.nn.functional.cross_entropy(one.T, own)) / 2
-    torch.testing.assert_close(heads.clip_loss(one), clips)
 
 
 @pytest.mark.parametrize("missing", ["image_features.npy", "captions.json"])
