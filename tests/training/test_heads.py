@@ -1,5 +1,6 @@
 """Heads that join two networks: batches, loss and retrieval against plain loops, and that they learn."""
 
+import doctest
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def test_they_find_images_and_captions_that_they_have_not_seen(tmp_path: Path) -
     numbers = recalls(made_up(100, seed=2), *read_heads(tmp_path / "heads.safetensors", "made up"))
     assert min(numbers) > 0.5, retrieval_row("made up", numbers)  # by chance Recall@1 is 1 in 100
     assert {weight.dtype for key, weight in weights.items() if key not in ("image.mean", "image.std")} == {torch.half}
+
+
+def test_the_example() -> None:
+    failed, attempted = doctest.testmod(heads)
+    assert attempted == 3 and not failed
 
 
 def test_the_seed_decides() -> None:
