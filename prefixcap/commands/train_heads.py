@@ -78,8 +78,10 @@ def main(
     print(f"learning from {len(train.images):,} images and their {len(train.captions):,} captions", flush=True)
     weights = train_heads(train, epochs, batch_size, learning_rate=learning_rate, seed=seed, device=used)
     write_encoder(out, _from_anywhere(opened.encoder.name), folder, weights)
-    print(f"{out}: {opened.encoder.name} and {folder.name}, {time.perf_counter() - start:.0f} s")
+    print(f"{out}: {opened.encoder.name} and {texts}, joined in {time.perf_counter() - start:.0f} s")
     heads = read_heads(out / HEADS, str(out))
+    if pairs:
+        print("Recall@1 / 5 / 10, and the mean cosine of an image and its own captions:")
     for name, measured in pairs.items():
         if len(measured.images):
             print(retrieval_row(f"{name}, {len(measured.images):,} images", recalls(measured, *heads)))
