@@ -1,11 +1,10 @@
 """Pieces of a store made on a Ray cluster: each worker has an encoder, and sends here what it has encoded."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Set
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from data_prep.records import Dataset, Shard
 from prefixcap.encoders import load_encoder
 from prefixcap.errors import spell_options
 from prefixcap.features import EncoderIdentity
-from prefixcap.utils.cluster import Workers, connect, worker_shape
+from prefixcap.utils.cluster import Accelerator, Workers, available_shape, enter
 
 AHEAD = 4  # pieces that a worker may have made before this process takes them
 
@@ -36,9 +35,8 @@ class EncoderWorker:
         self._maker: PieceMaker
 
     def start(self) -> tuple[EncoderIdentity, Settings]:
-        """Load the encoder. Not in `__init__`, whose errors do not get through."""
-        with suppress(OSError):  # a machine may lack it, where all paths are absolute or URLs
-            os.chdir(self._folder)
+        """Load the encoder."""
+        enter(self._folder)
         with spell_options("{}".format):
             encoder = load_encoder(self._name, self._device, getattr(torch, self._dtype))
             self._maker = PieceMaker(encoder, **self._options)
@@ -86,7 +84,7 @@ class ClusterMaker:
     def __init__(
         self,
         encoder_name: str,
-        accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+        accelerator: Accelerator = "auto",
         dtype: str = "auto",
         features: Iterable[str] = ("image",),
         store_dtype: torch.dtype = torch.float16,
@@ -94,20 +92,14 @@ class ClusterMaker:
         num_workers: int | None = None,
         fast_decode: bool = False,
     ) -> None:
-        ray = connect()
-        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
-        shape = worker_shape(machines, accelerator, num_workers)
+        shape = available_shape(accelerator, num_workers)
         options = {
             "features": list(features), "store_dtype": store_dtype, "regions": regions,
             "num_workers": shape.cpus - 1, "fast_decode": fast_decode,
         }  # fmt: skip
         if dtype == "auto":
             dtype = "float16" if shape.gpus else "float32"
-        worker = ray.remote(num_cpus=shape.cpus, num_gpus=shape.gpus)(EncoderWorker)
-        device = "cuda" if shape.gpus else "cpu"
-        self._workers = Workers(
-            ray, lambda: worker.remote(Path.cwd(), encoder_name, device, dtype, options), shape.count
-        )
+        self._workers = Workers(EncoderWorker, shape, encoder_name, shape.device, dtype, options)
         self.identity: EncoderIdentity
         self.settings: Settings
         self.identity, self.settings = self._workers.description

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from data_prep.embedding import EmbedReport
+    from prefixcap.utils.cluster import Accelerator
 
 SMALL_WORLD = ("demo", "demo_other")  # data sets that are drawn when they are needed
 CAPTIONS_AT_ONCE = 65536  # read together, where all captions of a store are read
@@ -89,7 +90,7 @@ def make_store(
 def make_store_on_cluster(
     data: DictConfig,
     encoder_name: str,
-    accelerator: Literal["auto", "cpu", "gpu"],
+    accelerator: "Accelerator",
     dtype: str,
     store_dtype: str,
     dataset: Dataset,

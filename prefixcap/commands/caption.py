@@ -6,22 +6,23 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from prefixcap.commands.common.batches import caption_batches
+from prefixcap.commands.common.batches import BatchCaptioner, plan_batches, with_bar
+from prefixcap.commands.common.cluster import caption_on_cluster, shape_for
 from prefixcap.commands.common.decoders import SEED, CommandWithDecoders, complete_decoder
 from prefixcap.commands.common.formats import WITHOUT_SIMILARITY, Format
 from prefixcap.commands.common.inputs import find_images, read_list
-from prefixcap.commands.common.options import Checkpoint, Device, load_captioner
+from prefixcap.commands.common.options import Checkpoint, Device
 from prefixcap.commands.common.outputs import Destination, Existing
 from prefixcap.commands.common.stopping import Stop
 from prefixcap.commands.common.wording import Wording
 from prefixcap.errors import InputError
 from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.utils.files import no_space
-from prefixcap.utils.options import Dtype, Quantization
+from prefixcap.utils.options import Dtype, Quantization, Seed, check_value
 
 MAX_LISTED = 5  # skipped images
 
@@ -221,6 +222,14 @@ def main(
         ),
     ] = None,
     device: Device = "auto",
+    engine: Annotated[
+        Literal["ray"] | None,
+        typer.Option(
+            metavar="NAME", show_default=False,
+            help="ray: caption on a Ray cluster, that of $RAY_ADDRESS or else of this machine's processors, by a "
+            "captioner for each GPU or core, each with --workers of its own; the output is the same.",
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -270,39 +279,26 @@ def main(
         return
     if not left:
         return
+    batches = plan_batches(images, batch_size, destination.done, "seed" in options, texts)
+    how: dict[str, Any] = {
+        "ckpt": ckpt, "device": device, "tokenizer": tokenizer,
+        "precision": {"dtype": dtype, "quantization": quantization}, "decode": decode, "options": options,
+        "count": count, "rerank": rerank, "similarity": False if form in WITHOUT_SIMILARITY else similarity,
+        "prompt": prompt, "forbid": forbid or (), "force": force or (), "datastore": datastore,
+        "consensus": consensus, "batch_size": batch_size, "workers": workers,
+    }  # fmt: skip
+    shape = shape_for(device, workers) if engine else None
     stop, skipped, written = Stop(), list[str](), 0
     try:
         with stop, destination.open() as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
             # imports torch: after the options are checked
-            from prefixcap.language.tokens import bad_words_ids, force_words_ids
-            from prefixcap.reranking import default_candidates
-
-            captioner = load_captioner(ckpt, device, tokenizer, dtype=dtype, quantization=quantization)
-            if datastore:
-                captioner.use_datastore(datastore)
-            if rerank is None:
-                rerank = default_candidates(captioner.rerank, decode, options)
-            if consensus:
-                from prefixcap.consensus import Consensus
-                from prefixcap.prompts.datastore import Datastore
-
-                if rerank < 2:
-                    raise InputError("--consensus chooses among candidates: give --rerank 20, and --set beams=20")
-                options["consensus"] = Consensus(Datastore.open(str(consensus)))
-            options |= {"decode": decode, "prompt": prompt}
-            if forbid:
-                options["bad_words_ids"] = bad_words_ids(captioner.language_model.tokenizer, forbid)
-            if force:
-                options["force_words_ids"] = force_words_ids(captioner.language_model.tokenizer, force, prompt)
-            if similarity is None:
-                similarity = captioner.low_similarity is not None and form not in WITHOUT_SIMILARITY
-            batches = caption_batches(
-                captioner, images, batch_size, count, rerank, options, skipped, similarity, texts,
-                destination.done, workers,
-            )  # fmt: skip
-            with closing(batches):
-                for rows in batches:
+            results = caption_on_cluster(batches, shape, how) if shape else BatchCaptioner(**how).caption(batches)
+            with closing(with_bar(results, len(images), len(images) - len(left))) as captioned:
+                for rows, unreadable in captioned:
+                    skipped += unreadable
+                    if not rows:
+                        continue
                     worded = [row._replace(captions=wording.of(row.captions, row.image)) for row in rows]
                     with stop.deferred():
                         output.add(worded)
@@ -336,7 +332,7 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: the decoder has no such option, or a value has the wrong type.
     """
-    from prefixcap.decoding import decoder_options, draws, random_generator
+    from prefixcap.decoding import decoder_options, draws
 
     known = decoder_options(decode) | (SEED if draws(decode) else {})
     options: dict[str, Any] = {}
@@ -350,7 +346,7 @@ def read_options(decode: str, settings: Sequence[str]) -> dict[str, Any]:
             kind = {int: "an integer", bool: "true or false"}.get(known[name].kind or str, "a number")
             raise InputError(f"--set {setting}: {name} must be {kind}, not '{value}'") from error
     if "seed" in options:
-        options["seed"] = random_generator(options["seed"])  # all batches draw from it
+        check_value("seed", options["seed"], Seed)
     return options
 
 

@@ -5,7 +5,9 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
@@ -16,6 +18,7 @@ TRIES = 3  # of a task, and of starting each worker
 MOST_CPUS = 17  # of a worker with a GPU: sixteen processes that decode images, and the one that drives the GPU
 PATIENCE = 60  # seconds without news of the workers, until it is said what is waited for
 
+Accelerator = Literal["auto", "cpu", "gpu"]
 T = TypeVar("T")
 
 
@@ -26,6 +29,11 @@ class Shape:
     count: int
     cpus: int
     gpus: int
+
+    @property
+    def device(self) -> str:
+        """Of each worker, which sees no other GPU than its own."""
+        return "cuda" if self.gpus else "cpu"
 
 
 def connect() -> Any:
@@ -56,15 +64,19 @@ def connect() -> Any:
     return ray
 
 
-def worker_shape(
-    machines: Sequence[dict[str, float]], accelerator: Literal["auto", "cpu", "gpu"], num_workers: int | None
-) -> Shape:
-    """The workers for encoding images: one for each GPU, with its share of the cores; without GPUs one a core.
+def available_shape(accelerator: Accelerator, num_workers: int | None) -> Shape:
+    """The workers that the cluster has room for now, see `worker_shape`. Raises InputError as that and `connect` do."""
+    machines = [machine["Resources"] for machine in connect().nodes() if machine["Alive"]]
+    return worker_shape(machines, accelerator, num_workers)
+
+
+def worker_shape(machines: Sequence[dict[str, float]], accelerator: Accelerator, num_workers: int | None) -> Shape:
+    """The workers for images: one for each GPU, with its share of the cores; without GPUs one a core.
 
     Args:
         machines: the resources of each, as Ray names them.
         accelerator: "auto": GPUs, if there are any.
-        num_workers: processes that decode images for each worker, which takes a core more; None: as said.
+        num_workers: processes or threads that read images for each worker, which takes a core more; None: as said.
 
     Raises:
         InputError: there are no GPUs and should be, or no machine has so many cores.
@@ -88,8 +100,15 @@ def worker_shape(
         cpus = 1 + (num_workers or 0)
         count = sum(int(machine.get("CPU", 0) // cpus) for machine in machines)
     if not count:
-        raise InputError(f"num_workers={num_workers} asks for {cpus} cores, which no machine of the cluster has")
+        readers = f" with {num_workers} to read images" if num_workers else ""
+        raise InputError(f"a worker{readers} takes {cpus} cores, which no machine of the cluster has: ask for fewer")
     return Shape(count, cpus, 1 if with_gpus and accelerator != "cpu" else 0)
+
+
+def enter(folder: Path) -> None:
+    """Make the folder where the command was given that of this worker, as paths are relative to it."""
+    with suppress(OSError):  # a machine may lack it, where all paths are absolute or URLs
+        os.chdir(folder)
 
 
 class Workers:
@@ -99,20 +118,22 @@ class Workers:
     again, by any worker.
 
     Args:
-        ray: as `connect` returned it.
-        create: a function that makes an actor. The actor's `start()` gets it ready and returns a description, in which
-            all must agree.
-        count: how many.
+        worker: the class. Its `start()` gets an actor ready and returns a description, in which all must agree; errors
+            of `__init__` do not get through.
+        shape: how many, and what each takes of the cluster.
+        arguments: of `worker`, after the folder where the command was given, see `enter`.
 
     Attributes:
         description: what `start()` returned.
 
     Raises:
-        InputError: the first worker cannot start.
+        InputError: the first worker cannot start, or as `connect` does.
     """
 
-    def __init__(self, ray: Any, create: Callable[[], Any], count: int) -> None:
-        self._ray, self._create, self._count = ray, create, count
+    def __init__(self, worker: type, shape: Shape, *arguments: object) -> None:
+        self._ray, self._count = connect(), shape.count
+        actor, folder = self._ray.remote(num_cpus=shape.cpus, num_gpus=shape.gpus)(worker), Path.cwd()
+        self._create: Callable[[], Any] = lambda: actor.remote(folder, *arguments)
         self._starting: dict[Any, Any] = {}  # actors, by what `start()` will return
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, list[Any]]] = {}  # actors and their items, by the stream of their results
@@ -134,7 +155,7 @@ class Workers:
         items: Iterable[T],
         submit: Callable[[Any, list[T]], Any],
         unfinished: Callable[[list[T]], list[T]],
-        at_once: int | None = None,
+        most: int | None = None,
     ) -> Generator[Any]:
         """What the workers yield for some items, in the order in which it is ready.
 
@@ -142,9 +163,9 @@ class Workers:
             items: what there is to do.
             submit: gives an actor some items; returns the stream of what it yields for them, one after the other.
             unfinished: of the items of a worker that was lost, in their order, those for which it has not yielded all.
-            at_once: items that a worker is given together; None: half of what is left, divided by the workers, so that
+            most: items that a worker is given together, which are half of what is left, divided by the workers, so that
                 they seldom start anew, and end at about the same time (guided self-scheduling, Polychronopoulos and
-                Kuck 1987).
+                Kuck 1987); None: any number.
 
         Raises:
             InputError: an item failed three times.
@@ -154,8 +175,8 @@ class Workers:
             self._begin()
         while left or self._running:
             while left and self._idle:
-                size = at_once or max(1, len(left) // (2 * self._count))
-                task = [left.popleft() for _ in range(min(size, len(left)))]
+                size = min(most or len(left), max(1, len(left) // (2 * self._count)))
+                task = [left.popleft() for _ in range(size)]
                 actor = self._idle.pop()
                 self._running[submit(actor, task)] = actor, task
             stream = self._next()

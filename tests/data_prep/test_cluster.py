@@ -33,16 +33,6 @@ SIZES = {"batch_size": 4, "piece_size": 5}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two workers."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of noise, with a file that is no image."""
     folder = tmp_path_factory.mktemp("images")
@@ -220,7 +210,7 @@ def test_workers_for_a_cluster() -> None:
     assert worker_shape(machines, "cpu", 3) == Shape(52, 4, 0)
     with pytest.raises(InputError, match="no GPU"):
         worker_shape(machines[2:], "gpu", None)
-    with pytest.raises(InputError, match="num_workers=16 asks for 17 cores"):
+    with pytest.raises(InputError, match="a worker with 16 to read images takes 17 cores"):
         worker_shape(machines[2:], "auto", 16)
 
 

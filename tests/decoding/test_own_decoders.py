@@ -209,7 +209,7 @@ def test_whoever_takes_a_generator_draws(own: None) -> None:
     assert first == second != other
     generator = torch.Generator().manual_seed(3)
     assert captioner.caption(images, "sampler", batch_size=2, seed=generator) == first
-    assert isinstance(read_options("sampler", ["seed=3"])["seed"], torch.Generator)
+    assert read_options("sampler", ["seed=3"]) == {"seed": 3}
     assert decoder_settings("sampler")[::4] == ["max_tokens", "seed"]
     assert Settings.model_validate({"decode": "sampler", "seed": 3}).job().seed == 3
     with pytest.raises(InputError, match="'one' does not draw: leave it out"):

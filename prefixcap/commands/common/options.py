@@ -41,9 +41,14 @@ def load_captioner(ckpt: str | None, device: str, tokenizer: str | None = None, 
 
     captioner = load(ckpt or photos.require_captioner(), usable_device(device), tokenizer, **precision)
     captioner.encoder()
+    announce(ckpt)
+    return captioner
+
+
+def announce(ckpt: str | None) -> None:
+    """Say which captioner it is if none is named."""
     if ckpt is None:
         print(
             f"Captioned by {photos.CARD}, the captioner that comes with the package; its model card: prefixcap info "
             f"{photos.NAME}", file=sys.stderr,
         )  # fmt: skip
-    return captioner
