@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from prefixcap.commands.common.batches import BatchCaptioner, plan_batches, with_bar
-from prefixcap.commands.common.cluster import caption_on_cluster, shape_for
+from prefixcap.commands.common.cluster import ClusterCaptioner, shape_for
 from prefixcap.commands.common.decoders import SEED, CommandWithDecoders, complete_decoder
 from prefixcap.commands.common.formats import WITHOUT_SIMILARITY, Format
 from prefixcap.commands.common.inputs import find_images, read_list
@@ -287,15 +287,17 @@ def main(
         "prompt": prompt, "forbid": forbid or (), "force": force or (), "datastore": datastore,
         "consensus": consensus, "batch_size": batch_size, "workers": workers,
     }  # fmt: skip
-    shape = shape_for(device, workers) if engine else None
+    shape = shape_for(device, workers) if engine else None  # before `Stop`: Ray has a handler of SIGTERM of its own
     stop, skipped, written = Stop(), list[str](), 0
     try:
         with stop, destination.open() as output:
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
             # imports torch: after the options are checked
-            results = caption_on_cluster(batches, shape, how) if shape else BatchCaptioner(**how).caption(batches)
-            with closing(with_bar(results, len(images), len(images) - len(left))) as captioned:
-                for rows, unreadable in captioned:
+            captioner: BatchCaptioner | ClusterCaptioner
+            captioner = ClusterCaptioner(shape, how) if shape else BatchCaptioner(**how)
+            results = with_bar(captioner.caption(batches), len(images), len(images) - len(left))
+            with closing(results):
+                for rows, unreadable in results:
                     skipped += unreadable
                     if not rows:
                         continue

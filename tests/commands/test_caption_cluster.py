@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from prefixcap import commands
-from prefixcap.commands.common.batches import plan_batches
+from prefixcap.commands.common.batches import BatchCaptioner, plan_batches
 from prefixcap.commands.common.formats import Stream
+from prefixcap.commands.common.inputs import find_images
 from prefixcap.utils.cluster import Workers
 from tests.commands.conftest import QUICK, Command
 from tests.processes import start
@@ -164,7 +165,7 @@ def test_a_mistake_is_not_tried_again(
 
 def test_what_a_cluster_is_not_asked(mistaken: Callable[..., str], ckpt: Path, photos: Path) -> None:
     line = ("caption", photos, "--ckpt", ckpt, "--engine")
-    assert "'spark' is not 'ray'" in mistaken(*line, "spark")
+    assert "'spark' is not one of 'ray'" in mistaken(*line, "spark")
     message = "--engine ray takes all of the cluster: give --device cuda or cpu, not cuda:1"
     assert message in mistaken(*line, "ray", "--device", "cuda:1")
 
@@ -180,6 +181,18 @@ def test_batches() -> None:
     expected = [("bc", 1), ("ef", 4), ("g", 6), ("j", 9)]
     assert [("".join(batch.images), batch.before) for batch in drawn] == expected
     assert plan_batches(images, 4, images) == []
+
+
+def test_batches_in_any_order(ckpt: Path, pictures: Path) -> None:
+    """As a worker gets those of another one that was lost: the random numbers of an image are its own."""
+    captioner = BatchCaptioner(
+        str(ckpt), "cpu", None, {}, "nucleus", {"seed": 3, "max_tokens": 4}, count=2, rerank=3, similarity=True,
+        prompt="", forbid=(), force=(), datastore=None, consensus=None, batch_size=4, workers=1,
+    )  # fmt: skip
+    batches = plan_batches(find_images([str(pictures)]), 4, has_seed=True)
+    captioned = list(captioner.caption(batches))
+    assert list(captioner.caption(batches[::-1]))[::-1] == captioned
+    assert [len(batch.skipped) for batch in captioned] == [0, 1, 0, 0, 0, 4, *[0] * 9]
 
 
 def test_images_that_cannot_be_read_draw_like_others(

@@ -56,30 +56,39 @@ def shape_for(device: str, workers: int | None) -> Shape:
     return available_shape(ACCELERATORS[device], workers)
 
 
-def caption_on_cluster(batches: Sequence[Batch], shape: Shape, options: dict[str, Any]) -> Generator[Captioned]:
-    """Caption batches on a cluster, in their order; a batch waits here for those before it.
+class ClusterCaptioner:
+    """Captions images on a cluster.
 
     Args:
-        batches: what there is to do.
-        shape: of the workers.
+        shape: of its workers.
         options: of `BatchCaptioner`, as for one process.
 
     Raises:
         InputError: as `Workers` and `BatchCaptioner` do.
     """
-    threads = options["workers"] or max(1, min(8, shape.cpus - 1))
-    waiting: dict[int, Captioned | InputError] = {}
-    first = 0
 
-    def submit(worker: Any, numbers: list[int]) -> Any:
-        return worker.caption.remote([(number, batches[number]) for number in numbers])
-
-    def unfinished(numbers: list[int]) -> list[int]:
-        return [number for number in numbers if number >= first and number not in waiting]
-
-    with closing(Workers(CaptionWorker, shape, options | {"device": shape.device, "workers": threads})) as workers:
+    def __init__(self, shape: Shape, options: dict[str, Any]) -> None:
+        threads = options["workers"] or max(1, min(8, shape.cpus - 1))
+        self._workers = Workers(CaptionWorker, shape, options | {"device": shape.device, "workers": threads})
         announce(options["ckpt"])
-        with closing(workers.stream(range(len(batches)), submit, unfinished, MOST_BATCHES)) as results:
+
+    def caption(self, batches: Sequence[Batch]) -> Generator[Captioned]:
+        """Caption batches, in their order: a batch waits here for those before it. Then end the workers.
+
+        Raises:
+            InputError: as `BatchCaptioner.caption` does, or a batch failed three times.
+        """
+        waiting: dict[int, Captioned | InputError] = {}
+        first = 0
+
+        def submit(worker: Any, numbers: list[int]) -> Any:
+            return worker.caption.remote([(number, batches[number]) for number in numbers])
+
+        def unfinished(numbers: list[int]) -> list[int]:
+            return [number for number in numbers if number >= first and number not in waiting]
+
+        stream = self._workers.stream(range(len(batches)), submit, unfinished, MOST_BATCHES)
+        with closing(self._workers), closing(stream) as results:
             for number, result in results:
                 waiting[number] = result
                 while first in waiting:
