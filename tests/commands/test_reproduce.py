@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.readers.demo import read_other_demo
 from prefixcap.commands.reproduce.papers import Row, read_papers, rehearsal
 from prefixcap.commands.reproduce.walk import Walk
+from prefixcap.demo.world import write_coco
 from tests.commands.conftest import Command
+from tests.processes import python
 
 PAPERS, FILES = read_papers()
 
@@ -65,28 +68,39 @@ def test_rows_with_the_same_training_share_a_run() -> None:
     assert [walk.run_of(row).name for row in paper.rows.values()] == ["a", "b", "a"]
 
 
+@pytest.fixture
+def _small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures and sentences, where a rehearsal finds its data or else writes them."""
+    sizes = {"train": {"in-domain": 150}, "val": {"in-domain": 20}, "test": {"in-domain": 2}}
+    monkeypatch.setattr("prefixcap.demo.world.SPLITS", sizes)
+    write_coco(Path("data/demo"))
+    read_other_demo("data/demo_other", scenes=50)
+
+
+def forked(words: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a command as `subprocess.run` does, in a process that has everything imported."""
+    assert words[0] == sys.executable
+    return python(*words[1:], cwd=Path.cwd())
+
+
 @pytest.mark.slow
-def test_a_rehearsal_ends_with_its_table_and_runs_nothing_twice() -> None:
-    """It trains a captioner for a hundred steps, as users do, in processes of its own: about a minute."""
-    words = [
-        sys.executable,
-        "-m",
-        "prefixcap",
-        "reproduce",
-        "clipcap",
-        "--rehearse",
-        "--only",
-        "mlp-tuned",
-        "--by",
-        "Ada L.",
-    ]
-    first = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^\$ prefixcap (\S+)", first, flags=re.MULTILINE) == ["embed", "embed", "train", "eval"]
+@pytest.mark.usefixtures("_small_world")
+def test_a_rehearsal_ends_with_its_table_and_runs_nothing_twice(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains a captioner for a hundred steps, and the second time each step starts Python anew, as for users."""
+    words = ["reproduce", "clipcap", "--rehearse", "--only", "mlp-tuned", "--by", "Ada L."]
+    with monkeypatch.context() as patch:
+        patch.setattr("subprocess.run", forked)
+        first = command(*words)
+    assert first.status == 0, first.err
+    assert re.findall(r"^\$ prefixcap (\S+)", first.out, flags=re.MULTILINE) == ["embed", "embed", "train", "eval"]
     folder = Path("runs/reproduce/clipcap-rehearsal")
     table = (folder / "table.md").read_text()
     scores = json.loads((folder / "eval/mlp-tuned/metrics.json").read_text())
     assert f"| {scores['BLEU-4']:.3f}  | {scores['CIDEr']:.3f} |" in table and scores["CIDEr"] > 0.1
     assert re.search(r"\| Ada L\., 20\d\d-\d\d-\d\d, prefixcap [\d.]+, .*, 0\.\d\d hours +\|", table)
-    again = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^\$ prefixcap (\S+)", again, flags=re.MULTILINE) == ["embed", "embed"]
+    again = command(*words)
+    assert again.status == 0, again.err
+    assert re.findall(r"^\$ prefixcap (\S+)", again.out, flags=re.MULTILINE) == ["embed", "embed"]
     assert (folder / "table.md").read_text() == table
