@@ -198,11 +198,13 @@ def test_load_in_another_process_outside_the_project(trained: Path, world: list[
 
 @pytest.mark.slow
 def test_published_results_get_the_published_scores(shared: Path, tmp_path: Path) -> None:
-    printed = succeed(ROOT / "eval.py", f"captions={shared / 'results' / 'magic_coco_test.json'}", f"out={tmp_path}")
+    """METEOR of the same captions, which takes most of the time, is in tests/metrics/test_published.py."""
+    captions = shared / "results" / "magic_coco_test.json"
+    printed = succeed(ROOT / "eval.py", f"captions={captions}", "metrics=[BLEU,ROUGE-L,CIDEr]", f"out={tmp_path}")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     published = {
         "BLEU-1": 0.56820, "BLEU-2": 0.35764, "BLEU-3": 0.21417, "BLEU-4": 0.12878,
-        "METEOR": 0.17362, "ROUGE-L": 0.39879, "CIDEr": 0.49289,
+        "ROUGE-L": 0.39879, "CIDEr": 0.49289,
     }  # fmt: skip
     assert {name: round(metrics[name], 5) for name in published} == published
     assert "0.4929" in printed and metrics["humans"]["CIDEr"] > 0.8

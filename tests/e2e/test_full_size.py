@@ -57,8 +57,9 @@ def test_one_step_save_load_and_the_same_tokens(
     captioner = Captioner(language_model, store.encoder, {"name": mapper, "prefix_length": 10})
     data = CaptionData(store.path, captioner, batch_size=4)
     training = CaptionTraining(captioner, data.val_split, warmup_steps=0, max_tokens=4)
+    _, last = best_and_last(tmp_path)
     trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, callbacks=[*best_and_last(tmp_path)], num_sanity_val_steps=0,
+        max_steps=1, accelerator="cpu", logger=False, callbacks=[last], num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, limit_train_batches=1,
     )  # fmt: skip
     before = {name: weight.clone() for name, weight in captioner.mapper.named_parameters()}
