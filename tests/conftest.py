@@ -1,5 +1,6 @@
 """What several test modules need: small models, the project's folder, and the shared photographs."""
 
+import gc
 import json
 import os
 import runpy
@@ -43,6 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         files[item.path] += durations.get(item.nodeid, 0)
     items.sort(key=lambda item: -files[item.path])
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported is no garbage: to look through all of it takes half a second each time
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

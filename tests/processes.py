@@ -6,6 +6,7 @@ autograd or of OpenMP, a GPU) would not work in a fork.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -53,6 +54,7 @@ def _run(environment: dict[str, str], function: Callable[..., None], *arguments:
     os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     multiprocessing.set_start_method("fork", force=True)  # of what it starts itself, as if it had been started alone
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported is no garbage
     function(*arguments)
 
 
@@ -135,6 +137,7 @@ def _interpret(first: str, *rest: str) -> None:
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [first, *rest]
+        sys.path.insert(0, str(Path(first).resolve().parent))
         runpy.run_path(first, run_name="__main__")
 
 

@@ -1,8 +1,6 @@
 """The finders of a learning rate and a batch size, on a small model with random weights."""
 
 import csv
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -17,14 +15,6 @@ from prefixcap.training import CaptionTraining
 from prefixcap.training.finders import find_batch_size, find_learning_rate
 from tests.conftest import small_captioner
 from tests.training.test_training import CAPTIONS, make_store
-
-
-@pytest.fixture(autouse=True)
-def imported_modules_are_no_garbage() -> Iterator[None]:
-    """Lightning collects garbage before each batch size: through all modules, that takes most of the time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def parts(folder: Path, of: type[CaptionTraining], copies: int) -> tuple[L.Trainer, CaptionTraining, CaptionData]:
