@@ -35,7 +35,8 @@ test: lint  ## lint, then the fast tests: every capability at least once
 test-slow: $(READY)  ## the remaining tests
 	$(PYTEST) -m slow
 
-test-all: test test-slow  ## all tests
+test-all: lint  ## lint, then all tests, which takes less time than the fast and then the slow: they share fixtures
+	$(PYTEST)
 
 durations: $(READY)  ## run all tests, and keep in tests/durations.json how long each takes
 	$(PYTEST) --keep-durations
