@@ -94,6 +94,7 @@ def test_the_course_of_training_stays_as_it_is(tuning: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_training_takes_the_same_course_without_compiling_for_ever() -> None:
+    """Slow because the layers are compiled, by a C++ compiler on a CPU."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(course(compiled, "full"), course(ours, "full"), rtol=1e-3, atol=1e-3)
