@@ -107,9 +107,10 @@ def main() -> None:
 
 def start(name: str, setting: Setting) -> tuple[BaseProcess, Connection]:
     """A process that waits for its turn to measure a section, and the connection by which it sends rows."""
-    context = multiprocessing.get_context("spawn")
-    own, other = context.Pipe()
-    process = context.Process(target=measure, args=(name, setting, other))
+    on_gpu = setting.device == "cuda"
+    kind = multiprocessing.get_context("spawn").Process if on_gpu else multiprocessing.Process
+    own, other = multiprocessing.Pipe()
+    process = kind(target=measure, args=(name, setting, other))
     process.start()
     other.close()
     return process, own
