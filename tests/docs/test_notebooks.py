@@ -7,6 +7,9 @@ import csv
 import os
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,56 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import ROOT
+from tests.processes import python
 
 NOTEBOOKS = ROOT / "notebooks"
 
+COMMAND = """#!{interpreter} -IS
+import os, sys
+from multiprocessing.connection import Client
+with Client({address!r}, authkey=b"test") as connection:
+    connection.send((sys.argv[1:], os.getcwd(), dict(os.environ)))
+    status, printed, errors = connection.recv()
+sys.stderr.write(errors)
+sys.stderr.flush()
+sys.stdout.write(printed)
+sys.exit(status)
+"""
 
-def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **parameters: int) -> str:
-    """Run a notebook in a folder; -> what it prints."""
-    monkeypatch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+
+@pytest.fixture
+def _command(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The `prefixcap` of the PATH is a program that asks this process to fork the command.
+
+    To start Python anew for each would take most of the time.
+    """
+    folder = tmp_path_factory.mktemp("bin")
+    address, program = str(folder / "socket"), folder / "prefixcap"
+    program.write_text(COMMAND.format(interpreter=sys.executable, address=address))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join((str(folder), os.environ["PATH"])))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with Listener(address, authkey=b"test") as listener:
+
+        def serve() -> None:
+            while True:
+                with listener.accept() as connection:
+                    if (asked := connection.recv()) is None:
+                        return
+                    words, cwd, environment = asked
+                    done = python("-m", "prefixcap", *words, cwd=cwd, environment=environment)
+                    connection.send((done.returncode, done.stdout, done.stderr))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        with Client(address, authkey=b"test") as connection:
+            connection.send(None)
+        thread.join()
+
+
+def run(name: str, folder: Path, **parameters: int) -> str:
+    """Run a notebook in a folder; -> what it prints."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     nbformat.validate(notebook)
     notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
@@ -65,32 +110,35 @@ def test_no_outputs_are_kept() -> None:
 
 
 @pytest.mark.slow
-def test_first_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow because a kernel and a command each start Python anew."""
+@pytest.mark.usefixtures("_command")
+def test_first_captions(tmp_path: Path) -> None:
+    """Slow because a kernel starts Python anew, and it and a command open the encoder's networks."""
     (tmp_path / "pictures").mkdir()
     for name in ("chelsea", "china"):
         shutil.copy(ROOT / "docs" / "photographs" / f"{name}.jpg", tmp_path / "pictures")
-    printed = run("first_captions.ipynb", tmp_path, monkeypatch)
+    printed = run("first_captions.ipynb", tmp_path)
     assert printed.count("(low)") >= 1  # no cat was in the photographs of the training
     caption = (tmp_path / "pictures" / "china.txt").read_text(encoding="utf-8").strip()
     assert caption and caption in printed
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_command")
 def test_train_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow because it embeds, trains and evaluates twice, each in a fresh process."""
+    """Slow because it embeds, trains and evaluates twice, each in a process that opens the encoder's networks."""
     draw_few("train_on_a_folder.ipynb", tmp_path, monkeypatch)
-    printed = run("train_on_a_folder.ipynb", tmp_path, monkeypatch, STEPS=10)
+    printed = run("train_on_a_folder.ipynb", tmp_path, STEPS=10)
     assert "keeps encoder photo, mapper mlp, language model" in printed or "best checkpoint" in printed
     assert (tmp_path / "runs" / "mine" / "checkpoints" / "best.ckpt").is_file()
     assert printed.count("before:") == printed.count("after:") == 3
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_command")
 def test_compare_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow because it embeds, and evaluates twice, each in a fresh process."""
+    """Slow because it embeds, and evaluates twice, each in a process that opens the captioner."""
     draw_few("compare_systems.ipynb", tmp_path, monkeypatch)
-    printed = run("compare_systems.ipynb", tmp_path, monkeypatch)
+    printed = run("compare_systems.ipynb", tmp_path)
     assert "p-value" in printed and "CIDEr" in printed
     page = (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
     assert '"beam"' in page and '"greedy"' in page  # the systems, by the names of their folders
