@@ -67,7 +67,8 @@ def plan_batches(
     for _, run in itertools.groupby(enumerate(left), done_before):
         while part := [number for _, number in itertools.islice(run, size)]:
             names = [images[number] for number in part]
-            batches.append(Batch(names, part[0], prompts and [prompts[name] for name in names]))
+            texts = None if prompts is None else [prompts[name] for name in names]
+            batches.append(Batch(names, part[0], texts))
     return batches
 
 
