@@ -50,6 +50,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported is no garbage: to look through all of it takes half a second each time
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # at the end, libraries complain of what is left
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     MEASURED[report.nodeid] += report.duration
 

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -185,9 +186,10 @@ def test_the_help_knows_the_decoders_and_their_options(command: Command, monkeyp
 
 
 def test_a_full_disk_keeps_the_captions_that_fit(
-    command: Command, mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path
+    command: Command, mistaken: Mistaken, ckpt: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on the size of files stands in for the disk."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut
     out = tmp_path / "captions.json"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

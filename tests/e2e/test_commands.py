@@ -111,7 +111,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trained: Path) -> None:
     before = last.read_bytes()
     limit = len(before) // 2
     limited = (
-        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "import resource, runpy, sys; sys.dont_write_bytecode = True; "  # it would be cut
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
     process = python("-c", limited, f"ckpt={last}", "trainer.max_epochs=9")

@@ -199,7 +199,8 @@ def test_without_a_temporary_folder_only_meteor_is_missing(monkeypatch: pytest.M
 def test_a_full_temporary_folder_is_told_as_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A real one: files may not be longer than some bytes, so that writing fails as on a full disk."""
     program = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "sys.dont_write_bytecode = True  # it would be cut\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "from tests.metrics.test_java import scored\n"
         "scores = scored(); print(*scores.corpus, sep=','); print(scores.missing['METEOR'])"
