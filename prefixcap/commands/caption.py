@@ -73,7 +73,8 @@ def main(
         bool, typer.Option("--recursive/--no-recursive", help="Look into the subfolders of folders.")
     ] = True,
     allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch http and https URLs, each at most 50 MB and 30 s.")
+        bool,
+        typer.Option("--allow-urls", help="Fetch URLs, also of object storage (s3, gs, …); at most 50 MB and 30 s each."),
     ] = False,
     form: Annotated[
         Format,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -124,3 +125,33 @@ def test_urls(web: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("http://127.0.0.1:1/a.png", "http://[", "http://exa mple/ä.png"):
         with pytest.raises(InputError):
             open_any(url)
+
+
+@pytest.fixture
+def bucket(photos: Path) -> Iterator[str]:
+    """The same files on object storage, with one that is no image and one that is hidden; its URL."""
+    storage = fsspec.filesystem("memory")
+    storage.put(f"{photos}/", "/bucket/photos/", recursive=True)
+    storage.pipe({"/bucket/photos/broken.jpg": b"no image", "/bucket/photos/.cache/thumb.jpg": b"hidden"})
+    yield "memory://bucket/photos"
+    storage.rm("/bucket", recursive=True)
+
+
+def test_object_storage(bucket: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="is a URL: add --allow-urls"):
+        find_images([bucket])
+    below = [str(Path(name).relative_to(photos)) for name in find_images([str(photos)])]
+    assert find_images([f"{bucket}/"], True) == sorted(f"{bucket}/{name}" for name in [*below, "broken.jpg"])
+    assert not [name for name in find_images([bucket], True, recursive=False) if "/more/" in name]
+    one = f"{bucket}/naïve 写真.jpg"
+    assert find_images([one, bucket], True)[0] == one
+    assert open_any(one).tobytes() == open_any(str(photos / "naïve 写真.jpg")).tobytes()
+    with pytest.raises(InputError, match=rf"^{bucket}/broken.jpg: not an image"):
+        open_any(f"{bucket}/broken.jpg")
+    with pytest.raises(InputError, match=rf"^{bucket}/gone.jpg: "):
+        open_any(f"{bucket}/gone.jpg")
+    with pytest.raises(InputError, match="no image in memory://bucket/nothing or its folders"):
+        find_images(["memory://bucket/nothing"], True)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 100)
+    with pytest.raises(InputError, match=rf"^{one}: more than 100 bytes"):
+        open_any(one)

@@ -4,6 +4,7 @@ import codecs
 import http.client
 import io
 import os
+import posixpath
 import sys
 import time
 import urllib.request
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
-from prefixcap.errors import InputError
+from prefixcap.errors import InputError, first_line
 from prefixcap.utils.images import IMAGE_SUFFIXES, decode_image, open_image
 
 T = TypeVar("T")
@@ -30,30 +31,28 @@ def find_images(words: Sequence[str], allow_urls: bool = False, recursive: bool 
 
     Args:
         words: each a file of any name; a folder, which stands for all files below it with the suffix of an image,
-            except hidden ones; a quoted pattern, which stands for the files that match; or a URL.
-        allow_urls: accept http and https URLs.
+            except hidden ones; a quoted pattern, which stands for the files that match; or a URL, of a folder on
+            object storage, too.
+        allow_urls: accept URLs.
         recursive: a folder stands for the files in its subfolders, too.
 
     Raises:
-        InputError: there is no such file, no image in a folder or for a pattern, or URLs are not allowed.
+        InputError: there is no such file, no image in a folder or for a pattern, URLs are not allowed, or object
+            storage cannot be listed.
     """
     images: list[str] = []
     for word in words:
         if is_url(word):
             if not allow_urls:
                 raise InputError(f"{word} is a URL: add --allow-urls to fetch images from the network")
-            images.append(word)
+            images += [word] if _is_web(word) else _on_storage(word, recursive)
             continue
         try:
             is_there, is_folder = Path(word).exists(), Path(word).is_dir()
         except OSError:  # too long for a name
             is_there = is_folder = False
         if is_folder:
-            files = _below(word, recursive)
-            if not files:
-                within = " or its folders" if recursive else ""
-                raise InputError(f"no image in {word}{within}: images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
-            images += files
+            images += _some(_below(word, recursive), word, recursive)
         elif is_there:
             images.append(word)
         elif has_magic(word):
@@ -87,7 +86,46 @@ def read_list(file: Path) -> list[str]:
 
 def is_url(word: str) -> bool:
     """Whether a word is a URL, not a path."""
-    return word.lower().startswith(("http://", "https://"))
+    protocol, is_one, _ = word.partition("://")
+    if not is_one:
+        return False
+    from prefixcap.store.remote import PROTOCOLS
+
+    return protocol.lower() in PROTOCOLS
+
+
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def _some(images: list[str], folder: str, recursive: bool) -> list[str]:
+    """The images of a folder. Raises InputError if there are none."""
+    if not images:
+        within = " or its folders" if recursive else ""
+        raise InputError(f"no image in {folder}{within}: images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return images
+
+
+def _on_storage(url: str, recursive: bool) -> list[str]:
+    """The images below a folder of object storage, as `_below` a local one; or the one file that the URL names."""
+    from prefixcap.store.remote import open_storage
+
+    filesystem, path = open_storage(url)
+    try:
+        if filesystem.isfile(path):
+            return [url]
+        found = filesystem.find(path, maxdepth=None if recursive else 1)
+    except Exception as error:  # each kind of storage raises what it likes
+        raise InputError(
+            f"cannot list {url}: {first_line(error)}; check the address, and that you may list it"
+        ) from error
+    names = sorted(posixpath.relpath(file, path) for file in found)
+    images = [name for name in names if _is_image(name) and not any(part.startswith(".") for part in name.split("/"))]
+    return _some([f"{url.rstrip('/')}/{name}" for name in images], url, recursive)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _below(folder: str, recursive: bool) -> list[str]:
@@ -97,7 +135,7 @@ def _below(folder: str, recursive: bool) -> list[str]:
     images: list[str] = []
     for path, folders, files in os.walk(folder, onerror=report):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        names = (name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."))
+        names = (name for name in files if _is_image(name) and not name.startswith("."))
         images += (str(Path(path) / name) for name in sorted(names))
     return images
 
@@ -122,9 +160,28 @@ def open_any(name: str) -> Image:
     if not is_url(name):
         return open_image(name)
     try:
-        return decode_image(io.BytesIO(_fetch(name)))
+        return decode_image(io.BytesIO(_fetch(name) if _is_web(name) else _read(name)))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(f"{name}: {getattr(error, 'reason', None) or error}") from error
+
+
+def _read(url: str) -> bytes:
+    """The content of a file on object storage. Raises InputError if it cannot be read, or is too large."""
+    from prefixcap.store.remote import open_storage
+
+    filesystem, path = open_storage(url)
+    try:
+        with filesystem.open(path, "rb") as file:
+            content: bytes = file.read(MAX_BYTES + 1)
+    except Exception as error:  # each kind of storage raises what it likes
+        raise InputError(first_line(error)) from error
+    if len(content) > MAX_BYTES:
+        raise _too_large()
+    return content
+
+
+def _too_large() -> InputError:
+    return InputError(f"more than {MAX_BYTES:,} bytes, the maximum for a fetched image")
 
 
 def _fetch(url: str) -> bytes:
@@ -143,7 +200,7 @@ def _fetch(url: str) -> bytes:
         while part := response.read1(1 << 16):
             content += part
             if len(content) > MAX_BYTES:
-                raise InputError(f"more than {MAX_BYTES:,} bytes, the maximum for a fetched image")
+                raise _too_large()
             if time.monotonic() > deadline:
                 raise InputError(f"took longer than {MAX_SECONDS} s")
     return bytes(content)
