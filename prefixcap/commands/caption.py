@@ -74,7 +74,7 @@ def main(
     ] = True,
     allow_urls: Annotated[
         bool,
-        typer.Option("--allow-urls", help="Fetch URLs, also of object storage (s3, gs, …); at most 50 MB and 30 s each."),
+        typer.Option("--allow-urls", help="Fetch URLs, also of object storage (s3, gs, …); at most 50 MB, 30 s each."),
     ] = False,
     form: Annotated[
         Format,
