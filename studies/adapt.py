@@ -50,7 +50,7 @@ def rows() -> dict[str, Row]:
     """All rows by name."""
     made = {"as-it-comes": Row("photos, as it comes")}
     for tuning, label, tried in (
-        ("full", "all of it", (("3e-5", 200), ("1e-4", 200), ("3e-4", 200))),
+        ("full", "all of it", (("1e-4", 50), ("3e-5", 200), ("3e-4", 200))),
         ("lora", "the mapper, and adapters", (("1e-3", 200),)),
         ("frozen", "the mapper", (("1e-3", 200),)),
     ):
@@ -58,7 +58,7 @@ def rows() -> dict[str, Row]:
             options = (f"model.lm_tuning={tuning}", f"optimizer.learning_rate={rate}", f"trainer.min_steps={steps}")
             name, what = f"{tuning}-{rate}-{steps}", f"photos, {label}: rate {rate}, {steps} steps"
             made[name] = Row(what, ("start=photos", *options))
-    made["defaults"] = Row("photos, adapted with the defaults", ("start=photos",))
+    made["defaults"] = Row("photos, by default: all of it, rate 1e-4, 200 steps", ("start=photos",))
     for steps in (200, 1000):
         made[f"scratch-{steps}"] = Row(
             f"from scratch: rate 1e-3, {steps} steps",
