@@ -105,6 +105,7 @@ def kill_the_first(workers: Workers, *arguments: Any) -> Generator[Any]:
 def test_a_worker_that_is_killed_is_replaced(
     cluster: str, command: Command, ckpt: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Takes long because three workers start one after the other, and each imports torch anew."""
     alone, out = tmp_path / "alone.csv", tmp_path / "ray.csv"
     assert command(*words(pictures, ckpt, "csv", alone)).status == 1
     monkeypatch.setattr(Workers, "stream", kill_the_first)
