@@ -293,12 +293,8 @@ def test_doctor(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert [line[0] for line in lines if "broken" in line[1:2]] == ["lightning"]
 
 
-def test_without_the_packages_of_the_page_serve_says_what_to_install(
-    mistaken: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in [
-        name for name in sys.modules if name.partition(".")[0] == "uvicorn" or name.startswith("prefixcap.web")
-    ]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert mistaken("serve") == "error: the web page needs uvicorn: pip install 'prefixcap[serve]'\n"
+def test_without_the_packages_of_the_page_serve_says_what_to_install() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from prefixcap.commands import main; main('serve', [])"
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the web page needs uvicorn: pip install 'prefixcap[serve]'\n"
