@@ -1,6 +1,6 @@
 """The captioner: captions images, and is saved to a folder or the model hub."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.beside import decoder_inputs, open_datastores, ranked, with_nearest, with_prompts
+from prefixcap.captioner.beside import decoder_inputs, ranked, with_prompts
+from prefixcap.captioner.retrieving import RetrievingLM
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG
@@ -27,19 +28,16 @@ from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.language import Dtype, LanguageModel, rebuild_language_model
 from prefixcap.model import PrefixLM
 from prefixcap.pipeline import own_options
-from prefixcap.prompts import OwnPrompts, Prompt, PromptProvider
 from prefixcap.sampling import Sampling
 from prefixcap.utils.hub import naming
 from prefixcap.utils.options import Count, Positive, check_value
 from prefixcap.weights import shapes_of
 
 if TYPE_CHECKING:
-    from prefixcap.captioner.beside import AnyDatastore
     from prefixcap.consensus import Consensus
-    from prefixcap.prompts import Datastore
 
 
-class Captioner(PrefixLM):
+class Captioner(RetrievingLM):
     """A `PrefixLM` together with its encoder: captions images, or embeddings, patches or regions of images.
 
     Arguments and attributes are those of `PrefixLM`; `load` and `from_pretrained` open one.
@@ -57,8 +55,6 @@ class Captioner(PrefixLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._encoder: list[Encoder] = []  # in a list, so that its weights do not become the captioner's
-        self.own_prompts = OwnPrompts(self.prompts)
-        self._datastore: Datastore | None = None
 
     def caption(
         self,
@@ -262,59 +258,6 @@ class Captioner(PrefixLM):
                 f"one that the captioner was trained with ({self.encoder_identity.digest[:8]}): restore that one"
             )
         self._encoder[:] = [encoder]
-
-    def use_prompts(self, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None = None) -> None:
-        """Make prompts of images by this provider from now on; checkpoints describe it.
-
-        Args:
-            provider: makes them; or its description, from which it is built when it is first needed.
-            max_prompt_tokens: longer prompts lose their last words; None: none is cut, unless a description says so.
-
-        Raises:
-            InputError: no provider has this description.
-        """
-        self.own_prompts = OwnPrompts.given(provider, max_prompt_tokens)
-        self.prompts = self.own_prompts.description
-
-    def use_datastore(self, store: "AnyDatastore | Mapping[str, AnyDatastore]") -> None:
-        """Retrieve captions, for the mapper or for the prompts of images, from this datastore from now on.
-
-        Args:
-            store: a feature store with embeddings of captions, or its path; or several by name, the first as default.
-
-        Raises:
-            InputError: the captioner retrieves nothing, there is no such store, or it does not fit the captioner.
-        """
-        if not self.mapper.retrieved and not self.own_prompts.retrieve:
-            raise InputError("this captioner was trained without retrieved captions, and takes no datastore")
-        opened = open_datastores(store, self.encoder_identity, self.mapper.retrieved)
-        if self.own_prompts.retrieve:
-            self.own_prompts.use(opened, self.encoder)
-        self._datastore = next(iter(opened.values()))
-
-    def with_retrieved(self, embeddings: Tensor) -> Tensor:
-        """(B, D) -> (B, 1 + retrieved, D), behind each embedding those of the nearest captions of the datastore."""
-        if self._datastore is None:
-            return super().with_retrieved(embeddings)
-        return with_nearest(embeddings, self._datastore, self.mapper.retrieved)
-
-    def image_prompts(
-        self, embeddings: Tensor, without: Sequence[Collection[str]] | None = None, datastore: str | None = None
-    ) -> list[Prompt]:
-        """The prompts that the captioner makes for images, as it learned to read them.
-
-        Args:
-            embeddings: (images, dim) of the images, as `embed` returns them.
-            without: for each image, texts of items that its prompt leaves out, e.g. because they are wrong.
-            datastore: the name of one of several, see `use_datastore`; None: the first, or the only one.
-
-        Returns:
-            For each image the text of its prompt, and what that was made of, with scores.
-
-        Raises:
-            InputError: the captioner has no prompts, retrieves captions and has no datastore yet, or none of this name.
-        """
-        return self.own_prompts.make(embeddings, self.encoder, self.language_model.tokenizer, without, datastore)
 
     @classmethod
     def build(

@@ -144,6 +144,14 @@ class Datastore:
         nearest = self._nearest(embeddings, count, leave_out, None)
         return np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
 
+    def nearest_embeddings(
+        self, embeddings: Tensor, count: int, leave_out: Sequence[Collection[str]] | None = None
+    ) -> tuple[Tensor, list[list[Item]]]:
+        """The (n, count, dim) embeddings of the nearest captions, float32, beside what `nearest` returns."""
+        nearest = self._nearest(embeddings, count, leave_out, None)
+        indices = np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
+        return self.memory.embeddings(indices), [[item for _, item in row] for row in nearest]
+
     def _nearest(
         self,
         embeddings: Tensor,

@@ -28,7 +28,6 @@ class OwnPrompts:
 
     Attributes:
         description: as given.
-        datastores: the names of several datastores, the first of which is used unless another is named.
 
     Raises:
         InputError: no provider has this name, or it does not take one of the options.
@@ -38,8 +37,7 @@ class OwnPrompts:
         if description is not None:
             check_provider(description)
         self.description = description
-        self.datastores: tuple[str, ...] = ()
-        self._providers = [] if provider is None else [provider]
+        self._providers = {} if provider is None else {"": provider}  # by datastore
 
     @classmethod
     def given(cls, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None) -> "OwnPrompts":
@@ -56,17 +54,7 @@ class OwnPrompts:
     def use(self, datastores: "Mapping[str, Datastore]", encoder: Callable[[], Encoder]) -> None:
         """Retrieve from these datastores, by name, from now on. Raises InputError if one does not fit."""
         assert self.description is not None
-        self._providers = [build_provider(self.description, encoder(), each) for each in datastores.values()]
-        self.datastores = tuple(filter(None, datastores))
-
-    def require(self, datastore: str) -> int:
-        """The number of a datastore. Raises InputError if there is none of this name."""
-        if datastore not in self.datastores:
-            names = (
-                f"choose one of {', '.join(self.datastores)}" if self.datastores else "there are none to choose from"
-            )
-            raise InputError(f"unknown datastore '{datastore[:100]}': {names}")
-        return self.datastores.index(datastore)
+        self._providers = {name: build_provider(self.description, encoder(), each) for name, each in datastores.items()}
 
     def make(
         self,
@@ -80,8 +68,9 @@ class OwnPrompts:
         if self.description is None:
             raise InputError("this captioner was trained without prompts of images, and makes none")
         if not self._providers:
-            self._providers = [build_provider(self.description, encoder())]
-        provider = self._providers[0 if datastore is None else self.require(datastore)]
+            self._providers = {"": build_provider(self.description, encoder())}
+        first = next(iter(self._providers))
+        provider = self._providers[first if datastore is None or not self.retrieve else datastore]
         prompts = provider.prompts(embeddings)
         if without is not None:
             pairs = zip(prompts, without, strict=True)

@@ -74,7 +74,7 @@ def _require_portable(captioner: Captioner) -> None:
             f"encoder '{name}' is a file or folder of this machine, which a Space does not have: upload it to the "
             "model hub, and train the captioner with its name there"
         )
-    if captioner.mapper.retrieved or captioner.own_prompts.retrieve:
+    if captioner.retrieves:
         raise InputError(
             "this captioner retrieves captions from a datastore, which a Space does not have: serve it here"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefixcap.decoding import DECODERS
 from prefixcap.errors import InputError
+from prefixcap.prompts import Item
 from prefixcap.web.about import about
 from prefixcap.web.access import refusal
 from prefixcap.web.batcher import Stopped
@@ -225,22 +226,28 @@ def _chosen(served: Mapping[str, Served], name: str | None) -> Served:
 def _captioning(by: Served, given: CaptionRequest) -> tuple[Captions, list[Any], Callable[[Tensor, int], Picture]]:
     """The job, the images, and what the job takes of an image. Raises InputError if a setting is wrong."""
     captioner = by.captioner
-    prompts, without = given.image_prompts(captioner.prompts is not None), frozenset(given.without)
-    datastores = captioner.own_prompts.datastores
+    prompts = given.image_prompts(captioner.prompts is not None, captioner.mapper.retrieved > 0)
+    without = frozenset(given.without)
     if given.datastore:
-        captioner.own_prompts.require(given.datastore)
-    job = replace(given.job(), datastore=given.datastore or next(iter(datastores), None))
+        captioner.require_datastore(given.datastore)
+    job = replace(given.job(), datastore=given.datastore or next(iter(captioner.datastores), "") or None)
     return job, given.images, lambda pixels, number: Picture(pixels, prompts[number], without)
 
 
 def _captioned(outcome: Outcome) -> dict[str, Any]:
     """The fields of a `CaptionedImage`."""
-    captions, made = outcome.result or Captioned([])
-    prompt = None
-    if made is not None:
-        items = [PromptItem(text=text, score=score) for text, score in made.items]
-        prompt = ImagePrompt(text=made.text, items=items)
-    return {"name": outcome.name, "captions": _scored(captions), "prompt": prompt, "error": outcome.error}
+    captions, made, retrieved = outcome.result or Captioned([])
+    return {
+        "name": outcome.name,
+        "captions": _scored(captions),
+        "prompt": None if made is None else ImagePrompt(text=made.text, items=_items(made.items)),
+        "retrieved": None if retrieved is None else _items(retrieved),
+        "error": outcome.error,
+    }
+
+
+def _items(items: Iterable[Item]) -> list[PromptItem]:
+    return [PromptItem(text=text, score=score) for text, score in items]
 
 
 def _scored(texts: Iterable[Scored]) -> list[ScoredText]:
@@ -258,5 +265,5 @@ def _described(each: Served) -> CaptionerInfo:
         trained_on=TrainedOn(**about(captioner)._asdict()),
         low_similarity=captioner.low_similarity,
         prompts=None if captioner.prompts is None else captioner.prompts["name"],
-        datastores=list(captioner.own_prompts.datastores),
+        datastores=[*filter(None, captioner.datastores)],
     )

@@ -12,7 +12,7 @@ from prefixcap.decoding import GenerationLimits
 from prefixcap.encoders import Encoder, encode_feature, reads_texts
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
-from prefixcap.prompts import Prompt
+from prefixcap.prompts import Item, Prompt
 from prefixcap.reranking import encode_for_reranking
 from prefixcap.zeroshot.arithmetic import encoder_of, weighted_sum
 
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
     Attributes:
         pixels: (3, height, width), as the encoder preprocesses it.
         prompt: read between the image's prefix and the caption; "": none; None: the captioner's own, if it makes one.
-        without: texts of items that the captioner's own prompt leaves out.
+        without: texts of items that the captioner's own prompt leaves out, and captions that its mapper does not read.
     """
 
     pixels: Tensor
@@ -42,10 +42,17 @@ class Picture(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """The captions of an image, the best first, and the prompt that the captioner made for it; None: it made none."""
+    """An image's captions and what the captioner found by itself.
+
+    Attributes:
+        captions: the best first.
+        prompt: that the captioner made; None: it made none.
+        retrieved: captions that the mapper read with the image; None: it reads none.
+    """
 
     captions: list[Scored]
     prompt: Prompt | None = None
+    retrieved: list[Item] | None = None
 
 
 class Sum(NamedTuple):
@@ -67,7 +74,7 @@ class Captions:
         prompt: how every caption begins.
         seed: for sampling, separately for each image, so that the images of a batch do not matter; None: none.
         options: the decoder's, by name.
-        datastore: the name of the one of several that the captioner's own prompts retrieve from; None: the first.
+        datastore: the name of the one of several that captions are retrieved from; None: the first.
 
     Raises:
         InputError: by `run`, as `Captioner.candidates`.
@@ -91,8 +98,11 @@ class Captions:
             own = captioner.image_prompts(embeddings[rows], [images[row].without for row in rows], self.datastore)
             made = dict(zip(rows, own, strict=True))
         texts = [made[row].text if row in made else image.prompt or "" for row, image in enumerate(images)]
+        read: list[list[Item]] | list[None] = [None] * len(images)
+        if captioner.mapper.retrieved:
+            features, read = captioner.retrieve(embeddings, [image.without for image in images], self.datastore)
         captions = self.caption_features(captioner, features, embeddings, texts)
-        return [Captioned(candidates, made.get(row)) for row, candidates in enumerate(captions)]
+        return [Captioned(candidates, made.get(row), read[row]) for row, candidates in enumerate(captions)]
 
     def caption_features(
         self, captioner: Captioner, features: Tensor, embeddings: Tensor, prompts: Sequence[str] | None = None

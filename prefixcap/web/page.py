@@ -177,7 +177,7 @@ def _header(captioners: Mapping[str, Captioner]) -> str:
             "name": name,
             "lowSimilarity": captioner.low_similarity,
             "readsTexts": reads_texts(captioner.encoder()),
-            "datastores": captioner.own_prompts.datastores,
+            "datastores": [*filter(None, captioner.datastores)],
         }
         for name, captioner in captioners.items()
     ]
@@ -221,7 +221,7 @@ def _choice(captioners: Mapping[str, Captioner]) -> str:
 def _drop_zone(captioners: Sequence[Captioner], examples: int) -> str:
     makes_prompts = any(captioner.prompts is not None for captioner in captioners)
     own = ", in place of what the captioner finds by itself" if makes_prompts else ""
-    names = dict.fromkeys(name for captioner in captioners for name in captioner.own_prompts.datastores)
+    names = dict.fromkeys(name for captioner in captioners for name in filter(None, captioner.datastores))
     options = "".join(f"<option>{html.escape(name)}</option>" for name in names)
     datastores = DATASTORES.format(options=options) if len(names) > 1 else ""
     return DROP_ZONE.format(

@@ -149,7 +149,8 @@ class CaptionRequest(Settings):
     without: list[ImageText] = Field(
         [],
         max_length=MOST_ITEMS,
-        description="items that the captioner's own prompts leave out, e.g. because they are wrong",
+        description="items that the captioner's own prompts leave out, e.g. because they are wrong, and captions that "
+        "its mapper does not read",
         examples=[["frisbee"]],
     )
 
@@ -160,8 +161,10 @@ class CaptionRequest(Settings):
         examples=["art"],
     )
 
-    def image_prompts(self, makes_prompts: bool) -> list[str | None]:
+    def image_prompts(self, makes_prompts: bool, reads_captions: bool) -> list[str | None]:
         """The prompt of each image; None: the captioner's own, if it `makes_prompts`.
+
+        `reads_captions` says whether its mapper retrieves captions, which prompts that are given do not replace.
 
         Raises:
             InputError: there are not as many prompts as images, or there are no items to leave out.
@@ -170,10 +173,10 @@ class CaptionRequest(Settings):
             raise InputError(
                 f"prompts: {len(self.prompts)} are given for {len(self.images)} images: give one for each, or for all"
             )
-        if self.without and (self.prompts or not makes_prompts):
+        if self.without and (self.prompts or not makes_prompts) and not reads_captions:
             reason = "prompts are given" if self.prompts else "this captioner makes none"
             raise InputError(f"without: leaves out items of the captioner's own prompts, and {reason}: leave it out")
-        if self.datastore and self.prompts:
+        if self.datastore and self.prompts and not reads_captions:
             raise InputError("datastore: the captioner's own prompts are made from it, and prompts are given: omit one")
         if not self.prompts:
             return [None] * len(self.images)
@@ -227,6 +230,9 @@ class CaptionedImage(BaseModel):
     name: str = Field(examples=["photo.jpg"])
     captions: list[ScoredText]
     prompt: ImagePrompt | None = Field(None, description="the one that the captioner made; otherwise left out")
+    retrieved: list[PromptItem] | None = Field(
+        None, description="captions that the mapper read with the image, the nearest first; otherwise left out"
+    )
     error: str | None = Field(None, description="why there are none; otherwise left out")
 
 

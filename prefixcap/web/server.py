@@ -132,7 +132,7 @@ def _load(
 ) -> dict[str, Captioner]:
     named = {_short_name(ckpt): ckpt} if ckpt is None or isinstance(ckpt, str) else ckpt
     captioners = {name: load(path or photos.require_captioner(), usable_device(device)) for name, path in named.items()}
-    retrieving = [each for each in captioners.values() if each.mapper.retrieved or each.own_prompts.retrieve]
+    retrieving = [each for each in captioners.values() if each.retrieves]
     if datastore is not None:
         for captioner in retrieving or captioners.values():  # where none retrieves, the first says so
             captioner.use_datastore(datastore)

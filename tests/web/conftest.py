@@ -52,6 +52,23 @@ def retrieving(captioner: Captioner) -> Captioner:
 
 
 @pytest.fixture(scope="session")
+def fusing(captioner: Captioner) -> Captioner:
+    """A captioner whose mapper reads three captions of one of two datastores, and that finds entities, too."""
+    torch.manual_seed(0)
+    encoder = captioner.encoder()
+    mapper = {"name": "fusion", "prefix_length": 4, "layers": 1, "heads": 4, "retrieved": 3}
+    fusing = Captioner(captioner.language_model, captioner.encoder_identity, mapper).eval()
+    entities = {"vocabulary": ["red circle", "yellow star", "moon"], "top_k": 2, "threshold": 0.0}
+    fusing.use_prompts(build_provider({"name": "clip_entities", **entities}, encoder))
+    datastores = {
+        name: Datastore(MemoryBank(encoder.encode_texts(own), own), encoder.identity, name)
+        for name, own in (("these", CAPTIONS), ("fewer", CAPTIONS[1:5]))
+    }
+    fusing.use_datastore(datastores)
+    return fusing
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     files = [folder / f"picture {number}.jpg" for number in range(10)]

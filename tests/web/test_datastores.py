@@ -139,7 +139,7 @@ def test_use_several_in_python(switching: Captioner, pictures: list[Path]) -> No
         switching.image_prompts(embeddings, datastore="x")
     with pytest.raises(InputError, match="no datastore is given"):
         switching.use_datastore({})
-    assert switching.own_prompts.datastores == tuple(STORES)
+    assert tuple(switching.datastores) == tuple(STORES)
 
 
 def test_serve_takes_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,3 +56,35 @@ def test_items_of_the_captioners_own_prompt_are_taken_out_by_a_click_or_a_key(
         assert captions(page, 1) == expected(first, second, third)
         assert visit.mistakes == []
         page.close()
+
+
+def test_captions_that_a_mapper_reads_are_shown_and_taken_out(
+    browser: Browser, fusing: Captioner, pictures: list[Path]
+) -> None:
+    embeddings = fusing.embed(pictures[:1])
+
+    def expected(*without: str) -> tuple[list[str], list[list[str]]]:
+        ((prompt,), (read, (items,))) = (
+            fusing.image_prompts(embeddings, [without]),
+            fusing.retrieve(embeddings, [without]),
+        )
+        texts = [item.text for item in (*prompt.items, *items)]
+        written = fusing.candidates(read, 3, by_similarity=True, embeddings=embeddings, prompts=[prompt.text])
+        return texts, written
+
+    with served(fusing) as address:
+        visit = Visit(browser, address, DESKTOP)
+        page, items = visit.page, visit.page.locator(".items .item")
+        page.set_input_files("#files", pictures[:1])
+        texts, written = expected()
+        assert captions(page, 1) == written and items.all_inner_texts() == texts and len(texts) == 5
+        expect(page.get_by_text("Captions that were read with the picture")).to_be_visible()
+        page.get_by_role("button", name=f"{texts[3]}: write without it").click()
+        left, written = expected(texts[3])
+        expect(items).to_have_text(left, timeout=PATIENCE)
+        assert captions(page, 1) == written and texts[3] not in left and len(left) == 5
+        expect(page.get_by_role("button", name=f"{left[3]}: write without it")).to_be_focused()
+        page.get_by_role("button", name="Put all back").click()
+        expect(items).to_have_text(texts, timeout=PATIENCE)
+        assert visit.mistakes == []
+        page.close()

@@ -11,9 +11,7 @@ from fastapi import FastAPI
 
 from prefixcap.captioner import Captioner
 from prefixcap.errors import InputError
-from prefixcap.prompts import Datastore
 from prefixcap.store import ImageRecord, StoreWriter, join
-from prefixcap.textonly.memory import MemoryBank
 from prefixcap.utils.images import open_image
 from prefixcap.web import jobs, server
 from tests.web.conftest import CAPTIONS, served
@@ -133,17 +131,35 @@ def test_prompts_that_the_captioner_makes_are_in_the_answer_and_items_can_be_lef
         assert all("prompt" not in image for image in given.json()["images"])
 
 
-def test_a_mapper_that_reads_retrieved_captions(captioner: Captioner, pictures: list[Path]) -> None:
-    torch.manual_seed(0)
-    mapper = {"name": "fusion", "prefix_length": 4, "layers": 1, "heads": 4, "retrieved": 3}
-    reading = Captioner(captioner.language_model, captioner.encoder_identity, mapper).eval()
+def nearest(captioner: Captioner, picture: Path, captions: list[str], count: int) -> tuple[list[str], torch.Tensor]:
+    """The captions that are nearest to a picture, and (1, 1 + count, D) its embedding and theirs."""
+    image, texts = captioner.embed([picture]), captioner.encoder().encode_texts(captions)
+    order = torch.cosine_similarity(image, texts).argsort(descending=True)[:count]
+    return [captions[place] for place in order], torch.cat((image, texts[order])).unsqueeze(0)
+
+
+def test_a_mapper_that_reads_retrieved_captions(fusing: Captioner, pictures: list[Path]) -> None:
     with pytest.raises(InputError, match="reads 3 retrieved captions beside each image, and has no datastore"):
-        server.build_app(reading)
-    embeddings = captioner.encoder().encode_texts(CAPTIONS)
-    reading.use_datastore(Datastore(MemoryBank(embeddings, CAPTIONS), captioner.encoder_identity, "these captions"))
-    with served(reading) as address:
-        answer = httpx.post(f"{address}/api/caption", files=files(pictures[:3]), timeout=60)
-    assert texts(answer) == [reading.candidates([picture], 1)[0] for picture in pictures[:3]]
+        server.build_app(Captioner(fusing.language_model, fusing.encoder_identity, fusing.mapper_options))
+    with served(fusing) as address, httpx.Client(base_url=address, timeout=60) as client:
+        for fields, stored in (
+            ({}, CAPTIONS),
+            ({"datastore": "fewer"}, CAPTIONS[1:5]),
+            ({"without": [CAPTIONS[1], "snow"]}, [CAPTIONS[0], *CAPTIONS[2:5]]),
+            ({"datastore": "fewer", "prompts": ["", "", "A moon"]}, CAPTIONS[1:5]),
+        ):
+            answer = client.post("/api/caption", data=fields, files=files(pictures[:3])).json()["images"]
+            for number, (picture, one) in enumerate(zip(pictures, answer, strict=False)):
+                read, embeddings = nearest(fusing, picture, stored, 3)
+                prompt = fields["prompts"][number] if "prompts" in fields else one["prompt"]["text"]
+                assert [item["text"] for item in one["retrieved"]] == read
+                cosines = torch.cosine_similarity(embeddings[0, :1], embeddings[0, 1:])
+                assert [item["score"] for item in one["retrieved"]] == pytest.approx(cosines.tolist(), abs=1e-4)
+                (written,) = fusing.candidates(embeddings, 1, embeddings=embeddings[:, 0], prompts=[prompt])
+                assert [caption["text"] for caption in one["captions"]] == written
+                assert ("prompt" in one) == ("prompts" not in fields)
+        left = client.post("/api/caption", data={"without": CAPTIONS[:4]}, files=files(pictures[:1]))
+        assert left.status_code == 422 and "only 2 different ones left" in left.json()["error"]
 
 
 def test_mistakes_of_prompts_are_named(client: httpx.Client, retrieving: Captioner, pictures: list[Path]) -> None:

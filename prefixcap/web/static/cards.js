@@ -39,7 +39,7 @@ export class Card {
 
 class Column {
   constructor(card, captioner) {
-    // `without` are items that the visitor has taken out of the captioner's own prompt.
+    // `without` are items that the visitor has taken out of what the captioner found by itself.
     Object.assign(this, { card, captioner, without: [], number: 0, state: "waiting" });
     this.text = element("div", { class: "text" });
   }
@@ -83,7 +83,7 @@ class Column {
     this.say(element("h3", {}, heading), element("p", { dir: "auto" }, reason), again);
   }
 
-  show({ captions: [best, ...others], prompt }) {
+  show({ captions: [best, ...others], prompt, retrieved }) {
     const { file, label } = this.card;
     const beside = (caption) => element("span", { class: "beside" }, score(caption), copyButton(caption.text));
     const alternatives = others.map((caption) => element("li", {}, element("span", { dir: "auto" }, caption.text), beside(caption)));
@@ -94,15 +94,16 @@ class Column {
       element("p", { class: "about" }, name, beside(best)),
       isLow ? element("p", { class: "low" }, LOW) : undefined,
       alternatives.length ? element("ol", { "aria-label": "Other captions" }, ...alternatives) : undefined,
-      prompt ? this.items(prompt.items) : undefined,
+      prompt || retrieved ? this.found(prompt?.items, retrieved) : undefined,
       file ? this.prefix() : undefined,
     );
     this.focus?.();
     this.focus = undefined;
   }
 
-  // What the captioner's own prompt was made of. An item that is clicked is left out, and the caption written anew.
-  items(items) {
+  // What the captioner found by itself: what its prompt was made of, and captions that its mapper read with the picture.
+  // An item that is clicked is left out, and the caption written anew.
+  found(prompt, retrieved) {
     const rewrite = (without, place) => {
       this.without = without;
       this.focus = () => { // the button that was clicked has gone
@@ -111,20 +112,25 @@ class Column {
       };
       this.write();
     };
-    const buttons = items.map((item, place) => {
-      const name = `${item.text}: write without it`;
-      const onclick = () => rewrite([...this.without, item.text], place);
-      const cross = element("span", { class: "cross" }, "×");
-      const text = element("span", { class: "item", dir: "auto" }, item.text);
-      const title = "how well it fits the picture; click to write without it";
-      return element("li", {}, element("button", { type: "button", "aria-label": name, title, onclick }, text, element("span", {}, item.score.toFixed(2)), cross));
-    });
+    const list = (heading, items, first) => {
+      const buttons = items.map((item, place) => {
+        const name = `${item.text}: write without it`;
+        const onclick = () => rewrite([...this.without, item.text], first + place);
+        const cross = element("span", { class: "cross" }, "×");
+        const text = element("span", { class: "item", dir: "auto" }, item.text);
+        const title = "how well it fits the picture; click to write without it";
+        return element("li", {}, element("button", { type: "button", "aria-label": name, title, onclick }, text, element("span", {}, item.score.toFixed(2)), cross));
+      });
+      return [element("p", {}, heading), element("ul", {}, ...buttons)];
+    };
+    const lists = [];
+    if (prompt) lists.push(...list(prompt.length ? "Read before writing; take out what is wrong:" : "Nothing was read before writing.", prompt, 0));
+    if (retrieved) lists.push(...list("Captions that were read with the picture; take out what is wrong:", retrieved, prompt?.length ?? 0));
     if (this.without.length) {
       const all = element("button", { type: "button", class: "all", onclick: () => rewrite([], 0) }, "Put all back");
-      buttons.push(element("li", {}, all));
+      lists.at(-1).append(element("li", {}, all));
     }
-    const heading = items.length ? "Read before writing; take out what is wrong:" : "Nothing was read before writing.";
-    return element("div", { class: "items" }, element("p", {}, heading), element("ul", {}, ...buttons));
+    return element("div", { class: "items" }, ...lists);
   }
 
   prefix() {
