@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 # The commands that tests start import a lot: read from bytecode, they start in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo lint format docs test test-slow test-all durations clean
+.PHONY: help demo lint format docs test test-slow test-all all-tests durations clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,7 +35,10 @@ test: lint  ## lint, then the fast tests: every capability at least once
 test-slow: $(READY)  ## the remaining tests
 	$(PYTEST) -m slow
 
-test-all: lint  ## lint, then all tests, which takes less time than the fast and then the slow: they share fixtures
+test-all: $(READY)  ## lint and all tests, which takes less time than the fast and then the slow: they share fixtures
+	$(MAKE) --jobs 2 lint all-tests
+
+all-tests: $(READY)
 	$(PYTEST)
 
 durations: $(READY)  ## run all tests, and keep in tests/durations.json how long each takes

@@ -34,6 +34,7 @@ _SERVER.set_forkserver_preload([
     "tests.training.test_reliability", "prefixcap.commands.train", "prefixcap.commands.eval",
     "prefixcap.commands.caption", "prefixcap.web.page", "prefixcap.web.server",
     "clip", "peft", "matplotlib.pyplot",  # imported only where they are used
+    "tests.preloaded",
 ])  # fmt: skip
 
 
