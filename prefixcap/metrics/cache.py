@@ -10,7 +10,7 @@ from typing import Any
 from prefixcap.utils.array_cache import Arrays, cached_arrays
 
 
-def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
+def cached(kind: str, content: Any, make: Callable[[], Arrays], folder: str = "references") -> Arrays:
     """What `make` returns, from a file in the user's cache if it was computed before from the same content.
 
     What is kept, and for how long: see `cached_arrays`.
@@ -19,9 +19,10 @@ def cached(kind: str, content: Any, make: Callable[[], Arrays]) -> Arrays:
         kind: begins the name of the file.
         content: all that the result depends on, except for the code; anything that JSON can hold.
         make: computes named arrays.
+        folder: in the cache; files of one folder do not drive out those of another.
     """
     digest = hashlib.sha256(_code() + json.dumps(content).encode()).hexdigest()
-    return cached_arrays("references", f"{kind}-{digest[:32]}", make)
+    return cached_arrays(folder, f"{kind}-{digest[:32]}", make)
 
 
 @cache

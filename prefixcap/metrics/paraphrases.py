@@ -16,7 +16,6 @@ import numpy as np
 
 from prefixcap.metrics.cache import cached
 from prefixcap.metrics.java import ASSETS, run_java, temporary_folder, tools_folder
-from prefixcap.metrics.references import WORTH_A_FILE
 
 _RUN = re.compile(r"[^\W_]+")
 
@@ -25,23 +24,23 @@ _RUN = re.compile(r"[^\W_]+")
 def paraphrases_of(references: Sequence[Sequence[str]]) -> Iterator[Path]:
     """A file with the pairs that have a phrase of the references; its folder is removed afterwards.
 
-    Those of many references are kept from one call to the next (`prefixcap.metrics.cache`).
+    Those of the same texts, whatever their order and their images, are kept from one call to the next
+    (`prefixcap.metrics.cache`): for few texts, too, the entire table is read, which takes seconds.
 
     Raises:
         MetricUnavailable: there is no Java, it cannot read the table, or there is no room for temporary files.
     """
+    texts = sorted(set(chain.from_iterable(references)))
     with temporary_folder("METEOR") as folder:
         table = folder / "paraphrases"
 
         def search() -> dict[str, np.ndarray]:
             full_table = tools_folder("meteor") / "data" / "paraphrase-en.gz"
             options = ["-XX:+UseSerialGC", "-cp", str(ASSETS), "Paraphrases", str(full_table), str(table)]
-            run_java("METEOR", options, forms(chain.from_iterable(references)))
+            run_java("METEOR", options, forms(texts))
             return {"table": np.fromfile(table, np.uint8)}
 
-        content = [list(texts) for texts in references]
-        few = sum(map(len, content)) < WORTH_A_FILE
-        pairs = search() if few else cached("paraphrases", content, search)
+        pairs = cached("paraphrases", texts, search, folder="paraphrases")
         if not table.exists():
             table.write_bytes(pairs["table"].tobytes())
         yield table

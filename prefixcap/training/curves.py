@@ -1,6 +1,7 @@
 """The curves of a run as a picture, `curves.png`, drawn from `metrics.csv`."""
 
 import csv
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,20 +27,24 @@ PANELS = {
     "CIDEr of validation captions": ("val_cider",),
     "learning rate": ("lr",),
 }
+SHARE = 0.05  # of the time of training that is spent on drawing, at most
 SMOOTHED = 100  # more points are drawn with their moving average over a fiftieth of them
 
 
 class Curves(Callback):
-    """Draws `curves.png` in a run's folder after each validation and when training ends, also when it is stopped.
+    """Draws `curves.png` in a run's folder after validations and when training ends, also when it is stopped.
 
-    It needs matplotlib, and the `metrics.csv` of Lightning's CSVLogger in that folder.
+    A validation that follows the last drawing too soon, so that drawing would take more than `SHARE`, is left out. It
+    needs matplotlib, and the `metrics.csv` of Lightning's CSVLogger in that folder.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._next = -float("inf")  # seconds of the clock, from which on it may be drawn again
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._draw(trainer)
+        if time.monotonic() >= self._next:
+            self._draw(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer)
@@ -49,9 +54,11 @@ class Curves(Callback):
             self._draw(trainer)
 
     def _draw(self, trainer: L.Trainer) -> None:
-        table = self.run_dir / "metrics.csv"
+        table, start = self.run_dir / "metrics.csv", time.monotonic()
         if trainer.is_global_zero and table.exists() and (series := read_series(table)):
             save_figure(draw(series), self.run_dir / "curves.png")
+            end = time.monotonic()
+            self._next = end + (end - start) * (1 / SHARE - 1)
 
 
 def read_series(table: Path) -> dict[str, Series]:

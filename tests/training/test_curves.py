@@ -61,7 +61,7 @@ class Halt(L.Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_they_are_drawn_after_each_validation_at_the_end_and_when_training_is_stopped(
+def test_they_are_drawn_after_validations_at_the_end_and_when_training_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = small_captioner("frozen", "mlp")
@@ -78,6 +78,10 @@ def test_they_are_drawn_after_each_validation_at_the_end_and_when_training_is_st
         )  # fmt: skip
         trainer.fit(CaptionTraining(captioner, data.val_split, max_tokens=3), data)
 
+    fit(tmp_path / "short")  # the second validation comes too soon
+    assert [len(series["val_cider"]) for series in drawn] == [1, 2]
+    assert [step for step, _ in drawn[-1]["train_loss"]] == [*range(8)]
+    monkeypatch.setattr(curves, "SHARE", 1)
     fit(tmp_path / "whole")
     assert [len(series["val_cider"]) for series in drawn] == [1, 2, 2]
     assert [step for step, _ in drawn[-1]["train_loss"]] == [step for step, _ in drawn[-1]["lr"]] == [*range(8)]
