@@ -28,19 +28,23 @@ PANELS = {
     "learning rate": ("lr",),
 }
 SHARE = 0.05  # of the time of training that is spent on drawing, at most
+FIRST = 10.0  # seconds of training before the first drawing, unless it ends before
 SMOOTHED = 100  # more points are drawn with their moving average over a fiftieth of them
 
 
 class Curves(Callback):
     """Draws `curves.png` in a run's folder after validations and when training ends, also when it is stopped.
 
-    A validation that follows the last drawing too soon, so that drawing would take more than `SHARE`, is left out. It
-    needs matplotlib, and the `metrics.csv` of Lightning's CSVLogger in that folder.
+    Validations of the first seconds are left out, and those that follow a drawing so soon that all drawing would take
+    more than `SHARE`. It needs matplotlib, and the `metrics.csv` of Lightning's CSVLogger in that folder.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._next = -float("inf")  # seconds of the clock, from which on it may be drawn again
+        self._next = 0.0  # seconds of the clock, from which on it may be drawn again
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._next = time.monotonic() + FIRST
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if time.monotonic() >= self._next:

@@ -78,9 +78,12 @@ def test_they_are_drawn_after_validations_at_the_end_and_when_training_is_stoppe
         )  # fmt: skip
         trainer.fit(CaptionTraining(captioner, data.val_split, max_tokens=3), data)
 
-    fit(tmp_path / "short")  # the second validation comes too soon
-    assert [len(series["val_cider"]) for series in drawn] == [1, 2]
+    fit(tmp_path / "short")
+    assert [len(series["val_cider"]) for series in drawn] == [2]
     assert [step for step, _ in drawn[-1]["train_loss"]] == [*range(8)]
+    monkeypatch.setattr(curves, "FIRST", 0)
+    fit(tmp_path / "longer")  # the second validation comes too soon
+    assert [len(series["val_cider"]) for series in drawn] == [1, 2]
     monkeypatch.setattr(curves, "SHARE", 1)
     fit(tmp_path / "whole")
     assert [len(series["val_cider"]) for series in drawn] == [1, 2, 2]
