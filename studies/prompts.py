@@ -6,8 +6,9 @@ Where captions are retrieved, the same checkpoint is evaluated twice: with the t
 with 7,500 captions of other scenes of all domains, of which no image is in any split.
 
 Makes the stores, trains and evaluates each row by `prefixcap train` and `prefixcap eval`, and writes table.md and
-table.csv after each. What is finished is not run again; a training that was stopped continues. Paths are relative to
-the working directory.
+table.csv after each, and differences.md at the end: of each row less the one without anything, and of each datastore
+less the training captions. What is finished is not run again; a training that was stopped continues. Paths are relative
+to the working directory.
 
 Rows:
 
@@ -16,6 +17,7 @@ Rows:
 import argparse
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,11 @@ TRAINING, OTHERS = Path("stores/demo-captions"), Path("stores/other-scenes")
 PAIRS, WORDS, SENTENCES = Path("pairs.txt"), Path("words.txt"), Path("other_scenes.txt")
 SCENES = 1500  # of the other datastore, with five captions each
 SAMPLES = 1000  # of the bootstrap, over images and seeds
-HEAD = ["read beside the prefix", "datastore", *(f"CIDEr, {d}" for d in DOMAINS), *(f"right, {d}" for d in DOMAINS)]
+SCORES: dict[str, Score] = {"CIDEr": METRICS["CIDEr"].score, "right": mean}
+COLUMNS = [f"{name}, {domain}" for name in SCORES for domain in DOMAINS]
+HEAD = ["read beside the prefix", "datastore", *COLUMNS]
+
+Runs = dict[str, list[Statistics]]  # by column of the table, one array a seed
 
 
 @dataclass(frozen=True)
@@ -125,19 +131,31 @@ def interval(score: Score, runs: list[Statistics]) -> tuple[float, float]:
     return float(np.mean([score(run.sum(0))[0] for run in runs])), (high - low) / 2
 
 
-def cells(folders: list[Path]) -> list[tuple[float, float]]:
-    """CIDEr and the share of right captions in each domain, each with half of its interval."""
+def statistics(folders: list[Path]) -> Runs:
+    """Of evaluations, one for each seed, the statistics of CIDEr and of right captions in each domain."""
     domains, _ = right(folders[0])
-    cider: list[Statistics] = []
+    runs: Runs = {column: [] for column in COLUMNS}
     for folder in folders:
         with np.load(folder / "statistics.npz", allow_pickle=False) as arrays:
-            cider.append(np.array(arrays["CIDEr"]))
-    correct = [right(folder)[1] for folder in folders]
-    made = []
-    for score, runs in ((METRICS["CIDEr"].score, cider), (mean, correct)):
-        for domain in DOMAINS:
+            by_name = {"CIDEr": np.array(arrays["CIDEr"]), "right": right(folder)[1]}
+        for name, domain in product(SCORES, DOMAINS):
             members = [row for row, own in enumerate(domains) if own == domain]
-            made.append(interval(score, [run[members] for run in runs]))
+            runs[f"{name}, {domain}"].append(by_name[name][members])
+    return runs
+
+
+def cells(runs: Runs) -> list[tuple[float, float]]:
+    """CIDEr and the share of right captions in each domain, each with half of its interval."""
+    return [interval(SCORES[column.partition(",")[0]], runs[column]) for column in COLUMNS]
+
+
+def differences(runs: Runs, others: Runs) -> list[str]:
+    """The same, less those of others: difference, half of its interval, and its p-value, by paired bootstrap."""
+    made = []
+    for column in COLUMNS:
+        test = compare_systems(SCORES[column.partition(",")[0]], [runs[column], others[column]], samples=SAMPLES)
+        low, high = test.difference_interval[0, 0]
+        made.append(f"{test.difference[0, 0]:+.3f} ± {(high - low) / 2:.3f} (p = {test.p_value[0, 0]:.3f})")
     return made
 
 
@@ -158,22 +176,28 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         make_inputs()
+        measured: dict[str, Runs] = {}
         table, exact = [HEAD], [[*HEAD[:2], *(f"{name}{part}" for name in HEAD[2:] for part in ("", " ±"))]]
         for name in given.only:
             row = ROWS[name]
-            values = cells([evaluated(name, seed, given.folder, given.train) for seed in given.seeds])
+            measured[name] = statistics([evaluated(name, seed, given.folder, given.train) for seed in given.seeds])
+            values = cells(measured[name])
             head = [row.label, row.datastore.name if row.datastore else "-"]
             table.append([*head, *(f"{score:.3f} ± {half:.3f}" for score, half in values)])
             exact.append([*head, *(str(round(number, 6)) for value in values for number in value)])
             print(f"\n{markdown(table)}", flush=True)
             atomic_write_text(given.folder / "table.md", markdown(table))
             write_csv(given.folder / "table.csv", exact)
+        pairs = [(name, "none") for name in measured if name != "none"]
+        pairs += [(name, f"{name.removesuffix('others')}training") for name in measured if name.endswith("others")]
+        lines = [[*pair, *differences(*map(measured.__getitem__, pair))] for pair in pairs if {*pair} <= {*measured}]
+        atomic_write_text(given.folder / "differences.md", markdown([["row", "less", *COLUMNS], *lines]))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"written to {given.folder}/table.md and .csv")
+    print(f"written to {given.folder}/table.md, table.csv and differences.md")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_cells_are_means_over_domains_and_seeds(world: Path) -> None:
         (folder / "captions.json").write_text(json.dumps(entries))
         np.savez(folder / "statistics.npz", CIDEr=scores.statistics["CIDEr"])
         folders.append(folder)
-    *cider, inside, near, outside_right = prompts.cells(folders)
+    runs = prompts.statistics(folders)
+    *cider, inside, near, outside_right = prompts.cells(runs)
     assert [inside[0], near[0], outside_right[0]] == [1, 1, 0.5]
     assert inside[1] == pytest.approx(0) and outside_right[1] > 0.1
     for domain, (score, half) in zip(DOMAINS, cider, strict=True):
@@ -48,6 +49,11 @@ def test_cells_are_means_over_domains_and_seeds(world: Path) -> None:
             with np.load(folder / "statistics.npz") as arrays:
                 expected.append(arrays["CIDEr"][rows][:, 0].sum() / arrays["CIDEr"][rows][:, 1].sum())
         assert score == pytest.approx(np.mean(expected)) and half > 0
+    first, second = (prompts.statistics([folder]) for folder in folders)
+    same, _, outside_cider, *right_less = prompts.differences(first, second)
+    assert same == "+0.000 ± 0.000 (p = 1.000)" == right_less[0] == right_less[1]
+    less = prompts.cells(first)[2][0] - prompts.cells(second)[2][0]
+    assert outside_cider.startswith(f"{less:+.3f} ± ") and right_less[2].startswith("+1.000 ± 0.000 (p = 0.00")
 
 
 def test_rows_of_both_datastores_share_their_training() -> None:
