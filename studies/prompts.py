@@ -16,7 +16,7 @@ Rows:
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -63,6 +63,11 @@ def by_clip(top_k: int, threshold: float) -> Row:
     return Row(f"entities by CLIP, at most {top_k}, threshold {threshold}", ("prompts=clip_entities", *options))
 
 
+def with_adapters(row: Row) -> Row:
+    """The same with a language model that learns, too: the small world's is frozen otherwise."""
+    return replace(row, label=f"{row.label}; adapters", train=(*row.train, "model.lm_tuning=lora"))
+
+
 def retrieved(label: str, *options: str) -> dict[str, Row]:
     """Rows with both datastores."""
     return {
@@ -73,7 +78,9 @@ def retrieved(label: str, *options: str) -> dict[str, Row]:
 
 def rows() -> dict[str, Row]:
     """All rows by name."""
-    made = {"none": Row("nothing"), "clip": by_clip(1, 0.0), "clip-3": by_clip(3, 0.0), "clip-0.5": by_clip(3, 0.5)}
+    made = {"none": Row("nothing"), "none-lora": with_adapters(Row("nothing"))}
+    made |= {"clip": by_clip(1, 0.0), "clip-lora": with_adapters(by_clip(1, 0.0))}
+    made |= {"clip-3": by_clip(3, 0.0), "clip-0.5": by_clip(3, 0.5)}
     for k, least in ((9, 4), (20, 8)):
         options = (
             "prompts=retrieved_entities",
