@@ -141,16 +141,14 @@ class Datastore:
 
         Arguments and errors are those of `nearest`.
         """
-        nearest = self._nearest(embeddings, count, leave_out, None)
-        return np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
+        return _indices(self._nearest(embeddings, count, leave_out, None), count)
 
     def nearest_embeddings(
         self, embeddings: Tensor, count: int, leave_out: Sequence[Collection[str]] | None = None
     ) -> tuple[Tensor, list[list[Item]]]:
         """The (n, count, dim) embeddings of the nearest captions, float32, beside what `nearest` returns."""
         nearest = self._nearest(embeddings, count, leave_out, None)
-        indices = np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
-        return self.memory.embeddings(indices), [[item for _, item in row] for row in nearest]
+        return self.memory.embeddings(_indices(nearest, count)), [[item for _, item in row] for row in nearest]
 
     def _nearest(
         self,
@@ -244,3 +242,8 @@ class Datastore:
             ids = [self.split.ids[row] for row in self.split.caption_images[self.memory.rows[unique]].tolist()]
         pairs = list(zip(self.memory.captions(unique), ids, strict=True))
         return [[pairs[place] for place in row] for row in places.reshape(indices.shape).tolist()]
+
+
+def _indices(nearest: list[list[tuple[int, Item]]], count: int) -> NDArray[np.int64]:
+    """(n, count) indices of captions in the memory."""
+    return np.array([[index for index, _ in row] for row in nearest], np.int64).reshape(-1, count)
