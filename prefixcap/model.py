@@ -44,7 +44,7 @@ class PrefixLM(nn.Module):
         rerank: how many candidates are generated for each image, of which the encoder chooses the closest, unless the
             caller says otherwise; 0: none, the decoder chooses. See `prefixcap.reranking`.
         prompts: what makes the prompts of images, as `prefixcap.prompts.PromptProvider.describe` says it: an image's
-            prompt is read between its prefix and the caption; None: images have none.
+            prompt is read beside its prefix, see `prompts_first`; None: images have none.
 
     Attributes:
         features: the feature of an image that the mapper reads.
@@ -101,6 +101,11 @@ class PrefixLM(nn.Module):
         self.trained_on = trained_on or {}
         self.low_similarity, self.rerank, self.prompts = low_similarity, rerank, prompts
         self.source: Path | None = None
+
+    @property
+    def prompts_first(self) -> bool:
+        """Whether an image's prompt is read before its prefix, and not after it."""
+        return self.prompts is not None and bool(self.prompts.get("first"))
 
     @property
     def device(self) -> torch.device:

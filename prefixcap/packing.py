@@ -10,7 +10,7 @@ if it has one) and its captions:
 A token attends to the prefix and the prompt of its image and to the earlier tokens of its caption, and to nothing else,
 so that the losses are the same as if each caption were read by itself after its own prefix and prompt (block-diagonal
 attention; Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"). The captions of an image share
-its prefix and its prompt.
+its prefix and its prompt. The prompt may also be read before the prefix.
 
 Shapes: I images, C captions, P prefix vectors of an image, Q tokens of all prompts (0 where there are none), N tokens
 of all captions, I * P + Q + N - C inputs (prefix vectors and tokens; the last token of a caption is only predicted), R
@@ -71,7 +71,7 @@ class Batch:
             vectors, image by image, then of `input_ids`.
         images: (R, L) the image at each position; -1: padding.
         captions: (R, L) the caption at each position; -1: prefix, prompt or padding.
-        position_ids: (R, L) position from the beginning of the image's prefix, the same for all its captions.
+        position_ids: (R, L) position from where the image begins, the same for all its captions.
         targets: (T,) token ids to predict: those of all captions, T = N; and C start tokens if these are predicted.
         logit_index: (T,) the flattened position whose logits predict each target.
         weights: (T,) float32 of each target in the loss: 1, or 0 for those that only pad the batch to a shape.
@@ -247,6 +247,7 @@ def fill(
     caption_rows: Sequence[int] = (),
     image_rows: Sequence[int] = (),
     prompts: NDArray[np.int64] | None = None,
+    prompts_first: bool = False,
 ) -> Batch:
     """The batch of a layout, on the device of the tokens. Nothing waits for a GPU.
 
@@ -259,6 +260,7 @@ def fill(
         caption_rows: see `Batch`.
         image_rows: see `Batch`.
         prompts: (Q,) token ids of the images' prompts, one prompt after another; None: no image has one.
+        prompts_first: see `pack`.
     """
     num_images, prefix_length, num_captions = layout.shape.images, layout.prefix_length, len(layout.lengths)
     positions = layout.shape.rows * layout.shape.length
@@ -266,33 +268,38 @@ def fill(
     # (C,) the position from which the first token of each caption is predicted: the last of its prefix and prompt.
     first_logit = (layout.image_start + prefix_length + layout.prompt_lengths)[layout.owner] - 1
     columns = (layout.owner, layout.caption_start, token_start, before, first_logit, layout.lengths)
-    # Of each prompt token: its image, and its offset from the beginning of the image's prefix.
+    # Counted from where an image begins: its prefix, (I,), and each prompt token, with the number of its image.
+    before_prefix = layout.prompt_lengths if prompts_first else np.zeros(num_images, np.int64)
     prompt_image = np.repeat(np.arange(num_images), layout.prompt_lengths)  # (Q,)
     prompts_before = np.cumsum(layout.prompt_lengths) - layout.prompt_lengths  # (I,) tokens of earlier prompts
-    prompt_offset = prefix_length + np.arange(len(prompt_image)) - prompts_before[prompt_image]  # (Q,)
+    prompt_offset = np.arange(len(prompt_image)) - prompts_before[prompt_image]  # (Q,)
+    prompt_offset += 0 if prompts_first else prefix_length
     by_token = (prompt_image, prompt_offset, np.empty(0, np.int64) if prompts is None else prompts)
     num_inputs = layout.shape.input_ids - len(prompt_image)  # N - C
-    numbers = to_device(np.concatenate((layout.image_start, *columns, *by_token)), tokens.device)  # one copy
-    image_start, by_caption, by_prompt = numbers.split((num_images, 6 * num_captions, 3 * len(prompt_image)))
+    by_image = (layout.image_start, before_prefix)
+    numbers = to_device(np.concatenate((*by_image, *columns, *by_token)), tokens.device)  # one copy
+    each_image, by_caption, by_prompt = numbers.split((2 * num_images, 6 * num_captions, 3 * len(prompt_image)))
+    image_start, prefix_start = each_image.view(2, -1)  # (I,)
     table, (prompt_images, prompt_offsets, prompt_ids) = by_caption.view(6, -1), by_prompt.view(3, -1)  # (6, C), (Q,)
     owner, lengths = table[0], table[5]  # (C,)
     arange = partial(torch.arange, device=tokens.device)
 
-    # Targets: a token is predicted from the position before it; the first of a caption from the end of its prompt.
+    # Targets: a token is predicted from the position before it; the first of a caption from before it.
     caption = torch.repeat_interleave(lengths, output_size=num_inputs + num_captions)  # (N,) of each token
     _, first_position, first_token, before_caption, first_logit_of, _ = table.index_select(1, caption)  # (N,) each
     offset = arange(len(caption)) - before_caption  # (N,) from 0 in each caption
     targets = tokens[first_token + offset].long()  # (N,)
     logit_index = torch.where(offset == 0, first_logit_of, first_position + offset - 1)  # (N,)
     if start_token is not None:  # and the start token, once for each caption, from the vector before it
-        logit_index = torch.cat((logit_index, image_start[owner] + prefix_length - 2))
+        logit_index = torch.cat((logit_index, (image_start + prefix_start)[owner] + prefix_length - 2))
         targets = torch.cat((targets, targets.new_full((num_captions,), start_token)))
 
     # Inputs: all prefix vectors, then all prompts, then all tokens but the last of each caption.
     caption = torch.repeat_interleave(lengths - 1, output_size=num_inputs)  # (N - C,)
     image, first_position, first_token, before_caption, first_logit_of, _ = table.index_select(1, caption)  # (N - C,)
     offset = arange(num_inputs) - (before_caption - caption)  # (N - C,), without the last token of earlier captions
-    prefix_index = image_start.unsqueeze(1) + arange(prefix_length)  # (I, P)
+    prefix_offsets = prefix_start.unsqueeze(1) + arange(prefix_length)  # (I, P)
+    prefix_index = image_start.unsqueeze(1) + prefix_offsets  # (I, P)
     prompt_index = image_start[prompt_images] + prompt_offsets  # (Q,)
     token_index = first_position + offset  # (N - C,)
     input_index = torch.cat((prefix_index.flatten(), prompt_index, token_index))  # (I * P + Q + N - C,)
@@ -302,7 +309,7 @@ def fill(
     images = input_index.new_full((positions,), _PADDING).index_copy_(0, input_index, image_of_input)
     captions = input_index.new_full((positions,), _PREFIX).index_copy_(0, token_index, caption)
     first_offset = first_logit_of - image_start[image] + 1  # (N - C,) prefix vectors and prompt tokens before
-    offsets = torch.cat((arange(prefix_length).repeat(num_images), prompt_offsets, first_offset + offset))
+    offsets = torch.cat((prefix_offsets.flatten(), prompt_offsets, first_offset + offset))
     position_ids = input_index.new_zeros(positions).index_copy_(0, input_index, offsets)
     rows = (layout.shape.rows, layout.shape.length)
     batch = Batch(
@@ -331,6 +338,7 @@ def pack(
     start_token: int | None = None,
     shapes: Sequence[BatchShape] = (),
     prompts: Sequence[Sequence[int]] | None = None,
+    prompts_first: bool = False,
 ) -> Batch:
     """Pack captions of images into rows.
 
@@ -346,6 +354,7 @@ def pack(
         shapes: the batch is padded to the first of these that holds it; if none does, it stays as it is.
         prompts: token ids of a text about each of I images, which are read between its prefix and its captions and not
             predicted; an image may have none. None: no image has any.
+        prompts_first: a prompt is read before the prefix of its image, and not after it.
 
     Examples:
         >>> batch = pack(torch.randn(2, 512), [[5, 6, 0], [7, 0], [8, 9, 0]], [0, 0, 1], prefix_length=2)
@@ -358,6 +367,9 @@ def pack(
         >>> batch = pack(torch.randn(1, 512), [[5, 6, 0], [7, 0]], [0, 0], prefix_length=2, prompts=[[3, 4]])
         >>> batch.input_ids, batch.position_ids  # both captions follow the prompt
         (tensor([3, 4, 5, 6, 7]), tensor([[0, 1, 2, 3, 4, 5, 4, 0]]))
+        >>> first = pack(torch.randn(1, 512), [[5, 0]], [0], prefix_length=2, prompts=[[3, 4]], prompts_first=True)
+        >>> first.input_index  # of the two prefix vectors, of the prompt, and of the caption
+        tensor([2, 3, 0, 1, 4])
     """
     flat, lengths = flatten(tokens)  # (N,), (C,)
     owner, learned = np.asarray(image_of_caption, np.int64), start_token is not None
@@ -365,7 +377,7 @@ def pack(
     layout = lay_out(lengths, owner, len(embeddings), prefix_length, learned, shapes, prompt_lengths)
     first_token = np.cumsum(lengths) - lengths  # (C,)
     rows = caption_rows, image_rows
-    return fill(layout, embeddings, torch.from_numpy(flat), first_token, start_token, *rows, prompt_ids)
+    return fill(layout, embeddings, torch.from_numpy(flat), first_token, start_token, *rows, prompt_ids, prompts_first)
 
 
 def flatten(rows: Sequence[Sequence[int] | NDArray[np.integer]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -148,10 +148,15 @@ def small_captioner(tuning: Tuning = "frozen", mapper: str = "transformer", seed
     return Captioner(lm, IDENTITY, options)
 
 
-def plain_loss(captioner: Captioner, embedding: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """Negative log-probability of a caption's tokens, read alone after its own prefix, by transformers' own head."""
+def plain_loss(
+    captioner: Captioner, embedding: torch.Tensor, tokens: list[int], before: list[int] | None = None
+) -> torch.Tensor:
+    """Negative log-probability of a caption's tokens, read alone after its own prefix, by transformers' own head.
+
+    The tokens `before` are read before the prefix."""
     model = captioner.language_model.model
-    words = model.get_input_embeddings()(torch.tensor([tokens[:-1]], dtype=torch.long))
-    prefix = captioner.prefix(embedding.view(1, -1))
+    embed = model.get_input_embeddings()
+    ahead, words = (embed(torch.tensor([ids], dtype=torch.long)) for ids in (before or [], tokens[:-1]))
+    prefix = torch.cat((ahead, captioner.prefix(embedding.view(1, -1))), dim=1)
     logits = model(inputs_embeds=torch.cat((prefix, words), dim=1)).logits[0, prefix.shape[1] - 1 :]
     return -logits.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()

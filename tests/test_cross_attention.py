@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefixcap
 from prefixcap.captioner import Captioner
-from prefixcap.captioner.beside import decoder_inputs, with_prompts
+from prefixcap.captioner.beside import captions_beside, decoder_inputs
 from prefixcap.decoding import decode
 from prefixcap.decoding.cache import KeyValueCache
 from prefixcap.decoding.padded import PaddedPrefix, pad_left
@@ -106,9 +106,7 @@ def test_greedy_captions_are_those_of_transformers_own_cross_attention() -> None
     """With a cache, in one batch of prompts of different lengths, beside one that reads all again for each token."""
     captioner, model = as_wide_as_gpt2(torch.float32)
     lm, images = captioner.language_model, torch.randn(len(PROMPTS), 7, 32)
-    captions = decode(
-        lm, with_prompts(captioner, decoder_inputs(captioner, images), PROMPTS, []), "greedy", max_tokens=9
-    )
+    captions = captions_beside(captioner, images, PROMPTS, [], "greedy", 1, {"max_tokens": 9})
     for image, prompt, (caption,) in zip(images, PROMPTS, captions, strict=True):
         tokens = [lm.start_token, *lm.tokenize_prompt(prompt)]
         read = len(tokens)
@@ -118,7 +116,7 @@ def test_greedy_captions_are_those_of_transformers_own_cross_attention() -> None
                 break
             tokens.append(token)
         assert caption == tokens[read:]
-    others = decode(lm, with_prompts(captioner, decoder_inputs(captioner, images.flip(0)), PROMPTS, []), "greedy")
+    others = captions_beside(captioner, images.flip(0), PROMPTS, [], "greedy", 1, {})
     assert captions != others, "captions must depend on images"
 
 

@@ -26,11 +26,12 @@ def captioner(kind: str) -> Captioner:
     return Captioner(model, IDENTITY, {"name": "mlp", "prefix_length": 4}).eval().double()
 
 
-def alone(model: Captioner, embedding: Tensor, prompt: list[int], caption: list[int]) -> Tensor:
+def alone(model: Captioner, embedding: Tensor, prompt: list[int], caption: list[int], first: bool = False) -> Tensor:
     """(L,) losses of a caption's tokens, read by itself, by transformers' own head and positions."""
     lm = model.language_model.model
-    words = lm.get_input_embeddings()(torch.tensor([prompt + caption[:-1]], dtype=torch.long))
-    inputs = torch.cat((model.prefix(embedding[None]), words), dim=1)
+    read, words = (lm.get_input_embeddings()(torch.tensor([ids], dtype=torch.long)) for ids in (prompt, caption[:-1]))
+    prefix = model.prefix(embedding[None])
+    inputs = torch.cat((read, prefix, words) if first else (prefix, read, words), dim=1)
     return F.cross_entropy(lm(inputs_embeds=inputs).logits[0, -len(caption) :], torch.tensor(caption), reduction="none")
 
 
@@ -55,48 +56,51 @@ def assert_close(one: list[Tensor], other: list[Tensor], kind: str = "gpt2") -> 
         torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
 def test_losses_and_gradients_are_those_of_a_plain_loop(
-    kind: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, grouped: bool, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefixcap.packing._ROW", 60)
     model, captions, prompts = captioner(kind), some_captions(40), some_prompts()
     embeddings = torch.randn(10, 16)
-    losses = [alone(model, embeddings[i], prompts[i], c) for i, c in zip(OWNERS, captions, strict=True)]
+    losses = [alone(model, embeddings[i], prompts[i], c, first) for i, c in zip(OWNERS, captions, strict=True)]
     expected = losses_and_gradients(model, torch.cat(losses))
     if grouped:
-        batch = pack(embeddings, captions, OWNERS, 4, prompts=prompts)
+        batch = pack(embeddings, captions, OWNERS, 4, prompts=prompts, prompts_first=first)
     else:
         own = [prompts[owner] for owner in OWNERS]
-        batch = pack(embeddings[OWNERS], captions, range(len(captions)), 4, prompts=own)
+        batch = pack(embeddings[OWNERS], captions, range(len(captions)), 4, prompts=own, prompts_first=first)
     assert len(batch.images) > 1
     assert_close(losses_and_gradients(model, packed(model, batch)), expected, kind)
     torch.testing.assert_close(model.loss(batch).double(), expected[0].sum(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_start_token_that_is_learned_stands_before_the_prompt() -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_a_start_token_that_is_learned_follows_the_prefix(first: bool) -> None:
     lm, mapper = small_lm("full"), {"name": "mlp", "prefix_length": 3}
     model = Captioner(lm, IDENTITY, mapper, start_token=True).eval().double()
     captions, prompts, embeddings = some_captions(40), some_prompts(), torch.randn(10, 16)
-    losses = [alone(model, embeddings[i], prompts[i], c) for i, c in zip(OWNERS, captions, strict=True)]
+    losses = [alone(model, embeddings[i], prompts[i], c, first) for i, c in zip(OWNERS, captions, strict=True)]
     for owner in OWNERS:
         mapped = model.mapper(embeddings[owner][None].double())
-        logits = lm.model(inputs_embeds=mapped).logits[0, -1:]
+        read = lm.embed(torch.tensor([prompts[owner] if first else []], dtype=torch.long))
+        logits = lm.model(inputs_embeds=torch.cat((read, mapped), dim=1)).logits[0, -1:]
         losses.append(F.cross_entropy(logits, torch.tensor([lm.start_token]), reduction="none"))
     expected = losses_and_gradients(model, torch.cat(losses))
-    batch = pack(embeddings, captions, OWNERS, 4, start_token=lm.start_token, prompts=prompts)
+    batch = pack(embeddings, captions, OWNERS, 4, start_token=lm.start_token, prompts=prompts, prompts_first=first)
     assert_close(losses_and_gradients(model, packed(model, batch)), expected)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_padded_batches_have_the_same_losses_and_gradients(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "first"), [("gpt2", False), ("llama", False), ("gpt2", True)])
+def test_padded_batches_have_the_same_losses_and_gradients(kind: str, first: bool) -> None:
     model, captions, prompts = captioner(kind), some_captions(40), some_prompts()
     embeddings = torch.randn(10, 16)
-    batch = pack(embeddings, captions, OWNERS, 4, prompts=prompts)
+    batch = pack(embeddings, captions, OWNERS, 4, prompts=prompts, prompts_first=first)
     own = batch.shape
     shape = BatchShape(own.images + 3, own.rows + 2, own.length + 16, own.input_ids + 5, own.targets + 7)
-    at_once = pack(embeddings, captions, OWNERS, 4, shapes=[shape], prompts=prompts)
+    at_once = pack(embeddings, captions, OWNERS, 4, shapes=[shape], prompts=prompts, prompts_first=first)
     assert batch.padded(shape).shape == at_once.shape == shape
     expected = losses_and_gradients(model, packed(model, batch))
     for other in (batch.padded(own), batch.padded(shape), at_once):
@@ -119,10 +123,20 @@ def test_prompts_are_read_and_not_predicted() -> None:
     assert attended[6].nonzero().flatten().tolist() == [0, 1, 2, 3, 6]  # the second caption's
 
 
-def test_empty_prompts_change_nothing() -> None:
+def test_prompts_are_read_first() -> None:
+    captions, prompts = [[5, 6, 0], [7, 0], [8, 9, 0]], [[3, 4], []]
+    batch = pack(torch.zeros(2, 2), captions, [0, 0, 1], 2, prompts=prompts, prompts_first=True)
+    usual = pack(torch.zeros(2, 2), captions, [0, 0, 1], 2, prompts=prompts)
+    assert batch.input_index.tolist() == [2, 3, 7, 8, 0, 1, 4, 5, 6, 9, 10]  # prefixes, prompts, captions
+    for name in ("input_ids", "images", "captions", "position_ids", "targets", "logit_index"):
+        assert vars(batch)[name].tolist() == vars(usual)[name].tolist()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_empty_prompts_change_nothing(first: bool) -> None:
     captions = some_captions(40)
     usual = pack(torch.zeros(10, 2), captions, OWNERS, 4, start_token=7)
-    empty = pack(torch.zeros(10, 2), captions, OWNERS, 4, start_token=7, prompts=[[]] * 10)
+    empty = pack(torch.zeros(10, 2), captions, OWNERS, 4, start_token=7, prompts=[[]] * 10, prompts_first=first)
     for name, value in vars(usual).items():
         if isinstance(value, Tensor):
             other = vars(empty)[name]

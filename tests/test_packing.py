@@ -137,14 +137,16 @@ def test_a_batch_is_that_of_a_plain_loop(start_token: int | None, monkeypatch: p
     assert batch.weights.tolist() == [1.0] * len(batch.targets)
 
 
-@pytest.mark.parametrize("prompted", [False, True])
-def test_a_batch_is_made_on_a_gpu_without_waiting_for_it(prompted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prompted", "first"), [(False, False), (True, False), (True, True)])
+def test_a_batch_is_made_on_a_gpu_without_waiting_for_it(
+    prompted: bool, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fake tensor has no values: to ask for one, as what depends on data or waits does, is an error."""
     captions = some_captions(40)
     lengths, owner = np.array(list(map(len, captions))), np.array(OWNERS)
     prompts, prompt_lengths = (np.arange(20), np.array([2, 0] * 5) * 2) if prompted else (None, None)
     rows = None if prompts is None else [[1] * length for length in prompt_lengths.tolist()]
-    usual = pack(torch.zeros(10, 2), captions, OWNERS, 3, start_token=7, prompts=rows)
+    usual = pack(torch.zeros(10, 2), captions, OWNERS, 3, start_token=7, prompts=rows, prompts_first=first)
     own = usual.shape
     shape = BatchShape(own.images + 1, own.rows + 1, own.length, own.input_ids + 5, own.targets + 5)
     padded = usual.padded(shape)
@@ -157,7 +159,9 @@ def test_a_batch_is_made_on_a_gpu_without_waiting_for_it(prompted: bool, monkeyp
         embeddings, tokens = torch.empty(10, 2, device=cuda), torch.empty(999, dtype=torch.int32, device=cuda)
         for shapes, expected in (((), usual), ((shape,), padded)):
             layout = lay_out(lengths, owner, 10, 3, True, shapes, prompt_lengths)
-            batch = fill(layout, embeddings, tokens, np.cumsum(lengths) - lengths, 7, prompts=prompts)
+            batch = fill(
+                layout, embeddings, tokens, np.cumsum(lengths) - lengths, 7, prompts=prompts, prompts_first=first
+            )
             assert batch.shape == (shape if shapes else own)
             for name, value in vars(batch).items():
                 if isinstance(value, torch.Tensor):

@@ -13,13 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefixcap import renamed, reranking
-from prefixcap.captioner.beside import decoder_inputs, ranked, with_prompts
+from prefixcap.captioner.beside import captions_beside, ranked
 from prefixcap.captioner.retrieving import RetrievingLM
 from prefixcap.checkpoints import pretrained
 from prefixcap.checkpoints.descriptions import require_description, require_mapper
 from prefixcap.checkpoints.paths import CONFIG
 from prefixcap.decoding import check_decoder, draws, random_generator
-from prefixcap.decoding import decode as decode_tokens
 from prefixcap.encoders import Encoder, embed_images, load_encoder, preprocess_images
 from prefixcap.encoders.inputs import Images, check_embeddings, check_finite, check_images, require_embeddings
 from prefixcap.encoders.missing import missing_encoder
@@ -120,8 +119,8 @@ class Captioner(RetrievingLM):
             embeddings: (images, dim) of the entire images, for `by_similarity`, `unit_parts` and the captioner's own
                 prompts if `images` are patches or regions; None: the encoder computes them if `images` are paths or
                 pictures.
-            prompts: a text for each image, which the language model reads between the image's prefix and the caption,
-                and which is not part of the caption; "": none. None: the captioner's own, see `image_prompts`.
+            prompts: a text for each image, which the language model reads beside the prefix and before the caption, and
+                which is no part of the caption; "": none. None: the captioner's own, see `image_prompts`.
             prompt: the beginning of every caption, e.g. "a photo of"; leading and trailing spaces are ignored.
             seed: for noise and sampling decoders, 0 to 2**63 - 1; or a generator on the CPU.
             options: those of the decoder, e.g. `beams=5`, `max_tokens=67`, and of `prefixcap.sampling.Sampling`.
@@ -177,9 +176,8 @@ class Captioner(RetrievingLM):
                     own = None if prompts is None else prompts[batch]
                     if makes_prompts and compared is not None:
                         own = [each.text for each in self.image_prompts(compared)]
-                    prefix = with_prompts(self, decoder_inputs(self, inputs), own, prompt_ids)
-                    input_ids = decode_tokens(
-                        self.language_model, prefix, decode, sampling.decoded_per_row(count), **options
+                    input_ids = captions_beside(
+                        self, inputs, own, prompt_ids, decode, sampling.decoded_per_row(count), options
                     )
                     texts = [[self.language_model.detokenize(prompt_ids + ids) for ids in row] for row in input_ids]
                     candidates = sampling.candidates(texts, count)

@@ -49,7 +49,12 @@ class RetrievingLM(PrefixLM):
         """The encoder whose embeddings it reads."""
         raise NotImplementedError
 
-    def use_prompts(self, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None = None) -> None:
+    def use_prompts(
+        self,
+        provider: PromptProvider | Mapping[str, Any],
+        max_prompt_tokens: int | None = None,
+        first: bool | None = None,
+    ) -> None:
         """Make prompts of images by this provider from now on; checkpoints describe it.
 
         Datastores that were given before are forgotten if it retrieves captions.
@@ -57,11 +62,16 @@ class RetrievingLM(PrefixLM):
         Args:
             provider: makes them; or its description, from which it is built when it is first needed.
             max_prompt_tokens: longer prompts lose their last words; None: none is cut, unless a description says so.
+            first: prompts are read before an image's prefix, and not after it; None: as a description says, or as the
+                captioner has read them so far.
 
         Raises:
             InputError: no provider has this description.
         """
-        self.own_prompts = OwnPrompts.given(provider, max_prompt_tokens)
+        if first is None:
+            described = provider.get("first") if isinstance(provider, Mapping) else None
+            first = self.prompts_first if described is None else described
+        self.own_prompts = OwnPrompts.given(provider, max_prompt_tokens, first)
         self.prompts = self.own_prompts.description
         if self.own_prompts.retrieve:
             self.datastores = {}

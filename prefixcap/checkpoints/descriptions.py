@@ -84,6 +84,7 @@ class PromptsDescription(Strict):
     name: Name
     vocabulary: list[str] | None = None  # and no path: files that a stranger names are not read
     max_prompt_tokens: Size | None = None  # missing where prompts are not cut
+    first: bool = False  # missing where prompts are read after the prefix
 
 
 class Description(Strict):

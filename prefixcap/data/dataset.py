@@ -112,7 +112,8 @@ class CaptionDataset(Dataset[Batch]):
             features = self.neighbours.append(features, drawn.features)
         layout = self._lay_out(lengths, drawn, prompt_lengths)
         rows_in_split = drawn.captions.tolist(), drawn.images.tolist()
-        batch = fill(layout, features, tokens, first_token, self.start_token, *rows_in_split, prompts)
+        prompts_first = self.prompts is not None and self.prompts.first
+        batch = fill(layout, features, tokens, first_token, self.start_token, *rows_in_split, prompts, prompts_first)
         batch.prompts = texts
         return batch
 

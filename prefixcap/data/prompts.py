@@ -1,4 +1,4 @@
-"""Prompts: a text of its own for each image, which is read between its prefix and the caption and is not predicted.
+"""Prompts: a text of its own for each image, which is read beside its prefix, before the caption, and is not predicted.
 
 Shapes: N rows of a split, Q tokens of all their prompts.
 """
@@ -69,6 +69,9 @@ class PromptTokens:
         captioner: its tokenizer is used; its prefix length and context limit what is read.
         of_captions: rows are those of captions, not of images.
         max_tokens: prompts lose their last words until they have at most so many tokens; None: none is cut.
+
+    Attributes:
+        first: they are read before the prefix of an image, and not after it.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class PromptTokens:
             language_model.name,
             language_model.context,
         )
-        self._prefix_length = captioner.prefix_length
+        self._prefix_length, self.first = captioner.prefix_length, captioner.prompts_first
 
     def read(
         self, rows: NDArray[np.int64], epoch: int | None

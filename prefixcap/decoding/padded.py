@@ -78,7 +78,10 @@ def with_memory(prefix: Tensor, memory: "Memory") -> PaddedPrefix:
 
 
 def pad_left(
-    prefix: Tensor | PaddedPrefix, prompts: Sequence[Sequence[int]], language_model: "LanguageModel"
+    prefix: Tensor | PaddedPrefix,
+    prompts: Sequence[Sequence[int]],
+    language_model: "LanguageModel",
+    before: Sequence[Sequence[int]] | None = None,
 ) -> Tensor | PaddedPrefix:
     """Prefixes, each followed by the tokens of its own prompt.
 
@@ -86,6 +89,7 @@ def pad_left(
         prefix: (B, P, E), which may come with a memory.
         prompts: token ids for each row; a row may have none.
         language_model: embeds them.
+        before: token ids that are read before the prefix of each row; None: none are.
 
     Returns:
         (B, L, E) embeddings where all prompts are equally long and there is no memory; otherwise they are padded. They
@@ -103,19 +107,24 @@ def pad_left(
         (torch.Size([2, 7, 128]), tensor([0, 3]))
     """
     if isinstance(prefix, PaddedPrefix):
-        memory, padded = prefix.memory, pad_left(prefix.embeddings, prompts, language_model)
+        memory, padded = prefix.memory, pad_left(prefix.embeddings, prompts, language_model, before)
         assert memory is not None
         return with_memory(padded, memory) if isinstance(padded, Tensor) else replace(padded, memory=memory)
     if len(prompts) != len(prefix):
         raise InputError(f"{len(prompts)} prompts are given for {len(prefix)} prefixes: give one for each")
-    counts = [len(prompt) for prompt in prompts]
-    longest = max(counts, default=0)
-    input_ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.long, device=prefix.device)
-    tokens = language_model.embed(input_ids)  # (all tokens, E)
+    sides = [[()] * len(prefix) if before is None else before, prompts]  # of the prefix
+    counts = [[len(ids) for ids in side] for side in sides]  # two of B
+    flat = [token for side in sides for ids in side for token in ids]
+    tokens = language_model.embed(torch.tensor(flat, dtype=torch.long, device=prefix.device))  # (all tokens, E)
     prefix = prefix.to(tokens.dtype)
-    if min(counts, default=0) == longest:
-        return torch.cat((prefix, tokens.view(len(prefix), longest, prefix.shape[2])), dim=1)
-    rows = [torch.cat(row) for row in zip(prefix, tokens.split(counts), strict=True)]  # B of (at most L, E)
-    padding = [longest - count for count in counts]
+    ahead, behind = tokens.split([sum(side) for side in counts])
+    if all(len(set(side)) <= 1 for side in counts):
+        shapes = [(len(prefix), max(side, default=0), prefix.shape[2]) for side in counts]
+        return torch.cat((ahead.view(shapes[0]), prefix, behind.view(shapes[1])), dim=1)
+    rows = [
+        torch.cat(row) for row in zip(ahead.split(counts[0]), prefix, behind.split(counts[1]), strict=True)
+    ]  # B of (at most L, E)
+    longest = max(map(len, rows))
+    padding = [longest - len(row) for row in rows]
     embeddings = torch.stack([F.pad(row, (0, 0, front, 0)) for row, front in zip(rows, padding, strict=True)])
     return PaddedPrefix(embeddings, torch.tensor(padding, device=prefix.device))

@@ -1,4 +1,4 @@
-"""Prompts of images: what each image's own text says, read between the prefix and the caption."""
+"""Prompts of images: what each image's own text says, read beside the prefix, before the caption."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ __getattr__ = deferred_attributes(
     },
 )
 
-_NOT_OPTIONS = ("name", "datastore", "max_prompt_tokens")  # of a description
+_NOT_OPTIONS = ("name", "datastore", "max_prompt_tokens", "first")  # of a description
 
 
 def build_provider(

@@ -40,11 +40,15 @@ class OwnPrompts:
         self._providers = {} if provider is None else {"": provider}  # by datastore
 
     @classmethod
-    def given(cls, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None) -> "OwnPrompts":
+    def given(
+        cls, provider: PromptProvider | Mapping[str, Any], max_prompt_tokens: int | None, first: bool
+    ) -> "OwnPrompts":
         """Those of `Captioner.use_prompts`, which describes the arguments."""
         built = None if isinstance(provider, Mapping) else provider
         description = dict(provider) if isinstance(provider, Mapping) else provider.describe()
-        return cls(description | ({"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {}), built)
+        description |= {"max_prompt_tokens": max_prompt_tokens} if max_prompt_tokens else {}
+        description.pop("first", None)
+        return cls(description | ({"first": True} if first else {}), built)
 
     @property
     def retrieve(self) -> bool:

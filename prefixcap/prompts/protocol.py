@@ -26,7 +26,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text of an image that is read between the prefix and the caption, and is no part of the caption.
+    """The text of an image that is read beside the prefix, before the caption, and is no part of the caption.
 
     Attributes:
         text: one line or more; "": none.

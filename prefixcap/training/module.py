@@ -139,7 +139,7 @@ class CaptionTraining(L.LightningModule):
         with undisturbed(self.captioner), unsharded(self.captioner):
             prefix, _ = self.captioner.prefix_and_memory(self._noisy(embeddings, None))
             longest = max(positions, sampled + data.longest_prompt if sampled else 0)
-            require_same_reading(language_model, prefix, captions, longest, prompts)
+            require_same_reading(language_model, prefix, captions, longest, prompts, self.captioner.prompts_first)
         self._reading_checked = True
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ def require_same_reading(
     captions: Sequence[Tokens],
     positions: int,
     prompts: Sequence[Tokens] | None = None,
+    prompts_first: bool = False,
 ) -> None:
     """Check that a language model reads captions packed into rows, by their embeddings, and from its cache, as it reads
     each by itself.
@@ -73,13 +74,16 @@ def require_same_reading(
         captions: token ids of one caption of each, with the end token: real ones, the first about as long as any.
         positions: the longest that one image, with all its captions, is in a row.
         prompts: token ids of the prompt of each of the two images; None: there are none.
+        prompts_first: they are read before the prefix.
 
     Raises:
         InputError: the model reads them differently, or fails.
     """
-    rounding = _rounding(language_model)
+    rounding, own_prompts = _rounding(language_model), prompts or ((), ())
     try:
-        for what, actual, expected in _readings(language_model, prefix, captions, positions, prompts or ((), ())):
+        for what, actual, expected in _readings(
+            language_model, prefix, captions, positions, own_prompts, prompts_first
+        ):
             difference, size = (actual.float() - expected.float()).norm(), expected.float().norm()
             # `FiniteLoss` reports values that are not finite, with their captions.
             if size.isfinite() and not difference <= rounding * size:
@@ -108,6 +112,7 @@ def _readings(
     captions: Sequence[Tokens],
     positions: int,
     prompts: Sequence[Tokens],
+    prompts_first: bool,
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What is compared: a description, the result as in training or decoding, and the model's own."""
     tokens = [list(map(int, caption)) for caption in captions]
@@ -123,7 +128,9 @@ def _readings(
     row = f"reads captions in one row, up to {positions} positions of an image, differently than each by itself"
     row += cut if window and window < positions else ""
     prompt_ids = [list(map(int, prompt)) for prompt in prompts]
-    for actual, expected in zip(*_by_rows(language_model, prefix, tokens, positions, prompt_ids), strict=True):
+    for actual, expected in zip(
+        *_by_rows(language_model, prefix, tokens, positions, prompt_ids, prompts_first), strict=True
+    ):
         yield row, actual, expected
 
 
@@ -161,12 +168,14 @@ def _by_rows(
     captions: list[list[int]],
     positions: int,
     prompts: list[list[int]],
+    prompts_first: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The loss and gradients of some captions in rows of many, and of the same captions each by itself."""
     owners, tokens, compared = _layout(prefix.shape[1] + len(prompts[0]), captions, positions)
     images = torch.tensor([0] + [1] * owners[-1])  # the prefix and prompt of each image: the first or the second
     own_prompts = [prompts[image] for image in images.tolist()]
-    batch = pack(images, tokens, owners, prefix.shape[1], prompts=own_prompts).to(prefix.device)
+    batch = pack(images, tokens, owners, prefix.shape[1], prompts=own_prompts, prompts_first=prompts_first)
+    batch = batch.to(prefix.device)
     weights = torch.cat([torch.full((len(row),), float(index in compared)) for index, row in enumerate(tokens)])
     prefix = prefix.clone().requires_grad_()
     trained = [weight for weight in language_model.parameters() if weight.requires_grad]
@@ -180,7 +189,7 @@ def _by_rows(
         losses = []
         for index in compared:
             image = int(images[owners[index]])
-            losses.append(_loss(language_model, prefix[image], prompts[image], tokens[index]))
+            losses.append(_loss(language_model, prefix[image], prompts[image], tokens[index], prompts_first))
         return torch.stack(losses).sum()
 
     return _with_gradients(packed, leaves), _with_gradients(separate, leaves)
@@ -208,11 +217,15 @@ def _layout(
     return owners, first_image + others, sorted({0, len(first_image) - 1, len(owners) - 1})
 
 
-def _loss(language_model: LanguageModel, prefix: Tensor, prompt: list[int], caption: list[int]) -> Tensor:
+def _loss(
+    language_model: LanguageModel, prefix: Tensor, prompt: list[int], caption: list[int], prompt_first: bool
+) -> Tensor:
     """Negative log-probability of a caption after a (P, E) prefix and a prompt, by the model's own forward pass."""
     targets = torch.tensor(caption, device=prefix.device)  # (L,)
     input_ids = torch.tensor(prompt + caption[:-1], dtype=torch.long, device=prefix.device)  # (prompt + L - 1,)
-    embeddings = torch.cat((prefix, language_model.embed(input_ids))).unsqueeze(0)  # (1, P + prompt + L - 1, E)
+    read, continued = language_model.embed(input_ids).split([len(prompt), len(caption) - 1])
+    before = (read, prefix) if prompt_first else (prefix, read)
+    embeddings = torch.cat((*before, continued)).unsqueeze(0)  # (1, P + prompt + L - 1, E)
     logits = language_model.model(inputs_embeds=embeddings, use_cache=False).logits[0, -len(caption) :]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 

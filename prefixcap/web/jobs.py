@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.decoding import GenerationLimits
 from prefixcap.encoders import Encoder, encode_feature, reads_texts
 from prefixcap.errors import InputError
 from prefixcap.interpretation import interpret
@@ -32,7 +31,7 @@ class Picture(NamedTuple):
 
     Attributes:
         pixels: (3, height, width), as the encoder preprocesses it.
-        prompt: read between the image's prefix and the caption; "": none; None: the captioner's own, if it makes one.
+        prompt: read beside the prefix, before the caption; "": none; None: the captioner's own, if it makes one.
         without: texts of items that the captioner's own prompt leaves out, and captions that its mapper does not read.
     """
 
@@ -111,15 +110,14 @@ class Captions:
 
         `prompts` are those of the images, as `Captioner.candidates` takes them.
         """
-        captions: list[list[str]] = [[] for _ in features]
-        for rows, max_tokens in self._together(captioner, len(features), prompts):
-            written = captioner.candidates(
-                features[rows], self.count, self.decode, len(rows),
-                prompts=None if prompts is None else [prompts[row] for row in rows], prompt=self.prompt, seed=self.seed,
-                **dict(self.options) | {"max_tokens": max_tokens},
+        captions: list[list[str]] = []
+        step = max(len(features), 1) if self.seed is None else 1  # each image has the numbers that it has alone
+        for start in range(0, len(features), step):
+            rows = slice(start, start + step)
+            captions += captioner.candidates(
+                features[rows], self.count, self.decode, step, prompts=None if prompts is None else prompts[rows],
+                prompt=self.prompt, seed=self.seed, **dict(self.options),
             )  # fmt: skip
-            for row, candidates in zip(rows, written, strict=True):
-                captions[row] = candidates
         if not self.by_similarity and not reads_texts(captioner.encoder()):
             return [[Scored(caption, None) for caption in candidates] for candidates in captions]
         similarities = captioner.similarities(embeddings, captions)
@@ -129,21 +127,6 @@ class Captions:
         if self.by_similarity:
             scored = [sorted(candidates, key=lambda caption: -(caption.similarity or 0)) for candidates in scored]
         return scored
-
-    def _together(self, captioner: Captioner, count: int, prompts: Sequence[str] | None) -> list[tuple[list[int], int]]:
-        """The rows that are captioned together, and how many tokens their captions may have: fewer than asked for where
-        an image's prompt leaves room for fewer. Where numbers are drawn with a seed, each image is alone."""
-        most = int(dict(self.options).get("max_tokens", GenerationLimits.max_tokens))
-        language_model, context = captioner.language_model, captioner.language_model.context
-        begun = captioner.prefix_length + len(language_model.tokenize_prompt(self.prompt))
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row in range(count):
-            max_tokens = most
-            if prompts is not None and context is not None and begun + most <= context:
-                room = context - begun - len(language_model.tokenize_prompt(prompts[row]))
-                max_tokens = min(most, room) if room > 0 else most  # for decoding to refuse
-            groups.setdefault((max_tokens, 0 if self.seed is None else row), []).append(row)
-        return [(rows, max_tokens) for (max_tokens, _), rows in groups.items()]
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ class PromptItem(BaseModel):
 
 
 class ImagePrompt(BaseModel):
-    """What a captioner that makes prompts by itself read between the image's prefix and the caption."""
+    """What a captioner that makes prompts by itself read beside the image's prefix, before the caption."""
 
     text: str = Field(examples=["There are dog in image."])
     items: list[PromptItem] = Field(description="what the text was made of, the best first")

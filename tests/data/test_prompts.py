@@ -25,6 +25,8 @@ from tests.data.test_batches import store as store  # a fixture: 40 images, none
 from tests.training.test_self_critical import Recorded
 from tests.training.test_training import make_store
 
+ENTITIES = {"name": "clip_entities", "vocabulary": ["star"]}
+
 
 class Named:
     """Names each row and the epoch, and remembers what it was asked for."""
@@ -37,10 +39,12 @@ class Named:
         return [f"{split.name} {row} {epoch}" for row in rows.tolist()]
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("kind", ["alone", "grouped", "text"])
-def test_prompts_are_those_of_the_rows_that_are_read(kind: str, store: Path) -> None:
+def test_prompts_are_those_of_the_rows_that_are_read(kind: str, first: bool, store: Path) -> None:
     options: dict[str, Any] = {"grouped": {"group_captions": True}, "text": {"from_text": True}}.get(kind, {})
     captioner = small_captioner()
+    captioner.use_prompts(ENTITIES, first=first)
     data = CaptionData(store, captioner, 6, num_workers=0, prompts=Named(), **options)
     loader = data.train_dataloader()
     for epoch in (0, 3):
@@ -51,6 +55,11 @@ def test_prompts_are_those_of_the_rows_that_are_read(kind: str, store: Path) -> 
             tokens = [captioner.language_model.tokenize_prompt(prompt) for prompt in batch.prompts]
             prompt_ids = [token for row in tokens for token in row]
             assert len(prompt_ids) > 6 and batch.input_ids[: len(prompt_ids)].tolist() == prompt_ids
+            prefixes = batch.input_index[: 4 * len(batch.prompts)].view(-1, 4)  # of each image
+            of_prompts = batch.input_index[prefixes.numel() :][: len(prompt_ids)].split(list(map(len, tokens)))
+            for prefix, prompt in zip(prefixes, of_prompts, strict=True):
+                together = torch.cat((prompt, prefix) if first else (prefix, prompt))
+                assert torch.equal(together, together[0] + torch.arange(len(together)))
     (batch,) = data.val_dataloader()
     first = np.searchsorted(data.val_split.caption_images[:], np.arange(4))  # the first caption of each
     expected = np.minimum(first, len(data.val_split.captions) - 1) if kind == "text" else np.arange(4)
@@ -211,8 +220,10 @@ def test_validation_captions_are_written_after_the_prompts(store: Path, monkeypa
     assert training.val_loss.compute().item() == pytest.approx(total / len(batch.targets), rel=1e-5)
 
 
-def test_self_critical_gradients_are_those_of_a_plain_loop(store: Path) -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_self_critical_gradients_are_those_of_a_plain_loop(first: bool, store: Path) -> None:
     captioner, reward = small_captioner("full").eval(), Recorded()
+    captioner.use_prompts(ENTITIES, first=first)
     data = CaptionData(store, captioner, 8, prompts=drawn_prompts, group_captions=True)
     objective = SelfCritical(captioner, None, reward, draws=3, sample_tokens=7)
     training = CaptionTraining(captioner, data.val_split, objective=objective)
@@ -233,9 +244,13 @@ def test_self_critical_gradients_are_those_of_a_plain_loop(store: Path) -> None:
     for place, tokens in enumerate(sampled):
         own = range(place // 3 * 3, place // 3 * 3 + 3)
         advantage = rewards[place] - sum(rewards[other] for other in own if other != place) / 2
-        both = plain_loss(captioner, batch.embeddings[place // 3], prompts[place // 3] + tokens)
-        prompt = plain_loss(captioner, batch.embeddings[place // 3], prompts[place // 3]) if prompts[place // 3] else 0
-        total = total + advantage * (both - prompt) / sum(map(len, sampled))
+        embedding, prompt = batch.embeddings[place // 3], prompts[place // 3]
+        if first:
+            loss = plain_loss(captioner, embedding, tokens, prompt)
+        else:
+            loss = plain_loss(captioner, embedding, prompt + tokens)
+            loss = loss - plain_loss(captioner, embedding, prompt) if prompt else loss
+        total = total + advantage * loss / sum(map(len, sampled))
     total.backward()
     assert total != 0 and len(found) > 10
     for name, weight in captioner.named_parameters():

@@ -137,6 +137,25 @@ def test_nothing_is_masked_where_nothing_is_padded(monkeypatch: pytest.MonkeyPat
     assert read[-1].keys() >= {"attention_mask", "position_ids"}
 
 
+@pytest.mark.parametrize("before", [[[5, 6], [7, 8]], [[], [5, 6, 7]]])
+@pytest.mark.parametrize("prompts", [[[9], [9]], [[], [8, 9]], [[9, 8, 7], []]])
+def test_tokens_before_the_prefix(before: list[list[int]], prompts: list[list[int]]) -> None:
+    lm = small_lm()
+    prefix = torch.randn(2, 4, lm.dim)
+    found = pad_left(prefix, prompts, lm, before)
+    rows = [
+        torch.cat((lm.embed(torch.tensor(ahead, dtype=torch.long)), row_alone(lm, *row)[0]))
+        for ahead, *row in zip(before, prefix, prompts, strict=True)
+    ]
+    read = [found] if isinstance(found, Tensor) else [found.embeddings]
+    for row, own in zip(rows, read[0], strict=True):
+        assert torch.equal(own[-len(row) :], row)
+    if isinstance(found, PaddedPrefix):
+        assert found.padding.tolist() == [max(map(len, rows)) - len(row) for row in rows]
+    else:
+        assert len({len(row) for row in rows}) == 1
+
+
 def test_padding_in_front_of_every_row_changes_nothing() -> None:
     lm = random_lm("gpt2", 0).double()
     prefix = torch.randn(2, 3, 32, dtype=torch.float64)

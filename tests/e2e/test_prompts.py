@@ -28,11 +28,13 @@ def vocabulary(folder: Path) -> Path:
 
 
 def test_entities_by_clip(script: Script, vocabulary: Path, folder: Path, command: Command) -> None:
-    """The captioner makes them when it captions; texts that are given are read in their place."""
+    """The captioner makes them when it captions; texts that are given are read in their place. It reads them first."""
     entities = ("prompts=clip_entities", f"prompts.vocabulary={vocabulary}", "prompts.top_k=1", "prompts.threshold=0.0")
+    entities += ("prompts.first=true",)
     script("train", *SHORT, *entities, "run_dir=runs/entities")
     ckpt = folder / "runs/entities/checkpoints/best.ckpt"
     assert load(ckpt).describe()["prompts"]["vocabulary"][:2] == ["red circle", "red square"]
+    assert load(ckpt).prompts_first
     printed = script("eval", f"ckpt={ckpt}", *QUICK)
     assert "out-of-domain" in printed
     pictures = sorted((folder / "data/demo/images").iterdir())[:2]

@@ -31,17 +31,21 @@ def demo_captioner(encoder: Encoder) -> Captioner:
     return Captioner(load_language_model("demo"), encoder.identity, {"name": "mlp", "prefix_length": 4}).eval()
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("decode", DECODERS)
-def test_the_prompt_is_read_between_prefix_and_caption(decode: str, encoder: Encoder) -> None:
+def test_the_prompt_is_read_beside_the_prefix(decode: str, first: bool, encoder: Encoder) -> None:
     """Against the decoder of each image by itself, which continues the prefix and the tokens of its prompt."""
     captioner = demo_captioner(encoder).double()
+    captioner.use_prompts(ENTITIES, first=first)
     embeddings = torch.randn(3, encoder.identity.dim, generator=torch.Generator().manual_seed(0))
     captions = captioner.caption(embeddings, decode, prompts=PROMPTS, prompt="so", max_tokens=6, **DECODERS[decode])
     lm = captioner.language_model
     for embedding, prompt, caption in zip(embeddings, PROMPTS, captions, strict=True):
-        ids = torch.tensor(lm.tokenize_prompt(prompt) + lm.tokenize_prompt("so"), dtype=torch.long)
         with torch.inference_mode():
-            prefix = captioner.append_tokens(captioner.prefix(embedding.unsqueeze(0)), ids)
+            own = lm.embed(torch.tensor([lm.tokenize_prompt(prompt)], dtype=torch.long))
+            prefix = captioner.prefix(embedding.unsqueeze(0))
+            begin = lm.embed(torch.tensor([lm.tokenize_prompt("so")], dtype=torch.long))
+            prefix = torch.cat((own, prefix, begin) if first else (prefix, own, begin), dim=1)
             (((tokens),),) = decode_tokens(lm, prefix, decode, max_tokens=6, **DECODERS[decode])
         assert caption == lm.detokenize(lm.tokenize_prompt("so") + tokens)
     assert len(set(captions)) > 1
@@ -58,6 +62,45 @@ def test_noisy_candidates_share_the_prompt_of_their_image() -> None:
     ]
     assert together == apart
     assert together != captioner.candidates(embeddings, 2, "greedy", noise=0.1, seed=0, max_tokens=5)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_long_prompt_leaves_room_for_shorter_captions_of_its_image_alone(decode: str, encoder: Encoder) -> None:
+    captioner = demo_captioner(encoder)
+    context = captioner.language_model.context
+    assert context is not None
+    long = "a red star " * 38
+    room = context - 4 - sum(len(captioner.language_model.tokenize_prompt(text)) for text in (long, "so"))
+    assert 0 < room < 20
+    embeddings = torch.randn(3, encoder.identity.dim, generator=torch.Generator().manual_seed(0))
+    options = DECODERS[decode] | {"prompt": "so", "min_tokens": room, "repetition_penalty": 1.5}
+    captions = captioner.caption(embeddings, decode, prompts=[PROMPTS[0], long, ""], max_tokens=20, **options)
+    shorter = captioner.caption(embeddings[1:2], decode, prompts=[long], max_tokens=room, **options)
+    assert captions[1:2] == shorter
+    assert captions[::2] == captioner.caption(
+        embeddings[::2], decode, prompts=[PROMPTS[0], ""], max_tokens=20, **options
+    )
+    with pytest.raises(InputError, match="exceed the context"):
+        captioner.caption(embeddings[1:2], decode, prompts=[long], prompt="so " * room, max_tokens=20)
+    with pytest.raises(InputError, match="exceed the context"):
+        captioner.caption(embeddings, decode, max_tokens=context)
+
+
+def test_noisy_candidates_beside_a_long_prompt() -> None:
+    captioner = small_captioner()
+    context = captioner.language_model.context
+    assert context is not None
+    prompts = ["a", "a " * (context - 10), "so"]
+    embeddings = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    given: dict[str, Any] = {"noise": 0.1, "prompts": prompts}
+    together = captioner.candidates(embeddings, 2, "greedy", seed=0, max_tokens=12, **given)
+    short = captioner.candidates(embeddings, 2, "greedy", seed=0, max_tokens=3, **given)
+    assert [len(one) for one in together] == [2, 2, 2]
+    assert all(
+        caption.startswith(part)
+        for both in zip(together, short, strict=True)
+        for caption, part in zip(*both, strict=True)
+    )
 
 
 def test_wrong_prompts_are_refused() -> None:
@@ -124,6 +167,24 @@ def test_a_checkpoint_with_wrong_prompts_is_refused(
     captioner.prompts = prompts
     with pytest.raises(InputError, match=problem):
         load(checkpoint(captioner, tmp_path / "a.ckpt"))
+
+
+def test_where_prompts_are_read_is_kept(encoder: Encoder, tmp_path: Path) -> None:
+    captioner = demo_captioner(encoder)
+    provider = build_provider(ENTITIES, encoder)
+    captioner.use_prompts(provider)
+    assert not captioner.prompts_first and "first" not in captioner.describe()["prompts"]
+    captioner.use_prompts(provider, first=True)
+    embeddings = encoder.encode_texts(["a purple crescent in the snow", "a red star"])  # in place of pictures
+    loaded = load(checkpoint(captioner, tmp_path / "a.ckpt"))
+    assert loaded.prompts_first and loaded.caption(embeddings) == captioner.caption(embeddings)
+    loaded.use_prompts({**ENTITIES, "top_k": 2})  # another provider, for the same weights
+    assert loaded.prompts_first
+    loaded.use_prompts({**ENTITIES, "first": False})
+    assert not loaded.prompts_first and loaded.caption(embeddings) != captioner.caption(embeddings)
+    captioner.prompts = {**ENTITIES, "first": "yes"}
+    with pytest.raises(InputError, match="first"):
+        load(checkpoint(captioner, tmp_path / "b.ckpt"))
 
 
 def test_a_captioner_makes_prompts_by_a_description(encoder: Encoder) -> None:

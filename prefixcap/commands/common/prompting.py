@@ -25,6 +25,7 @@ _OF_TRAINING: dict[str, tuple[Any, Any]] = {
     "masked": (Proportion, 0.0),
     "noise": (_Noise, 0.0),
     "max_prompt_tokens": (Positive | None, None),
+    "first": (bool, False),
     "datastore": (str | None, None),
 }
 
@@ -60,7 +61,7 @@ def build_prompts(
     description, training = options
     datastore = Datastore.open(training["datastore"] or store) if retrieves(description) else None
     provider = build_provider(description, captioner.encoder(), datastore)
-    captioner.use_prompts(provider, training["max_prompt_tokens"])
+    captioner.use_prompts(provider, training["max_prompt_tokens"], training["first"])
     from_text = config.model.learns_from == "text"
     prompts = ProvidedPrompts(provider, from_text, training["masked"], training["noise"], config.seed)
     return prompts, training["max_prompt_tokens"]

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefixcap.captioner import Captioner
-from prefixcap.captioner.beside import decoder_inputs
+from prefixcap.captioner.beside import decoder_inputs, with_prompts
 from prefixcap.data import CaptionData
 from prefixcap.decoding import check_decoder, decode
-from prefixcap.decoding.padded import pad_left
 from prefixcap.errors import InputError
 from prefixcap.losses import token_cross_entropy
 from prefixcap.packing import Batch, pack
@@ -87,7 +86,7 @@ class SelfCritical(Objective):
         self._sample_lengths = list(map(len, tokens))
         sampled = pack(
             noisy.embeddings, tokens, images, self.captioner.prefix_length, image_rows=batch.image_rows,
-            prompts=prompts or None,
+            prompts=prompts or None, prompts_first=self.captioner.prompts_first,
         )  # fmt: skip
         sampled.prompts = batch.prompts
         return sampled.to(self.captioner.device)
@@ -110,7 +109,7 @@ class SelfCritical(Objective):
         return {"train_reward": torch.tensor(self._rewards.result().mean())}
 
     @torch.no_grad()
-    def sample(self, embeddings: Tensor, prompts: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
+    def sample(self, embeddings: Tensor, prompts: Sequence[list[int]] | None = None) -> list[list[int]]:
         """Captions drawn from the language model at the temperature, without dropout.
 
         Args:
@@ -125,7 +124,9 @@ class SelfCritical(Objective):
         training = captioner.training
         captioner.eval()
         with unsharded(captioner):
-            prefix = pad_left(decoder_inputs(captioner, embeddings), prompts or [()] * len(embeddings), language_model)
+            prefix = with_prompts(
+                captioner, decoder_inputs(captioner, embeddings), prompts or [[]] * len(embeddings), []
+            )
             drawn = decode(
                 language_model, prefix, "nucleus", self.draws, top_p=1.0, temperature=self.temperature,
                 max_tokens=self.sample_tokens,
