@@ -1,5 +1,6 @@
 """What the language model reads beside images, and what chooses among its captions."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,11 @@ def captions_beside(
     limits, _ = check_decoder(method, num_captions, options)
     own = [[]] if prompts is None else tokenize_prompts(language_model.tokenizer, prompts)
     read = [ids for ids in own for _ in range(len(inputs) // max(len(own), 1))]  # by each row
+    room = (language_model.context or sys.maxsize) - model.prefix_length - len(begin)  # without a prompt
     rows_of: dict[int, list[int]] = {}  # by the most tokens of their captions
     for row, ids in enumerate(read):
-        most = limits.max_tokens
-        if prompts is not None and language_model.context is not None:
-            room = language_model.context - model.prefix_length - len(ids) - len(begin)
-            most = min(most, room) if room > 0 else most  # for decoding to refuse
+        fits = len(ids) < room >= limits.max_tokens  # if not, decoding refuses it
+        most = min(limits.max_tokens, room - len(ids)) if fits else limits.max_tokens
         rows_of.setdefault(most, []).append(row)
     captions: list[list[list[int]]] = [[] for _ in read]
     for most, rows in rows_of.items():

@@ -83,7 +83,7 @@ def test_a_long_prompt_leaves_room_for_shorter_captions_of_its_image_alone(decod
     with pytest.raises(InputError, match="exceed the context"):
         captioner.caption(embeddings[1:2], decode, prompts=[long], prompt="so " * room, max_tokens=20)
     with pytest.raises(InputError, match="exceed the context"):
-        captioner.caption(embeddings, decode, max_tokens=context)
+        captioner.caption(embeddings, decode, prompts=["", "", ""], max_tokens=context)
 
 
 def test_noisy_candidates_beside_a_long_prompt() -> None:
