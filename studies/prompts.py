@@ -68,9 +68,9 @@ def with_adapters(row: Row) -> Row:
     return replace(row, label=f"{row.label}; adapters", train=(*row.train, "model.lm_tuning=lora"))
 
 
-def first(row: Row) -> Row:
-    """The same, with prompts that are read before the prefix."""
-    return replace(row, label=f"{row.label}; before the prefix", train=(*row.train, "prompts.first=true"))
+def after(row: Row) -> Row:
+    """The same, with prompts that are read after the prefix."""
+    return replace(row, label=f"{row.label}; after the prefix", train=(*row.train, "prompts.first=false"))
 
 
 def retrieved(label: str, *options: str) -> dict[str, Row]:
@@ -84,7 +84,7 @@ def retrieved(label: str, *options: str) -> dict[str, Row]:
 def rows() -> dict[str, Row]:
     """All rows by name."""
     made = {"none": Row("nothing"), "none-lora": with_adapters(Row("nothing"))}
-    made |= {"clip": by_clip(1, 0.0), "clip-first": first(by_clip(1, 0.0)), "clip-lora": with_adapters(by_clip(1, 0.0))}
+    made |= {"clip": by_clip(1, 0.0), "clip-after": after(by_clip(1, 0.0)), "clip-lora": with_adapters(by_clip(1, 0.0))}
     made |= {"clip-3": by_clip(3, 0.0), "clip-0.5": by_clip(3, 0.5)}
     for k, least in ((9, 4), (20, 8)):
         options = (
@@ -95,7 +95,7 @@ def rows() -> dict[str, Row]:
         )
         pair = retrieved(f"entities in at least {least} of {k} captions", *options)
         made |= {f"entities-{k}-{name}": row for name, row in pair.items()}
-    made |= {f"entities-9-first-{name}": first(made[f"entities-9-{name}"]) for name in ("training", "others")}
+    made |= {f"entities-9-after-{name}": after(made[f"entities-9-{name}"]) for name in ("training", "others")}
     for k in (1, 3):  # the small world's language model has no room for more
         pair = retrieved(f"captions: {k}", "prompts=retrieved_captions", f"prompts.k={k}")
         made |= {f"captions-{k}-{name}": row for name, row in pair.items()}

@@ -28,13 +28,12 @@ def vocabulary(folder: Path) -> Path:
 
 
 def test_entities_by_clip(script: Script, vocabulary: Path, folder: Path, command: Command) -> None:
-    """The captioner makes them when it captions; texts that are given are read in their place. It reads them first."""
+    """The captioner makes them when it captions; texts that are given are read in their place."""
     entities = ("prompts=clip_entities", f"prompts.vocabulary={vocabulary}", "prompts.top_k=1", "prompts.threshold=0.0")
-    entities += ("prompts.first=true",)
     script("train", *SHORT, *entities, "run_dir=runs/entities")
     ckpt = folder / "runs/entities/checkpoints/best.ckpt"
     assert load(ckpt).describe()["prompts"]["vocabulary"][:2] == ["red circle", "red square"]
-    assert load(ckpt).prompts_first
+    assert load(ckpt).prompts_first  # by default
     printed = script("eval", f"ckpt={ckpt}", *QUICK)
     assert "out-of-domain" in printed
     pictures = sorted((folder / "data/demo/images").iterdir())[:2]
@@ -54,9 +53,16 @@ def test_viecap_and_another_vocabulary(
 ) -> None:
     """It learns from captions; what it is told of images follows the options of the evaluation."""
     script(
-        "train", *SHORT, "model=viecap", "prompts=clip_entities", f"prompts.vocabulary={vocabulary}", "run_dir=runs/v"
+        "train",
+        *SHORT,
+        "model=viecap",
+        "prompts=clip_entities",
+        f"prompts.vocabulary={vocabulary}",
+        "prompts.first=false",
+        "run_dir=runs/v",
     )
     ckpt = folder / "runs/v/checkpoints/best.ckpt"
+    assert not load(ckpt).prompts_first
     (folder / "few.txt").write_text("red circle\nsea\n")
     changes: dict[str, tuple[str, ...]] = {
         "own": (),
