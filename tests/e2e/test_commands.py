@@ -99,6 +99,9 @@ def test_resume_goes_on_in_the_same_folder(trained: Path, mistake: Callable[...,
     assert len(list((trained / "samples").glob("*.json"))) == 3
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "model=mlp")
     assert "a resumed run keeps its model" in message
+    for option in ("model.start_token=true", "model.mapper.prefix_length=4"):
+        message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", option)
+        assert f"a resumed run keeps its {'.'.join(option.split('=')[0].split('.')[:2])}: leave it out" in message
     message = mistake("train", f"ckpt={trained / 'checkpoints' / 'last.ckpt'}", "find=batch_size")
     assert "find= starts from new weights, and ckpt= continues" in message
     taken = [f"ckpt={trained / 'checkpoints' / 'best.ckpt'}", "model.objective=scst", f"run_dir={trained}"]

@@ -30,6 +30,9 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
 TARGET = re.compile(r"_target_: *([\w.]+)")
 
+# What weights have learned with; with another value they would fit as well, and mean something else.
+_LEARNED_WITH = ("model.mapper", "model.normalize_embeddings", "model.start_token", "prompts.first")
+
 
 def resolve_run_config(composed: DictConfig) -> DictConfig:
     """The configuration of the run that a command line asks for: a new run, or one to continue.
@@ -92,6 +95,9 @@ def resumed(composed: DictConfig, checkpoint: Path, overrides: list[str]) -> Dic
     before.data.setdefault("options", [f"data={before.data.name}"])
     changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
     config = OmegaConf.merge(before, changes, {"run_dir": str(run_dir)})
+    for name in _LEARNED_WITH:
+        if OmegaConf.select(config, name) != OmegaConf.select(before, name):
+            raise InputError(f"a resumed run keeps its {name}: leave it out, or start a new run without ckpt=")
     if config.model.objective != before.model.objective:
         config.objective = changes.get("objective", {})  # what it was holds for the objective before
         time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{sweep_number()}"
