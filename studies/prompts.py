@@ -6,9 +6,9 @@ Where captions are retrieved, the same checkpoint is evaluated twice: with the t
 with 7,500 captions of other scenes of all domains, of which no image is in any split.
 
 Makes the stores, trains and evaluates each row by `prefixcap train` and `prefixcap eval`, and writes table.md and
-table.csv after each, and differences.md at the end: of each row less the one without anything, and of each datastore
-less the training captions. What is finished is not run again; a training that was stopped continues. Paths are relative
-to the working directory.
+table.csv after each, and differences.md at the end: of each row less the one without anything, of each datastore less
+the training captions, and of prompts before the prefix less those after it. What is finished is not run again; a
+training that was stopped continues. Paths are relative to the working directory.
 
 Rows:
 
@@ -203,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_csv(given.folder / "table.csv", exact)
         pairs = [(name, "none") for name in measured if name != "none"]
         pairs += [(name, f"{name.removesuffix('others')}training") for name in measured if name.endswith("others")]
+        pairs += [(name.replace("-after", ""), name) for name in measured if "-after" in name]
         lines = [[*pair, *differences(*map(measured.__getitem__, pair))] for pair in pairs if {*pair} <= {*measured}]
         atomic_write_text(given.folder / "differences.md", markdown([["row", "less", *COLUMNS], *lines]))
     except InputError as error:
