@@ -24,6 +24,7 @@ CHANGES = {
     "warmup-400": "optimizer.warmup_steps=400",
     "dropout-0": "lm.scratch={n_layer: 4, embd_pdrop: 0.0, resid_pdrop: 0.0, attn_pdrop: 0.0}",
     "dropout-0.2": "lm.scratch={n_layer: 4, embd_pdrop: 0.2, resid_pdrop: 0.2, attn_pdrop: 0.2}",
+    "attention-dropout-0": "lm.scratch={n_layer: 4, embd_pdrop: 0.1, resid_pdrop: 0.1, attn_pdrop: 0.0}",
     "prefix-4": "model.mapper.prefix_length=4",
     "prefix-16": "model.mapper.prefix_length=16",
     "noise": "model.noise={kind: dimensions, share: 0.1, variance: 0.016}",

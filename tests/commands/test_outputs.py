@@ -223,6 +223,35 @@ def test_drawn_captions_are_those_of_a_run_that_was_not_stopped(command: Command
         assert [file.read_bytes() for file in sidecars] == expected
 
 
+def test_a_file_that_another_process_writes(command: Command, ckpt: Path, photos: Path, tmp_path: Path) -> None:
+    """Is refused, and has what that process says, whatever happens to captions that are there."""
+    out = tmp_path / "captions.json"
+    words = ("caption", photos, "--ckpt", ckpt, *QUICK, "--batch-size", "1", "--format", "json", "--out", out)
+    other = Python("-m", "prefixcap", *words)
+    try:
+        while not (out.exists() and out.stat().st_size) and other.poll() is None:
+            time.sleep(0.002)
+        other.send_signal(signal.SIGSTOP)
+        for existing in ("skip", "overwrite"):
+            status, printed, err = command(*words, "--existing", existing)
+            assert (status, printed) == (2, "")
+            assert "captions.json is being written by another process" in err.splitlines()[-1]
+    finally:
+        other.send_signal(signal.SIGCONT)
+    assert other.communicate()[0] == 0
+    assert len(json.loads(out.read_text())) == 5
+
+
+def test_a_file_that_another_process_has_written_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    destination = Destination(NAMES, "json", file, count=2)
+    assert not destination.done
+    before = bytes_of("json", ROWS[:1], file)
+    with pytest.raises(InputError, match="written by another process meanwhile"), destination.open():
+        pass
+    assert file.read_bytes() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["sidecar", "json", "jsonl", "coco", "csv", "text"])
 def test_killed_at_random_moments(form: str, ckpt: Path, tmp_path: Path) -> None:

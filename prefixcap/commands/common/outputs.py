@@ -4,11 +4,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
+
+from filelock import lock_descriptor
 
 from prefixcap.commands.common.formats import Format, Row, Stream, Written, read_written
 from prefixcap.commands.common.inputs import is_url
@@ -82,6 +84,9 @@ class Destination:
     @cached_property
     def written(self) -> Written:
         """What the file holds that stays."""
+        return self._read()
+
+    def _read(self) -> Written:
         if self.form == "sidecar" or self.out is None or not self.out.is_file() or self.existing == "overwrite":
             return Written()
         with one_line_errors(self.out):
@@ -105,7 +110,7 @@ class Destination:
         """A context with the output. What was written before an error leaves it stays, and is valid.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or another process writes it.
         """
         if self.form == "sidecar":
             yield Sidecars(self)
@@ -124,6 +129,8 @@ class Destination:
     def _replaced(self, out: Path) -> Iterator[Output]:
         """The file that is there stays until a caption has been written, and the context ends."""
         failure = None
+        with out.open("rb") as before:
+            _require_alone(before, out)
         with atomic_write(out.resolve()) as temporary, temporary.open("wb", buffering=0) as file:
             output = Stream(file, self.form, can_rewrite=True)
             try:
@@ -137,12 +144,15 @@ class Destination:
 
     def _continued(self, out: Path) -> Iterator[Output]:
         """The file grows from batch to batch, so that a run that is killed goes on where it was."""
-        written, is_new = self.written, not out.exists()
+        is_new = not out.exists()
         with one_line_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             file = os.fdopen(os.open(out, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         with file:
-            output = Stream(file, self.form, can_rewrite=True, written=written)
+            _require_alone(file, out)
+            if not out.exists() or self._read() != self.written:
+                raise InputError(f"{out} was written by another process meanwhile: run the same command again")
+            output = Stream(file, self.form, can_rewrite=True, written=self.written)
             try:
                 yield output
             finally:
@@ -205,6 +215,13 @@ class Sidecars:
         before = read_text(file).removesuffix("\n").split("\n")
         new = [caption for caption in captions if caption not in before]
         return before + new if existing == "append" else new + before
+
+
+def _require_alone(file: BinaryIO, out: Path) -> None:
+    """Keep other processes from writing a file until it is closed; refuse it if one of them does the same."""
+    with suppress(OSError):  # not every network's file system has locks
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise InputError(f"{out} is being written by another process: wait for it to end, or name another file")
 
 
 def require_new_folder(folder: Path) -> None:
