@@ -73,6 +73,17 @@ def after(row: Row) -> Row:
     return replace(row, label=f"{row.label}; after the prefix", train=(*row.train, "prompts.first=false"))
 
 
+def from_text(row: Row) -> Row:
+    """The same, learned from captions alone, each in place of its image."""
+    options = ("model.learns_from=text", "model.normalize_embeddings=true", "model.noise={variance: 0.016}")
+    return replace(row, label=f"{row.label}; from captions alone", train=(*row.train, *options))
+
+
+def masked(row: Row, share: float) -> Row:
+    """The same, with another share of a caption's entities left out in training."""
+    return replace(row, label=f"{row.label}, {share:.0%} left out", train=(*row.train, f"prompts.masked={share}"))
+
+
 def retrieved(label: str, *options: str) -> dict[str, Row]:
     """Rows with both datastores."""
     return {
@@ -86,6 +97,8 @@ def rows() -> dict[str, Row]:
     made = {"none": Row("nothing"), "none-lora": with_adapters(Row("nothing"))}
     made |= {"clip": by_clip(1, 0.0), "clip-after": after(by_clip(1, 0.0)), "clip-lora": with_adapters(by_clip(1, 0.0))}
     made |= {"clip-3": by_clip(3, 0.0), "clip-0.5": by_clip(3, 0.5)}
+    made |= {"text": from_text(Row("nothing"))}
+    made |= {f"text-masked-{share}": masked(from_text(by_clip(1, 0.0)), share) for share in (0.0, 0.4, 0.8)}
     for k, least in ((9, 4), (20, 8)):
         options = (
             "prompts=retrieved_entities",
@@ -125,6 +138,7 @@ def evaluated(name: str, seed: int, folder: Path, train: list[str]) -> Path:
     run, out = folder / "runs" / f"{first}-{seed}", folder / "eval" / f"{name}-{seed}"
     train_once(run, *row.train, f"data.store={TRAINING}", f"seed={seed}", *train)
     options = [f"ckpt={run / 'checkpoints' / 'best.ckpt'}", "metrics=[CIDEr]", "decode.max_tokens=30", f"out={out}"]
+    options += ["data=demo", f"data.store={TRAINING}"]  # those that learn from captions name no images
     options += [f"datastore={row.datastore}"] if row.datastore else []
     run_once(out, "eval", options, out / "metrics.json")
     return out
