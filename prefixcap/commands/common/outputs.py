@@ -129,7 +129,7 @@ class Destination:
     def _replaced(self, out: Path) -> Iterator[Output]:
         """The file that is there stays until a caption has been written, and the context ends."""
         failure = None
-        with out.open("rb") as before:
+        with one_line_errors(out), out.open("rb") as before:
             _require_alone(before, out)
         with atomic_write(out.resolve()) as temporary, temporary.open("wb", buffering=0) as file:
             output = Stream(file, self.form, can_rewrite=True)
