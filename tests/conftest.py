@@ -82,7 +82,10 @@ def cluster() -> Iterator[str]:
     """The address of a Ray cluster of two workers, to which this process is connected."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
+        _system_config={"worker_niceness": 0},  # by Ray's 15, other tests leave the workers hardly any processor time
+    )  # fmt: skip
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

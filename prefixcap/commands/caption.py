@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -291,7 +291,8 @@ def main(
     shape = shape_for(device, workers) if engine else None  # before `Stop`: Ray has a handler of SIGTERM of its own
     stop, skipped, written = Stop(), list[str](), 0
     try:
-        with stop, destination.open() as output:
+        # On standard output are captions and nothing else: not what Ray prints of a worker that died.
+        with stop, destination.open() as output, redirect_stdout(sys.stderr):
             warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
             # imports torch: after the options are checked
             captioner: BatchCaptioner | ClusterCaptioner

@@ -24,11 +24,8 @@ from prefixcap.utils.cluster import Workers
 from tests.commands.conftest import QUICK, Command
 from tests.processes import start
 
-OPTIONS: dict[str, tuple[Any, ...]] = {
-    "sidecar": (*QUICK, "--before", "ohwx, "),
-    "jsonl": ("--decode", "nucleus", "--set", "seed=3", "max_tokens=4", "--count", 2, "--rerank", 3, "--prompt", "a"),
-    "csv": QUICK,
-}
+SIDECARS = (*QUICK, "--before", "ohwx, ", "--format", "sidecar")
+DRAWN = ("--decode", "nucleus", "--set", "seed=3", "max_tokens=4", "--count", 2, "--rerank", 3, "--prompt", "a")
 DAMAGED = (7, 20, 21, 22, 23)  # of which the last four are a batch
 
 
@@ -44,9 +41,12 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def words(pictures: Path, ckpt: Path, form: str, out: Path | None) -> list[object]:
-    named = () if out is None else ("--out", out)
-    return ["caption", pictures, "--ckpt", ckpt, "--batch-size", 4, *OPTIONS[form], "--format", form, *named]
+def words(pictures: Path, ckpt: Path, *options: object) -> list[object]:
+    return ["caption", pictures, "--ckpt", ckpt, "--batch-size", 4, *options]
+
+
+def drawn(pictures: Path, ckpt: Path, out: Path) -> list[object]:
+    return words(pictures, ckpt, *DRAWN, "--format", "jsonl", "--out", out)
 
 
 def take_sidecars(pictures: Path) -> dict[str, bytes]:
@@ -60,33 +60,6 @@ def take_sidecars(pictures: Path) -> dict[str, bytes]:
 
 def skipped(err: str) -> str:
     return err[err.index("skipped 5 of 60 images:") :]
-
-
-@pytest.mark.slow
-def test_two_workers_write_the_same_sidecars_as_one_process(
-    cluster: str, command: Command, ckpt: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(pictures.parent)  # the workers find a relative path, too
-    line = words(Path(pictures.name), ckpt, "sidecar", None)
-    alone = command(*line)
-    expected = take_sidecars(pictures)
-    result = command(*line, "--engine", "ray")
-    assert (result.status, result.out) == (1, "") and skipped(result.err) == skipped(alone.err)
-    assert take_sidecars(pictures) == expected and len(expected) == 60 - len(DAMAGED)
-
-
-@pytest.mark.slow
-def test_two_workers_write_the_same_lines_as_one_process(
-    cluster: str, command: Command, ckpt: Path, pictures: Path, tmp_path: Path
-) -> None:
-    """Drawn ones, of which each image has its own random numbers; also where some are there already."""
-    alone, out = tmp_path / "alone.jsonl", tmp_path / "ray.jsonl"
-    assert command(*words(pictures, ckpt, "jsonl", alone)).status == 1
-    lines = alone.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 60 - len(DAMAGED) and len({str(json.loads(line)["captions"]) for line in lines}) > 30
-    out.write_bytes(b"".join(lines[:5]))
-    assert command(*words(pictures, ckpt, "jsonl", out), "--engine", "ray").status == 1
-    assert out.read_bytes() == alone.read_bytes()
 
 
 STREAM = Workers.stream
@@ -103,15 +76,21 @@ def kill_the_first(workers: Workers, *arguments: Any) -> Generator[Any]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(
-    cluster: str, command: Command, ckpt: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str, command: Command, ckpt: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Takes long because three workers start one after the other, and each imports torch anew."""
-    alone, out = tmp_path / "alone.csv", tmp_path / "ray.csv"
-    assert command(*words(pictures, ckpt, "csv", alone)).status == 1
+    """Of which nothing is among the captions on standard output.
+
+    Takes long because three workers start one after the other, and each imports torch anew.
+    """
+    monkeypatch.chdir(pictures.parent)  # the workers find a relative path, too
+    line = words(Path(pictures.name), ckpt, *SIDECARS)
+    alone = command(*line)
+    expected = take_sidecars(pictures)
     monkeypatch.setattr(Workers, "stream", kill_the_first)
-    result = command(*words(pictures, ckpt, "csv", out), "--engine", "ray")
-    assert result.status == 1 and "a worker failed, and its work is done again: ActorDiedError" in result.err
-    assert out.read_bytes() == alone.read_bytes()
+    result = command(*line, "--engine", "ray")
+    assert (result.status, result.out) == (1, "") and skipped(result.err) == skipped(alone.err)
+    assert "a worker failed, and its work is done again: ActorDiedError" in result.err
+    assert take_sidecars(pictures) == expected and len(expected) == 60 - len(DAMAGED)
 
 
 def caption_elsewhere(address: str, line: list[object]) -> None:
@@ -133,9 +112,12 @@ def caption_elsewhere(address: str, line: list[object]) -> None:
 def test_a_command_that_is_killed_goes_on(
     cluster: str, command: Command, ckpt: Path, pictures: Path, tmp_path: Path
 ) -> None:
+    """With captions that are drawn, of which each image has its own random numbers."""
     alone, out = tmp_path / "alone.jsonl", tmp_path / "ray.jsonl"
-    assert command(*words(pictures, ckpt, "jsonl", alone)).status == 1
-    line = [*words(pictures, ckpt, "jsonl", out), "--engine", "ray"]
+    assert command(*drawn(pictures, ckpt, alone)).status == 1
+    lines = alone.read_text().splitlines()
+    assert len(lines) == 60 - len(DAMAGED) and len({str(json.loads(line)["captions"]) for line in lines}) > 30
+    line = [*drawn(pictures, ckpt, out), "--engine", "ray"]
     process = start(caption_elsewhere, cluster, line)
     while process.is_alive() and not (out.exists() and out.read_bytes().count(b"\n") == 11):  # one image is damaged
         time.sleep(0.01)
@@ -203,7 +185,7 @@ def test_images_that_cannot_be_read_draw_like_others(
     found = {}
     for name in ("damaged", "mended"):
         out = tmp_path / name
-        command(*words(pictures, ckpt, "jsonl", out))
+        command(*drawn(pictures, ckpt, out))
         found[name] = {row["image"]: row["captions"] for row in map(json.loads, out.read_text().splitlines())}
         for number in DAMAGED:
             Image.effect_noise((60, 50), 10 + number).save(pictures / f"{number // 30}" / f"{number:03}.jpg")

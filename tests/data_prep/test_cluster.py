@@ -73,14 +73,6 @@ def embed_on_cluster(dataset: Dataset, store: Path, make: Callable[..., Generato
         maker.close()
 
 
-@pytest.mark.slow
-def test_two_workers_make_the_same_store_as_one_process(
-    cluster: str, images: Path, alone: dict[str, bytes], tmp_path: Path
-) -> None:
-    embed_on_cluster(noise(images), tmp_path / "store")
-    assert contents(tmp_path / "store") == alone
-
-
 def kill_the_first(maker: ClusterMaker, *arguments: Any) -> Generator[EncodedPiece]:
     """The pieces; the worker that is there at the start is killed after three of them."""
     pid = maker._workers._ray.get(maker._workers._idle[0].__ray_call__.remote(lambda worker: os.getpid()))

@@ -225,7 +225,7 @@ def with_bar(results: Generator[Captioned], images: int, done: int) -> Generator
 
     with closing(results), tqdm(total=images, initial=done, unit=" images", delay=1) as bar:
         for result in results:
-            # On a terminal the bar makes room for the captions.
-            with tqdm.external_write_mode(sys.stdout) if sys.stderr.isatty() else nullcontext():
+            # On a terminal the bar makes room for captions.
+            with tqdm.external_write_mode(sys.stderr) if sys.stderr.isatty() else nullcontext():
                 yield result
             bar.update(len(result.rows) + len(result.skipped))
