@@ -27,9 +27,10 @@ CHANGES = {
     "attention-dropout-0": "lm.scratch={n_layer: 4, embd_pdrop: 0.1, resid_pdrop: 0.1, attn_pdrop: 0.0}",
     "prefix-4": "model.mapper.prefix_length=4",
     "prefix-16": "model.mapper.prefix_length=16",
-    "noise": "model.noise={kind: dimensions, share: 0.1, variance: 0.016}",
+    "length-1": "model.normalize_embeddings=true",
     "epochs-8": "trainer.max_epochs=8",
 }
+NOISE = "model.noise={kind: dimensions, share: 0.1, variance: 0.016}"  # for embeddings of length one
 
 # The weighted mean of the training captions that are nearest to a photograph, as in DeCap, in place of its embedding.
 PROJECTION = (f"memory={FLICKR8K}", "memory_temperature=0.04")
@@ -169,6 +170,7 @@ def chosen() -> dict[str, Row]:
         },
         "mlp-recipe": row("mlp", "MLP, by the recipe"),
         **{f"mlp-{change}": row("mlp", f"MLP, {option}", train=(option,)) for change, option in CHANGES.items()},
+        "mlp-noise": row("mlp", f"MLP, embeddings of length one, {NOISE}", train=(CHANGES["length-1"], NOISE)),
         **{
             f"maccap-{number}": row("maccap", f"MacCap, candidates: {number}", f"decode.rerank={number}")
             for number in CANDIDATES
@@ -220,11 +222,12 @@ def with_prompts() -> dict[str, Row]:
     longest = {"flickr8k": 72, "coco": 63}
     objects = ("prompts=retrieved_entities", f"prompts.vocabulary={OBJECTS}", "prompts.least=3")
     stores = {"flickr8k": FLICKR8K, "coco": COCO, "flickr30k": FLICKR30K}
+    from_coco = text_only("with prompts", "coco-", "coco_text", COCO)["coco-capdec"]
     rows = {
         "photos": ("flickr8k", supervised()["photos"]),
         "mlp": ("flickr8k", supervised()["mlp"]),
         "capdec": ("flickr8k", text_only("with prompts", "", "flickr8k", FLICKR8K)["capdec"]),
-        "coco-capdec": ("coco", text_only("with prompts", "coco-", "coco_text", COCO)["coco-capdec"]),
+        "coco-capdec": ("coco", replace(from_coco, label="CapDec of COCO's captions")),
     }
     made = {}
     for name, (own, row) in rows.items():

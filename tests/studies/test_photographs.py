@@ -169,6 +169,7 @@ def test_rows_can_be_composed_and_name_each_other() -> None:
             command = "train" if row.command == "train" else "train_lm"
             config = composed(command, *row.train)
             assert Path(config.lm.name) in row.needs and config.encoder.name == "photo", name
+            assert command == "train_lm" or config.model.noise is None or config.model.normalize_embeddings, name
         assert all(other is None or other in ROWS for other in (row.start, row.same_as, row.images_of)), name
         assert composed("eval", "data=flickr8k", *row.evaluate) is not None
     assert {name for pair in PAIRS for name in pair} <= set(ROWS)
