@@ -279,6 +279,8 @@ PAIRS = (
         )
     ]
     + [("photos-consensus", "photos-projected"), ("photos-captions-consensus", "photos-captions-projected")]
+    + [(f"mlp-{change}", "mlp-recipe") for change in (*CHANGES, "noise")]
+    + [(f"capdec-{variance}", "capdec-0.016") for variance in VARIANCES if variance != 0.016]
     + [
         (f"{name}-{kind}-{store}", other)
         for name, own in (("photos", "flickr8k"), ("mlp", "flickr8k"), ("capdec", "flickr8k"), ("coco-capdec", "coco"))
@@ -289,7 +291,7 @@ PAIRS = (
         )
     ]
 )
-"""Which row the papers find better than which."""
+"""Which rows are compared: in most pairs the papers find the first one better."""
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "Karpathy and Fei-Fei 2015": {"BLEU-4": 0.160, "METEOR": 0.167, "CIDEr": 0.318},
