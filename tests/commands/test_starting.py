@@ -21,6 +21,7 @@ from prefixcap.features import EncoderIdentity
 from prefixcap.language import load_language_model
 from tests.conftest import ROOT
 from tests.processes import python
+from tests.training.test_training import make_store
 
 DEMO = load_encoder("demo").identity
 
@@ -149,12 +150,10 @@ def test_a_run_from_a_tuned_captioner_is_continued(language_model: str, tmp_path
     start = checkpoint(before, tmp_path / "best.ckpt")
     shutil.rmtree(folder)
     options = [
-        "optimizer.learning_rate=1e-12",
-        "optimizer.warmup_steps=0",
-        "batch_size=4",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    options += ["+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1", "trainer.max_epochs=1"]
+        "data=coco", f"data.store={make_store(tmp_path / 'store', DEMO)}", "optimizer.learning_rate=1e-12",
+        "optimizer.warmup_steps=0", "batch_size=4", f"run_dir={tmp_path / 'run'}", "+trainer.limit_train_batches=2",
+        "+trainer.limit_val_batches=1", "trainer.max_epochs=1",
+    ]  # fmt: skip
     process = python(ROOT / "train.py", f"start={start}", *options)
     assert process.returncode == 0, process.stderr
     assert f"keeps encoder demo, mapper mlp, language model {folder}" in process.stdout
@@ -162,7 +161,7 @@ def test_a_run_from_a_tuned_captioner_is_continued(language_model: str, tmp_path
     process = python(ROOT / "train.py", f"ckpt={last}", "trainer.max_epochs=2")
     assert process.returncode == 0, process.stderr
     after = prefixcap.load(last)
-    assert (after.trained_on["before"], after.trained_on["data"]) == (["animals", "birds"], "demo")
+    assert (after.trained_on["before"], after.trained_on["data"]) == (["animals", "birds"], "coco")
     torch.testing.assert_close(after.checkpoint_state_dict(), before.checkpoint_state_dict(), rtol=0, atol=1e-9)
 
 
