@@ -245,15 +245,17 @@ class MemoryBank:
         best = queries.new_full((len(queries), count), -math.inf)
         indices = torch.zeros_like(best, dtype=torch.int64)
         with_faiss = on_cpu and len(queries) > FEW_FOR_FAISS and importlib.util.find_spec("faiss") is not None
-        for start, stored in self._stored(CAPTIONS):
+        size = min(len(self), CAPTIONS if len(queries) > FEW_FOR_FAISS else 8 * CAPTIONS)
+        buffer = queries.new_empty(size, self.dim)  # memory that is new for each chunk would cost more than the product
+        for start, stored in self._stored(size):
             inverse = self._inverse_lengths[start : start + len(stored)].to(queries.device)
-            memories = stored.to(queries.device).float()
+            memories = buffer[: len(stored)].copy_(stored)
             many = min(count, len(memories))
             if with_faiss:
                 cosines, rows = _search(queries, memories * inverse[:, None], many)
                 better = torch.arange(len(queries))
             else:
-                products = (queries @ memories.T).mul_(inverse)  # (Q, M)
+                products = (memories @ queries.T).T.mul_(inverse)  # (Q, M); this order is faster for few queries
                 better = (products.amax(1) > best[:, -1]).nonzero()[:, 0]  # the queries for which the chunk has nearer
                 cosines, rows = products[better].topk(many)
             best[better], order = torch.cat([best[better], cosines], dim=1).topk(count)
