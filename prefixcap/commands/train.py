@@ -251,8 +251,10 @@ def run_finder(what: str, trainer: Trainer, training: CaptionTraining, data: Cap
 
 def memory_saving_overrides(config: DictConfig) -> list[str]:
     """Options that save memory, those that cost least first."""
+    from prefixcap.commands.common.automatic import bfloat16_is_slow
+
     knobs = []
-    if config.trainer.precision == "32-true":
+    if config.trainer.precision == "32-true" and not bfloat16_is_slow(config):
         knobs.append("trainer.precision=bf16-mixed")
     if config.model.objective == "scst":
         knobs.append(f"scst.draws={max(2, config.scst.draws // 2)} (it is {config.scst.draws})")

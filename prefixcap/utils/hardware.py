@@ -60,6 +60,15 @@ def gpu_has_bfloat16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 at a useful rate: one with AVX2 alone is many times slower than
+    in float32.
+    """
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "AVX2")
+
+
 def describe_machine() -> str:
     """The processor that models run on by default, in words, to stand beside a time: "NVIDIA H100 80GB HBM3", or
     "Intel(R) Xeon(R) CPU @ 2.20GHz, 2 CPUs, 1 thread", where threads are those that torch uses.

@@ -25,6 +25,7 @@ def tf32(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def machine(monkeypatch: pytest.MonkeyPatch, name: str | None, bfloat16: bool = True) -> None:
     monkeypatch.setattr(automatic, "gpu_name", lambda: name)
     monkeypatch.setattr(automatic, "gpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
 def options(**changed: Any) -> DictConfig:
@@ -58,6 +59,26 @@ def test_precision(
     config = options(trainer__accelerator=accelerator, trainer__precision=given)
     assert automatic.choose_precision(config) == expected == config.trainer.precision
     assert tf32 == ["high" if uses_tf32 else "highest"]
+
+
+@pytest.mark.parametrize(("gpu", "capability", "given", "warns"), [
+    (None, "AVX2", "bf16-mixed", True),
+    (None, "AVX2", "bf16-true", True),
+    (None, "AVX2", "32-true", False),
+    (None, "AVX2", "auto", False),
+    (None, "AVX512", "bf16-mixed", False),
+    ("H200", "AVX2", "bf16-mixed", False),
+])  # fmt: skip
+def test_bfloat16_on_a_cpu_without_it(
+    gpu: str | None, capability: str, given: str, warns: bool, tf32: Calls, monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    machine(monkeypatch, gpu)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    automatic.choose_precision(options(trainer__precision=given))
+    said = [str(warning.message) for warning in recwarn]
+    assert said == [f"this CPU has no instructions for bfloat16: trainer.precision={given} takes many times as long "
+                    "as trainer.precision=32-true"] * warns  # fmt: skip
 
 
 @pytest.fixture(scope="module")

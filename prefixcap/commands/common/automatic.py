@@ -1,10 +1,11 @@
 """What the training commands choose where an option is `auto`: by the GPU, and by the data."""
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
 from prefixcap.store import StoreSplit
-from prefixcap.utils.hardware import gpu_has_bfloat16, gpu_name
+from prefixcap.utils.hardware import cpu_has_bfloat16, gpu_has_bfloat16, gpu_name
 
 
 def choose_precision(config: DictConfig) -> str:
@@ -15,6 +16,11 @@ def choose_precision(config: DictConfig) -> str:
     trainer, gpu = config.trainer, _gpu(config)
     if trainer.precision == "auto":
         trainer.precision = "bf16-mixed" if gpu is not None and gpu_has_bfloat16() else "32-true"
+    if "bf16" in str(trainer.precision) and bfloat16_is_slow(config):
+        rank_zero_warn(
+            f"this CPU has no instructions for bfloat16: trainer.precision={trainer.precision} takes many times as "
+            "long as trainer.precision=32-true"
+        )
     mixed = str(trainer.precision).endswith("-mixed")
     torch.set_float32_matmul_precision("high" if gpu is not None and mixed else "highest")
     return str(trainer.precision)
@@ -31,6 +37,11 @@ def choose_grouping(config: DictConfig, split: StoreSplit) -> str:
         several = len(split.captions) >= 2 * len(split)
         config.data.group_captions = _gpu(config) is not None and from_images and several
     return "captions grouped by image" if config.data.group_captions else "captions drawn one by one"
+
+
+def bfloat16_is_slow(config: DictConfig) -> bool:
+    """Whether the trainer's machine computes slower in bfloat16 than in float32."""
+    return _gpu(config) is None and not cpu_has_bfloat16()
 
 
 def _gpu(config: DictConfig) -> str | None:
