@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stores import open_store, require_store
 from prefixcap.commands.common.hydra_main import command, run
-from prefixcap.commands.common.run_folder import keep_config, resolve_run_config
+from prefixcap.commands.common.run_folder import keep_config, resolve_run_config, sole_run
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.mappers import MAPPERS
@@ -62,7 +62,6 @@ def main(config: DictConfig) -> float | None:
     """Train, and return the best val_cider, or -val_loss (see `monitored`), which a sweep may maximize; None if find=
     asks for a value instead, or nothing was validated."""
     config = resolve_run_config(config)
-    run_dir = Path(config.run_dir)
     if config.find not in (None, "learning_rate", "batch_size"):
         raise InputError(f"find must be learning_rate or batch_size, not {config.find!r}")
     if config.data.on_device not in ("auto", True, False):
@@ -72,6 +71,13 @@ def main(config: DictConfig) -> float | None:
     if config.cuda_graphs not in ("auto", True, False):
         raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
+    with sole_run(Path(config.run_dir)):
+        return train(config)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train by a checked configuration, see `main`."""
+    run_dir = Path(config.run_dir)
     start = Start(config.start) if config.start and not config.ckpt else None
     overrides = list(HydraConfig.get().overrides.task)
     if start and not any(override.startswith("ckpt=") for override in overrides):  # such a run has its configuration

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.readers import read_dataset
 from data_prep.stores import open_store, require_store
 from prefixcap.commands.common.hydra_main import run
+from prefixcap.commands.common.run_folder import sole_run
 from prefixcap.errors import InputError
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import atomic_write_text
@@ -33,6 +34,11 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
 
 def main(config: DictConfig) -> None:
+    with sole_run(Path(config.run_dir)):
+        train(config)
+
+
+def train(config: DictConfig) -> None:
     run_dir = Path(config.run_dir)
     if not reads_sentences(config.data):
         require_store(config.data, config.encoder.name)

@@ -1,5 +1,7 @@
 """Runs that are killed, stopped, sent NaN, or out of memory: what they did is kept, and resuming changes nothing."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -21,6 +23,7 @@ from hydra import compose, initialize_config_dir
 
 from prefixcap.captioner import Captioner
 from prefixcap.checkpoints.files import read_training
+from prefixcap.commands.common import run_folder
 from prefixcap.commands.common.trainer import fit as run_training
 from prefixcap.data import CaptionData
 from prefixcap.errors import InputError
@@ -345,7 +348,7 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
     environment = {
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train",
         "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-        "SLURM_NODEID": "0",
+        "SLURM_NODEID": "0", "SLURM_ARRAY_TASK_ID": "5",
     }  # fmt: skip
     options = [option for option in run_of(make_store(tmp_path / "store", DEMO), tmp_path) if "run_dir" not in option]
 
@@ -368,7 +371,7 @@ def test_a_job_of_slurm_that_is_started_again_goes_on(tmp_path: Path) -> None:
 
     again = {"SLURM_RESTART_COUNT": "1"}
     first, step = stopped(signal.SIGUSR1, options, {})
-    assert asked.read_text() == "requeue 77\n"
+    assert asked.read_text() == "requeue 77\n" and first.parents[1].name.endswith("-5")
     last, later = stopped(signal.SIGTERM, options, again)
     assert last == first and later > step
     other, _ = stopped(signal.SIGTERM, [*options, "seed=1"], again)  # another command of the same job
@@ -386,6 +389,29 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path, mistake: 
     last.parent.mkdir()
     last.touch()
     assert f"holds a run: continue it with ckpt={last}" in mistake("train", f"run_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("command", ["train", "train_lm"])
+def test_a_folder_in_which_another_process_trains_is_not_written(
+    command: str, tmp_path: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, store = tmp_path / "run", make_store(tmp_path / "store", DEMO)
+    options = ["data=coco", f"data.store={store}", "encoder=demo", "lm=demo", f"run_dir={run}"]
+    monkeypatch.setattr(run_folder, "_SECONDS", 0)
+    with run_folder.sole_run(run):
+        assert f"another process is training in {run}: give another run_dir" in mistake(command, *options)
+        assert [file.name for file in run.iterdir()] == [".lock"]
+    assert not run.exists()  # nothing was begun
+
+
+def test_a_run_on_a_disk_without_locks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="without locks: let no other"), run_folder.sole_run(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").touch()
+    assert (tmp_path / "run" / "config.yaml").exists()
 
 
 DAMAGE: list[tuple[str, Callable[[dict[str, Any]], object]]] = [

@@ -63,9 +63,12 @@ GIVEN = ("callbacks", "plugins", "logger", "default_root_dir")
 
 
 def sweep_number() -> str:
-    """What distinguishes the folder of a run in a sweep: "-" and its number; otherwise nothing."""
+    """What distinguishes a run's folder from others that start in the same second, of a job array or a sweep:
+    "-" and its number; otherwise nothing.
+    """
     hydra = HydraConfig.get()
-    return f"-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else ""
+    numbers = [os.environ.get("SLURM_ARRAY_TASK_ID", ""), str(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else ""]
+    return "".join(f"-{number}" for number in numbers if number.isdecimal())
 
 
 # What configurations of all commands may call.

@@ -1,15 +1,19 @@
 """The folder of a training run: a new one, or that of a run to continue; the files kept in it."""
 
 import csv
+import errno
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,11 +24,13 @@ from prefixcap.commands.common.conf import config_folder
 from prefixcap.commands.common.hydra_main import sweep_number
 from prefixcap.errors import InputError
 from prefixcap.renamed import current
+from prefixcap.store.remote import lock
 from prefixcap.utils.deferred import deferred_imports
 from prefixcap.utils.files import atomic_write_text, read_text
 
 with deferred_imports():  # what follows imports torch: it waits until the options are checked
     from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities import rank_zero_only
 
     from prefixcap.checkpoints.files import read_checkpoint
 
@@ -32,6 +38,9 @@ TARGET = re.compile(r"_target_: *([\w.]+)")
 
 # What weights have learned with; with another value they would fit as well, and mean something else.
 _LEARNED_WITH = ("model.mapper", "model.normalize_embeddings", "model.start_token", "prompts.first")
+
+# Worker processes of a run that was killed notice it within five seconds, and until then they hold its lock.
+_SECONDS = 10
 
 
 def resolve_run_config(composed: DictConfig) -> DictConfig:
@@ -51,6 +60,34 @@ def resolve_run_config(composed: DictConfig) -> DictConfig:
     if config.find and config.ckpt:
         raise InputError("find= starts from new weights, and ckpt= continues a run: leave one of them out")
     return cast(DictConfig, OmegaConf.merge(config, {"command": command}))
+
+
+@contextmanager
+def sole_run(run_dir: Path) -> Iterator[None]:
+    """A context in which no other run is written to a folder; of a run's processes, the first one sees to that.
+
+    Raises:
+        InputError: one is, by another process.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(run_dir).acquire(timeout=_SECONDS))
+        except Timeout as error:
+            raise InputError(f"another process is training in {run_dir}: give another run_dir, or wait") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            warnings.warn(f"{run_dir} is on a disk without locks: let no other process train in it", stacklevel=2)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if [file.name for file in run_dir.iterdir()] == [".lock"]:  # nothing was begun
+                    (run_dir / ".lock").unlink()
+                    run_dir.rmdir()
 
 
 def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
