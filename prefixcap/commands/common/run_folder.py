@@ -85,9 +85,8 @@ def sole_run(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                if [file.name for file in run_dir.iterdir()] == [".lock"]:  # nothing was begun
-                    (run_dir / ".lock").unlink()
-                    run_dir.rmdir()
+                (run_dir / ".lock").unlink()
+                run_dir.rmdir()  # unless something was written
 
 
 def _interrupted(runs: Path, command: dict[str, Any]) -> Path | None:
