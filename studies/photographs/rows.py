@@ -133,6 +133,7 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
         "baseline": row("Baseline: no noise", "baseline"),
         "capdec": row("CapDec: noise", "capdec"),
+        "capdec-less-noise": row("CapDec: noise of variance 0.004", "capdec", train=("model.noise.variance=0.004",)),
         "capdec-consensus": row("CapDec, the consensus of twenty", "capdec", *TWENTY, f"consensus={store}"),
         "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
@@ -272,6 +273,8 @@ PAIRS = (
         for prefix in ("", "coco-")
         for first, second in (
             ("capdec", "baseline"),  # noise over none
+            ("capdec-less-noise", "baseline"),
+            ("capdec-less-noise", "capdec"),
             ("maccap-one", "maccap-without-noise"),
             ("maccap", "capdec"),
             ("decap", "baseline"),  # a projection over none
