@@ -18,6 +18,8 @@ from prefixcap.captioner import Captioner
 from prefixcap.features import EncoderIdentity
 from prefixcap.language import LanguageModel, Tuning, load_tokenizer
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported: tests listen for what is sent anywhere
+
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PREFIXCAP_SHARED_DATA", ROOT.parent / "shared" / "data"))
 

@@ -71,13 +71,6 @@ def main(config: DictConfig) -> float | None:
     if config.cuda_graphs not in ("auto", True, False):
         raise InputError(f"cuda_graphs must be auto, true or false, not {config.cuda_graphs!r}")
     check_objective(config.model.objective, objective_options(config))
-    with sole_run(Path(config.run_dir)):
-        return train(config)
-
-
-def train(config: DictConfig) -> float | None:
-    """Train by a checked configuration, see `main`."""
-    run_dir = Path(config.run_dir)
     start = Start(config.start) if config.start and not config.ckpt else None
     overrides = list(HydraConfig.get().overrides.task)
     if start and not any(override.startswith("ckpt=") for override in overrides):  # such a run has its configuration
@@ -85,6 +78,15 @@ def train(config: DictConfig) -> float | None:
     retrieve_from, retrieval_noise = retrieval_options(config.model)
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
+    with sole_run(Path(config.run_dir)):
+        return train(config, start, reads, retrieve_from, retrieval_noise)
+
+
+def train(
+    config: DictConfig, start: Start | None, reads: str, retrieve_from: str | None, retrieval_noise: float
+) -> float | None:
+    """Train by a configuration that was checked, see `main`."""
+    run_dir = Path(config.run_dir)
     loggers = open_loggers(config, config.ckpt)  # early, because a package may be missing
 
     with naming(missing_language_model, config.lm.name):

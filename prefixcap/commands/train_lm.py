@@ -34,14 +34,14 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
 
 
 def main(config: DictConfig) -> None:
+    if not reads_sentences(config.data):
+        require_store(config.data, config.encoder.name)
     with sole_run(Path(config.run_dir)):
         train(config)
 
 
 def train(config: DictConfig) -> None:
     run_dir = Path(config.run_dir)
-    if not reads_sentences(config.data):
-        require_store(config.data, config.encoder.name)
     precision = choose_precision(config)
     checkpoint = unfinished(config, run_dir)
     loggers = open_loggers(config, checkpoint)

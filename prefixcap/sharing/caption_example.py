@@ -4,6 +4,7 @@ Needs numpy, pillow, tokenizers, and onnxruntime for models in .onnx or torch fo
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ FOLDER = Path(__file__).parent
 def open_model(name: str) -> Callable[..., Any]:
     """A function from arrays, in the order of the model's inputs, to a list of its outputs."""
     if (FOLDER / f"{name}.onnx").exists():
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would tell its makers of each use
         import onnxruntime
 
         session = onnxruntime.InferenceSession(FOLDER / f"{name}.onnx")
