@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.stores import open_store, require_store
 from prefixcap.commands.common.hydra_main import command, run
-from prefixcap.commands.common.run_folder import keep_config, resolve_run_config, sole_run
+from prefixcap.commands.common.run_folder import keep_config, refuse_kept_run, resolve_run_config, sole_run
 from prefixcap.errors import InputError
 from prefixcap.features import Feature
 from prefixcap.mappers import MAPPERS
@@ -79,6 +79,7 @@ def main(config: DictConfig) -> float | None:
     reads = required_feature(config.model)
     require_store(config.data, config.encoder.name, reads)
     with sole_run(Path(config.run_dir)):
+        refuse_kept_run(config)  # again: another process may have trained there while this one waited for it to end
         return train(config, start, reads, retrieve_from, retrieval_noise)
 
 

@@ -404,6 +404,24 @@ def test_a_folder_in_which_another_process_trains_is_not_written(
     assert not run.exists()  # nothing was begun
 
 
+@pytest.mark.parametrize("command", ["train", "train_lm"])
+def test_a_run_that_ended_while_another_process_waited_for_it_is_not_written_over(
+    command: str, tmp_path: Path, mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, store = tmp_path / "run" / "checkpoints" / "last.ckpt", make_store(tmp_path / "store", DEMO)
+    locked = run_folder.lock
+
+    def lock_after_another(run: Path) -> Any:
+        last.parent.mkdir(parents=True)
+        last.write_text("another's")
+        return locked(run)
+
+    monkeypatch.setattr(run_folder, "lock", lock_after_another)
+    options = ["data=coco", f"data.store={store}", "encoder=demo", "lm=demo", f"run_dir={tmp_path / 'run'}"]
+    assert "holds a run" in mistake(command, *options)
+    assert last.read_text() == "another's"
+
+
 def test_a_run_on_a_disk_without_locks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -52,14 +52,19 @@ def resolve_run_config(composed: DictConfig) -> DictConfig:
     overrides = list(HydraConfig.get().overrides.task)
     command = {"slurm_job": os.environ.get("SLURM_JOB_ID"), "overrides": overrides}
     config = resumed(composed, Path(composed.ckpt), overrides) if composed.ckpt else composed
-    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
     if interrupted := _interrupted(Path(config.run_dir).parent, command):
         config = resumed(composed, interrupted, [f"ckpt={interrupted}"])
-    elif last.exists() and not config.ckpt:
-        raise InputError(f"{config.run_dir} holds a run: continue it with ckpt={last}, or give another run_dir")
+    refuse_kept_run(config)
     if config.find and config.ckpt:
         raise InputError("find= starts from new weights, and ckpt= continues a run: leave one of them out")
     return cast(DictConfig, OmegaConf.merge(config, {"command": command}))
+
+
+def refuse_kept_run(config: DictConfig) -> None:
+    """Raise InputError if the folder of a new run holds one."""
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    if last.exists() and not config.ckpt:
+        raise InputError(f"{config.run_dir} holds a run: continue it with ckpt={last}, or give another run_dir")
 
 
 @contextmanager
