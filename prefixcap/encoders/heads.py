@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from prefixcap.encoders import Encoder, load_encoder
 from prefixcap.encoders.common import weights_digest
@@ -172,7 +173,8 @@ class SentenceTower(nn.Module):
         self.dim: int = head.down.out_features if head else config.hidden_size
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(LONGEST_TEXT, config.max_position_embeddings))
-        self._tokenizer.enable_padding(pad_id=config.pad_token_id or 0)
+        self._tokenizer.no_padding()  # not to the length that its file may name
+        self._padding = config.pad_token_id or 0
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) token ids, and 1 for each but padding -> (batch, dim)."""
@@ -187,16 +189,21 @@ class SentenceTower(nn.Module):
         """Texts -> (texts, dim)."""
         if not texts:
             return torch.empty(0, self.dim, device=self.network.device, dtype=self.network.dtype)
+        sentences = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        # Those of about the same length are read together, so that there is little padding.
+        by_length = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
         at_once = CPU_TEXTS if self.network.device.type == "cpu" else len(texts)
-        return torch.cat([self._read(texts[start : start + at_once]) for start in range(0, len(texts), at_once)])
+        embeddings = [
+            self._read([sentences[number] for number in by_length[start : start + at_once]])
+            for start in range(0, len(texts), at_once)
+        ]
+        return torch.cat(embeddings)[torch.tensor(by_length).argsort()]
 
-    def _read(self, texts: Sequence[str]) -> Tensor:
-        """(texts, dim) of texts that the network reads together."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        device = self.network.device
-        tokens = torch.tensor([encoding.ids for encoding in encodings], device=device)
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
-        embeddings: Tensor = self(tokens, mask)
+    def _read(self, sentences: list[Tensor]) -> Tensor:
+        """(texts, dim) of the token ids of texts that the network reads together."""
+        tokens = pad_sequence(sentences, batch_first=True, padding_value=self._padding)
+        mask = pad_sequence([torch.ones_like(ids) for ids in sentences], batch_first=True)
+        embeddings: Tensor = self(tokens.to(self.network.device), mask.to(self.network.device))
         return embeddings
 
 
