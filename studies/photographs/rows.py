@@ -128,13 +128,15 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         return Row(part, label, options, evaluate, needs=(store, SMALL), seeds=SEEDS)
 
     maccap = ("decode=maccap", "regions=0")
-    without_noise = ("model.noise.variance=0.0",)
+    without_noise, papers_noise = ("model.noise.variance=0.0",), ("model.noise.variance=0.016",)
     rows = {
         "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
         "baseline": row("Baseline: no noise", "baseline"),
-        "capdec": row("CapDec: noise", "capdec"),
-        "capdec-less-noise": row("CapDec: noise of variance 0.004", "capdec", train=("model.noise.variance=0.004",)),
-        "capdec-consensus": row("CapDec, the consensus of twenty", "capdec", *TWENTY, f"consensus={store}"),
+        "capdec": row("CapDec: noise of variance 0.016", "capdec", train=papers_noise),
+        "capdec-less-noise": row("CapDec: noise of variance 0.004", "capdec"),
+        "capdec-consensus": row(
+            "that of 0.016, the consensus of twenty", "capdec", *TWENTY, f"consensus={store}", train=papers_noise
+        ),
         "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
         "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
@@ -156,9 +158,12 @@ def chosen() -> dict[str, Row]:
         train, evaluate = (*like.train, *train), (*like.evaluate, *evaluate)
         return replace(like, label=label, train=train, evaluate=evaluate, seeds=(0,), split="val")
 
-    variances = {value: () if value == 0.016 else (f"model.noise.variance={value}",) for value in VARIANCES}
+    variances = {value: () if value == 0.004 else (f"model.noise.variance={value}",) for value in VARIANCES}
     return {
-        **{f"capdec-{value}": row("capdec", f"CapDec, variance {value}", train=o) for value, o in variances.items()},
+        **{
+            f"capdec-{value}": row("capdec-less-noise", f"CapDec, variance {value}", train=option)
+            for value, option in variances.items()
+        },
         **{f"decap-{t}": row("decap", f"DeCap, temperature {t}", f"memory_temperature={t}") for t in TEMPERATURES},
         "photos-alone": row("photos", "photos, not projected"),
         **{
