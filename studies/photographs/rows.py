@@ -282,6 +282,7 @@ PAIRS = (
             ("capdec-less-noise", "capdec"),
             ("maccap-one", "maccap-without-noise"),
             ("maccap", "capdec"),
+            ("maccap", "capdec-less-noise"),
             ("decap", "baseline"),  # a projection over none
             ("capdec-consensus", "capdec"),  # a choice over none
         )
