@@ -127,16 +127,15 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         options = (f"experiment=flickr8k_{experiment}", *from_text, *train)
         return Row(part, label, options, evaluate, needs=(store, SMALL), seeds=SEEDS)
 
-    maccap = ("decode=maccap", "regions=0")
+    maccap, consensus = ("decode=maccap", "regions=0"), (*TWENTY, f"consensus={store}")
     without_noise, papers_noise = ("model.noise.variance=0.0",), ("model.noise.variance=0.016",)
     rows = {
         "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
         "baseline": row("Baseline: no noise", "baseline"),
         "capdec": row("CapDec: noise of variance 0.016", "capdec", train=papers_noise),
+        "capdec-consensus": row("that, the consensus of twenty", "capdec", *consensus, train=papers_noise),
         "capdec-less-noise": row("CapDec: noise of variance 0.004", "capdec"),
-        "capdec-consensus": row(
-            "that of 0.016, the consensus of twenty", "capdec", *TWENTY, f"consensus={store}", train=papers_noise
-        ),
+        "capdec-less-noise-consensus": row("that, the consensus of twenty", "capdec", *consensus),
         "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
         "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
@@ -285,6 +284,7 @@ PAIRS = (
             ("maccap", "capdec-less-noise"),
             ("decap", "baseline"),  # a projection over none
             ("capdec-consensus", "capdec"),  # a choice over none
+            ("capdec-less-noise-consensus", "capdec-less-noise"),
         )
     ]
     + [("photos-consensus", "photos-projected"), ("photos-captions-consensus", "photos-captions-projected")]
