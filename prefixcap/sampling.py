@@ -57,6 +57,10 @@ class Sampling:
         """How many captions the decoder returns for each row: with noise, each candidate has a row of its own."""
         return 1 if self.noise else count
 
+    def images_at_once(self, batch_size: int, count: int) -> int:
+        """How many images are captioned together: with noise, each candidate takes a row of a batch."""
+        return max(1, batch_size // count) if self.noise else batch_size
+
     def inputs(
         self, features: Tensor, embeddings: Tensor | None, count: int, generator: torch.Generator | None
     ) -> Tensor:

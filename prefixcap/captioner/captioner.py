@@ -160,8 +160,7 @@ class Captioner(RetrievingLM):
         if prompts is not None and len(prompts) != len(images):
             raise InputError(f"{len(prompts)} prompts for {len(images)} images: give one for each")
 
-        if sampling.noise:  # each candidate takes a row of a batch
-            batch_size = max(1, batch_size // count)
+        batch_size = sampling.images_at_once(batch_size, count)
         training = self.training
         self.eval()
         captions: list[list[str]] = []

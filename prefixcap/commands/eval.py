@@ -40,6 +40,7 @@ with deferred_imports():  # what follows imports torch: it waits until the optio
         leak_notes,
         open_images,
         open_memory,
+        remove_kept,
         write_captions,
         write_resumably,
     )
@@ -100,13 +101,14 @@ def main(config: DictConfig) -> None:
     }
     check_metrics(config.metrics, [need for need, is_given in given.items() if is_given], _REMEDIES)
     inputs = read_inputs(config)
+    evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
     if method:
         evaluate_fn = evaluate_retrieval if method.name == "clipre" else evaluate_zero_shot
-    else:
-        evaluate_fn = evaluate_checkpoint if config.ckpt else evaluate_file
     evaluation, folder, title = evaluate_fn(config, inputs)
     folder = Path(config.out or folder)
     evaluation.write(folder, title)
+    if config.ckpt:
+        remove_kept(folder)
     print(evaluation.table())
     print(f"\nresults: {folder}/ (metrics.json, captions.json, per_image.csv, report.html, statistics.npz)")
 
@@ -168,14 +170,14 @@ def evaluate_checkpoint(config: DictConfig, inputs: Inputs) -> tuple[Evaluation,
     change_prompts(captioner, config.prompts)
     if config.datastore:
         captioner.use_datastore(config.datastore)
-    captions = write_captions(config, captioner, split)
+    folder, title = _folder_and_title(config, store)
+    captions = write_captions(config, captioner, split, Path(config.out or folder))
     training_store = None
     if "store" in captioner.trained_on:
         training_store = partial(open_training_store, captioner.trained_on, config.ckpt, store)
     evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, training_store)
     evaluation.notes += leak_notes(config, list(evaluation.references.values()))
-    _add_attribute_accuracy(evaluation, store, captions)
-    return evaluation, *_folder_and_title(config, store)
+    return evaluation, folder, title
 
 
 def evaluate_retrieval(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, Path, str]:
@@ -194,7 +196,6 @@ def evaluate_retrieval(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, 
         retrieved = memory.retrieve(torch.from_numpy(split.embeddings[:]))
     captions = dict(zip(split.ids, retrieved, strict=True))
     evaluation = evaluate_split(config, store, captions, inputs, encoder, language_model, lambda: training_store)
-    _add_attribute_accuracy(evaluation, store, captions)
     name = re.sub(r"[^\w.]+", "-", f"{store.path.name}-{config.split}-from-{training_store.path.name}")
     return evaluation, Path("runs/eval/clipre") / name, name
 
@@ -223,7 +224,6 @@ def evaluate_zero_shot(config: DictConfig, inputs: Inputs) -> tuple[Evaluation, 
     evaluation = evaluate_split(config, store, captions, inputs, _encoder(config, store), language_model)
     if skipped := getattr(captioner, "skipped", 0):
         evaluation.notes.append(f"{skipped:,} steps of gradient descent were left out: the gradient was not finite")
-    _add_attribute_accuracy(evaluation, store, captions)
     return evaluation, folder, title
 
 
@@ -328,6 +328,7 @@ def evaluate_split(
         **inputs,
     )
     evaluation.notes += notes
+    _add_attribute_accuracy(evaluation, store, captions)
     return evaluation
 
 

@@ -1,6 +1,7 @@
 """`prefixcap vqa`: zero-shot visual question answering; see conf/vqa.yaml."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -49,7 +50,8 @@ def main(config: DictConfig) -> None:
         asked = {question.image_id for question in questions}
         for split in splits:
             rows = np.array([row for row, image_id in enumerate(split.ids) if image_id in asked], np.int64)
-            captions |= write_captions(config, captioner, split, rows)
+            with TemporaryDirectory() as folder:
+                captions |= write_captions(config, captioner, split, Path(folder), rows)
 
     question_captions = [captions[question.image_id] if config.caption else None for question in questions]
     answered = ask(

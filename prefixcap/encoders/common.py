@@ -1,7 +1,7 @@
 """What the CLIP back ends share."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,10 +14,15 @@ def weights_digest(model: nn.Module) -> str:
 
     It depends neither on the device nor on the file, but on rounding: compute it before casting to a narrower dtype.
     """
+    return state_dict_digest(model.state_dict())
+
+
+def state_dict_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """The same of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.to("cpu", torch.float32).flatten().numpy())
+        digest.update(tensor.to("cpu", torch.float32).flatten().numpy().data)
     return digest.hexdigest()
 
 

@@ -319,27 +319,38 @@ class Journal:
     Args:
         file: `.jsonl`; need not exist.
         job: everything that a result depends on, in JSON values.
+        anew: drop results of another job, and begin anew.
 
     Attributes:
         results: so far, by id.
 
     Raises:
-        InputError: the file holds results of another job, or cannot be read or written.
+        InputError: the file holds results of another job, unless `anew`, or cannot be read or written.
     """
 
-    def __init__(self, file: Path, job: dict[str, Any]) -> None:
+    def __init__(self, file: Path, job: dict[str, Any], anew: bool = False) -> None:
         self.file, self.results = file, dict[Any, Any]()
-        head = json.dumps({"job": job}, sort_keys=True)
+        self._head = json.dumps({"job": job}, sort_keys=True)
         lines = read_text(file).split("\n")[:-1] if file.exists() else []
-        if lines and lines[0] != head:
-            raise InputError(f"{file} holds results with other settings: name another folder with out=, or remove it")
+        if lines and lines[0] != self._head:
+            if not anew:
+                raise InputError(
+                    f"{file} holds results with other settings: name another folder with out=, or remove it"
+                )
+            lines = []
+        self._begun = bool(lines)
         for line in lines[1:]:
             key, result = json.loads(line)
             self.results[key] = result
-        atomic_write_text(file, "\n".join([head, *lines[1:], ""]))
+        if lines:
+            atomic_write_text(file, "\n".join([*lines, ""]))
 
     def add(self, results: Mapping[Any, Any]) -> None:
-        """Add results, by id: they are on the disk when this returns. Raises InputError as `atomic_write`."""
+        """Add results, by id: they are on the disk when this returns. The first ones make the file and its folder.
+        Raises InputError as `atomic_write`."""
+        if not self._begun:
+            atomic_write_text(self.file, self._head + "\n")
+            self._begun = True
         self.results |= results
         with one_line_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([key, result]) + "\n" for key, result in results.items())

@@ -78,6 +78,10 @@ def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"written\.jsonl holds results with other settings: name another folder"):
         Journal(file, {"beams": 4})
     assert file.read_bytes() == whole
+    anew = Journal(file, {"beams": 4}, anew=True)
+    assert not anew.results and file.read_bytes() == whole  # until there is something else to keep
+    anew.add({7: "a moon"})
+    assert Journal(file, {"beams": 4}).results == {7: "a moon"}
 
 
 @pytest.mark.parametrize(

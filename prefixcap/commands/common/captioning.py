@@ -1,29 +1,40 @@
 """Captions of the images in a feature store, as a configuration describes them."""
 
-from collections.abc import Collection
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from data_prep.stores import feature_path, open_store
 from prefixcap.captioner import Captioner
 from prefixcap.consensus import Consensus
 from prefixcap.data import require_match
+from prefixcap.decoding import random_generator
+from prefixcap.encoders.common import state_dict_digest
+from prefixcap.encoders.inputs import check_finite
 from prefixcap.errors import InputError, name_rows, spell_options
 from prefixcap.evaluation.caption_files import read_prompts
 from prefixcap.features import EncoderIdentity, Feature
 from prefixcap.prompts.datastore import Datastore
 from prefixcap.reranking import default_candidates
+from prefixcap.sampling import Sampling
 from prefixcap.store import FeatureStore, StoreSplit
 from prefixcap.textonly.memory import MemoryBank
 from prefixcap.utils.files import Journal
+from prefixcap.utils.options import Positive, check_value
 from prefixcap.zeroshot.magic import Magic
 from prefixcap.zeroshot.zerocap import ZeroCap
+
+_KEPT = "unfinished-{}.jsonl"  # what `write_captions` keeps of a split
 
 COPIES = 10  # of the full image, with regions=0: N_cr, the number of regions that MacCap is trained on and reads
 
@@ -63,13 +74,16 @@ def open_memory(config: DictConfig, encoder: EncoderIdentity) -> MemoryBank | No
 
 
 def write_captions(
-    config: DictConfig, captioner: Captioner, split: StoreSplit, rows: NDArray[np.int64] | None = None
+    config: DictConfig, captioner: Captioner, split: StoreSplit, folder: Path, rows: NDArray[np.int64] | None = None
 ) -> dict[int | str, str]:
     """A caption for each image of a split, or for those in `rows`, by image id.
 
+    Each batch is kept in `folder`: the same captioner, called with the same options after a stop, goes on from there
+    to the same captions. What is kept is removed by `remove_kept`.
+
     Raises:
         InputError: the store lacks the feature that the captioner reads or the regions that are asked for, a captioner
-            of regions is given a memory, or `Captioner.caption` raises it.
+            of regions is given a memory, the folder cannot be written to, or `Captioner.caption` raises it.
     """
     chosen = np.arange(len(split)) if rows is None else rows
     options: dict[str, Any] = {name: value for name, value in config.decode.items() if name != "method"}
@@ -81,20 +95,45 @@ def write_captions(
     features = _features(config.regions, split, reads, chosen)
     if reads != captioner.features:  # the full image has no parts
         options.pop("unit_parts", None)
-    if options.get("rerank") or options.get("unit_parts") or captioner.prompts:
-        options["embeddings"] = split.embeddings[chosen]
+    embeddings, prompts = None, None
     ids = [split.ids[row] for row in chosen.tolist()]
     if config.get("prompts_file"):
-        options["prompts"] = read_prompts(Path(config.prompts_file), ids)
-    if config.get("consensus"):
-        options["consensus"] = Consensus(Datastore.open(config.consensus), config.consensus_nearest)
+        prompts = read_prompts(Path(config.prompts_file), ids)
     with name_rows(ids), spell_options("decode.{}".format):
         if memory := open_memory(config, captioner.encoder_identity):  # all at once: it is read as often as it is asked
             features = memory.project(torch.from_numpy(features), config.memory_temperature).numpy()
         if reads != captioner.features:
             features = np.repeat(features[:, None], COPIES, axis=1)
-        written = captioner.caption(features, config.decode.method, config.batch_size, progress=True, **options)
-    return dict(zip(ids, written, strict=True))
+        check_finite(torch.from_numpy(features))  # of all images, before the first is captioned
+        if options["rerank"] or options.get("unit_parts") or captioner.prompts:
+            embeddings = split.embeddings[chosen]
+            check_finite(torch.from_numpy(embeddings))
+        rerank = check_value("rerank", options["rerank"], Annotated[int, Ge(0)])
+        batch_size = check_value("batch_size", config.batch_size, Positive)
+        at_once = Sampling.take_from(dict(options)).images_at_once(batch_size, rerank or 1)
+        generator = random_generator(options.pop("seed", None))
+    if generator is not None:
+        options["seed"] = generator
+    job = _job(config, captioner, features, embeddings, prompts)
+    if config.get("consensus"):
+        options["consensus"] = Consensus(Datastore.open(config.consensus), config.consensus_nearest)
+
+    def caption(part: list[int]) -> list[str]:
+        if embeddings is not None:
+            options["embeddings"] = embeddings[part]
+        if prompts is not None:
+            options["prompts"] = [prompts[row] for row in part]
+        with spell_options("decode.{}".format):
+            return captioner.caption(features[part], config.decode.method, batch_size, **options)
+
+    kept = Journal(folder / _KEPT.format(split.name), job, anew=True)
+    return _caption_the_rest(kept, ids, at_once, caption, generator)
+
+
+def remove_kept(folder: Path) -> None:
+    """Remove what `write_captions` has kept in a folder, now that its captions are stored otherwise."""
+    for file in folder.glob(_KEPT.format("*")):
+        file.unlink()
 
 
 def leak_notes(config: DictConfig, references: Collection[Collection[str]]) -> list[str]:
@@ -122,17 +161,67 @@ def write_resumably(
     embeddings, rows = split.embeddings, np.arange(len(split))
     if limit is not None:
         rows = np.sort(np.random.default_rng(0).choice(rows, min(limit, len(rows)), replace=False))
-    journal = Journal(folder / "written.jsonl", job)
-    left = [row for row in rows.tolist() if split.ids[row] not in journal.results]
-    with tqdm(total=len(rows), initial=len(rows) - len(left), unit=" images", delay=1) as bar:
-        for start in range(0, len(left), batch_size):
-            part = left[start : start + batch_size]
-            ids = [split.ids[row] for row in part]
-            with name_rows(ids):
-                written = captioner.caption(torch.from_numpy(embeddings[part]), batch_size)
-            journal.add(dict(zip(ids, written, strict=True)))
+
+    def caption(part: list[int]) -> list[str]:
+        return captioner.caption(torch.from_numpy(embeddings[rows[part]]), batch_size)
+
+    ids = [split.ids[row] for row in rows.tolist()]
+    return _caption_the_rest(Journal(folder / "written.jsonl", job), ids, batch_size, caption)
+
+
+def _caption_the_rest(
+    kept: Journal,
+    ids: Sequence[int | str],
+    at_once: int,
+    caption: Callable[[list[int]], list[str]],
+    generator: torch.Generator | None = None,
+) -> dict[int | str, str]:
+    """A caption for each image, by its id: those that are kept and, written batch by batch and kept, the others.
+
+    Args:
+        kept: the captions so far, and under None the state of `generator` after them.
+        ids: of all images.
+        at_once: images of a batch.
+        caption: the rows of images -> their captions.
+        generator: that it draws from, on the CPU.
+    """
+    if generator is not None and None in kept.results:
+        generator.set_state(torch.frombuffer(bytearray(base64.b64decode(kept.results[None])), dtype=torch.uint8))
+    left = [row for row, image_id in enumerate(ids) if image_id not in kept.results]
+    with tqdm(total=len(ids), initial=len(ids) - len(left), unit=" images", delay=1) as bar:
+        for start in range(0, len(left), at_once):
+            part = left[start : start + at_once]
+            of_part = [ids[row] for row in part]
+            with name_rows(of_part):
+                results: dict[Any, str] = dict(zip(of_part, caption(part), strict=True))
+            if generator is not None:
+                results[None] = base64.b64encode(generator.get_state().numpy().data).decode()
+            kept.add(results)
             bar.update(len(part))
-    return {split.ids[row]: journal.results[split.ids[row]] for row in rows.tolist()}
+    return {image_id: kept.results[image_id] for image_id in ids}
+
+
+def _job(
+    config: DictConfig,
+    captioner: Captioner,
+    features: NDArray[Any],
+    embeddings: NDArray[Any] | None,
+    prompts: list[str] | None,
+) -> dict[str, Any]:
+    """All that captions depend on, in JSON values."""
+    read = hashlib.sha256(json.dumps(prompts).encode())
+    for array in (features, embeddings):
+        if array is not None:
+            read.update(np.ascontiguousarray(array).data)
+    stores = {option: FeatureStore(config[option]) for option in ("datastore", "consensus") if config.get(option)}
+    return {
+        "captioner": [captioner.describe(), state_dict_digest(captioner.checkpoint_state_dict())],
+        "read": read.hexdigest(),
+        "stores": {option: store.split(store.default_split).digest for option, store in stores.items()},
+        "consensus_nearest": config.get("consensus_nearest"),
+        "decode": OmegaConf.to_container(config.decode),
+        "batch_size": config.batch_size,
+    }
 
 
 def _features(regions: int | None, split: StoreSplit, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
