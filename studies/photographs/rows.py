@@ -129,6 +129,7 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
 
     maccap, consensus = ("decode=maccap", "regions=0"), (*TWENTY, f"consensus={store}")
     without_noise, papers_noise = ("model.noise.variance=0.0",), ("model.noise.variance=0.016",)
+    less_noise, less = ("model.noise.variance=0.004",), (*maccap, "decode.noise=0.004")
     rows = {
         "clipre": Row(part, "CLIPRe: the nearest caption", (), ("method=clipre", memory), needs=(store,)),
         "baseline": row("Baseline: no noise", "baseline"),
@@ -139,6 +140,10 @@ def text_only(part: Part, prefix: str, data: str, store: Path) -> dict[str, Row]
         "decap": row("DeCap: the Baseline, images projected", "baseline", memory),
         "maccap": row("MacCap, 20 candidates", "maccap", *maccap),
         "maccap-one": row("MacCap, one candidate", "maccap", *maccap, "decode.rerank=1"),
+        "maccap-less-noise": row("MacCap, noise of variance 0.004, 20 candidates", "maccap", *less, train=less_noise),
+        "maccap-less-noise-one": row(
+            "MacCap, noise of variance 0.004, one candidate", "maccap", *less, "decode.rerank=1", train=less_noise
+        ),
         "maccap-without-noise": row(
             "MacCap without noise", "maccap", "decode=beam", "decode.beams=4", "regions=0", train=without_noise
         ),
@@ -282,6 +287,9 @@ PAIRS = (
             ("maccap-one", "maccap-without-noise"),
             ("maccap", "capdec"),
             ("maccap", "capdec-less-noise"),
+            ("maccap-less-noise", "maccap"),
+            ("maccap-less-noise", "capdec-less-noise"),
+            ("maccap-less-noise-one", "maccap-without-noise"),
             ("decap", "baseline"),  # a projection over none
             ("capdec-consensus", "capdec"),  # a choice over none
             ("capdec-less-noise-consensus", "capdec-less-noise"),
