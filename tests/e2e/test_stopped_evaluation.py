@@ -37,8 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluate(root: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     def run(*options: str) -> None:
-        of_images = ("data=demo", f"data.store={root}/images", "decode.max_tokens=6", "metrics=[BLEU]")
-        monkeypatch.setattr(sys, "argv", ["eval", f"ckpt={root}/captioner", *of_images, *options])
+        data = ("data=demo", f"data.store={root}/images", "decode.max_tokens=6", "metrics=[BLEU]")
+        monkeypatch.setattr(sys, "argv", ["eval", f"ckpt={root}/captioner", *data, *options])
         run_script("eval")
 
     return run
@@ -119,9 +119,9 @@ def test_captions_of_another_job_are_not_kept(
 
 
 def test_a_mistake_leaves_no_folder(tmp_path: Path, root: Path, mistake: Callable[..., str]) -> None:
-    out, of_images = tmp_path / "out", ("data=demo", f"data.store={root}/images")
-    told = mistake("eval", f"ckpt={root}/captioner", *of_images, "decode=nucleus", "decode.top_p=2", f"out={out}")
+    out, data = tmp_path / "out", ("data=demo", f"data.store={root}/images")
+    told = mistake("eval", f"ckpt={root}/captioner", *data, "decode=nucleus", "decode.top_p=2", f"out={out}")
     assert "top_p" in told and not out.exists()
     for option in ("decode.rerank=abc", "decode.rerank=-1", "batch_size=0"):
-        told = mistake("eval", f"ckpt={root}/captioner", *of_images, "decode=maccap", option, f"out={out}")
+        told = mistake("eval", f"ckpt={root}/captioner", *data, "decode=maccap", option, f"out={out}")
         assert option.partition("=")[0].removeprefix("decode.") in told and not out.exists()

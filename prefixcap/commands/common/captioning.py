@@ -78,8 +78,8 @@ def write_captions(
 ) -> dict[int | str, str]:
     """A caption for each image of a split, or for those in `rows`, by image id.
 
-    Each batch is kept in `folder`: the same captioner, called with the same options after a stop, goes on from there
-    to the same captions. What is kept is removed by `remove_kept`.
+    Each batch is kept in `folder`, so that a run that was stopped is resumed: with the same captioner and options, the
+    captions are those of a run without a stop. `remove_kept` removes what is kept.
 
     Raises:
         InputError: the store lacks the feature that the captioner reads or the regions that are asked for, a captioner
@@ -191,9 +191,9 @@ def _caption_the_rest(
     with tqdm(total=len(ids), initial=len(ids) - len(left), unit=" images", delay=1) as bar:
         for start in range(0, len(left), at_once):
             part = left[start : start + at_once]
-            of_part = [ids[row] for row in part]
-            with name_rows(of_part):
-                results: dict[Any, str] = dict(zip(of_part, caption(part), strict=True))
+            batch_ids = [ids[row] for row in part]
+            with name_rows(batch_ids):
+                results: dict[Any, str] = dict(zip(batch_ids, caption(part), strict=True))
             if generator is not None:
                 results[None] = base64.b64encode(generator.get_state().numpy().data).decode()
             kept.add(results)
